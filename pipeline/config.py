@@ -1,0 +1,137 @@
+"""The configuration: TOML, one table per stage, every key checked when loaded.
+
+Each model below is one table; docs/configuration.md lists the same keys (a test keeps them equal). Relative paths start
+at the config file.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AllowlistConfig(Table):
+    """`[allowlist]`: the queries."""
+
+    path: str
+
+
+class SourceConfig(Table):
+    """`[[sources]]`: files of one kind; each file is one unit of work."""
+
+    kind: Literal["url-table", "warc", "wat"]
+    paths: tuple[str, ...] = Field(min_length=1, strict=False)
+    url: str = "url"  # url-table: the column names
+    caption: str = "caption"
+    page_url: str | None = None
+
+
+class PairsConfig(Table):
+    """`[pairs]`: which texts are considered at all."""
+
+    min_caption_chars: Annotated[int, Field(ge=1)] = 1
+    max_caption_chars: Annotated[int, Field(ge=1)] = 10_000
+    max_url_chars: Annotated[int, Field(ge=64, le=65_536)] = 2_048
+
+
+class BalanceConfig(Table):
+    """`[balance]`: at most `cap` pairs per query in the final set (CLIP section 2.2)."""
+
+    cap: Annotated[int, Field(ge=1)] = 20_000
+    slack: Annotated[float, Field(ge=1, le=100)] = 2.0
+
+
+class FetchConfig(Table):
+    """`[fetch]`: how images are asked for, and what is kept of them."""
+
+    parts: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    contact: str | None = None
+    agent: Annotated[str, Field(pattern=r"^[A-Za-z_-]+$")] = "wit-pipeline"  # the robots.txt product token
+    archives: tuple[str, ...] = Field(default=(), strict=False)
+    network: bool = True
+    allow_private_hosts: bool = False
+    proxy_map: dict[str, str] = Field(default_factory=dict)
+    image_size: Annotated[int, Field(ge=16, le=4_096)] = 256
+    jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
+    min_image_size: Annotated[int, Field(ge=1)] = 32
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 5.0
+    max_pixels: Annotated[int, Field(ge=1)] = 89_478_485  # Pillow's own decompression-bomb limit
+    max_bytes: Annotated[int, Field(ge=1)] = 30_000_000
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 128
+    host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 4
+    host_interval_s: Annotated[float, Field(ge=0, le=3_600)] = 0.1
+    host_failures: Annotated[int, Field(ge=1)] = 20
+
+    @field_validator("contact")
+    @classmethod
+    def _contact_is_reachable(cls, contact: str | None) -> str | None:
+        if contact is not None and not contact.startswith(("mailto:", "http://", "https://")):
+            raise ValueError("must start with mailto:, http:// or https://")
+        return contact
+
+    @model_validator(mode="after")
+    def _contact_where_something_leaves_the_machine(self) -> Self:
+        if self.network and not self.allow_private_hosts and self.contact is None:
+            raise ValueError(
+                'contact is required before anything is fetched from the web: set fetch.contact = "mailto:you@example.org", '
+                "or fetch.network = false to use archives only"
+            )
+        return self
+
+
+class DedupConfig(Table):
+    """`[dedup]`: what counts as the same image."""
+
+    evals: Literal["report", "remove"] = "report"
+    near_duplicates: bool = True
+    max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 15
+    eval_max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 31
+    min_quality: Annotated[int, Field(ge=0, le=100)] = 50
+
+
+class EvalConfig(Table):
+    """`[[evals]]`: one evaluation set to measure overlap with."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    kind: Literal["folder", "webdataset", "parquet"]
+    path: str
+    image: str = "image"  # parquet: the column of encoded image bytes (or the HF struct with a `bytes` field)
+    label: str | None = None  # parquet: the column of class names
+    max_distance_bits: Annotated[int, Field(ge=0, le=31)] | None = None  # overrides dedup.eval_max_distance_bits
+
+
+class Config(Table):
+    """The whole file."""
+
+    workspace: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    allowlist: AllowlistConfig
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, strict=False)
+    pairs: PairsConfig = PairsConfig()
+    balance: BalanceConfig = BalanceConfig()
+    fetch: FetchConfig
+    dedup: DedupConfig = DedupConfig()
+    evals: tuple[EvalConfig, ...] = Field(default=(), strict=False)
+
+    @field_validator("evals")
+    @classmethod
+    def _names_are_unique(cls, evals: tuple[EvalConfig, ...]) -> tuple[EvalConfig, ...]:
+        names = [e.name for e in evals]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two evaluation sets are called {name!r}")
+        return evals

@@ -1,0 +1,17 @@
+"""Errors a user can cause and mend. The CLI prints their message as one line and exits; anything else is a bug.
+
+UserError            exit 1: an input or an outcome that stops the work (missing file, account that does not close)
+  ConfigError        exit 2: a config, flag or Beam option that is wrong
+"""
+
+
+class UserError(Exception):
+    """The work cannot go on; the message names the value and the way out."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """The request itself is wrong; nothing was started."""
+
+    exit_code = 2

@@ -1,0 +1,129 @@
+"""The vocabulary of the pipeline: the columns of every folder and the closed list of reasons.
+
+Read this file first. Every stage reads and writes Arrow tables with one of the schemas below; every row that does not go
+on carries one `Reason`. Nothing else ever removes a pair.
+"""
+
+import hashlib
+from enum import StrEnum
+
+import pyarrow as pa
+
+# A candidate that matched the allowlist. One row per (image URL, text): an image with an alt and a title text is two rows.
+PAIRS = pa.schema(
+    [
+        ("uid", pa.string()),  # 32 hex characters, see `pair_uid`
+        ("url", pa.string()),  # normalised absolute http(s) URL of the image
+        ("caption", pa.string()),
+        ("text_field", pa.string()),  # where the caption came from: caption | alt | title | figcaption
+        ("page_url", pa.string()),  # empty when the source does not know the page
+        ("source", pa.string()),  # the source file, as written in the config
+        ("language", pa.string()),  # ISO 639 code by fastText, "und" when it is not sure
+        ("query_ids", pa.list_(pa.int32())),  # sorted row numbers in the allowlist
+    ]
+)
+
+# What to fetch: pairs that at least one query selects.
+PLAN = PAIRS.append(pa.field("selected_by", pa.list_(pa.int32())))
+
+# Facts about one fetched image. All null (width 0 is never written) for a pair that failed before they were known.
+IMAGE_FACTS: list[tuple[str, pa.DataType]] = [
+    ("status", pa.string()),  # success | failed_to_download | failed_to_resize (img2dataset's words)
+    ("reason", pa.string()),  # a `Reason`; null when status is success
+    ("error_message", pa.string()),  # free text for people; programs use `reason`
+    ("http_status", pa.int32()),
+    ("width", pa.int32()),  # of the stored JPEG
+    ("height", pa.int32()),
+    ("original_width", pa.int32()),
+    ("original_height", pa.int32()),
+    ("sha256", pa.string()),  # of the bytes as downloaded, hex (as img2dataset)
+    ("exif", pa.string()),  # JSON object of the downloaded image's EXIF tags, as img2dataset
+    ("pdq", pa.binary(32)),  # 256-bit PDQ hash of the upright image
+    ("pdq_quality", pa.int32()),  # 0..100; below 50 the hash says little
+]
+
+# One row for EVERY planned pair, in plan order.
+FETCHED = pa.schema([*PLAN, *(pa.field(name, kind) for name, kind in IMAGE_FACTS)])
+
+# One row per fetched pair that the dedup stage decided about; reason null = the pair is in the final shards.
+DECISIONS = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("reason", pa.string()),
+        ("survivor", pa.string()),  # uid of the pair that stands for this one, for duplicates
+        ("selected_by", pa.list_(pa.int32())),  # by the final balance
+        ("captions", pa.list_(pa.string())),  # the survivor's own caption first, then those of its duplicates
+    ]
+)
+
+# Columns of shards/NNNNN.parquet: every row of the fetched part, failures and drops included.
+SHARD = pa.schema([pa.field("key", pa.string()), *FETCHED, pa.field("captions", pa.list_(pa.string()))])
+
+
+class Reason(StrEnum):
+    """Why a row went no further. Closed: accounts are checked against this list."""
+
+    # pairs: reading and matching
+    DAMAGED_RECORD = "damaged_record"  # a record or line that cannot be parsed
+    DAMAGED_FILE = "damaged_file"  # the rest of a file that cannot be read (truncated gzip); counted once per file
+    NO_URL = "no_url"
+    BAD_URL = "bad_url"  # not http(s), no host, or too long
+    NO_CAPTION = "no_caption"
+    CAPTION_TOO_LONG = "caption_too_long"
+    REPEATED_TEXT = "repeated_text"  # the same image and text again on one page (a title equal to the alt)
+    NO_MATCH = "no_match"
+    # plan
+    DUPLICATE_PAIR = "duplicate_pair"  # the same uid seen before, anywhere in the pool
+    OVER_CAP = "over_cap"  # no query selects it: each has `cap` pairs already
+    # fetched
+    BAD_SCHEME = "bad_scheme"
+    PRIVATE_ADDRESS = "private_address"
+    ROBOTS_DISALLOWED = "robots_disallowed"
+    ROBOTS_UNREACHABLE = "robots_unreachable"  # RFC 9309 2.3.1.4: unreachable means disallowed
+    OPTED_OUT = "opted_out"  # X-Robots-Tag
+    DNS_FAILED = "dns_failed"
+    CONNECT_FAILED = "connect_failed"
+    TLS_FAILED = "tls_failed"
+    PROTOCOL_ERROR = "protocol_error"  # not HTTP, or connection lost before the headers
+    TIMEOUT = "timeout"
+    TRUNCATED = "truncated"  # fewer bytes than announced, or the connection broke in the body
+    TOO_LARGE = "too_large"  # more bytes than `max_bytes`, before or after content decoding
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    BAD_REDIRECT = "bad_redirect"
+    HTTP_NOT_FOUND = "http_not_found"  # 404, 410
+    HTTP_FORBIDDEN = "http_forbidden"  # 401, 403, 451
+    HTTP_TOO_MANY_REQUESTS = "http_too_many_requests"  # 429, after the retries
+    HTTP_CLIENT_ERROR = "http_client_error"  # any other 4xx
+    HTTP_SERVER_ERROR = "http_server_error"  # 5xx, after the retries
+    HTTP_UNEXPECTED = "http_unexpected"  # 1xx, 2xx without a body, 304 ...
+    HOST_UNAVAILABLE = "host_unavailable"  # the circuit breaker of a host that keeps failing
+    NOT_IN_ARCHIVES = "not_in_archives"  # fetch.archives only, network switched off
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    BROKEN_IMAGE = "broken_image"
+    TOO_MANY_PIXELS = "too_many_pixels"  # checked in the header, before any decode
+    IMAGE_TOO_SMALL = "image_too_small"
+    ASPECT_RATIO = "aspect_ratio"
+    # dedup
+    EXACT_DUPLICATE = "exact_duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    EVAL_OVERLAP = "eval_overlap"  # dedup.evals = "remove"
+    OVER_FINAL_CAP = "over_final_cap"
+
+
+RESIZE_REASONS = frozenset(
+    {
+        Reason.NOT_AN_IMAGE,
+        Reason.UNSUPPORTED_FORMAT,
+        Reason.BROKEN_IMAGE,
+        Reason.TOO_MANY_PIXELS,
+        Reason.IMAGE_TOO_SMALL,
+        Reason.ASPECT_RATIO,
+    }
+)
+"""Reasons that img2dataset would call failed_to_resize; every other fetch reason is failed_to_download."""
+
+
+def pair_uid(url: str, caption: str) -> str:
+    """Return the id of a pair: blake2b-128 of the normalised URL, a newline, and the caption, in hex."""
+    return hashlib.blake2b(f"{url}\n{caption}".encode(), digest_size=16).hexdigest()

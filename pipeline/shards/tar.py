@@ -1,0 +1,32 @@
+"""Byte-reproducible tar files: the same members in the same order give the same bytes.
+
+Plain ustar with every changeable header field fixed, as WebDataset readers expect; the standard library does the writing.
+"""
+
+import io
+import tarfile
+from typing import BinaryIO, Self
+
+
+class TarWriter:
+    """Write members to `stream` one after another, without timestamps, owners or other traces of the machine."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Append one member. `name` comes from a uid, never from a stranger."""
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        info.mode = 0o444
+        self._tar.addfile(info, io.BytesIO(content))
+
+    def close(self) -> None:
+        """Write the end-of-archive blocks; the stream stays open."""
+        self._tar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
