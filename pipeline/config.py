@@ -61,7 +61,7 @@ class FetchConfig(Table):
     archives: tuple[str, ...] = Field(default=(), strict=False)
     network: bool = True
     allow_private_hosts: bool = False
-    proxy_map: dict[str, str] = Field(default_factory=dict)
+    gateway: Annotated[str, Field(pattern=r"^http://[^/]+$")] | None = None
     image_size: Annotated[int, Field(ge=16, le=4_096)] = 256
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
     min_image_size: Annotated[int, Field(ge=1)] = 32
