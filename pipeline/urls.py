@@ -1,0 +1,44 @@
+"""The one URL normaliser: uids, plans, archives and redirects all compare URLs in this form.
+
+Parsing follows the WHATWG URL standard, as browsers do, so a link means here what it means to a reader of the page:
+
+    normalize_url("../a b.jpg", "HTTP://Example.com:80/x/y/z") == "http://example.com/x/a%20b.jpg"
+"""
+
+import ada_url
+
+_AUTHORITY_START = len("http://")
+
+
+def normalize_url(raw: str, base: str | None = None) -> str | None:
+    """Return the absolute form of `raw`, resolved against `base`, or None where it names nothing that can be fetched.
+
+    Scheme and host are lower case, the host in ASCII (IDNA), numeric IPv4 spellings in dotted form, default ports and
+    fragments dropped, dot segments resolved, tabs, newlines and outer whitespace removed, the rest percent-encoded
+    where it must be. None for other schemes than http and https, URLs that do not parse (or whose base does not), URLs
+    with user or password, and empty references (HTML: an empty `src` is no image). Normalising twice changes nothing.
+    """
+    if not raw or raw.isspace():
+        return None
+    try:
+        url = ada_url.normalize_url(raw) if base is None else ada_url.join_url(base, raw)
+    except ValueError:
+        if _has_surrogates(raw):
+            return normalize_url(raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), base)
+        return None
+    if not url.startswith(("http://", "https://")):
+        return None
+    # In a serialised URL "#" and "/" are percent-encoded or delimiters, never data of the parts before them.
+    authority_end = url.index("/", _AUTHORITY_START + 1)
+    if "@" in url[:authority_end]:
+        return None
+    fragment_start = url.find("#", authority_end)
+    return url if fragment_start < 0 else url[:fragment_start]
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
