@@ -5,8 +5,9 @@ at the config file.
 """
 
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -87,8 +88,8 @@ class FetchConfig(Table):
     def _contact_where_something_leaves_the_machine(self) -> Self:
         if self.network and not self.allow_private_hosts and self.contact is None:
             raise ValueError(
-                'contact is required before anything is fetched from the web: set fetch.contact = "mailto:you@example.org", '
-                "or fetch.network = false to use archives only"
+                "contact is required before anything is fetched from the web: "
+                'set fetch.contact = "mailto:you@example.org", or fetch.network = false to use archives only'
             )
         return self
 
@@ -135,3 +136,58 @@ class Config(Table):
             if names.count(name) > 1:
                 raise ValueError(f"two evaluation sets are called {name!r}")
         return evals
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a config file.
+
+    Raises:
+        ConfigError: one line that names the key, its value and what is allowed.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `wit demo` writes one to copy from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe(error)}") from None
+
+
+def _describe(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return _describe_one(problems[0]) + more
+
+
+def _describe_one(problem: Any) -> str:
+    location, kind, value = problem["loc"], problem["type"], problem["input"]
+    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    if kind == "extra_forbidden":
+        return f"unknown key {key}; {_known_keys(location)}"
+    if kind == "missing":
+        return f"missing key {key}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+    return f"{key}{shown}: {message}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    """Name the keys of the table that holds an unknown one, the nearest first."""
+    fields = Config.model_fields
+    for part in location[:-1]:
+        if isinstance(part, str):
+            fields = _table_of(fields[part].annotation).model_fields
+    near = get_close_matches(str(location[-1]), fields, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}known keys are {', '.join(fields)}"
+
+
+def _table_of(annotation: Any) -> type[Table]:
+    """Return the table model in `T` or `tuple[T, ...]`."""
+    return cast(type[Table], next((a for a in get_args(annotation) if isinstance(a, type)), annotation))

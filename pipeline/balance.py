@@ -1,0 +1,206 @@
+"""The exact balance: at most `cap` pairs per query, the same on any runner and in any order (CLIP section 2.2).
+
+Every (query, pair) has a priority: a 64-bit hash keyed by the seed, the query's text and the pair's uid. A query
+selects the `cap` pairs of smallest priority (all of them, if it has no more than that), and a pair stays if at least
+one query selects it.
+
+No pair is ever grouped under its query. Scan 1 counts matches per query. For a query with more than `cap`, priorities
+are uniform, so the cap-th smallest lies near cap/count: scan 2 counts the pairs below a narrow window around that
+point and collects only the priorities inside it, which is enough to name the cap-th smallest exactly. Scan 3 compares.
+If a window misses (about once in 10^15, or with too little data to be uniform), scan 2 runs again with the whole range
+for that query.
+
+Pure NumPy; the stages wire it into Beam.
+"""
+
+import binascii
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+WINDOW_SIGMAS = 8.0
+"""Half-width of a window in standard deviations of the cap-th smallest of `count` uniform numbers."""
+
+KEY = np.dtype([("priority", "<u8"), ("high", "<u8"), ("low", "<u8")])
+"""A pair's place in a query's order: its priority, ties broken by the uid as a 128-bit number."""
+
+
+def query_keys(queries: Sequence[str], seed: int) -> np.ndarray:
+    """Return one 64-bit key per query, (n,) uint64: keyed by the text, so that a list's order does not matter."""
+    key = seed.to_bytes(8, "little")
+    hashes = (hashlib.blake2b(query.encode(), digest_size=8, key=key).digest() for query in queries)
+    return np.frombuffer(b"".join(hashes), dtype="<u8")
+
+
+def uid_numbers(uids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the high and low 64 bits of uids (32 hex characters each), two (n,) uint64 arrays."""
+    if isinstance(uids, pa.ChunkedArray):
+        uids = uids.combine_chunks()
+    text = b"".join(uids.cast(pa.binary()).to_pylist())
+    numbers = np.frombuffer(binascii.unhexlify(text), dtype=">u8").reshape(-1, 2).astype("<u8")
+    return numbers[:, 0], numbers[:, 1]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Apply MurmurHash3's 64-bit finaliser: every input bit flips each output bit with probability 1/2."""
+    x = x ^ (x >> np.uint64(33))
+    x = x * np.uint64(0xFF51AFD7ED558CCD)
+    x = x ^ (x >> np.uint64(33))
+    x = x * np.uint64(0xC4CEB9FE1A85EC53)
+    return x ^ (x >> np.uint64(33))
+
+
+def priorities(keys: np.ndarray, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Return the priority of pairs for queries: query keys and uid halves, all (n,) uint64, to (n,) uint64."""
+    with np.errstate(over="ignore"):
+        return _mix(_mix(_mix(high ^ keys) + low) + keys)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The (pair, query) matches of some pairs, flat: row i of the pairs matches query `query[k]` where `row[k] ==
+    i`."""
+
+    row: np.ndarray
+    query: np.ndarray
+    key: np.ndarray  # KEY
+
+    @classmethod
+    def of(cls, uids: pa.Array | pa.ChunkedArray, query_ids: pa.Array | pa.ChunkedArray, keys: np.ndarray) -> "Matches":
+        """Flatten a table's columns; `keys` is the array of `query_keys`."""
+        lists = query_ids.combine_chunks() if isinstance(query_ids, pa.ChunkedArray) else query_ids
+        lengths = np.diff(lists.offsets.to_numpy())
+        query = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+        high, low = uid_numbers(uids)
+        row = np.repeat(np.arange(len(lists)), lengths)
+        key = np.empty(len(row), KEY)
+        key["high"], key["low"] = high[row], low[row]
+        key["priority"] = priorities(keys[query], key["high"], key["low"])
+        return cls(row, query, key)
+
+
+def count_matches(query_ids: pa.Array | pa.ChunkedArray, query_count: int) -> np.ndarray:
+    """Return how many pairs match each query, (query_count,) int64. Scan 1."""
+    lists = query_ids.combine_chunks() if isinstance(query_ids, pa.ChunkedArray) else query_ids
+    return np.bincount(lists.flatten().to_numpy(zero_copy_only=False), minlength=query_count).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the cap-th smallest priority of each head query is looked for: `low <= priority <= high`, arrays by
+    head."""
+
+    head: np.ndarray  # (h,) query ids, ascending
+    low: np.ndarray  # (h,) uint64
+    high: np.ndarray  # (h,) uint64
+
+    @classmethod
+    def around(cls, counts: np.ndarray, cap: int, sigmas: float = WINDOW_SIGMAS) -> "Windows":
+        """Place a window for every query with more than `cap` matches."""
+        head = np.flatnonzero(counts > cap)
+        n = counts[head].astype(np.float64)
+        expected = cap / n
+        spread = sigmas * np.sqrt(expected * (1 - expected) / n) + sigmas / n
+        return cls(head, _scaled(expected - spread), _scaled(expected + spread))
+
+    def whole(self, queries: np.ndarray) -> "Windows":
+        """Return windows over the whole range for some of these queries."""
+        head = np.sort(queries)
+        return Windows(head, np.zeros(len(head), np.uint64), np.full(len(head), ALL))
+
+
+def _scaled(share: np.ndarray) -> np.ndarray:
+    """Map shares of the range to 64-bit integers, saturating at both ends."""
+    numbers = np.zeros(len(share), np.uint64)
+    inside = (share > 0) & (share < 1)
+    numbers[inside] = (share[inside] * 2.0**64).astype(np.uint64)
+    numbers[share >= 1] = ALL
+    return numbers
+
+
+@dataclass(frozen=True)
+class WindowCount:
+    """What scan 2 knows about some pairs: per head query, how many lie below its window, and the keys inside it."""
+
+    below: np.ndarray  # (h,) int64
+    head: np.ndarray  # (k,) positions in Windows.head
+    key: np.ndarray  # (k,) KEY
+
+    @classmethod
+    def of(cls, matches: Matches, windows: Windows) -> "WindowCount":
+        position = np.searchsorted(windows.head, matches.query)
+        position[position == len(windows.head)] = 0
+        is_head = windows.head[position] == matches.query if len(windows.head) else np.zeros(len(position), bool)
+        position, key = position[is_head], matches.key[is_head]
+        under = key["priority"] < windows.low[position]
+        inside = ~under & (key["priority"] <= windows.high[position])
+        return cls(np.bincount(position[under], minlength=len(windows.head)), position[inside], key[inside])
+
+    def split(self, bounds: Sequence[tuple[int, int]]) -> list["WindowCount"]:
+        """Cut into the counts of consecutive ranges of head queries, positions counted from each range's start."""
+        order = np.argsort(self.head, kind="stable")
+        head, key = self.head[order], self.key[order]
+        cuts = [(np.searchsorted(head, a), np.searchsorted(head, b)) for a, b in bounds]
+        return [
+            WindowCount(self.below[a:b], head[i:j] - a, key[i:j]) for (a, b), (i, j) in zip(bounds, cuts, strict=True)
+        ]
+
+    @classmethod
+    def total(cls, parts: Sequence["WindowCount"]) -> "WindowCount":
+        """Add up the counts of disjoint sets of pairs; none at all is the neutral element."""
+        parts = [p for p in parts if len(p.below)]
+        if not parts:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, KEY))
+        return cls(
+            np.sum([p.below for p in parts], axis=0),
+            np.concatenate([p.head for p in parts]),
+            np.concatenate([p.key for p in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The largest key that each query still selects; the largest possible key where it selects everything."""
+
+    key: np.ndarray  # (query_count,) KEY
+
+    @classmethod
+    def unlimited(cls, query_count: int) -> "Thresholds":
+        return cls(np.full(query_count, np.array((ALL, ALL, ALL), KEY)))
+
+    def selects(self, matches: Matches) -> np.ndarray:
+        """Return which of the matches are selected by their query, (k,) bool. Scan 3."""
+        limit, key = self.key[matches.query], matches.key
+        smaller, equal = key["priority"] < limit["priority"], key["priority"] == limit["priority"]
+        for name in ("high", "low"):
+            smaller |= equal & (key[name] < limit[name])
+            equal &= key[name] == limit[name]
+        return smaller | equal
+
+
+def find_thresholds(windows: Windows, count: WindowCount, cap: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the key of the cap-th smallest pair of each head query, and which queries' windows missed it.
+
+    Two arrays over `windows.head`: (h,) KEY and (h,) bool; where the second is true the first means nothing.
+    """
+    order = np.lexsort((count.key["low"], count.key["high"], count.key["priority"], count.head))
+    head, key = count.head[order], count.key[order]
+    starts = np.searchsorted(head, np.arange(len(windows.head)))
+    ends = np.searchsorted(head, np.arange(len(windows.head)), side="right")
+    wanted = starts + (cap - 1 - count.below)
+    missed = (count.below >= cap) | (wanted >= ends)
+    found = np.zeros(len(windows.head), KEY)
+    found[~missed] = key[wanted[~missed]]
+    return found, missed
+
+
+def selected_lists(matches: Matches, selected: np.ndarray, rows: int) -> pa.ListArray:
+    """Return per pair the ids of the queries that select it, as list<int32>; empty where none does."""
+    lengths = np.bincount(matches.row[selected], minlength=rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matches.query[selected].astype(np.int32)))

@@ -1,0 +1,234 @@
+"""Wire the exact balance (pipeline/balance.py) into Beam: two scans over files, two small results.
+
+Used twice: on the candidates before fetching, and on what survived fetching and deduplication.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.utils.shared import Shared
+
+from pipeline.balance import (
+    KEY,
+    Matches,
+    Thresholds,
+    WindowCount,
+    Windows,
+    count_matches,
+    find_thresholds,
+    query_keys,
+    selected_lists,
+)
+from pipeline.engine import Build, Unit, UnitOutput, digest, run_reduction
+from pipeline.workspace import Workspace
+from queries.allowlist import Allowlist
+
+_SCAN_TASKS = 256
+"""Files are scanned in at most this many tasks, so that few count vectors (8 bytes per query) travel."""
+
+_WINDOW_BUCKETS = 64
+"""Head queries are split so that no single element holds every window: at 400M pairs each is about 16 MB."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The outcome: matches per query, and the largest key that each query selects."""
+
+    counts: np.ndarray  # (queries,) int64
+    thresholds: Thresholds
+
+
+@dataclass(frozen=True)
+class QueryKeys:
+    """Makes the array of `query_keys` on a worker, once per process: 4 MB that need not travel with the job."""
+
+    allowlist: str
+    seed: int
+
+    def __call__(self) -> np.ndarray:
+        return query_keys(Allowlist.load(self.allowlist).queries, self.seed)
+
+
+def find_balance(
+    build: Build, step: str, files: Sequence[str], allowlist: Allowlist, keys: QueryKeys, *, cap: int, inputs: str
+) -> Balance:
+    """Scan Parquet files with the columns `uid` and `query_ids`; results lie under `.wit/<step>/`.
+
+    `inputs` is a digest of the files' content; a scan that is done for the same inputs is not repeated.
+    """
+    root, queries = build.workspace.root, len(allowlist.queries)
+    tasks = [list(files[i::_SCAN_TASKS]) for i in range(min(_SCAN_TASKS, len(files)))]
+    covered = digest(inputs, allowlist.sha256)
+    name = f".wit/{step}/counts.parquet"
+    run_reduction(build, f"{step}/count", Unit("counts", covered), name, _CountScan(root, tasks, queries))
+    counts = build.workspace.read_table(name)["count"].to_numpy()
+
+    thresholds = Thresholds.unlimited(queries)
+    windows = Windows.around(counts, cap)
+    attempt = 0
+    while len(windows.head):
+        name = f".wit/{step}/thresholds-{attempt}.parquet"
+        unit = Unit(f"thresholds-{attempt}", digest(covered, keys.seed, cap, attempt))
+        scan = _WindowScan(root, tasks, windows, cap, keys)
+        run_reduction(build, f"{step}/select-{attempt}", unit, name, scan)
+        found = build.workspace.read_table(name)
+        missed = found["missed"].to_numpy(zero_copy_only=False)
+        heads = found["query"].to_numpy()
+        for part in KEY.names or ():
+            thresholds.key[part][heads[~missed]] = found[part].to_numpy()[~missed]
+        windows = windows.whole(heads[missed])
+        attempt += 1
+    return Balance(counts, thresholds)
+
+
+def _read_batches(root: str, files: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    workspace = Workspace(root)
+    for name in files:
+        with workspace.open(name) as source, pq.ParquetFile(source) as file:
+            yield from file.iter_batches(columns=columns, use_threads=False)
+
+
+@dataclass(frozen=True)
+class _CountScan:
+    """Scan 1: matches per query."""
+
+    root: str
+    tasks: list[list[str]]
+    queries: int
+
+    def __call__(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Tasks" >> beam.Create(self.tasks)
+            | "Spread" >> beam.Reshuffle()
+            | "Count" >> beam.Map(self._count)
+            | "Sum" >> beam.CombineGlobally(self._sum)
+            | "Table" >> beam.Map(lambda counts: pa.table({"count": counts}))
+        )
+
+    def _count(self, files: list[str]) -> np.ndarray:
+        return self._sum(
+            count_matches(batch.column("query_ids"), self.queries)
+            for batch in _read_batches(self.root, files, ["query_ids"])
+        )
+
+    def _sum(self, vectors: Iterator[np.ndarray]) -> np.ndarray:
+        total = np.zeros(self.queries, np.int64)
+        for vector in vectors:
+            total += vector
+        return total
+
+
+@dataclass(frozen=True)
+class _WindowScan:
+    """Scan 2: the cap-th smallest key of every head query."""
+
+    root: str
+    tasks: list[list[str]]
+    windows: Windows
+    cap: int
+    keys: QueryKeys
+
+    def __call__(self, pipeline: beam.Pipeline) -> beam.PCollection:
+        return (
+            pipeline
+            | "Tasks" >> beam.Create(self.tasks)
+            | "Spread" >> beam.Reshuffle()
+            | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys))
+            | "Total" >> beam.CombinePerKey(_total)
+            | "Find" >> beam.MapTuple(self._find)
+            | "Join" >> beam.CombineGlobally(_concat)
+        )
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        edges = np.linspace(0, len(self.windows.head), _WINDOW_BUCKETS + 1).astype(int)
+        return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
+
+    def _find(self, bucket: int, count: WindowCount) -> pa.Table:
+        first, last = self._bounds()[bucket]
+        windows = Windows(self.windows.head[first:last], self.windows.low[first:last], self.windows.high[first:last])
+        found, missed = find_thresholds(windows, count, self.cap)
+        columns = {"query": windows.head, "missed": missed} | {part: found[part] for part in KEY.names or ()}
+        return pa.table(columns)
+
+
+class _Look(beam.DoFn):
+    """Count and collect the keys of some files, cut into buckets of head queries."""
+
+    def __init__(self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryKeys) -> None:
+        self._root, self._windows, self._bounds, self._prepare = root, windows, bounds, keys
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._keys = self._shared.acquire(lambda: _Held(self._prepare())).keys
+
+    def process(self, files: list[str]) -> Iterator[tuple[int, WindowCount]]:
+        counts = [
+            WindowCount.of(Matches.of(batch.column("uid"), batch.column("query_ids"), self._keys), self._windows)
+            for batch in _read_batches(self._root, files, ["uid", "query_ids"])
+        ]
+        if counts:
+            yield from enumerate(WindowCount.total(counts).split(self._bounds))
+
+
+@dataclass
+class _Held:
+    """An array that Beam's Shared can hold: it needs something that takes a weak reference."""
+
+    keys: np.ndarray
+
+
+def _total(counts: Sequence[WindowCount]) -> WindowCount:
+    """Add up; an empty sum is the neutral element that Beam starts from."""
+    return WindowCount.total(list(counts))
+
+
+def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+    parts = list(tables)
+    return pa.concat_tables(parts).sort_by("query") if parts else pa.table({})
+
+
+def save_thresholds(workspace: Workspace, name: str, thresholds: Thresholds) -> None:
+    """Write thresholds as Parquet, one row per query."""
+    UnitOutput(workspace).write_table(
+        name, pa.table({part: thresholds.key[part] for part in thresholds.key.dtype.names})
+    )
+
+
+def load_thresholds(workspace: Workspace, name: str) -> Thresholds:
+    """Read what `save_thresholds` wrote."""
+    table = workspace.read_table(name)
+    thresholds = Thresholds.unlimited(table.num_rows)
+    for part in table.column_names:
+        thresholds.key[part] = table[part].to_numpy()
+    return thresholds
+
+
+@dataclass(frozen=True)
+class PrepareSelect:
+    """Makes a `Select` on a worker from the files of thresholds and queries."""
+
+    root: str
+    thresholds: str
+    keys: QueryKeys
+
+    def __call__(self) -> "Select":
+        return Select(load_thresholds(Workspace(self.root), self.thresholds), self.keys())
+
+
+@dataclass(frozen=True)
+class Select:
+    """Scan 3: which queries select each pair."""
+
+    thresholds: Thresholds
+    keys: np.ndarray
+
+    def __call__(self, pairs: pa.Table) -> pa.ListArray:
+        """Return list<int32> for a table with `uid` and `query_ids`; an empty list means that the pair goes."""
+        matches = Matches.of(pairs["uid"], pairs["query_ids"], self.keys)
+        return selected_lists(matches, self.thresholds.selects(matches), pairs.num_rows)

@@ -1,0 +1,147 @@
+"""sources -> pairs/: read candidates, match their text against the allowlist, keep what some query finds.
+
+One unit per source file; nothing is shared between units but the matcher, built once per process.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Config, PairsConfig, SourceConfig
+from pipeline.engine import Build, Marker, Unit, UnitOutput, Work, digest, run_units
+from pipeline.errors import ConfigError
+from pipeline.language import identify_languages
+from pipeline.records import PAIRS, Reason, pair_uid
+from pipeline.sources import SourceBatch, expand_paths, read_source
+from queries.allowlist import Allowlist
+from queries.match import QueryMatcher
+
+VERSION = 1
+"""Raised when the same input would give other pairs."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One unit: a file to read, and how."""
+
+    source: SourceConfig
+    path: str
+    name: str  # the path as a reader of the config would write it: what `pairs.source` says
+
+    @property
+    def unit(self) -> str:
+        """Name the unit and its output: the file's stem for people, a hash of the whole name to tell twins apart."""
+        stem = Path(urlsplit(self.name).path).name.split(".")[0][:40]
+        return f"{stem}-{digest(self.name)[:8]}"
+
+
+def run_pairs(build: Build, config: Config, base_dir: Path, allowlist: Allowlist) -> dict[str, Marker]:
+    """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
+    prepare = _Prepare(allowlist_path(config, base_dir), config.pairs)
+    return run_units(build, "pairs", units(config, base_dir, allowlist), prepare)
+
+
+def allowlist_path(config: Config, base_dir: Path) -> str:
+    """Return the allowlist's path, relative paths starting at the config file."""
+    path = config.allowlist.path
+    return path if "://" in path else str(base_dir / path)
+
+
+def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:
+    """List the source files, in the order of the config; a file named twice is read once."""
+    listed: dict[str, SourceFile] = {}
+    for source in config.sources:
+        for path in expand_paths(source.paths, base_dir):
+            file = SourceFile(source, path, _short_name(path, base_dir))
+            if listed.setdefault(path, file).source != source:
+                raise ConfigError(f"sources: {file.name} is listed by two [[sources]] tables; list it once")
+    if not listed:
+        raise ConfigError("sources: no file to read")
+    return [_unit(file, config, allowlist) for file in listed.values()]
+
+
+def _short_name(path: str, base_dir: Path) -> str:
+    local = Path(path)
+    return str(local.relative_to(base_dir)) if local.is_absolute() and local.is_relative_to(base_dir) else path
+
+
+def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
+    reads = file.source.model_dump(exclude={"paths"})
+    covered = digest(VERSION, reads, file.name, _identity(file.path), config.pairs.model_dump(), allowlist.sha256)
+    return Unit(file.unit, covered, file)
+
+
+def _identity(path: str) -> list[object]:
+    """Say which version of a file this is: its size, and its time of change or the store's own tag."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    info = fs.info(inner)
+    return [info.get("size"), info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("updated")]
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    allowlist: str
+    limits: PairsConfig
+
+    def __call__(self) -> Work:
+        return _ExtractPairs(QueryMatcher(Allowlist.load(self.allowlist).queries), self.limits)
+
+
+@dataclass(frozen=True)
+class _ExtractPairs:
+    matcher: QueryMatcher
+    limits: PairsConfig
+
+    def __call__(self, file: SourceFile, output: UnitOutput) -> Counter[str]:
+        counts: Counter[str] = Counter(inputs=0, kept=0)
+
+        def matched() -> Iterator[pa.RecordBatch]:
+            for batch in read_source(file.source, file.path, self.limits):
+                pairs = match_batch(batch, self.matcher, file.name)
+                count_batch(counts, batch, pairs.num_rows)
+                if pairs.num_rows:
+                    yield pairs
+
+        output.write_batches(f"pairs/{file.unit}.parquet", PAIRS, matched())
+        return counts
+
+
+def count_batch(counts: Counter[str], batch: SourceBatch, kept: int) -> None:
+    """Enter one batch in the account."""
+    candidates = batch.candidates.num_rows
+    counts["inputs"] += candidates + batch.dropped.total()
+    counts["kept"] += kept
+    counts[Reason.NO_MATCH] += candidates - kept
+    counts.update({str(reason): n for reason, n in batch.dropped.items()})
+
+
+def match_batch(batch: SourceBatch, matcher: QueryMatcher, source: str) -> pa.RecordBatch:
+    """Return the candidates that some query finds, with the columns of PAIRS."""
+    query_ids = matcher.match(batch.candidates.column("caption"))
+    found = pc.greater(pc.list_value_length(query_ids), 0)
+    candidates, query_ids = batch.candidates.filter(found), query_ids.filter(found)
+    urls, captions = candidates.column("url"), candidates.column("caption")
+    columns = {
+        "uid": pa.array(_uids(urls.to_pylist(), captions.to_pylist()), pa.string()),
+        "url": urls,
+        "caption": captions,
+        "text_field": candidates.column("text_field"),
+        "page_url": candidates.column("page_url"),
+        "source": pa.array(np.full(len(urls), source, dtype=object), pa.string()),
+        "language": identify_languages(captions),
+        "query_ids": query_ids,
+    }
+    return pa.RecordBatch.from_arrays(
+        [columns[name].cast(PAIRS.field(name).type) for name in PAIRS.names], schema=PAIRS
+    )
+
+
+def _uids(urls: Sequence[str], captions: Sequence[str]) -> list[str]:
+    return [pair_uid(url, caption) for url, caption in zip(urls, captions, strict=True)]
