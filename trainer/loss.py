@@ -1,9 +1,9 @@
 """The contrastive objectives over a batch that is spread across ranks, in bounded memory.
 
 Each rank holds `b` images and texts of a global batch of `N`, gathers the features of the others, and computes only its
-own rows (images against all texts) and columns (texts against all images). The (b, N) logits exist one slice at a time:
-the gradients are formed together with the loss, so nothing of size (b, N) waits for the backward pass, and the gradients
-that belong to other ranks' features are summed at their owners.
+own rows (images against all texts) and columns (texts against all images). The (b, N) logits exist one slice at a
+time: the gradients are formed together with the loss, so nothing of size (b, N) waits for the backward pass, and the
+gradients that belong to other ranks' features are summed at their owners.
 
 Averaged over ranks, as DDP and FSDP average gradients, loss and gradients equal those of one process with all N pairs.
 """
@@ -42,9 +42,9 @@ def contrastive_loss(
 ) -> Tensor:
     """Return this rank's share of the loss; the mean over ranks is the loss of the global batch.
 
-    `image` and `text` are L2-normalised features (b, D), row i of one belonging to row i of the other; `b` is the same on
-    every rank. `scale` is exp(t). InfoNCE: the mean of the cross-entropies of both directions (CLIP figure 3). SigLIP
-    (arXiv 2303.15343): the sum of the pairwise log-sigmoids over the texts, averaged over the images; needs `bias`.
+    `image` and `text` are L2-normalised features (b, D), row i of one belonging to row i of the other; `b` is the same
+    on every rank. `scale` is exp(t). InfoNCE: the mean of the cross-entropies of both directions (CLIP figure 3).
+    SigLIP (arXiv 2303.15343): the pairwise log-sigmoids summed over texts and averaged over images; needs `bias`.
     """
     if bias is None:
         bias = torch.zeros_like(scale)

@@ -1,0 +1,214 @@
+"""`[train]` and `[evaluate]` of wit.toml: every key checked when loaded, the paper's values filled in by model name.
+
+The other tables belong to the pipeline and are not looked at. Relative paths start at the config file.
+"""
+
+import tomllib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.errors import TrainerConfigError
+from trainer.loss import Objective
+from trainer.model import TextTower, named_architecture, with_text_tower
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TrainConfig(Table):
+    """`[train]`: one run. Keys without a default here come from presets.toml."""
+
+    model: str = "ViT-B/32"
+    text: TextTower = "transformer"
+    architecture: dict[str, Any]  # open_clip's model config; a preset or open_clip's own list gives it
+    initial: str | None = None  # open_clip checkpoint to start from; positions are resized
+
+    # what is read
+    shards: tuple[str, ...] = Field(default=(), strict=False)  # globs of tars; default: `<workspace>/shards/*.tar`
+    output: str | None = None  # default: `<workspace>/train`
+    cache: str | None = None  # where remote shards are kept; default: `<output>/cache`
+    cache_gib: Annotated[float, Field(gt=0)] = 64.0
+    lanes: Positive = 8
+    window: Positive = 65_536
+    workers: Annotated[int, Field(ge=0)] = 4
+    prefetch: Positive = 4
+    crop_scale: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 1.0)
+    captions: Literal["first", "any"] = "first"
+    balance_cap: Positive | None = None  # MetaCLIP's online balancing: at most about so many pairs a query and epoch
+    max_broken_share: Fraction = 0.01
+
+    # the objective and the recipe
+    objective: Objective = "infonce"
+    epochs: Annotated[float, Field(gt=0)]
+    steps: Positive | None = None  # instead of `epochs`
+    batch: Positive  # over all ranks
+    micro_batch: Positive | None = None  # per rank; default: batch / ranks, that is, no accumulation
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Fraction
+    beta2: Fraction
+    eps: Annotated[float, Field(gt=0)]
+    max_logit_scale: Annotated[float, Field(gt=1)]
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+
+    # how it runs
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    threads: Positive | None = None  # of a CPU run; default: torch's own choice
+
+    # what is written
+    checkpoint_steps: Positive = 1_000
+    keep_checkpoints: Positive = 3
+    log_steps: Positive = 10
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class EvaluateConfig(Table):
+    """`[evaluate]`: how checkpoints are scored."""
+
+    batch: Positive = 256
+    workers: Annotated[int, Field(ge=0)] = 2
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+
+
+class EvalSetConfig(BaseModel):
+    """The keys of `[[evals]]` that an evaluation needs; the pipeline checks the others."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    kind: str
+    path: str
+    image: str = "image"
+    label: str | None = None
+
+
+class Settings(Table):
+    """What the trainer reads of one wit.toml, with paths resolved."""
+
+    workspace: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    evals: tuple[EvalSetConfig, ...] = Field(default=(), strict=False)
+
+    @property
+    def shard_globs(self) -> tuple[str, ...]:
+        """Where the shards are."""
+        return self.train.shards or (f"{self.workspace}/shards/*.tar",)
+
+    @property
+    def output(self) -> Path:
+        """The folder of checkpoints and logs, on this machine."""
+        output = self.train.output or f"{self.workspace}/train"
+        if "://" in output:
+            raise TrainerConfigError(
+                f"train.output = {output!r} is not a local folder: checkpoints are renamed into place, so set "
+                "train.output to a folder of a local or shared file system"
+            )
+        return Path(output)
+
+    @property
+    def cache(self) -> Path:
+        """The folder of local copies of remote shards."""
+        return Path(self.train.cache) if self.train.cache else self.output / "cache"
+
+
+@cache
+def _presets() -> dict[str, Any]:
+    return tomllib.loads(resources.files("trainer").joinpath("presets.toml").read_text())
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the model names with hyper-parameters of their own."""
+    return tuple(_presets()["models"])
+
+
+def preset(model: str) -> dict[str, Any]:
+    """Return the values that a model name stands for: common, then its family's, then its own.
+
+    Any other name must be an open_clip architecture; it gets a ViT's or ResNet's values and the learning rate of ViT-B.
+    """
+    models = _presets()["models"]
+    own = dict(models.get(model) or {"open_clip": model, "learning_rate": models["ViT-B/32"]["learning_rate"]})
+    architecture = own.pop("architecture", None) or named_architecture(own["open_clip"])
+    is_resnet = isinstance(architecture["vision_cfg"]["layers"], list)
+    family = own.pop("family", "resnet" if is_resnet else "vit")
+    own.pop("open_clip", None)
+    return {**_presets()["common"], **_presets()["families"][family], "architecture": architecture, **own}
+
+
+def load_settings(path: Path) -> Settings:
+    """Read `[train]`, `[evaluate]`, `[[evals]]`, `workspace` and `seed` of a TOML file.
+
+    Raises:
+        TrainerConfigError: the file cannot be read, or a key or value is not allowed.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainerConfigError(f"cannot read {path}: {error}") from error
+    known: dict[str, Any] = {
+        key: document[key] for key in ("workspace", "seed", "train", "evaluate", "evals") if key in document
+    }
+    return settings_from(known, path.parent)
+
+
+def settings_from(document: dict[str, Any], folder: Path) -> Settings:
+    """Check the tables of `document`, fill in the preset and resolve paths relative to `folder`."""
+    train = dict(document.get("train", {}))
+    model = train.get("model", TrainConfig.model_fields["model"].default)
+    if not isinstance(model, str):
+        raise TrainerConfigError(f"train.model = {model!r}: must be a name in quotes, such as {preset_names()[5]!r}")
+    train = {**preset(model), **train}
+    try:
+        train["architecture"] = with_text_tower(train["architecture"], train.get("text", "transformer"))
+        settings = Settings.model_validate({**document, "train": train})
+    except ValidationError as error:
+        raise TrainerConfigError(_one_line(error)) from error
+    return _resolve_paths(settings, folder)
+
+
+def _one_line(error: ValidationError) -> str:
+    """Name the first wrong key, its value and what is allowed."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        tables: dict[str, type[Table]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+        table = tables.get(str(first["loc"][0]))
+        return f"unknown key {key}; allowed: {', '.join(table.model_fields)}" if table else f"unknown key {key}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _resolve_paths(settings: Settings, folder: Path) -> Settings:
+    def absolute(path: str) -> str:
+        return path if "://" in path else str((folder / path).absolute())
+
+    train = settings.train
+    resolved = train.model_copy(
+        update={
+            "shards": tuple(absolute(path) for path in train.shards),
+            **{key: absolute(value) for key in ("output", "cache", "initial") if (value := getattr(train, key))},
+        }
+    )
+    evals = tuple(e.model_copy(update={"path": absolute(e.path)}) for e in settings.evals)
+    return settings.model_copy(update={"workspace": absolute(settings.workspace), "train": resolved, "evals": evals})
