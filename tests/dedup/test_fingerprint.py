@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import os
@@ -189,7 +190,5 @@ def test_a_huge_size_is_refused_by_the_header_alone(side: int) -> None:
 def test_damaged_files_never_raise_anything_else(noise: bytes, position: int) -> None:
     good = encode(picture(16, 16), "JPEG")
     damaged = good[:position] + noise + good[position + len(noise) :]
-    try:
+    with contextlib.suppress(ImageDecodeError):  # the one exception that callers must expect
         assert decode_rgb(damaged).shape[2] == 3
-    except ImageDecodeError:
-        pass  # the one exception that callers must expect
