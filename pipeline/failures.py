@@ -1,0 +1,59 @@
+"""Find the one line worth telling a user in what Beam makes of an exception.
+
+In the same process a DoFn's exception arrives as it is, with the name of the step added to its message. From any other
+process only text arrives: Python tracebacks within each other, on Spark wrapped in Java's. The exception that the DoFn
+raised is the first one after the last "Traceback" line.
+"""
+
+import re
+from pathlib import Path
+
+from pipeline.errors import ConfigError, UserError
+
+_TRACEBACK = "Traceback (most recent call last):"
+_STEP = re.compile(r" \[while running '(?P<step>.*?)'\]")
+_JOB_PREFIX = re.compile(r"^Pipeline \S+ failed in state \w+: ")
+_USER_ERRORS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError)}
+_MAX_CHARS = 500
+
+
+def user_error(error: Exception, log: Path) -> UserError:
+    """Return the `UserError` to raise for a failed run: the DoFn's own, or one that names cause, step and log file."""
+    name, message = _python_cause(str(error)) or (type(error).__qualname__, str(error))
+    if name in _USER_ERRORS:
+        return _USER_ERRORS[name](without_step(message))
+    step = _STEP.search(message)
+    where = f"in step {step['step']!r}; " if step else ""
+    if name == "RuntimeError":  # Beam's own wrapping of what has no Python traceback, and of odd exception classes
+        return UserError(f"{_java_cause(without_step(message))} ({where}the log is in {log})")
+    return UserError(f"{name}: {in_one_line(without_step(message))} ({where}the log is in {log})")
+
+
+def without_step(message: str) -> str:
+    """Drop the "[while running ...]" that Beam adds to the message of an exception."""
+    return _STEP.sub("", message)
+
+
+def in_one_line(text: str) -> str:
+    """Join lines, and cut what is longer than anyone reads."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"
+
+
+def _python_cause(text: str) -> tuple[str, str] | None:
+    """Return (class, message) of the last exception in the last traceback of `text`, None if it holds none."""
+    _, found, last = text.rpartition(_TRACEBACK)
+    if not found:
+        return None
+    for line in last.splitlines():
+        if line.strip() and not line[0].isspace():  # frames and their carets are indented
+            name, _, message = line.partition(": ")
+            return name, message
+    return None
+
+
+def _java_cause(text: str) -> str:
+    """Return the innermost "Caused by" of a Java stack trace, else the first line."""
+    lines = [line.strip() for line in _JOB_PREFIX.sub("", text).splitlines() if line.strip()]
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    return in_one_line((causes or lines or ["unknown error"])[-1 if causes else 0])
