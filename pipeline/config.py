@@ -93,6 +93,25 @@ class FetchConfig(Table):
             )
         return self
 
+    def content(self) -> dict[str, Any]:
+        """Return the keys that decide what a fetched image is; the others only decide how it is asked for."""
+        return self.model_dump(include=_FETCH_CONTENT, mode="json")
+
+
+_FETCH_CONTENT = {
+    "archives",
+    "network",
+    "allow_private_hosts",
+    "agent",
+    "image_size",
+    "jpeg_quality",
+    "min_image_size",
+    "max_aspect_ratio",
+    "max_pixels",
+    "max_bytes",
+    "max_redirects",
+}
+
 
 class DedupConfig(Table):
     """`[dedup]`: what counts as the same image."""
@@ -136,6 +155,11 @@ class Config(Table):
             if names.count(name) > 1:
                 raise ValueError(f"two evaluation sets are called {name!r}")
         return evals
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what decides the content of the set, for its manifest: no paths of this machine, no pacing."""
+        everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
+        return everything | {"fetch": self.fetch.content() | {"parts": self.fetch.parts}}
 
 
 def load_config(path: Path) -> Config:

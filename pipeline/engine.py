@@ -238,6 +238,12 @@ def outdated(workspace: Workspace, step: str, units: Sequence[Unit]) -> list[str
     return sorted(name for name, m in read_markers(workspace, step).items() if wanted.get(name) != m.digest)
 
 
+def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
+    """Tell whether a run of these units would do anything."""
+    markers = read_markers(workspace, step)
+    return {unit.name: unit.digest for unit in units} != {name: m.digest for name, m in markers.items()}
+
+
 def _settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | None = None) -> dict[str, Marker]:
     """Return the units that are done; remove the markers, then the files, of those that no longer are.
 

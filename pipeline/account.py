@@ -1,0 +1,95 @@
+"""The account of every pair: at each stage, inputs = kept + the sum over a closed list of reasons.
+
+Counts come from the markers that units leave, so the account is the same on every runner and after any number of crashes.
+
+    pool      rows read from the sources        -> matched
+    planned   matched pairs                     -> unique uids, within cap x slack
+    fetched   planned pairs                     -> images
+    unique    images                            -> without duplicates (and eval images, if they are removed)
+    kept      unique images                     -> within the cap
+    shards    kept pairs                        -> samples in tars
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.engine import add_counts, read_markers, read_stage
+from pipeline.records import Reason
+from pipeline.workspace import Workspace
+
+STAGES = ("pool", "planned", "fetched", "unique", "kept", "shards")
+
+_REASONS = frozenset(str(reason) for reason in Reason)
+
+
+@dataclass(frozen=True)
+class StageAccount:
+    """What one stage was given, what it passed on, and why the rest went."""
+
+    stage: str
+    inputs: int
+    kept: int
+    reasons: Mapping[str, int]
+
+    @classmethod
+    def of(cls, stage: str, counts: Mapping[str, int]) -> "StageAccount":
+        reasons = {name: n for name, n in sorted(counts.items()) if name not in ("inputs", "kept") and n}
+        return cls(stage, counts.get("inputs", 0), counts.get("kept", 0), reasons)
+
+    def problems(self) -> list[str]:
+        """Return what does not add up, as lines for people."""
+        found = [f"{self.stage}: unknown reason {name!r}" for name in sorted(self.reasons.keys() - _REASONS)]
+        lost = self.inputs - self.kept - sum(self.reasons.values())
+        if lost:
+            found.append(
+                f"{self.stage}: {self.inputs:,} in, but {lost:,} rows are neither kept nor dropped for a reason"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Account:
+    """The stages that are done, in order."""
+
+    stages: tuple[StageAccount, ...]
+
+    def problems(self) -> list[str]:
+        """Return every reason why the account does not close; empty when it does."""
+        found = [problem for stage in self.stages for problem in stage.problems()]
+        for before, after in zip(self.stages, self.stages[1:], strict=False):
+            if before.kept != after.inputs:
+                found.append(f"{after.stage}: {before.kept:,} pairs left {before.stage}, but {after.inputs:,} came in")
+        return found
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [{"stage": s.stage, "inputs": s.inputs, "kept": s.kept, "reasons": dict(s.reasons)} for s in self.stages]
+
+
+def read_account(workspace: Workspace) -> Account:
+    """Add up the markers of a workspace, up to the last stage that has begun."""
+    return Account(tuple(_stages(workspace)))
+
+
+def _stages(workspace: Workspace) -> Iterable[StageAccount]:
+    pairs = read_markers(workspace, "pairs")
+    if pairs:
+        yield StageAccount.of("pool", add_counts(pairs.values()))
+    plan = read_stage(workspace, "plan")
+    if plan is None:
+        return
+    yield StageAccount.of("planned", plan.counts)
+    fetched = read_markers(workspace, "fetched")
+    if fetched:
+        yield StageAccount.of("fetched", add_counts(fetched.values()))
+    dedup = read_stage(workspace, "dedup")
+    if dedup is None:
+        return
+    unique = {name: n for name, n in dedup.counts.items() if name not in ("kept", Reason.OVER_FINAL_CAP)}
+    over = dedup.counts.get(Reason.OVER_FINAL_CAP, 0)
+    survived = dedup.counts["kept"] + over
+    yield StageAccount.of("unique", unique | {"kept": survived})
+    yield StageAccount.of("kept", {"inputs": survived, "kept": dedup.counts["kept"], Reason.OVER_FINAL_CAP: over})
+    shards = read_markers(workspace, "shards")
+    if shards:
+        yield StageAccount.of("shards", add_counts(shards.values()))

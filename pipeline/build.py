@@ -1,0 +1,133 @@
+"""`wit build`: run the stages in order, each from the files of the one before."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.account import Account, read_account
+from pipeline.config import Config, load_config
+from pipeline.engine import Build
+from pipeline.errors import ConfigError, UserError
+from pipeline.progress import Progress
+from pipeline.stages.balance import QueryKeys
+from pipeline.stages.dedup import run_dedup
+from pipeline.stages.fetched import run_fetched
+from pipeline.stages.pairs import allowlist_path, run_pairs
+from pipeline.stages.plan import run_plan
+from pipeline.stages.report import run_report
+from pipeline.stages.shards import run_shards, write_manifest
+from pipeline.workspace import Workspace
+from queries.allowlist import Allowlist
+
+STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
+"""Named after the folder that each fills."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A config and where it lies: relative paths in it start at its folder."""
+
+    config: Config
+    base_dir: Path
+
+    @classmethod
+    def load(cls, path: Path) -> "Project":
+        return cls(load_config(path), path.resolve().parent)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.resolve(self.config.workspace))
+
+    def resolve(self, path: str) -> str:
+        """Return a path of the config, relative ones starting at the config file; URLs as they are."""
+        return path if "://" in path else str(self.base_dir / path)
+
+    def load_allowlist(self) -> Allowlist:
+        try:
+            return Allowlist.load(allowlist_path(self.config, self.base_dir))
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(f"allowlist.path = {self.config.allowlist.path!r}: {error}") from None
+
+
+def run_build(
+    project: Project,
+    options: PipelineOptions,
+    *,
+    to: str = STAGES[-1],
+    refetch: bool = False,
+    progress: Progress | None = None,
+) -> Account:
+    """Run the stages up to `to`; what is done already is skipped. Return the account, which closes.
+
+    Raises:
+        UserError: the build cannot go on, or its account does not close.
+    """
+    build = Build(project.workspace, options, progress or Progress())
+    _check_inputs(project)
+    with _only_build(build.workspace):
+        _run_stages(project, build, STAGES[: STAGES.index(to) + 1], refetch)
+        build.workspace.remove_temporary_files()
+        account = read_account(build.workspace)
+    problems = account.problems()
+    if problems:
+        raise UserError("the account does not close: " + "; ".join(problems))
+    return account
+
+
+def _check_inputs(project: Project) -> None:
+    """Refuse a build whose later stages would find nothing, before the first one works for hours."""
+    for number, evaluation in enumerate(project.config.evals):
+        path = project.resolve(evaluation.path)
+        if "://" not in path and not any(c in path for c in "*?[") and not Path(path).exists():
+            raise ConfigError(f"evals[{number}].path = {evaluation.path!r}: no such file or folder")
+
+
+def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
+    config, base_dir = project.config, project.base_dir
+    allowlist = project.load_allowlist()
+    keys = QueryKeys(allowlist_path(config, base_dir), config.seed)
+    build.workspace.remove_temporary_files()
+
+    pairs = run_pairs(build, config, base_dir, allowlist)
+    if "plan" not in stages:
+        return
+    plan = run_plan(build, config, allowlist, keys, pairs)
+    if "fetched" not in stages:
+        return
+    fetched = run_fetched(build, config, base_dir, plan, refetch)
+    if "dedup" not in stages:
+        return
+    decided = run_dedup(build, config, base_dir, allowlist, keys, fetched)
+    if "shards" not in stages:
+        return
+    shards = run_shards(build, fetched, decided)
+    account = read_account(build.workspace)
+    write_manifest(build, shards, account, config.recipe() | {"allowlist_sha256": allowlist.sha256}, code_version())
+    if "report" in stages:
+        run_report(build, config, allowlist)
+
+
+def code_version() -> str:
+    """Return the installed version of this package."""
+    return version("wit-pipeline")
+
+
+@contextmanager
+def _only_build(workspace: Workspace) -> Iterator[None]:
+    """Hold a lock while a build runs in a local workspace; the system lets go of it however the build ends."""
+    if not workspace.is_local:
+        yield
+        return
+    lock = Path(workspace.path(".wit/lock"))
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{workspace.root}: another build is running in this workspace") from None
+        yield

@@ -1,0 +1,143 @@
+"""fetched/ + dedup/ -> shards/: WebDataset tars of the pairs that stay, a Parquet of every pair, and the manifest.
+
+Fetched part i becomes shard i, so no image moves between workers. `manifest.json` is removed before anything changes and
+written last: where it stands, the set is whole.
+"""
+
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.account import Account
+from pipeline.engine import Build, Marker, Unit, UnitOutput, Work, digest, run_units, unfinished
+from pipeline.records import SHARD
+from pipeline.shards.manifest import FORMAT
+from pipeline.shards.tar import TarWriter
+
+VERSION = 1
+"""Raised when the same decisions would give other bytes."""
+
+DROPPED = "dropped"
+"""`status` of a pair that was fetched but is not in the tar; its `reason` says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit: what the fetch and the dedup stage wrote about a part."""
+
+    number: int
+    fetched: str
+    tar: str
+    decisions: str
+
+    @property
+    def stem(self) -> str:
+        return f"shards/{self.number:05d}"
+
+
+def run_shards(build: Build, fetched: Mapping[str, Marker], decided: Marker) -> dict[str, Marker]:
+    """Fill shards/ with one tar, one Parquet and one stats file per part; `write_manifest` completes the set."""
+    units = [_unit(i, name, marker, decided) for i, (name, marker) in enumerate(fetched.items())]
+    if unfinished(build.workspace, "shards", units):
+        build.workspace.remove(["shards/manifest.json"])
+    return run_units(build, "shards", units, _Prepare())
+
+
+def _unit(number: int, name: str, fetched: Marker, decided: Marker) -> Unit:
+    decisions = f"dedup/decisions/{name}.parquet"
+    part = Part(number, f"fetched/{name}.parquet", f"fetched/{name}.tar", decisions)
+    inputs = sorted((file, facts.sha256) for file, facts in fetched.outputs.items())
+    return Unit(f"{number:05d}", digest(VERSION, inputs, decided.outputs[decisions].sha256), part)
+
+
+def write_manifest(
+    build: Build, shards: Mapping[str, Marker], account: Account, recipe: Mapping[str, Any], code_version: str
+) -> None:
+    """Write `sizes.json`, then `manifest.json`; leave them alone where they already say so."""
+    files = {name.rsplit("/", 1)[1]: f for marker in shards.values() for name, f in marker.outputs.items()}
+    samples = {f"{name}.tar": marker.counts["kept"] for name, marker in shards.items()}
+    content = {
+        "format": FORMAT,
+        "code_version": code_version,
+        "recipe": dict(recipe),
+        "samples": sum(samples.values()),
+        "shards": [{"tar": tar, "samples": count} for tar, count in samples.items()],
+        "files": {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in sorted(files.items())},
+        "account": account.to_json(),
+    }
+    for name, value in (("shards/sizes.json", samples), ("shards/manifest.json", content)):
+        if not build.workspace.exists(name) or build.workspace.read_json(name) != value:
+            build.workspace.write_json(name, value)
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    def __call__(self) -> Work:
+        return write_shard
+
+
+def write_shard(part: Part, output: UnitOutput) -> Mapping[str, int]:
+    """Write one shard. Rows keep the order of the plan, which is random by construction."""
+    rows = join_decisions(output.workspace.read_table(part.fetched), output.workspace.read_table(part.decisions))
+    kept = rows.filter(pc.equal(rows["status"], "success"))
+    _write_tar(part, kept, output)
+    output.write_table(f"{part.stem}.parquet", rows)
+    output.write_json(f"{part.stem}_stats.json", shard_stats(rows))
+    return {"inputs": kept.num_rows, "kept": kept.num_rows}
+
+
+def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
+    """Return a part's rows with the columns of SHARD: fetch outcomes, overridden by what dedup decided."""
+    at = pc.index_in(fetched["uid"], decisions["uid"])
+    decided = decisions.take(at)  # nulls where the fetch had failed already
+    dropped = pc.fill_null(pc.is_valid(decided["reason"]), False)
+    columns = {
+        "key": fetched["uid"],
+        "status": pc.if_else(dropped, DROPPED, fetched["status"]),
+        "reason": pc.coalesce(decided["reason"], fetched["reason"]),
+        "selected_by": decided["selected_by"],
+        "captions": decided["captions"],
+    }
+    known = dict(zip(fetched.column_names, fetched.columns, strict=True)) | columns
+    return pa.table([known[name] for name in SHARD.names], SHARD)
+
+
+def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:
+    wanted = {row["uid"]: row for row in kept.to_pylist()}
+    with output.workspace.open(part.tar) as source, output.create(f"{part.stem}.tar") as out:
+        with tarfile.open(fileobj=source, mode="r|") as fetched, TarWriter(out) as tar:
+            for member in fetched:
+                row = wanted.pop(member.name.split(".")[0], None)
+                if row is not None:
+                    image = fetched.extractfile(member)
+                    assert image is not None
+                    _add_sample(tar, row, image.read())
+    if wanted:
+        raise ValueError(f"{part.tar}: {len(wanted)} images are missing, the first is {min(wanted)}")
+
+
+def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes) -> None:
+    uid = row["uid"]
+    tar.add(f"{uid}.jpg", image)
+    tar.add(f"{uid}.txt", row["caption"].encode())
+    tar.add(f"{uid}.json", orjson.dumps(row | {"pdq": row["pdq"].hex()}, option=orjson.OPT_SORT_KEYS))
+
+
+def shard_stats(rows: pa.Table) -> dict[str, Any]:
+    """Return img2dataset's counters for one shard, without its clock times: they would differ on every run."""
+    statuses = Counter(rows["status"].to_pylist())
+    reasons = Counter(reason for reason in rows["reason"].to_pylist() if reason is not None)
+    return {
+        "count": rows.num_rows,
+        "successes": statuses["success"],
+        "failed_to_download": statuses["failed_to_download"],
+        "failed_to_resize": statuses["failed_to_resize"],
+        "dropped": statuses[DROPPED],
+        "status_dict": {"success": statuses["success"], **dict(sorted(reasons.items()))},
+    }

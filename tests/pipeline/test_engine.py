@@ -1,0 +1,152 @@
+"""Units: done once, redone when what they depend on changes, whole or not at all."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+
+from pipeline.engine import (
+    Build,
+    Unit,
+    UnitOutput,
+    digest,
+    finish_stage,
+    finished_stage,
+    outdated,
+    read_markers,
+    run_reduction,
+    run_units,
+)
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from pipeline.runner import parse_beam_options
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class WriteAndLog:
+    """Writes `out/<payload>.txt`, and a line to a log outside the workspace for every time it runs."""
+
+    log: str
+    text: str = "x"
+
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        with open(self.log, "a") as log:
+            log.write(f"{payload}\n")
+        with output.create(f"out/{payload}.txt") as out:
+            out.write((self.text * payload).encode())
+        return {"inputs": payload, "kept": payload}
+
+
+@pytest.fixture
+def build(tmp_path):
+    return Build(Workspace(str(tmp_path / "work")), parse_beam_options([]), Progress(None))
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "log"
+    path.touch()
+    return path
+
+
+def units(*sizes: int, version: int = 1) -> list[Unit]:
+    return [Unit(f"u{n}", digest(version, n), n) for n in sizes]
+
+
+def runs(log: Path) -> list[int]:
+    return sorted(int(line) for line in log.read_text().split())
+
+
+def tree(root: str) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in Path(root).rglob("*") if p.is_file()}
+
+
+def test_a_rerun_does_nothing(build, log):
+    first = run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    before = tree(build.workspace.root)
+    assert run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log))) == first
+    assert runs(log) == [1, 2, 3]
+    assert tree(build.workspace.root) == before
+
+
+def test_only_what_changed_is_redone_and_what_is_not_wanted_goes(build, log):
+    run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    changed = [Unit("u1", digest(1, 1), 1), Unit("u2", digest("other"), 2)]
+    assert outdated(build.workspace, "step", changed) == ["u2", "u3"]
+    run_units(build, "step", changed, WriteAndLog(str(log)))
+    assert runs(log) == [1, 2, 2, 3]
+    assert set(tree(build.workspace.root)) == {".wit/step/u1.json", ".wit/step/u2.json", "out/1.txt", "out/2.txt"}
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda p: p.write_bytes(b"x")])
+def test_a_lost_or_cut_output_is_made_again(build, log, damage):
+    run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
+    damage(Path(build.workspace.root) / "out/3.txt")
+    run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
+    assert runs(log) == [2, 3, 3]
+    assert (Path(build.workspace.root) / "out/3.txt").read_bytes() == b"xxx"
+
+
+def test_repeated_bundles_work_once(build, log):
+    options = parse_beam_options(["--direct_runner_bundle_repeat=2"])
+    run_units(Build(build.workspace, options, Progress(None)), "step", units(1, 2), WriteAndLog(str(log)))
+    assert runs(log) == [1, 2]
+
+
+@dataclass(frozen=True)
+class FailHalfWay:
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        with output.create("out/half.txt") as out:
+            out.write(b"half")
+            raise UserError(f"unit {payload} met a stranger")
+
+
+def test_a_failure_is_one_line_and_leaves_no_half_file(build):
+    with pytest.raises(UserError, match="^unit 7 met a stranger$"):
+        run_units(build, "step", units(7), FailHalfWay())
+    assert tree(build.workspace.root) == {}
+
+
+def test_stage_markers_own_their_folder(build, log):
+    run_units(build, "plan/write", units(1, 2), WriteAndLog(str(log)))
+    marker = read_markers(build.workspace, "plan/write")["u1"]
+    build.workspace.write_json("plan/old.json", 1)
+    (
+        done := finish_stage(
+            build.workspace, "plan", "d1", {"plan/new.json": build.workspace.write_json("plan/new.json", 2)}, {}
+        )
+    )
+    assert not build.workspace.exists("plan/old.json")
+    assert not build.workspace.exists(".wit/plan")
+    assert marker.outputs
+    assert finished_stage(build.workspace, "plan", "d1") == done
+    assert finished_stage(build.workspace, "plan", "d2") is None
+    assert not build.workspace.exists("plan/new.json")
+
+
+def test_a_reduction_is_written_once(build):
+    def wire(pipeline: beam.Pipeline) -> beam.PCollection:
+        return pipeline | beam.Create([1, 2, 3]) | beam.CombineGlobally(sum) | beam.Map(lambda n: pa.table({"n": [n]}))
+
+    def refuse(pipeline: beam.Pipeline) -> beam.PCollection:
+        raise AssertionError("it was done")
+
+    first = run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", wire)
+    assert build.workspace.read_table("out/sum.parquet")["n"].to_pylist() == [6]
+    assert run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", refuse) == first
+
+
+def test_digests_follow_values_not_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest(json.loads('{"b": [2], "a": 1}'))
+    assert digest({"a": 1}) != digest({"a": "1"})
+    assert digest("a", "b") != digest("ab")

@@ -1,0 +1,40 @@
+"""Spill and gather: every row comes back, in its bucket, in a fixed order."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import shuffle
+from pipeline.engine import UnitOutput
+from pipeline.shuffle import gather, spill
+from pipeline.workspace import Workspace
+
+SCHEMA = pa.schema([("n", pa.int64()), ("words", pa.list_(pa.string()))])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=40), max_size=6), st.integers(1, 50))
+def test_every_row_lands_in_its_bucket(tmp_path_factory, files, chunk_rows):
+    workspace = Workspace(str(tmp_path_factory.mktemp("w")))
+    expected: dict[int, list[int]] = {b: [] for b in range(6)}
+    names, n = [], 0
+    original, shuffle.CHUNK_ROWS = shuffle.CHUNK_ROWS, chunk_rows
+    try:
+        for i, buckets in enumerate(files):
+            batches = []
+            for start in range(0, len(buckets), 7):
+                part = buckets[start : start + 7]
+                rows = list(range(n, n + len(part)))
+                for row, bucket in zip(rows, part, strict=True):
+                    expected[bucket].append(row)
+                batches.append((pa.table([rows, [[str(r)] for r in rows]], schema=SCHEMA), np.array(part, np.int32)))
+                n += len(part)
+            names.append(f"spill/{i}.parquet")
+            assert spill(UnitOutput(workspace), names[-1], SCHEMA, batches) == len(buckets)
+    finally:
+        shuffle.CHUNK_ROWS = original
+    for bucket, rows in expected.items():
+        found = gather(workspace, names, bucket, SCHEMA)
+        assert found["n"].to_pylist() == rows
+        assert found["words"].to_pylist() == [[str(r)] for r in rows]
