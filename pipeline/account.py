@@ -1,6 +1,7 @@
 """The account of every pair: at each stage, inputs = kept + the sum over a closed list of reasons.
 
-Counts come from the markers that units leave, so the account is the same on every runner and after any number of crashes.
+Counts come from the markers that units leave, so the account is the same on every runner and after any number of
+crashes.
 
     pool      rows read from the sources        -> matched
     planned   matched pairs                     -> unique uids, within cap x slack

@@ -75,7 +75,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wit",
-        description="Build a CLIP-style image-text dataset: crawl, balance, deduplicate, measure overlap, shard, train.",
+        description="Build a CLIP-style image-text dataset: crawl, balance, deduplicate, measure overlap, train.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -1,4 +1,5 @@
-"""`wit train` and `wit evaluate`: thin launchers of the trainer, which lives in a package of its own with its own extra."""
+"""`wit train` and `wit evaluate`: thin launchers of the trainer, which lives in a package of its own with its own
+extra."""
 
 import argparse
 import subprocess

@@ -30,7 +30,7 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineRunner, PipelineState
+from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipeline.beam_options import parse_beam_options
@@ -57,7 +57,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     _expect_master(options)
     with _noise_in_log_file():
         try:
-            pipeline = beam.Pipeline(_runner(options), options=options)
+            pipeline = _pipeline(options)
         except ValueError as error:
             raise ConfigError(in_one_line(str(error))) from error
         build(pipeline)
@@ -128,15 +128,17 @@ def _failure(error: Exception) -> UserError:
     return user_error(error, log_file())
 
 
-def _runner(options: PipelineOptions) -> PipelineRunner | str:
-    """Return what `beam.Pipeline` takes as runner: a name, or a FnApiRunner whose worker processes write to the log."""
-    name: str = options.view_as(StandardOptions).runner
+def _pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """Make an empty pipeline on a copy of `options`; FnApiRunner's worker processes are made to write to the log file."""
     direct = options.view_as(DirectOptions)
-    if name != "FnApiRunner" or direct.direct_running_mode != "multi_processing":
-        return name
+    if options.view_as(StandardOptions).runner != "FnApiRunner" or direct.direct_running_mode != "multi_processing":
+        return beam.Pipeline(options=options)
     worker = [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"]
     command = f"exec {shlex.join(worker)} >>{shlex.quote(str(log_file()))} 2>&1"
-    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+    pipeline = beam.Pipeline(FnApiRunner(SubprocessSDKEnvironment.from_command_string(command)), options=options)
+    # Asked for processes by its options, the runner would start them by a command of its own.
+    pipeline.options.view_as(DirectOptions).direct_running_mode = "in_memory"
+    return pipeline
 
 
 @contextlib.contextmanager
@@ -151,7 +153,7 @@ def _noise_in_log_file() -> Iterator[None]:
     try:
         yield
     finally:
-        root.handlers[:] = handlers
+        root.handlers[:] = handlers or [logging.NullHandler()]  # Beam has a word to say at exit, too
         root.setLevel(level)
         file.close()
 

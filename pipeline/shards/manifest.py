@@ -1,7 +1,7 @@
 """The manifest of a finished set: what `shards/manifest.json` and `shards/sizes.json` say.
 
-`sizes.json` maps each tar to its number of samples; open_clip reads it by itself. `manifest.json` is written last, so its
-presence means that the set is whole::
+`sizes.json` maps each tar to its number of samples; open_clip reads it by itself. `manifest.json` is written last, so
+its presence means that the set is whole::
 
     {"format": "wit-shards/1", "samples": 1234, "seed": 7, "code_version": "0.1.0", "config": {...},
      "shards": [{"tar": "00000.tar", "samples": 617}, ...],

@@ -1,6 +1,7 @@
 """plan/ -> fetched/: ask for every planned image once; one tar and one Parquet per part, a row for every planned pair.
 
-The unit is a plan part. The fetcher of a process (event loop, connections, robots and DNS caches) is kept between parts.
+The unit is a plan part. The fetcher of a process (event loop, connections, robots and DNS caches) is kept between
+parts.
 """
 
 import tempfile
@@ -61,9 +62,9 @@ class _FetchPart:
 
     def __call__(self, part: str, output: UnitOutput) -> Mapping[str, int]:
         plan = output.workspace.read_table(part)
-        with tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch:
-            with output.create(f"fetched/{_stem(part)}.tar") as tar:
-                rows = self.fetcher.fetch_part(plan, tar, Path(scratch))
+        tar_name = f"fetched/{_stem(part)}.tar"
+        with tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch, output.create(tar_name) as tar:
+            rows = self.fetcher.fetch_part(plan, tar, Path(scratch))
         output.write_table(f"fetched/{_stem(part)}.parquet", rows.cast(FETCHED))
         return count_outcomes(rows)
 

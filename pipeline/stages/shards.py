@@ -1,14 +1,14 @@
 """fetched/ + dedup/ -> shards/: WebDataset tars of the pairs that stay, a Parquet of every pair, and the manifest.
 
-Fetched part i becomes shard i, so no image moves between workers. `manifest.json` is removed before anything changes and
-written last: where it stands, the set is whole.
+Fetched part i becomes shard i, so no image moves between workers. `manifest.json` is removed before anything changes
+and written last: where it stands, the set is whole.
 """
 
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import orjson
 import pyarrow as pa
@@ -110,14 +110,18 @@ def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
 
 def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:
     wanted = {row["uid"]: row for row in kept.to_pylist()}
-    with output.workspace.open(part.tar) as source, output.create(f"{part.stem}.tar") as out:
-        with tarfile.open(fileobj=source, mode="r|") as fetched, TarWriter(out) as tar:
-            for member in fetched:
-                row = wanted.pop(member.name.split(".")[0], None)
-                if row is not None:
-                    image = fetched.extractfile(member)
-                    assert image is not None
-                    _add_sample(tar, row, image.read())
+    with (
+        output.workspace.open(part.tar) as source,
+        tarfile.open(fileobj=source, mode="r|") as fetched,
+        output.create(f"{part.stem}.tar") as out,
+        TarWriter(cast(BinaryIO, out)) as tar,
+    ):
+        for member in fetched:
+            row = wanted.pop(member.name.split(".")[0], None)
+            if row is not None:
+                image = fetched.extractfile(member)
+                assert image is not None
+                _add_sample(tar, row, image.read())
     if wanted:
         raise ValueError(f"{part.tar}: {len(wanted)} images are missing, the first is {min(wanted)}")
 

@@ -112,7 +112,7 @@ class FailHalfWay:
 
 
 def test_a_failure_is_one_line_and_leaves_no_half_file(build):
-    with pytest.raises(UserError, match="^unit 7 met a stranger$"):
+    with pytest.raises(UserError, match=r"^unit 7 met a stranger$"):
         run_units(build, "step", units(7), FailHalfWay())
     assert tree(build.workspace.root) == {}
 
