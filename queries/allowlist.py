@@ -1,0 +1,170 @@
+"""The allowlist: what we look for, where each query came from, and how much each origin thinks of it.
+
+A list is one Parquet file with the columns
+
+    query    string          a query's id is its row number
+    origins  list<string>    where it came from: a source of `wit queries build`, or the name of an imported file
+    score    list<double>    its score in each of these origins (count, PMI, page views, ...); null where there is none
+
+and a manifest beside it (for queries.parquet: queries.manifest.json), written last. No two queries of a list have the
+same normal form, so no two of them match the same string.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from queries.errors import InputError
+from queries.list_files import SCHEMA, read_bytes, read_list
+from queries.normalize import normalize_batch
+
+
+@dataclass(frozen=True)
+class Allowlist:
+    """A list in memory. `table` has the columns above; `sha256` is that of the Parquet file, in hex."""
+
+    table: pa.Table
+    sha256: str
+
+    @classmethod
+    def load(cls, path: str) -> "Allowlist":
+        """Read a list from a local path or any fsspec URL.
+
+        Raises:
+            InputError: the file is missing, is no Parquet, has not the columns of a list, or is empty.
+        """
+        content = read_bytes(path)
+        try:
+            table = pq.read_table(pa.BufferReader(content))
+        except pa.ArrowInvalid:
+            raise InputError(f"{path} is not a Parquet file; `wit queries import` makes an allowlist of it") from None
+        _check(path, table)
+        return cls(table.select(SCHEMA.names), hashlib.sha256(content).hexdigest())
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def queries(self) -> list[str]:
+        """The queries; the id of each is its position."""
+        return list(self.table["query"].to_pylist())
+
+
+def _check(path: str, table: pa.Table) -> None:
+    for field in SCHEMA:
+        if field.name not in table.schema.names or table.schema.field(field.name).type != field.type:
+            raise InputError(
+                f"{path} is no allowlist: it needs a column {field.name!r} of type {field.type}; "
+                "`wit queries import` makes an allowlist of it"
+            )
+    if table.num_rows == 0:
+        raise InputError(f"{path} has no queries")
+    if table["query"].null_count:
+        raise InputError(f"{path} has {table['query'].null_count} queries that are null")
+
+
+def import_allowlist(sources: str | Sequence[str], out_path: str, *, column: str = "query") -> dict[str, Any]:
+    """Make a list of files that others made, in their order, write it and its manifest, and return the manifest.
+
+    Kinds of files: see `queries.list_files`. Queries with the same normal form become one, in its first spelling, with
+    all its origins. The same files give the same bytes.
+
+    Raises:
+        InputError: a file is missing, damaged or of the wrong kind, or nothing is left to look for.
+    """
+    paths = [sources] if isinstance(sources, str) else list(sources)
+    read = [read_list(path, column) for path in paths]
+    table, dropped = merge_candidates(pa.concat_tables(read))
+    if table.num_rows == 0:
+        raise InputError(f"{', '.join(paths)}: no query to look for ({sum(t.num_rows for t in read)} lines read)")
+    files = [{"path": path, "queries": rows.num_rows} for path, rows in zip(paths, read, strict=True)]
+    return write_allowlist(table, out_path, {"source": files, "dropped": dropped})
+
+
+def merge_candidates(candidates: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Make one row per normal form out of CANDIDATES; return the list's table and the number of rows dropped by reason.
+
+    The order and spelling are those of the first row of each. From each origin the first score counts.
+    """
+    candidates = candidates.combine_chunks()
+    normal = pa.chunked_array([normalize_batch(chunk) for chunk in candidates["query"].chunks], pa.string())
+    has_tokens = pc.greater(pc.binary_length(normal), 0)
+    spelled = pc.greater(pc.binary_length(pc.utf8_trim_whitespace(candidates["query"])), 0)
+    blank = candidates.num_rows - (pc.sum(spelled).as_py() or 0)
+    kept = candidates.filter(has_tokens)
+
+    group = _codes(normal.filter(has_tokens))
+    origin = _codes(kept["origin"])
+    first_per_origin = np.unique(group * (int(origin.max(initial=0)) + 1) + origin, return_index=True)[1]
+    first_per_origin.sort()
+    by_group = first_per_origin[np.argsort(group[first_per_origin], kind="stable")]
+    first = np.unique(group, return_index=True)[1]
+    offsets = pa.array(np.searchsorted(group[by_group], np.arange(len(first) + 1)), pa.int32())
+    members = kept.take(pa.array(by_group)).combine_chunks()
+    columns = [
+        pc.utf8_trim_whitespace(kept["query"].take(pa.array(first))),
+        *(pa.ListArray.from_arrays(offsets, _one(members[name])) for name in ("origin", "score")),
+    ]
+    dropped = {
+        "blank": blank,
+        "no_tokens": candidates.num_rows - kept.num_rows - blank,
+        "duplicate": kept.num_rows - len(first),
+    }
+    return pa.table(columns, schema=SCHEMA), dropped
+
+
+def _codes(values: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Number the distinct values by their first occurrence."""
+    return np.asarray(_one(_one(values).dictionary_encode().indices), dtype=np.int64)
+
+
+def _one(values: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def write_allowlist(table: pa.Table, out_path: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a list and, when it stands, its manifest: `facts` with the count and the SHA-256 of the file.
+
+    Each file appears whole or not at all. A list whose manifest is missing, or has another sha256, was cut off.
+    """
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.cast(SCHEMA), buffer, compression="zstd", row_group_size=65_536)
+    content = buffer.getvalue().to_pybytes()
+    manifest = {"count": table.num_rows, "sha256": hashlib.sha256(content).hexdigest(), **facts}
+    _write_file(out_path, content)
+    _write_file(manifest_path(out_path), json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+    return manifest
+
+
+def manifest_path(allowlist_path: str) -> str:
+    """Return where the manifest of a list is: beside it."""
+    return allowlist_path.removesuffix(".parquet") + ".manifest.json"
+
+
+def _write_file(path: str, content: bytes) -> None:
+    """Write a file at once: by renaming on a local disk; object stores show an upload only when it is complete."""
+    filesystem, name = fsspec.core.url_to_fs(path)
+    if "file" not in filesystem.protocol:
+        filesystem.pipe_file(name, content)
+        return
+    temporary = f"{name}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+        os.replace(temporary, name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)

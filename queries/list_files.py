@@ -1,0 +1,176 @@
+"""Read lists of queries that others made: text, JSON, Parquet, CSV, TSV; also compressed (.gz .bz2 .xz).
+
+.txt      one query a line
+.json     ["dog", ...] or {"dog": 120, ...}; the numbers become scores
+.parquet  a column `query`; a numeric column `score` if there is one; or the columns of an allowlist
+.csv .tsv a header with `query`, and perhaps `score`
+"""
+
+import io
+import json
+import lzma
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from queries.errors import InputError
+
+SCHEMA = pa.schema([("query", pa.string()), ("origins", pa.list_(pa.string())), ("score", pa.list_(pa.float64()))])
+"""Columns of an allowlist; see `queries.allowlist`."""
+
+CANDIDATES = pa.schema([("query", pa.string()), ("origin", pa.string()), ("score", pa.float64())])
+"""Queries as a source gives them, before de-duplication."""
+
+_COMPRESSED = (".gz", ".bz2", ".xz")
+
+
+def read_list(path: str, column: str = "query") -> pa.Table:
+    """Return the queries of a file, in its order, as CANDIDATES; the origin is the file's name without suffixes.
+
+    `column` names the column of queries in Parquet, CSV and TSV. Blank lines and nulls come as "".
+
+    Raises:
+        InputError: the file is missing, damaged, not UTF-8, of no known kind, or lacks the column.
+    """
+    name = PurePosixPath(path)
+    suffixes = [suffix.lower() for suffix in name.suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    reader = _READERS.get(suffixes[-1] if suffixes else "")
+    if reader is None:
+        raise InputError(f"{path}: do not know this kind of list; known are {', '.join(_READERS)} (also compressed)")
+    return reader(path, name.name.split(".")[0], read_bytes(path), column)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return the content of a local file or fsspec URL, decompressed where the suffix says so.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read to its end.
+    """
+    try:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            content: bytes = file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except EOFError:
+        raise InputError(f"{path}: the compressed file ends early; fetch or write it again") from None
+    except (OSError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except (ValueError, ImportError) as error:  # fsspec: a protocol that is unknown, or whose package is missing
+        raise InputError(f"{path}: cannot be opened ({error})") from None
+    return content
+
+
+def _decode(path: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x}); convert the file"
+        ) from None
+
+
+def _read_text(path: str, origin: str, content: bytes, _: str) -> pa.Table:
+    lines = _decode(path, content).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return _candidates([line.removesuffix("\r") for line in lines], origin, None)
+
+
+def _read_json(path: str, origin: str, content: bytes, _: str) -> pa.Table:
+    try:
+        value = json.loads(_decode(path, content))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
+    except RecursionError:
+        value = None
+    if isinstance(value, list) and all(isinstance(query, str) for query in value):
+        return _candidates(value, origin, None)
+    if isinstance(value, dict) and all(_is_number(score) for score in value.values()):
+        return _candidates(list(value), origin, [float(score) for score in value.values()])
+    raise InputError(f"{path}: the JSON must be a list of strings, or an object with a number for each query")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_parquet(path: str, origin: str, content: bytes, column: str) -> pa.Table:
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except pa.ArrowInvalid:
+        raise InputError(f"{path}: not a Parquet file, or a damaged one") from None
+    return _from_table(path, origin, table, column)
+
+
+def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table]:
+    def read(path: str, origin: str, content: bytes, column: str) -> pa.Table:
+        text = _decode(path, content)
+        if not text.strip():
+            raise InputError(f"{path}: the file is empty")
+        parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        # Without fixed types, a column of words such as "null" and "true" would not be text.
+        convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=False)
+        try:
+            table = pa.csv.read_csv(io.BytesIO(text.encode()), parse_options=parse, convert_options=convert)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+        return _from_table(path, origin, table, column)
+
+    return read
+
+
+def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Table:
+    names = table.schema.names
+    if names.count(column) != 1:
+        what = f"{names.count(column)} columns are called {column!r} (all: {', '.join(names)})"
+        raise InputError(f"{path}: {what}; name one with --column")
+    queries = table[column]
+    if pa.types.is_dictionary(queries.type):
+        queries = queries.cast(queries.type.value_type)
+    if not (pa.types.is_string(queries.type) or pa.types.is_large_string(queries.type)):
+        raise InputError(f"{path}: column {column!r} holds {queries.type}, not text; name another with --column")
+    if all(field in table.schema for field in SCHEMA):
+        return _from_allowlist(path, table)
+    queries = pc.fill_null(queries.cast(pa.string()), "")
+    scores = table["score"] if names.count("score") == 1 else pa.nulls(len(queries), pa.float64())
+    if not (pa.types.is_integer(scores.type) or pa.types.is_floating(scores.type)):
+        raise InputError(f"{path}: column 'score' holds {scores.type}, not numbers")
+    return pa.table([queries, pa.repeat(origin, len(queries)), scores.cast(pa.float64())], schema=CANDIDATES)
+
+
+def _from_allowlist(path: str, table: pa.Table) -> pa.Table:
+    origins, scores = (table[name].combine_chunks() for name in ("origins", "score"))
+    sizes = pc.list_value_length(origins)
+    if not sizes.equals(pc.list_value_length(scores)) or pc.min(sizes).as_py() == 0:
+        raise InputError(f"{path}: each query needs as many scores as origins, and one at least")
+    queries = table["query"].combine_chunks().take(pc.list_parent_indices(origins))
+    return pa.table([queries, pc.list_flatten(origins), pc.list_flatten(scores)], schema=CANDIDATES)
+
+
+def _candidates(queries: list[str], origin: str, scores: list[float] | None) -> pa.Table:
+    try:
+        column = pa.array(queries, pa.string())
+    except UnicodeEncodeError:
+        raise InputError(f"{origin}: a query has half of a surrogate pair, which is no text") from None
+    score = pa.nulls(len(column), pa.float64()) if scores is None else pa.array(scores, pa.float64())
+    return pa.table([column, pa.repeat(origin, len(column)), score], schema=CANDIDATES)
+
+
+_READERS: dict[str, Callable[[str, str, bytes, str], pa.Table]] = {
+    ".txt": _read_text,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".csv": _read_delimited(","),
+    ".tsv": _read_delimited("\t"),
+}

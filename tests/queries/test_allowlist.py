@@ -1,0 +1,190 @@
+import bz2
+import gzip
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from queries.allowlist import Allowlist, import_allowlist, manifest_path, merge_candidates
+from queries.errors import InputError
+from queries.list_files import CANDIDATES, SCHEMA
+from queries.normalize import normalize
+
+
+def write(path: Path, content: Any) -> str:
+    """Write a list file of the kind its suffixes name."""
+    kind = path.name.split(".")[1]
+    if kind == "parquet":
+        pq.write_table(content, path)
+        return str(path)
+    encoded = json.dumps(content).encode() if kind == "json" else content.encode()
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(encoded))
+    return str(path)
+
+
+def imported(*sources: str, out: Path, **options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    manifest = import_allowlist(list(sources), str(out), **options)
+    return Allowlist.load(str(out)).table.to_pylist(), manifest
+
+
+WORDS = pa.array(["dog", "", "Hot Dog", "DOG", "?!", "cat"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "score"),
+    [
+        ("words.txt", "dog\n\n Hot Dog \r\nDOG\n?!\ncat", None),
+        ("words.txt.gz", "\ufeffdog\n\nHot Dog\nDOG\n?!\ncat\n", None),
+        ("words.txt.bz2", "dog\n\nHot Dog\nDOG\n?!\ncat\n", None),
+        ("words.json", ["dog", "", "Hot Dog", "DOG", "?!", "cat"], None),
+        ("words.json.gz", {"dog": 2, "": 2, "Hot Dog": 2.0, "DOG": 1, "?!": 2, "cat": 2}, 2.0),
+        ("words.csv", 'query,score\ndog,2\n,2\n"Hot Dog",2\nDOG,1\n?!,2\ncat,2\n', 2.0),
+        ("words.tsv", "id\tquery\n1\tdog\n2\t\n3\tHot Dog\n4\tDOG\n5\t?!\n6\tcat\n", None),
+        ("words.parquet", pa.table({"query": ["dog", None, "Hot Dog", "DOG", "?!", "cat"], "score": [2] * 6}), 2.0),
+        ("words.parquet", pa.table([WORDS.dictionary_encode()], ["query"]), None),
+    ],
+)  # fmt: skip
+def test_every_kind_of_file_gives_the_same_list(tmp_path: Path, name: str, content: Any, score: float | None) -> None:
+    rows, manifest = imported(write(tmp_path / name, content), out=tmp_path / "out.parquet")
+    assert rows == [{"query": q, "origins": ["words"], "score": [score]} for q in ("dog", "Hot Dog", "cat")]
+    assert manifest["count"] == 3
+    assert manifest["dropped"] == {"blank": 1, "no_tokens": 1, "duplicate": 1}
+    assert manifest["source"] == [{"path": str(tmp_path / name), "queries": 6}]
+
+
+def test_words_that_look_like_other_values_stay_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.csv", "query\nnull\ntrue\n12\nNaN\n2020-01-01\n")
+    rows, _ = imported(path, out=tmp_path / "out.parquet")
+    assert [row["query"] for row in rows] == ["null", "true", "12", "NaN", "2020-01-01"]
+
+
+def test_several_files_share_entries_and_keep_all_origins(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.txt", "dog\ncat\n")
+    b = write(tmp_path / "b.json", {"Dog": 5, "cow": 1})
+    rows, _ = imported(a, b, out=tmp_path / "both.parquet")
+    assert rows == [
+        {"query": "dog", "origins": ["a", "b"], "score": [None, 5.0]},
+        {"query": "cat", "origins": ["a"], "score": [None]},
+        {"query": "cow", "origins": ["b"], "score": [1.0]},
+    ]
+    c = write(tmp_path / "c.txt", "horse\n")
+    again, _ = imported(str(tmp_path / "both.parquet"), c, out=tmp_path / "more.parquet")
+    assert again == [*rows, {"query": "horse", "origins": ["c"], "score": [None]}]
+
+
+def test_the_column_can_be_named(tmp_path: Path) -> None:
+    rows, _ = imported(write(tmp_path / "w.csv", "word,n\ndog,1\n"), out=tmp_path / "out.parquet", column="word")
+    assert [row["query"] for row in rows] == ["dog"]
+
+
+ROWS = st.lists(
+    st.tuples(st.text(st.sampled_from("aAbß -?\u0301"), max_size=4), st.sampled_from("xy"), st.integers(0, 9))
+)
+
+
+@given(ROWS)
+def test_merging_keeps_each_normal_form_once_and_accounts_for_the_rest(rows: list[tuple[str, str, int]]) -> None:
+    given_rows = [dict(zip(CANDIDATES.names, row, strict=True)) for row in rows]
+    table, dropped = merge_candidates(pa.Table.from_pylist(given_rows, schema=CANDIDATES))
+    expected: dict[str, tuple[str, dict[str, float]]] = {}
+    for query, origin, score in rows:
+        if normalize(query):
+            expected.setdefault(normalize(query), (query.strip(), {}))[1].setdefault(origin, float(score))
+    assert table.to_pylist() == [
+        {"query": query, "origins": list(scores), "score": list(scores.values())} for query, scores in expected.values()
+    ]
+    assert table.num_rows + sum(dropped.values()) == len(rows)
+    assert dropped["blank"] == sum(not query.strip() for query, _, _ in rows)
+
+
+def test_the_same_input_gives_the_same_bytes_and_the_manifest_knows_them(tmp_path: Path) -> None:
+    words = [f"word {n}" for n in range(1_000)]
+    random.Random(1).shuffle(words)
+    path = write(tmp_path / "w.txt", "\n".join(words))
+    outs = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    manifests = [import_allowlist(path, str(out)) for out in outs]
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert manifests[0] == manifests[1] == json.loads(Path(manifest_path(str(outs[0]))).read_text())
+    loaded = Allowlist.load(str(outs[0]))
+    assert loaded.queries == words
+    assert len(loaded) == 1_000
+    assert loaded.sha256 == manifests[0]["sha256"] == hashlib.sha256(outs[0].read_bytes()).hexdigest()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"1.manifest.json", "1.parquet", "2.manifest.json", "2.parquet", "w.txt"}
+
+
+def test_any_filesystem_will_do(tmp_path: Path) -> None:
+    import_allowlist(write(tmp_path / "w.txt", "dog\n"), "memory://lists/queries.parquet")
+    assert Allowlist.load("memory://lists/queries.parquet").queries == ["dog"]
+    assert json.loads(fsspec.filesystem("memory").cat("/lists/queries.manifest.json"))["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "no such file"),
+        ("a.docx", b"", "do not know this kind of list"),
+        ("a.txt", b"", "no query to look for"),
+        ("a.txt", b"\n?!\n", "no query to look for"),
+        ("a.txt", b"dog\nca\xff\n", "line 2 is not UTF-8 .byte 0xff."),
+        ("a.txt.gz", gzip.compress(b"dog\n" * 9)[:-9], "ends early"),
+        ("a.txt.bz2", bz2.compress(b"dog\n" * 9)[:-9], "ends early"),
+        ("a.txt.gz", b"dog\n", "cannot be read"),
+        ("a.json", b"[1]", "list of strings"),
+        ("a.json", b'{"a": "b"}', "list of strings"),
+        ("a.json", b'["dog"', "not JSON .line 1"),
+        ("a.json", b"[" * 100_000, "list of strings|not JSON"),
+        ("a.json", b'["\\ud800"]', "surrogate"),
+        ("a.parquet", b"PAR1", "not a Parquet file"),
+        ("a.csv", b"", "empty"),
+        ("a.csv", b"word\ndog\n", "0 columns are called 'query' .all: word."),
+        ("a.csv", b"query,query\ndog,cat\n", "2 columns are called 'query'"),
+        ("a.csv", b"query,b\ndog\n", "Expected 2 columns"),
+        ("a.csv", b"query,score\ndog,many\n", "not numbers"),
+        ("nowhere://b.txt", None, "cannot be opened"),
+    ],
+)
+def test_wrong_inputs_give_one_clear_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    path = name if "://" in name else str(tmp_path / name)
+    if content is not None:
+        Path(path).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        import_allowlist(path, str(tmp_path / "out.parquet"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_wrong_columns_of_parquet(tmp_path: Path) -> None:
+    numbers = write(tmp_path / "n.parquet", pa.table({"query": [1, 2]}))
+    with pytest.raises(InputError, match="holds int64, not text"):
+        import_allowlist(numbers, str(tmp_path / "out.parquet"))
+    uneven = write(tmp_path / "u.parquet", pa.table([["a"], [["x"]], [[]]], schema=SCHEMA))
+    with pytest.raises(InputError, match="as many scores as origins"):
+        import_allowlist(uneven, str(tmp_path / "out.parquet"))
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        import_allowlist(write(tmp_path / "w.txt", "dog"), str(tmp_path / "no" / "out.parquet"))
+
+
+def test_what_is_no_allowlist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        Allowlist.load(str(tmp_path / "no.parquet"))
+    with pytest.raises(InputError, match="not a Parquet file"):
+        Allowlist.load(write(tmp_path / "w.txt", "dog"))
+    with pytest.raises(InputError, match="needs a column 'origins'"):
+        Allowlist.load(write(tmp_path / "w.parquet", pa.table({"query": ["dog"]})))
+    with pytest.raises(InputError, match="has no queries"):
+        Allowlist.load(write(tmp_path / "e.parquet", SCHEMA.empty_table()))
+    with pytest.raises(InputError, match="1 queries that are null"):
+        Allowlist.load(write(tmp_path / "z.parquet", pa.table([[None], [["x"]], [[1.0]]], schema=SCHEMA)))
