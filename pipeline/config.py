@@ -146,6 +146,8 @@ class Config(Table):
     fetch: FetchConfig
     dedup: DedupConfig = DedupConfig()
     evals: tuple[EvalConfig, ...] = Field(default=(), strict=False)
+    train: dict[str, Any] | None = None  # the trainer's own tables; it checks them, for it is installed apart
+    evaluate: dict[str, Any] | None = None
 
     @field_validator("evals")
     @classmethod

@@ -1,0 +1,107 @@
+"""Every key is checked when loaded, and documented."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+
+SMALLEST = """
+workspace = "work"
+[allowlist]
+path = "queries.parquet"
+[[sources]]
+kind = "warc"
+paths = ["crawl/*.warc.gz"]
+[fetch]
+contact = "mailto:you@example.org"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "wit.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_smallest_config_has_the_papers_defaults(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    assert (config.balance.cap, config.balance.slack, config.seed) == (20_000, 2.0, 0)
+    assert config.dedup.evals == "report"
+    assert not config.fetch.allow_private_hosts
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("[balance]\ncapp = 3", r"unknown key balance\.capp; did you mean cap\? known keys are cap, slack"),
+        ("[balance]\ncap = 0", r"balance\.cap = 0: input should be greater than or equal to 1"),
+        ('[balance]\ncap = "20"', r"balance\.cap = '20': input should be a valid integer"),
+        ("[balance]\nslack = 0.5", r"balance\.slack = 0\.5: input should be greater than or equal to 1"),
+        ('[dedup]\nevals = "delete"', r"dedup\.evals = 'delete': input should be 'report' or 'remove'"),
+        ("[dedup]\nmax_distance_bits = 40", r"dedup\.max_distance_bits = 40: input should be less than or equal to 31"),
+        ('[[evals]]\nname = "x"\nkind = "tar"\npath = "y"', r"evals\[0\]\.kind = 'tar': input should be 'folder'"),
+        ('[[evals]]\nname = "x"\nkind = "folder"', r"missing key evals\[0\]\.path"),
+        (
+            '[[evals]]\nname = "x"\nkind = "folder"\npath = "y"\n[[evals]]\nname = "x"\nkind = "folder"\npath = "z"',
+            r"two evaluation sets are called 'x'",
+        ),
+        ("[blance]\ncap = 3", r"unknown key blance; did you mean balance\?"),
+        ("[balance\ncap = 3", r"not valid TOML"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_key_value_and_what_is_allowed(tmp_path, change, line):
+    with pytest.raises(ConfigError, match=line) as error:
+        load_config(write(tmp_path, SMALLEST + change))
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_several_problems_are_counted(tmp_path):
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)$"):
+        load_config(write(tmp_path, SMALLEST + "[balance]\ncap = 0\nslack = 0"))
+
+
+@pytest.mark.parametrize("contact", ["", 'contact = "you@example.org"'])
+def test_a_contact_is_required_before_anything_leaves_the_machine(tmp_path, contact):
+    with pytest.raises(ConfigError, match=r"contact.*mailto:"):
+        load_config(write(tmp_path, SMALLEST.replace('contact = "mailto:you@example.org"', contact)))
+    load_config(write(tmp_path, SMALLEST.replace('contact = "mailto:you@example.org"', "network = false")))
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'workspace = "\xe9"')
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "latin.toml")
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        tables = [a for a in (*get_args(field.annotation), field.annotation) if isinstance(a, type)]
+        table = next((t for t in tables if issubclass(t, BaseModel)), None)
+        found |= keys(table, f"{prefix}{name}.") if table else {f"{prefix}{name}"}
+    return found
+
+
+def test_every_key_is_documented_and_no_other():
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`([a-z0-9_.]+)`", row)}
+    assert documented == keys(Config)
+
+
+def test_pacing_is_not_part_of_what_an_image_is(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    patient = load_config(write(tmp_path, SMALLEST + "timeout_s = 60.0\nhost_interval_s = 2.0\nconcurrency = 8"))
+    smaller = load_config(write(tmp_path, SMALLEST + "image_size = 224"))
+    assert patient.fetch.content() == config.fetch.content() != smaller.fetch.content()
+    assert patient.recipe() == config.recipe() != smaller.recipe()

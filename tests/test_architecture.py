@@ -1,0 +1,74 @@
+"""The packages import each other one way only, and heavy imports stay where they belong."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "queries": {"queries"},
+    "dedup": {"dedup"},
+    "pipeline": {"pipeline", "queries", "dedup"},
+    "trainer": {"trainer", "pipeline.shards", "dedup.eval_sets"},
+}
+OURS = tuple(ALLOWED)
+BEAM_MAY_BE_IMPORTED_IN = {
+    "stages",
+    "engine.py",
+    "build.py",
+    "beam_options.py",
+    "runner.py",
+    "failures.py",
+    "spark",
+    "cli.py",
+}
+NO_SUCH_MODULE = {"utils", "util", "common", "helpers", "misc"}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == a or name.startswith(f"{a}.") for a in allowed)
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_imports_go_one_way(package):
+    for path in modules(package):
+        for name in imported(path):
+            if name.split(".")[0] in OURS:
+                partial = any(a.startswith(f"{name}.") for a in ALLOWED[package])  # `from pipeline import shards`
+                assert within(name, ALLOWED[package]) or partial, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_beam_stays_at_the_edge():
+    for package in OURS:
+        for path in modules(package):
+            if any(name.split(".")[0] == "apache_beam" for name in imported(path)):
+                place = path.relative_to(ROOT).parts[1]
+                assert package == "pipeline", path
+                assert place in BEAM_MAY_BE_IMPORTED_IN, path
+
+
+def test_torch_stays_in_the_trainer():
+    for package in OURS:
+        for path in modules(package):
+            if any(name.split(".")[0] in ("torch", "open_clip") for name in imported(path)):
+                assert package == "trainer", path
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends():
+    assert [path for package in OURS for path in modules(package) if path.stem in NO_SUCH_MODULE] == []
