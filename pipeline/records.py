@@ -10,12 +10,19 @@ from enum import StrEnum
 import pyarrow as pa
 
 # A candidate that matched the allowlist. One row per (image URL, text): an image with an alt and a title text is two
-# rows. PAIRS = pa.schema( [ ("uid", pa.string()),  # 32 hex characters, see `pair_uid` ("url", pa.string()),  #
-# normalised absolute http(s) URL of the image ("caption", pa.string()), ("text_field", pa.string()),  # where the
-# caption came from: caption | alt | title | figcaption ("page_url", pa.string()),  # empty when the source does not
-# know the page ("source", pa.string()),  # the source file, as written in the config ("language", pa.string()),  #
-# ISO 639 code by fastText, "und" when it is not sure ("query_ids", pa.list_(pa.int32())),  # sorted row numbers in
-# the allowlist ] )
+# rows.
+PAIRS = pa.schema(
+    [
+        ("uid", pa.string()),  # 32 hex characters, see `pair_uid`
+        ("url", pa.string()),  # normalised absolute http(s) URL of the image
+        ("caption", pa.string()),
+        ("text_field", pa.string()),  # where the caption came from: caption | alt | title | figcaption
+        ("page_url", pa.string()),  # empty when the source does not know the page
+        ("source", pa.string()),  # the source file, as written in the config
+        ("language", pa.string()),  # ISO 639 code by fastText, "und" when it is not sure
+        ("query_ids", pa.list_(pa.int32())),  # sorted row numbers in the allowlist
+    ]
+)
 
 # What to fetch: pairs that at least one query selects.
 PLAN = PAIRS.append(pa.field("selected_by", pa.list_(pa.int32())))
