@@ -1,0 +1,105 @@
+"""The subject of every picture of the demo: a few coloured shapes on a patterned background.
+
+A `Scene` says what is seen, in words that a caption can repeat and a model can learn; `pipeline.demo.drawing` decides
+what it looks like. Some single-object scenes are kept for evaluation only: see `is_held_out`.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+SHAPES = ("circle", "square", "triangle", "star", "hexagon", "heart", "cross", "crescent", "ring", "diamond")
+PATTERNS = ("plain", "striped", "checkered", "dotted", "wavy")
+RELATIONS = ("above", "below", "left", "right")
+SIZES = ("small", "large")
+
+# Pairs of colours that even people mix up when one is the background of the other.
+_TOO_ALIKE = frozenset({frozenset({"red", "orange"}), frozenset({"orange", "yellow"}), frozenset({"blue", "purple"})})
+
+_HELD_OUT_SHARE = 5  # one in five (object, background) combinations is never seen in training
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One kind of object in a scene."""
+
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What one picture shows.
+
+    `things` holds one kind of object, `count` times, or two single objects of which the first stands in `relation` to
+    the second. `seed` decides everything that words do not: positions, angles, shades, texture, picture size.
+    """
+
+    things: tuple[Thing, ...]
+    background: str
+    pattern: str
+    seed: int
+    count: int = 1
+    relation: str = ""
+    size: str = ""
+
+
+def is_held_out(thing: Thing, background: str, pattern: str) -> bool:
+    """Tell whether this object on this background is reserved for evaluation."""
+    key = f"{thing.colour} {thing.shape} {background} {pattern}"
+    return zlib.crc32(key.encode()) % _HELD_OUT_SHARE == 0
+
+
+def training_scenes(seed: int, count: int) -> Iterator[Scene]:
+    """Yield `count` scenes, none of which shows a held-out combination."""
+    rng = random.Random(f"scenes {seed}")
+    for number in range(count):
+        yield _training_scene(rng, image_seed=seed * 1_000_003 + number)
+
+
+def held_out_scenes(thing: Thing, seed: int, count: int) -> Iterator[Scene]:
+    """Yield `count` evaluation scenes that show `thing` alone, on backgrounds no training scene shows it on."""
+    rng = random.Random(f"held out {seed} {thing}")
+    for number in range(count):
+        background, pattern = _backdrop(rng, [thing], held_out=True)
+        image_seed = zlib.crc32(f"{seed} {thing} {number}".encode()) + (1 << 40)
+        yield Scene((thing,), background, pattern, image_seed, size=rng.choice(SIZES))
+
+
+def _training_scene(rng: random.Random, image_seed: int) -> Scene:
+    kind = rng.random()
+    if kind < 0.55:
+        thing = _thing(rng)
+        background, pattern = _backdrop(rng, [thing], held_out=False)
+        return Scene((thing,), background, pattern, image_seed, size=rng.choice(SIZES))
+    if kind < 0.75:
+        thing = _thing(rng)
+        background, pattern = _backdrop(rng, [thing], held_out=False)
+        return Scene((thing,), background, pattern, image_seed, count=rng.randint(2, 5))
+    first = _thing(rng)
+    second = _thing(rng)
+    while second.shape == first.shape or second.colour == first.colour:
+        second = _thing(rng)
+    background, pattern = _backdrop(rng, [first, second], held_out=False)
+    return Scene((first, second), background, pattern, image_seed, relation=rng.choice(RELATIONS))
+
+
+def _thing(rng: random.Random) -> Thing:
+    return Thing(rng.choice(COLOURS), rng.choice(SHAPES))
+
+
+def _backdrop(rng: random.Random, things: list[Thing], *, held_out: bool) -> tuple[str, str]:
+    """Draw a background that every thing stands out from and that is, or is not, reserved for evaluation."""
+    while True:
+        background, pattern = rng.choice(COLOURS), rng.choice(PATTERNS)
+        if any(_blends_in(thing.colour, background) for thing in things):
+            continue
+        if any(is_held_out(thing, background, pattern) is not held_out for thing in things):
+            continue
+        return background, pattern
+
+
+def _blends_in(colour: str, background: str) -> bool:
+    return colour == background or frozenset({colour, background}) in _TOO_ALIKE
