@@ -1,21 +1,15 @@
 """Run one Beam pipeline to its end, on whatever runner the user chose, quietly.
 
-Beam, Spark and their workers write hundreds of harmless lines; here they go to a log file in the temporary folder, and
-a failure becomes one line that names its cause and that file. Loggers that have handlers of their own keep them.
+A failure becomes one line that names its cause, and the log file that has the rest.
 """
 
-import atexit
-import contextlib
-import functools
 import logging
 import os
 import re
 import shlex
 import socket
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import apache_beam as beam
@@ -33,6 +27,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipeline.beam_noise import keep_log, log_file, noise_in_log_file
 from pipeline.beam_options import parse_beam_options
 from pipeline.errors import ConfigError, UserError
 from pipeline.failures import in_one_line, user_error, without_step
@@ -55,7 +50,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         ConfigError: when Beam finds the options incomplete for the runner.
     """
     _expect_master(options)
-    with _noise_in_log_file():
+    with noise_in_log_file():
         try:
             pipeline = _pipeline(options)
         except ValueError as error:
@@ -109,27 +104,14 @@ def _vcpus(machine_type: str | None) -> int:
     return int(number[1]) if number else 2  # the types without a number share a core: e2-micro, e2-small, e2-medium
 
 
-@functools.cache
-def log_file() -> Path:
-    """Return this process's log file; it is removed at exit unless a run failed."""
-    descriptor, name = tempfile.mkstemp(prefix="wit-beam-", suffix=".log")
-    os.close(descriptor)
-    atexit.register(_remove_log)
-    return Path(name)
-
-
-def _remove_log() -> None:
-    log_file().unlink(missing_ok=True)
-
-
 def _failure(error: Exception) -> UserError:
-    atexit.unregister(_remove_log)
+    keep_log()
     _LOGGER.error("The run failed", exc_info=error)
     return user_error(error, log_file())
 
 
 def _pipeline(options: PipelineOptions) -> beam.Pipeline:
-    """Make an empty pipeline on a copy of `options`; FnApiRunner's worker processes are made to write to the log file."""
+    """Make an empty pipeline on a copy of `options`, with FnApiRunner's worker processes made to write to the log."""
     direct = options.view_as(DirectOptions)
     if options.view_as(StandardOptions).runner != "FnApiRunner" or direct.direct_running_mode != "multi_processing":
         return beam.Pipeline(options=options)
@@ -139,23 +121,6 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
     # Asked for processes by its options, the runner would start them by a command of its own.
     pipeline.options.view_as(DirectOptions).direct_running_mode = "in_memory"
     return pipeline
-
-
-@contextlib.contextmanager
-def _noise_in_log_file() -> Iterator[None]:
-    """Send what reaches the root logger to the log file, and to nothing else, for a while."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    file = logging.FileHandler(log_file())
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root.handlers[:] = [file]
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers or [logging.NullHandler()]  # Beam has a word to say at exit, too
-        root.setLevel(level)
-        file.close()
 
 
 def _expect_master(options: PipelineOptions) -> None:

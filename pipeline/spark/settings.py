@@ -65,8 +65,8 @@ def missing_arguments(given: argparse.Namespace) -> list[str]:
     cores = local_cores(given.spark_master_url)
     arguments = _job_server(given)
     properties = _jvm_properties(given, cores)
-    if cores is None:
-        arguments += _worker_processes(given, executor_cores=int(properties["spark.executor.cores"]))
+    if cores is None or given.environment_type == "PROCESS":
+        arguments += _worker_processes(given, tasks_per_executor=cores or _whole(properties, "spark.executor.cores", 1))
     arguments += [f"--job_server_jvm_properties={word}" for word in _jvm_words(given, properties)]
     if given.storage_level is None and not given.cache_disabled:
         # A stage read twice is cached; in memory alone an evicted partition would be computed, and its side effects
@@ -160,17 +160,22 @@ def _jvm_words(given: argparse.Namespace, properties: dict[str, str]) -> list[st
     return [*words, "--add-exports=java.base/sun.security.action=ALL-UNNAMED"]
 
 
-def _worker_processes(given: argparse.Namespace, executor_cores: int) -> list[str]:
-    """Return the arguments that make executors start our Python processes, with this project's own boot script."""
+def _worker_processes(given: argparse.Namespace, tasks_per_executor: int) -> list[str]:
+    """Return the arguments that make executors start our Python processes, with this project's own boot script.
+
+    A `local[N]` master needs none: there Beam runs the units in N threads of this process (LOOPBACK), which spares each
+    of a build's many small jobs the start of N Pythons.
+    """
     arguments = []
     if given.environment_type is None:
         arguments.append("--environment_type=PROCESS")
-        if given.environment_config is None and not given.environment_options:
-            arguments.append("--environment_config=" + json.dumps({"command": boot_command()}))
+    if given.environment_type in (None, "PROCESS") and not (given.environment_config or given.environment_options):
+        arguments.append("--environment_config=" + json.dumps({"command": boot_command()}))
     if str(given.environment_cache_millis) == "0":
         arguments.append("--environment_cache_millis=60000")  # else every bundle starts Python anew
-    if str(given.sdk_worker_parallelism) == "1":
-        arguments.append(f"--sdk_worker_parallelism={executor_cores}")
+    if str(given.sdk_worker_parallelism) == "1" and tasks_per_executor > 1:
+        # A process per task, and each bundle to one that is idle, for Python threads share one lock.
+        arguments += [f"--sdk_worker_parallelism={tasks_per_executor}", "--load_balance_bundles"]
     return arguments
 
 

@@ -1,0 +1,84 @@
+"""Keep Beam's and Spark's chatter off the terminal: it goes to one log file per process, in the temporary folder.
+
+They write hundreds of harmless lines a job, some of them alarming ("Multiplexer hanging up"), through loggers, plain
+prints and crashing threads. Handlers that this project gives its own loggers are left alone.
+"""
+
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from apache_beam.runners.worker import sdk_worker
+
+_NOISY = ("apache_beam", "SparkJarJobServer")
+_BEAM_FRAMES = f"{os.sep}apache_beam{os.sep}"
+
+
+@functools.cache
+def log_file() -> Path:
+    """Return this process's log file; it is removed at exit unless `keep_log` was called."""
+    descriptor, name = tempfile.mkstemp(prefix="wit-beam-", suffix=".log")
+    os.close(descriptor)
+    atexit.register(_remove_log)
+    return Path(name)
+
+
+def keep_log() -> None:
+    """Let the log file outlive this process."""
+    atexit.unregister(_remove_log)
+
+
+@contextlib.contextmanager
+def noise_in_log_file() -> Iterator[None]:
+    """Send all noise to the log file; what Beam says of its own accord later on, at exit above all, goes there too."""
+    handler = _silence_for_good()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def _remove_log() -> None:
+    log_file().unlink(missing_ok=True)
+
+
+@functools.cache
+def _silence_for_good() -> logging.Handler:
+    handler = logging.FileHandler(log_file())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in _NOISY:
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    threading.excepthook = functools.partial(_log_thread_of_beam, threading.excepthook)
+    # The worker that runs in this process (LOOPBACK) prints the traceback of every failed bundle.
+    sdk_worker.print = _log_print  # type: ignore[attr-defined]
+    return handler
+
+
+def _log_thread_of_beam(otherwise: object, args: threading.ExceptHookArgs) -> None:
+    """Log the death of one of Beam's threads, which is how they end when a job server goes; others die as before."""
+    files = [frame.filename for frame in traceback.extract_tb(args.exc_traceback)]
+    if not any(_BEAM_FRAMES in file for file in files):
+        assert callable(otherwise)
+        otherwise(args)
+    elif args.exc_value is not None:
+        logging.getLogger("apache_beam").info("A thread ended", exc_info=args.exc_value)
+
+
+def _log_print(text: str, file: TextIO) -> None:
+    logging.getLogger("apache_beam").error(text)
