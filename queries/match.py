@@ -47,12 +47,14 @@ class QueryMatcher:
         found = self._automaton.find_matches_as_indexes(values_buffer(padded), overlapping=True)
         pattern, _, end_of_match = _columns(found)
 
-        # Caption and query in one number, so that one sort orders by both.
-        row = np.searchsorted(ends, end_of_match, side="left")
-        keys = np.unique(row * len(self._ids) + pattern)
-        offsets = np.searchsorted(keys, np.arange(len(rows) + 1) * len(self._ids))
-        ids = self._ids[keys % len(self._ids)] if len(keys) else keys
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ids, pa.int32()))
+        # Matches come by their end, so the captions are in order. One sort of (caption, id) pairs, each in one number,
+        # puts the ids of each caption in order and repetitions side by side.
+        matches = np.diff(np.searchsorted(end_of_match, ends, side="right"), prepend=0)
+        keys = np.repeat(np.arange(len(rows)) << 32, matches) | self._ids[pattern]
+        keys.sort()
+        keys = keys[np.diff(keys, prepend=-1) != 0]
+        offsets = np.searchsorted(keys, np.arange(len(rows) + 1) << 32)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(keys.astype(np.int32)))
 
 
 def _columns(found: list[tuple[int, int, int]]) -> npt.NDArray[np.int64]:
