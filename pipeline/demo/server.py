@@ -17,7 +17,7 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class SimulatedWeb:
         answer = answers[min(self.requests[url], len(answers) - 1)]
         self.requests[url] += 1
         if answer.manner == "reset":
-            _reset(request)
+            return _reset(request)
         body = self._site.body(answer)
         if answer.manner == "whole":
             return web.Response(status=answer.status, headers=answer.headers, body=body)
@@ -86,23 +86,24 @@ async def _send_part(request: web.BaseRequest, answer: Answer, body: bytes) -> w
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     response.content_length = len(body)
     await response.prepare(request)
-    if answer.manner == "cut":
-        await response.write(body[: len(body) // 2])
-    else:
-        for position in range(len(body)):
-            await response.write(body[position : position + 1])
-            await asyncio.sleep(_DRIP_INTERVAL_S)
+    with suppress(ConnectionError):  # the client had enough
+        if answer.manner == "cut":
+            await response.write(body[: len(body) // 2])
+        else:
+            for position in range(len(body)):
+                await response.write(body[position : position + 1])
+                await asyncio.sleep(_DRIP_INTERVAL_S)
     _disconnect(request)
     return response
 
 
-def _reset(request: web.BaseRequest) -> None:
-    """Make closing the socket send RST instead of an orderly end."""
+def _reset(request: web.BaseRequest) -> web.Response:
+    """Close the connection with RST instead of an orderly end; the response goes nowhere."""
     if request.transport is not None:
         connection = request.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     _disconnect(request)
-    raise ConnectionResetError
+    return web.Response()
 
 
 def _disconnect(request: web.BaseRequest) -> None:
@@ -112,7 +113,6 @@ def _disconnect(request: web.BaseRequest) -> None:
 
 async def _run(directory: Path, port: int) -> None:
     simulated = SimulatedWeb(Site.load(directory))
-    # Keep quiet about clients that go away and connections that are broken on purpose.
     runner = web.ServerRunner(web.Server(simulated.answer, access_log=None), handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
