@@ -1,0 +1,168 @@
+"""Index an evaluation set: one pass over its images, kept as fingerprints and thumbnails.
+
+    <out_dir>/<name>/index.parquet       one row per example, unreadable ones included (`INDEX`)
+    <out_dir>/<name>/thumbnails.parquet  eval_id and a small JPEG, in small row groups, to be picked from by row
+
+Both appear whole or not at all, index.parquet last; equal images give equal bytes.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dedup.eval_sets.read import Example, read_examples
+from dedup.fingerprint import PDQ_BYTES, VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+
+INDEX = pa.schema(
+    [
+        ("eval_id", pa.string()),  # path or key inside the set
+        ("label", pa.string()),
+        ("reason", pa.string()),  # why the image cannot be read; null for the indexed ones, whose facts follow
+        ("sha256", pa.string()),  # of the encoded bytes, hex
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("quality", pa.int32()),  # PDQ quality, 0..100
+        ("views", pa.binary(len(VIEWS) * PDQ_BYTES)),  # the PDQ hashes of `fingerprint.VIEWS`, one after another
+    ]
+)
+
+_THUMBNAILS = pa.schema([("eval_id", pa.string()), ("jpeg", pa.binary())])
+_THUMBNAIL_PX = 128
+_THUMBNAIL_QUALITY = 80
+
+# Images in memory at a time, and rows in one row group of the thumbnails.
+_BATCH = 128
+_INDEX_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class EvalSummary:
+    """What became of a set's examples: `examples` = `indexed` + the sum of `failures`."""
+
+    name: str
+    examples: int
+    indexed: int
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Return the account in one mapping: inputs, kept, and each reason."""
+        return {"inputs": self.examples, "kept": self.indexed, **self.failures}
+
+
+def index_eval_set(
+    name: str,
+    kind: str,
+    path: str | os.PathLike[str],
+    out_dir: Path,
+    *,
+    image_column: str = "image",
+    label_column: str | None = None,
+) -> EvalSummary:
+    """Index the set at `path` into `out_dir/name`, replacing what is there; see `read_examples` for the layouts.
+
+    Raises `FileNotFoundError` or `ValueError` with one line if there is nothing to index.
+    """
+    examples = read_examples(kind, os.fspath(path), image_column=image_column, label_column=label_column)
+    counts: Counter[str] = Counter()
+    folder = out_dir / name
+    with _replacing(folder / "index.parquet") as index, _replacing(folder / "thumbnails.parquet") as thumbnails:
+        with pq.ParquetWriter(index, INDEX) as facts, pq.ParquetWriter(thumbnails, _THUMBNAILS) as pictures:
+            _write(_measured(examples), facts, pictures, counts)
+        return _summary(name, os.fspath(path), counts)
+
+
+def read_thumbnails(file: str | os.PathLike[str] | BinaryIO, eval_ids: Iterable[str]) -> dict[str, bytes]:
+    """Return the JPEG of each wanted example that the thumbnails file has; reads only the row groups they are in."""
+    wanted = set(eval_ids)
+    found: dict[str, bytes] = {}
+    parquet = pq.ParquetFile(file)
+    for group in range(parquet.num_row_groups):
+        ids = parquet.read_row_group(group, ["eval_id"])["eval_id"]
+        if pc.any(pc.is_in(ids, pa.array(wanted, pa.string()))).as_py():
+            rows = parquet.read_row_group(group).to_pylist()
+            found |= {row["eval_id"]: row["jpeg"] for row in rows if row["eval_id"] in wanted}
+    return found
+
+
+def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
+    """Return a small JPEG of an RGB array; never enlarged."""
+    image = Image.fromarray(rgb)
+    image.thumbnail((max_side_px, max_side_px), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return buffer.getvalue()
+
+
+def _measured(examples: Iterable[Example]) -> Iterator[list[tuple[dict[str, Any], bytes]]]:
+    """Yield batches of (index row, thumbnail), in order; decoding runs on all cores."""
+    remaining = iter(examples)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(remaining, _BATCH)):
+            yield list(pool.map(_measure, batch))
+
+
+def _measure(example: Example) -> tuple[dict[str, Any], bytes]:
+    row: dict[str, Any] = {"eval_id": example.eval_id, "label": example.label, "reason": example.failure or None}
+    if example.failure:
+        return row, b""
+    row["sha256"] = hashlib.sha256(example.encoded).hexdigest()
+    try:
+        rgb = decode_rgb(example.encoded)
+    except ImageDecodeError as error:
+        return row | {"reason": error.failure}, b""
+    views = b"".join(pdq for _, pdq in fingerprint_views(rgb))
+    height, width = rgb.shape[:2]
+    facts = {"width": width, "height": height, "quality": fingerprint(rgb).quality, "views": views}
+    return row | facts, thumbnail(rgb)
+
+
+def _write(
+    batches: Iterable[list[tuple[dict[str, Any], bytes]]],
+    facts: pq.ParquetWriter,
+    pictures: pq.ParquetWriter,
+    counts: Counter[str],
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        counts.update(row["reason"] or "kept" for row, _ in batch)
+        rows += [row for row, _ in batch]
+        shown = [{"eval_id": row["eval_id"], "jpeg": jpeg} for row, jpeg in batch if jpeg]
+        pictures.write_table(pa.Table.from_pylist(shown, _THUMBNAILS))
+        if len(rows) >= _INDEX_ROWS:
+            facts.write_table(pa.Table.from_pylist(rows, INDEX))
+            rows = []
+    facts.write_table(pa.Table.from_pylist(rows, INDEX))
+
+
+def _summary(name: str, path: str, counts: Counter[str]) -> EvalSummary:
+    failures = {reason: n for reason, n in sorted(counts.items()) if reason != "kept"}
+    if not counts["kept"]:
+        told = ", ".join(f"{n} {reason}" for reason, n in failures.items()) or "it is empty"
+        raise ValueError(f"{path}: no readable image found ({told})")
+    return EvalSummary(name, counts.total(), counts["kept"], failures)
+
+
+@contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
+    """Give a path to write to, and rename it to `final` only if the block ends well."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = final.with_name(f"{final.name}.tmp")
+    try:
+        yield unfinished
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    unfinished.replace(final)
