@@ -1,0 +1,137 @@
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dedup.evals import INDEX, index_eval_set
+from dedup.fingerprint import VIEWS, decode_rgb, fingerprint
+from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix
+
+
+def eval_table(rows: list[tuple[bytes, int, str]]) -> pa.Table:
+    """Make an index of (the 8 views, quality, sha256) rows with ids e0, e1, ... and an unreadable row in front."""
+    entries = [
+        {"eval_id": f"e{i}", "views": views, "quality": quality, "sha256": sha}
+        for i, (views, quality, sha) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist([{"eval_id": "broken", "reason": "broken_image", "sha256": "s0"}, *entries], INDEX)
+
+
+def image_table(rows: list[tuple[bytes, int, str]]) -> pa.Table:
+    columns = {
+        "uid": pa.array([f"u{i}" for i in range(len(rows))], pa.string()),
+        "pdq": pa.array([pdq for pdq, _, _ in rows], pa.binary(32)),
+        "pdq_quality": pa.array([quality for _, quality, _ in rows], pa.int32()),
+        "sha256": pa.array([sha for _, _, sha in rows], pa.string()),
+    }
+    return pa.table(columns)
+
+
+def naive(
+    evals: list[tuple[bytes, int, str]], images: list[tuple[bytes, int, str]], max_bits: int, min_quality: int
+) -> list[dict]:
+    """Compare everything with everything, by the definition in dedup/overlap.py."""
+    rows = []
+    for e, (views, eval_quality, eval_sha) in enumerate(evals):
+        for u, (pdq, quality, sha) in enumerate(images):
+            hashes = [views[i * 32 : i * 32 + 32] for i in range(8)]
+            bits = [(int.from_bytes(h) ^ int.from_bytes(pdq)).bit_count() for h in hashes]
+            if sha == eval_sha:
+                best = (0, 0)
+            elif min(quality, eval_quality) >= min_quality and min(bits) <= max_bits:
+                best = min((b, v) for v, b in enumerate(bits))
+            else:
+                continue
+            score = 1 - best[0] / 256
+            names = {"eval_id": f"e{e}", "uid": f"u{u}"}
+            rows.append({**names, "score": score, "distance": best[0], "view": VIEWS[best[1]][0]})
+    return rows
+
+
+# Few bytes of each hash differ, so that many pairs are near.
+HASH = st.binary(min_size=2, max_size=2).map(lambda tail: bytes(30) + tail)
+SHA = st.sampled_from(["s0", "s1", "s2", "s3", "s4"])
+EVAL = st.tuples(st.lists(HASH, min_size=8, max_size=8).map(b"".join), st.integers(0, 3), SHA)
+IMAGE = st.tuples(HASH, st.integers(0, 3), SHA)
+
+
+@given(
+    st.lists(EVAL, max_size=6),
+    st.lists(IMAGE, max_size=6),
+    st.integers(0, 31),
+    st.integers(0, 3),
+)
+def test_overlap_is_what_its_definition_says(
+    evals: list[tuple[bytes, int, str]], images: list[tuple[bytes, int, str]], max_bits: int, min_quality: int
+) -> None:
+    index = EvalIndex.load(eval_table(evals))
+    found = find_overlap(image_table(images), index, max_distance_bits=max_bits, min_quality=min_quality)
+    assert found.schema == OVERLAP
+    assert found.to_pylist() == naive(evals, images, max_bits, min_quality)
+
+
+def test_flat_pictures_match_by_their_bytes_alone() -> None:
+    flat = (bytes(256), 0, "black")
+    images = [(bytes(32), 0, "another"), (bytes(32), 100, "textured"), (bytes(32), 0, "black")]
+    found = find_overlap(image_table(images), EvalIndex.load(eval_table([flat])), max_distance_bits=31, min_quality=50)
+    assert found.to_pylist() == [{"eval_id": "e0", "uid": "u2", "score": 1.0, "distance": 0, "view": "upright"}]
+
+
+def test_tables_in_several_chunks(tmp_path: Path) -> None:
+    evals = [(bytes([i]) * 256, 90, f"e{i}") for i in range(5)]
+    images = [(bytes([i]) * 32, 90, f"u{i}") for i in range(5)]
+    pq.write_table(eval_table(evals), tmp_path / "index.parquet", row_group_size=2)
+    index = EvalIndex.load(pq.read_table(tmp_path / "index.parquet"))
+    whole = image_table(images)
+    pieces = pa.concat_tables([whole.slice(0, 2), whole.slice(2)]).slice(1)
+    found = find_overlap(pieces, index, max_distance_bits=0, min_quality=50)
+    assert [(r["eval_id"], r["uid"]) for r in found.to_pylist()] == [(f"e{i}", f"u{i}") for i in range(1, 5)]
+
+
+def test_hashes_are_read_in_place_or_joined() -> None:
+    column = pa.array([bytes([i]) * 32 for i in range(6)], pa.binary(32))
+    assert hash_matrix(column.slice(2, 3))[:, 0].tolist() == [2, 3, 4]
+    assert hash_matrix(pa.chunked_array([column.slice(4), column.slice(0, 1)]))[:, 31].tolist() == [4, 5, 0]
+    assert hash_matrix(pa.array([], pa.binary(32))).shape == (0, 32)
+    with pytest.raises(ValueError, match="1 of 2 hashes are null"):
+        hash_matrix(pa.array([bytes(32), None], pa.binary(32)))
+
+
+def jpeg(image: Image.Image, quality: int = 85) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def photo(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("view", range(8))
+def test_planted_copies_are_found_and_nothing_else(tmp_path: Path, view: int) -> None:
+    """Index 30 pictures; of 20 fetched ones, 5 are shrunk, turned, recompressed copies."""
+    (tmp_path / "in").mkdir()
+    for seed in range(30):
+        (tmp_path / "in" / f"{seed:02}.jpg").write_bytes(jpeg(photo(seed)))
+    index_eval_set("mine", "folder", tmp_path / "in", tmp_path)
+    index = EvalIndex.load(pq.read_table(tmp_path / "mine" / "index.parquet"))
+
+    name, transpose = VIEWS[view]
+    fetched = [photo(seed) for seed in range(25, 45)]
+    for i in range(5):
+        copy = fetched[i] if transpose is None else fetched[i].transpose(transpose)
+        fetched[i] = copy.resize((copy.width // 2, copy.height // 2))
+    files = [jpeg(image, 60) for image in fetched]
+    prints = [fingerprint(decode_rgb(file)) for file in files]
+    rows = [(p.pdq, p.quality, hashlib.sha256(f).hexdigest()) for p, f in zip(prints, files, strict=True)]
+    found = find_overlap(image_table(rows), index, max_distance_bits=31, min_quality=50).to_pylist()
+    assert [(r["eval_id"], r["uid"], r["view"]) for r in found] == [(f"{25 + i}.jpg", f"u{i}", name) for i in range(5)]
+    assert max(r["distance"] for r in found) <= 10
