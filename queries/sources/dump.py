@@ -1,0 +1,212 @@
+"""Read a MediaWiki XML dump (`pages-articles`): which wiki it is of, and its pages, in bounded memory.
+
+A multistream dump, bz2 streams of 100 pages one after the other, can be read in parts from any byte on; the index file
+that comes with it is not needed. Any other file (one bz2 stream, gz, plain XML) is one part.
+"""
+
+import bz2
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
+
+import fsspec
+
+from queries.errors import InputError
+
+# Names that every wiki knows, whatever its language.
+_CANONICAL_NAMESPACES = (
+    *("media", "special", "talk", "user", "project", "wikipedia", "file", "image", "timedtext", "mediawiki"),
+    *("template", "module", "help", "category", "portal", "draft"),
+)
+
+_READ_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
+_STREAM_START = re.compile(rb"BZh[1-9]1AY&SY")  # header of a bz2 stream, and of its first block
+_STREAM_START_BYTES = 10
+
+
+@dataclass(frozen=True)
+class Site:
+    """The wiki a dump is of."""
+
+    name: str  # "enwiki"
+    project: str  # "en.wikipedia": its name in page-view files
+    namespaces: frozenset[str]  # lower-case prefixes of titles that are no articles
+
+
+@dataclass(frozen=True)
+class DumpPart:
+    """The streams of a file that start in [start, end); with `end` None, the whole file."""
+
+    path: str
+    start: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page; `namespace` 0 holds the articles."""
+
+    title: str
+    namespace: int
+    is_redirect: bool
+    markup: str
+
+
+def read_site(path: str) -> Site:
+    """Read which wiki a dump is of.
+
+    Raises:
+        InputError: the file is missing, damaged, or no MediaWiki dump.
+    """
+    with _reading(path) as stream:
+        head = stream.read(_HEAD_BYTES)
+    if b"<mediawiki" not in head[:1_000]:
+        raise InputError(f"{path}: not a MediaWiki XML dump; it begins with {head[:40]!r}")
+    info = _site_info(head)
+    if info is None:
+        raise InputError(f"{path}: not a MediaWiki XML dump; there is no <siteinfo> at its beginning")
+    values = {_name(element): element.text or "" for element in info}
+    names = [element.text or "" for element in info.iter() if element.get("key", "0") != "0"]
+    host = urlsplit(values.get("base", "")).hostname or ""
+    return Site(
+        values.get("dbname") or host,
+        host.removesuffix(".org").removeprefix("www."),
+        frozenset(name.lower() for name in (*names, *_CANONICAL_NAMESPACES) if name),
+    )
+
+
+def _site_info(head: bytes) -> ElementTree.Element | None:
+    parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(["end"])
+    try:
+        parser.feed(head)
+        for _, element in cast(Iterator[tuple[str, ElementTree.Element]], parser.read_events()):
+            if _name(element) == "siteinfo":
+                return element
+    except ElementTree.ParseError:
+        pass
+    return None
+
+
+def split_dump(path: str, part_bytes: int) -> list[DumpPart]:
+    """Cut a dump into parts of about `part_bytes` compressed bytes, where its form allows it."""
+    if not _is_multistream(path):
+        return [DumpPart(path)]
+    filesystem, name = fsspec.core.url_to_fs(path)
+    size = int(filesystem.size(name))
+    return [DumpPart(path, start, min(start + part_bytes, size)) for start in range(0, size, part_bytes)]
+
+
+def _is_multistream(path: str) -> bool:
+    """Tell streams that each hold whole pages from those of a parallel compressor, which cut anywhere."""
+    if not path.endswith(".bz2"):
+        return False
+    with _reading(path, compression=None) as file:
+        head = file.read(4 * _READ_BYTES)
+        first, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
+        first.decompress(head)
+        if not first.unused_data:
+            return False
+        return second.decompress(first.unused_data, 1_000).lstrip().startswith(b"<page>")
+
+
+def read_pages(part: DumpPart) -> Iterator[Page]:
+    """Read the pages of a part, in the order of the dump.
+
+    Raises:
+        InputError: the file is missing or damaged, or ends early.
+    """
+    if part.end is not None:
+        yield from _pages_of_streams(part, part.end)
+        return
+    with _reading(part.path) as stream:
+        for event, element in ElementTree.iterparse(stream, ["start", "end"]):
+            if event == "start" and _name(element) == "mediawiki":
+                root = element
+            elif event == "end" and _name(element) == "page":
+                page = _page(element)
+                root.clear()  # else the tree would grow to the size of the dump
+                if page is not None:
+                    yield page
+
+
+def _pages_of_streams(part: DumpPart, end: int) -> Iterator[Page]:
+    with _reading(part.path, compression=None) as file:
+        for content in _streams(file, part.start, end):
+            inner = re.sub(rb"^\s*<mediawiki[^>]*>|</mediawiki>\s*$", b"", content)
+            for element in ElementTree.fromstring(b"<pages>" + inner + b"</pages>"):
+                page = _page(element) if _name(element) == "page" else None
+                if page is not None:
+                    yield page
+
+
+def _streams(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """Return the content of every bz2 stream that starts in [start, end), the last one to its own end."""
+    file.seek(start)
+    pending = b""
+    while (found := _STREAM_START.search(pending)) is None:
+        pending = pending[-_STREAM_START_BYTES + 1 :]
+        more = file.read(_READ_BYTES)
+        if not more or file.tell() - len(more) - len(pending) >= end:
+            return
+        pending += more
+    pending = pending[found.start() :]
+    while pending and file.tell() - len(pending) < end:
+        decompressor = bz2.BZ2Decompressor()
+        pieces = [decompressor.decompress(pending)]
+        while not decompressor.eof:
+            more = file.read(_READ_BYTES)
+            if not more:
+                raise EOFError
+            pieces.append(decompressor.decompress(more))
+        content = b"".join(pieces)
+        yield content
+        pending = decompressor.unused_data or file.read(_READ_BYTES)
+        if not pending and not content.endswith((b"</mediawiki>", b"</mediawiki>\n")):
+            raise EOFError
+
+
+def _page(element: ElementTree.Element) -> Page | None:
+    """Make a Page of its element; None when its text is no wiki markup (style sheets, data)."""
+    title, namespace, is_redirect, markup = "", 0, False, ""
+    for child in element:
+        name = _name(child)
+        if name == "title":
+            title = child.text or ""
+        elif name == "ns":
+            namespace = int(child.text or 0)
+        elif name == "redirect":
+            is_redirect = True
+        elif name == "revision":
+            fields = {_name(field): field.text or "" for field in child}
+            if fields.get("model", "wikitext") != "wikitext":
+                return None
+            markup = fields.get("text", "")
+    return Page(title, namespace, is_redirect, markup)
+
+
+def _name(element: ElementTree.Element) -> str:
+    """Return an element's name without its XML namespace, which changes with each version of the format."""
+    return element.tag.rpartition("}")[2]
+
+
+@contextmanager
+def _reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
+    """Open a dump; turn what can be wrong with the file into one line that names it."""
+    try:
+        with fsspec.open(path, "rb", compression=compression) as stream:
+            yield stream
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such dump") from None
+    except EOFError:
+        raise InputError(f"{path}: the dump ends early, in the middle of compressed data; fetch it again") from None
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path}: the XML is damaged or ends early ({error}); fetch it again") from None
+    except (OSError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None

@@ -1,0 +1,126 @@
+import bz2
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wiki_files import HEADER, dump_xml, multistream, page
+
+from queries.errors import InputError
+from queries.sources import dump
+from queries.sources.dump import DumpPart, Page, read_pages, read_site, split_dump
+
+PAGES = [
+    page("Dog", "A '''dog''' & a [[cat]] <ref>x</ref>"),
+    page("Doggo", "#REDIRECT [[Dog]]", redirect=True),
+    page("Category:Dogs", "", namespace=14),
+    page("Style.css", "a {}", model="css"),
+    *[page(f"Page {n}", f"words ž of {n} " * n) for n in range(20)],
+]
+READ = [
+    Page("Dog", 0, False, "A '''dog''' & a [[cat]] <ref>x</ref>"),
+    Page("Doggo", 0, True, "#REDIRECT [[Dog]]"),
+    Page("Category:Dogs", 14, False, ""),
+    *[Page(f"Page {n}", 0, False, f"words ž of {n} " * n) for n in range(20)],
+]
+
+
+def blocks(content: bytes) -> bytes:
+    """Compress as parallel bzip2 does: streams that are cut anywhere."""
+    return b"".join(bz2.compress(content[i : i + 700]) for i in range(0, len(content), 700))
+
+
+def all_pages(path: Path) -> list[Page]:
+    return [page for part in split_dump(str(path), 300) for page in read_pages(part)]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("dump.xml", lambda: dump_xml(PAGES)),
+        ("dump.xml.gz", lambda: gzip.compress(dump_xml(PAGES))),
+        ("dump.xml.bz2", lambda: bz2.compress(dump_xml(PAGES))),
+        ("dump.xml-p1p41242.bz2", lambda: blocks(dump_xml(PAGES))),
+        ("dump-multistream.xml.bz2", lambda: multistream(PAGES)),
+    ],
+)
+def test_every_form_of_dump_has_the_same_pages(tmp_path: Path, name: str, write: Callable[[], bytes]) -> None:
+    path = tmp_path / name
+    path.write_bytes(write())
+    parts = split_dump(str(path), 300)
+    assert (len(parts) > 1) == ("multistream" in name)
+    assert all_pages(path) == READ
+    site = read_site(str(path))
+    assert (site.name, site.project) == ("xxwiki", "xx.wikipedia")
+    assert {"dosiero", "special", "category", "file"} <= site.namespaces
+    assert "" not in site.namespaces
+
+
+@given(st.integers(60, 5_000), st.integers(1, 9), st.integers(11, 2_000))
+def test_parts_of_any_size_share_out_the_pages(part_bytes: int, per_stream: int, read_bytes: int) -> None:
+    content = multistream(PAGES, per_stream)
+    fsspec.filesystem("memory").pipe_file("/dump.xml.bz2", content)
+    starts = range(0, len(content), part_bytes)
+    parts = [DumpPart("memory://dump.xml.bz2", start, min(start + part_bytes, len(content))) for start in starts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dump, "_READ_BYTES", read_bytes)
+        assert [p for part in parts for p in read_pages(part)] == READ
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.xml.bz2", None, "no such dump"),
+        (
+            "page.xml",
+            b"<!DOCTYPE html><html><title>Index of /enwiki",
+            "not a MediaWiki XML dump; it begins with b'<!DOC",
+        ),
+        ("page.xml.gz", b"<html>", "cannot be read"),
+        ("a.xml", b"", "not a MediaWiki XML dump"),
+        ("a.xml", b"<mediawiki>", "no <siteinfo>"),
+        ("a.xml", b"<mediawiki><siteinfo></mediawiki>", "no <siteinfo>"),
+        ("a.xml.bz2", bz2.compress(dump_xml(PAGES))[:20], "ends early"),
+    ],
+)
+def test_what_is_no_dump_is_refused_before_any_work(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_site(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.xml", dump_xml(PAGES)[:-200]),
+        ("cut.xml.gz", gzip.compress(dump_xml(PAGES))[:-20]),
+        ("cut.xml.bz2", bz2.compress(dump_xml(PAGES))[:-20]),
+        ("cut-multistream.xml.bz2", multistream(PAGES)[:-70]),
+        ("cut-at-a-stream.xml.bz2", multistream(PAGES)[: -len(bz2.compress(b"</mediawiki>\n"))]),
+        ("cut-in-the-first.xml.bz2", multistream(PAGES)[: len(bz2.compress(HEADER.encode())) + 30]),
+    ],
+)
+def test_a_truncated_dump_is_one_clear_line(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="ends early") as caught:
+        all_pages(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_dump_is_one_clear_line(tmp_path: Path) -> None:
+    content = bytearray(multistream(PAGES))
+    content[len(content) // 2] ^= 0xFF
+    path = tmp_path / "bad-multistream.xml.bz2"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read|damaged|ends early"):
+        all_pages(path)
