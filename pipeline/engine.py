@@ -106,6 +106,16 @@ Reduction = Callable[[beam.Pipeline], beam.PCollection]
 
 
 @dataclass(frozen=True)
+class Ready:
+    """The `Prepare` of work that needs nothing opened."""
+
+    work: Work
+
+    def __call__(self) -> Work:
+        return self.work
+
+
+@dataclass(frozen=True)
 class Build:
     """What every stage needs: where the workspace is, how Beam runs, where progress goes."""
 

@@ -44,6 +44,8 @@ def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa
     tables: list[pa.Table] = []
     buckets: list[np.ndarray] = []
     for table, numbers in batches:
+        if not len(numbers):
+            continue
         tables.append(table)
         buckets.append(numbers)
         if sum(map(len, buckets)) >= CHUNK_ROWS:

@@ -3,7 +3,7 @@
 Used twice: on the candidates before fetching, and on what survived fetching and deduplication.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ from pipeline.balance import (
     selected_lists,
 )
 from pipeline.engine import Build, Unit, UnitOutput, digest, run_reduction
-from pipeline.workspace import Workspace
+from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 
 _SCAN_TASKS = 256
@@ -117,7 +117,7 @@ class _CountScan:
             for batch in _read_batches(self.root, files, ["query_ids"])
         )
 
-    def _sum(self, vectors: Iterator[np.ndarray]) -> np.ndarray:
+    def _sum(self, vectors: Iterable[np.ndarray]) -> np.ndarray:
         total = np.zeros(self.queries, np.int64)
         for vector in vectors:
             total += vector
@@ -183,14 +183,21 @@ class _Held:
     keys: np.ndarray
 
 
-def _total(counts: Sequence[WindowCount]) -> WindowCount:
+def _total(counts: Iterable[WindowCount]) -> WindowCount:
     """Add up; an empty sum is the neutral element that Beam starts from."""
     return WindowCount.total(list(counts))
 
 
-def _concat(tables: Sequence[pa.Table]) -> pa.Table:
+def _concat(tables: Iterable[pa.Table]) -> pa.Table:
     parts = list(tables)
     return pa.concat_tables(parts).sort_by("query") if parts else pa.table({})
+
+
+def write_balance(workspace: Workspace, name: str, counts: np.ndarray, cap: int) -> dict[str, FileFacts]:
+    """Write, per query (row number = query id), how many pairs it matches and how many of them it selects."""
+    output = UnitOutput(workspace)
+    output.write_table(name, pa.table({"matched": counts, "selected": np.minimum(counts, cap)}))
+    return output.files
 
 
 def save_thresholds(workspace: Workspace, name: str, thresholds: Thresholds) -> None:

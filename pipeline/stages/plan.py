@@ -26,6 +26,7 @@ from pipeline.config import Config
 from pipeline.engine import (
     Build,
     Marker,
+    Ready,
     Unit,
     UnitOutput,
     Work,
@@ -37,8 +38,16 @@ from pipeline.engine import (
 )
 from pipeline.records import PAIRS, PLAN, Reason
 from pipeline.shuffle import MAX_BUCKETS, gather, spill
-from pipeline.stages.balance import Balance, PrepareSelect, QueryKeys, Select, find_balance, save_thresholds
-from pipeline.workspace import FileFacts, Workspace
+from pipeline.stages.balance import (
+    Balance,
+    PrepareSelect,
+    QueryKeys,
+    Select,
+    find_balance,
+    save_thresholds,
+    write_balance,
+)
+from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 
 VERSION = 1
@@ -77,7 +86,7 @@ def run_plan(
     written = _write_plan(build, names, balance, keys, stage_digest)
     counts.update({k: n for k, n in add_counts(written.values()).items() if k != "inputs"})
     outputs = {name: facts for marker in written.values() for name, facts in marker.outputs.items()}
-    outputs |= _write_balance(build.workspace, "plan/balance.parquet", balance.counts, cap)
+    outputs |= write_balance(build.workspace, "plan/balance.parquet", balance.counts, cap)
     return finish_stage(build.workspace, "plan", stage_digest, outputs, counts)
 
 
@@ -91,13 +100,6 @@ def part_names(plan: Marker) -> list[str]:
     return sorted(name for name in plan.outputs if name.startswith("plan/part-"))
 
 
-def _write_balance(workspace: Workspace, name: str, counts: np.ndarray, cap: int) -> dict[str, FileFacts]:
-    """Write, per query (row number = query id), how many pairs it matches and how many of them it selects."""
-    output = UnitOutput(workspace)
-    output.write_table(name, pa.table({"matched": counts, "selected": np.minimum(counts, cap)}))
-    return output.files
-
-
 def _candidates(build: Build, config: Config, pairs: Mapping[str, Marker], stage_digest: str) -> dict[str, Marker]:
     parts = config.fetch.parts
     buckets = min(parts, MAX_BUCKETS)
@@ -105,10 +107,10 @@ def _candidates(build: Build, config: Config, pairs: Mapping[str, Marker], stage
         Unit(f"{i:05d}", digest(stage_digest, names), _Spill(f"{i:05d}", names))
         for i, names in enumerate(_groups(pairs))
     ]
-    spilled = run_units(build, "plan/spill", spills, _PrepareSpill(parts, buckets, config.seed))
+    spilled = run_units(build, "plan/spill", spills, Ready(_SpillPairs(parts, buckets, config.seed)))
     names = [name for marker in spilled.values() for name in marker.outputs]
     gathers = [Unit(f"{bucket:05d}", digest(stage_digest, bucket), bucket) for bucket in range(buckets)]
-    return run_units(build, "plan/gather", gathers, _PrepareGather(names, parts, buckets))
+    return run_units(build, "plan/gather", gathers, Ready(_GatherParts(names, parts, buckets)))
 
 
 def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
@@ -138,16 +140,6 @@ class _Spill:
 
 
 @dataclass(frozen=True)
-class _PrepareSpill:
-    parts: int
-    buckets: int
-    seed: int
-
-    def __call__(self) -> Work:
-        return _SpillPairs(self.parts, self.buckets, self.seed)
-
-
-@dataclass(frozen=True)
 class _SpillPairs:
     parts: int
     buckets: int
@@ -171,16 +163,6 @@ class _SpillPairs:
 def bucket_of_part(part: np.ndarray, parts: int, buckets: int) -> np.ndarray:
     """Return the bucket that holds a part: consecutive parts share one."""
     return (part.astype(np.int64) * buckets // parts).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class _PrepareGather:
-    spilled: list[str]
-    parts: int
-    buckets: int
-
-    def __call__(self) -> Work:
-        return _GatherParts(self.spilled, self.parts, self.buckets)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.account import Account
-from pipeline.engine import Build, Marker, Unit, UnitOutput, Work, digest, run_units, unfinished
+from pipeline.engine import Build, Marker, Ready, Unit, UnitOutput, digest, run_units, unfinished
 from pipeline.records import SHARD
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
@@ -46,7 +46,7 @@ def run_shards(build: Build, fetched: Mapping[str, Marker], decided: Marker) -> 
     units = [_unit(i, name, marker, decided) for i, (name, marker) in enumerate(fetched.items())]
     if unfinished(build.workspace, "shards", units):
         build.workspace.remove(["shards/manifest.json"])
-    return run_units(build, "shards", units, _Prepare())
+    return run_units(build, "shards", units, Ready(write_shard))
 
 
 def _unit(number: int, name: str, fetched: Marker, decided: Marker) -> Unit:
@@ -74,12 +74,6 @@ def write_manifest(
     for name, value in (("shards/sizes.json", samples), ("shards/manifest.json", content)):
         if not build.workspace.exists(name) or build.workspace.read_json(name) != value:
             build.workspace.write_json(name, value)
-
-
-@dataclass(frozen=True)
-class _Prepare:
-    def __call__(self) -> Work:
-        return write_shard
 
 
 def write_shard(part: Part, output: UnitOutput) -> Mapping[str, int]:

@@ -1,0 +1,99 @@
+"""Evaluation sets -> evals/<name>/: fingerprints and thumbnails, made once per set by dedup/evals.py."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+
+from dedup.evals import index_eval_set
+from dedup.overlap import EvalIndex, find_overlap
+from pipeline.config import Config, EvalConfig
+from pipeline.engine import Build, Ready, Unit, UnitOutput, digest, run_units
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+
+VERSION = 1
+"""Raised when the same images would give another index."""
+
+
+@dataclass(frozen=True)
+class _Set:
+    config: EvalConfig
+    path: str
+
+
+@dataclass(frozen=True)
+class LoadedEval:
+    """An evaluation set ready to be compared with."""
+
+    name: str
+    max_distance_bits: int
+    index: EvalIndex
+
+    def find(self, images: pa.Table, min_quality: int) -> pa.Table:
+        """Return the overlap rows of some fetched images; see `dedup.overlap.find_overlap`."""
+        return find_overlap(images, self.index, max_distance_bits=self.max_distance_bits, min_quality=min_quality)
+
+
+@dataclass(frozen=True)
+class EvalIndexes:
+    """The indexed sets of a build: name -> the distance up to which an image matches."""
+
+    distances_bits: Mapping[str, int]
+    digest: str
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.distances_bits)
+
+    def load(self, workspace: Workspace) -> list[LoadedEval]:
+        """Read the indexes, on a worker."""
+        return [
+            LoadedEval(name, bits, EvalIndex.load(workspace.read_table(f"evals/{name}/index.parquet")))
+            for name, bits in self.distances_bits.items()
+        ]
+
+
+def run_evals(build: Build, config: Config, base_dir: Path) -> EvalIndexes:
+    """Fill evals/ with one folder per configured set."""
+    if not config.evals:
+        return EvalIndexes({}, digest())
+    units = [_unit(e, base_dir) for e in config.evals]
+    markers = run_units(build, "evals", units, Ready(_index_set))
+    content = sorted((name, f.sha256) for m in markers.values() for name, f in m.outputs.items())
+    default = config.dedup.eval_max_distance_bits
+    bits = {e.name: default if e.max_distance_bits is None else e.max_distance_bits for e in config.evals}
+    return EvalIndexes(bits, digest(content, bits))
+
+
+def _unit(evaluation: EvalConfig, base_dir: Path) -> Unit:
+    path = evaluation.path if "://" in evaluation.path else str(base_dir / evaluation.path)
+    covered = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), _identity(path))
+    return Unit(evaluation.name, covered, _Set(evaluation, path))
+
+
+def _identity(path: str) -> list[tuple[str, int]]:
+    """Say which version of a set this is, without reading it: names and sizes of its files."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    found = fs.glob(inner, detail=True) if any(c in inner for c in "*?[") else fs.find(inner, detail=True)
+    start = len(inner.split("*")[0].rsplit("/", 1)[0])
+    return sorted((name[start:], int(info.get("size") or 0)) for name, info in found.items())
+
+
+def _index_set(task: _Set, output: UnitOutput) -> Mapping[str, int]:
+    config = task.config
+    with tempfile.TemporaryDirectory(prefix="wit-evals-") as scratch:
+        try:
+            summary = index_eval_set(
+                config.name, config.kind, task.path, Path(scratch), image_column=config.image, label_column=config.label
+            )
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"evals: {config.name}: {error}") from error
+        for file in sorted((Path(scratch) / config.name).rglob("*")):
+            if file.is_file():
+                name = f"evals/{config.name}/{file.relative_to(Path(scratch) / config.name)}"
+                output.files[name] = output.workspace.upload(file, name)
+    return summary.counts()
