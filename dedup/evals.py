@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,9 +70,11 @@ def index_eval_set(
     *,
     image_column: str = "image",
     label_column: str | None = None,
+    on_progress: Callable[[int], object] = lambda examples: None,
 ) -> EvalSummary:
     """Index the set at `path` into `out_dir/name`, replacing what is there; see `read_examples` for the layouts.
 
+    `on_progress` is told the number of examples done so far, every 128.
     Raises `FileNotFoundError` or `ValueError` with one line if there is nothing to index.
     """
     examples = read_examples(kind, os.fspath(path), image_column=image_column, label_column=label_column)
@@ -80,7 +82,7 @@ def index_eval_set(
     folder = out_dir / name
     with _replacing(folder / "index.parquet") as index, _replacing(folder / "thumbnails.parquet") as thumbnails:
         with pq.ParquetWriter(index, INDEX) as facts, pq.ParquetWriter(thumbnails, _THUMBNAILS) as pictures:
-            _write(_measured(examples), facts, pictures, counts)
+            _write(_measured(examples), facts, pictures, counts, on_progress)
         return _summary(name, os.fspath(path), counts)
 
 
@@ -134,6 +136,7 @@ def _write(
     facts: pq.ParquetWriter,
     pictures: pq.ParquetWriter,
     counts: Counter[str],
+    on_progress: Callable[[int], object],
 ) -> None:
     rows: list[dict[str, Any]] = []
     for batch in batches:
@@ -144,6 +147,7 @@ def _write(
         if len(rows) >= _INDEX_ROWS:
             facts.write_table(pa.Table.from_pylist(rows, INDEX))
             rows = []
+        on_progress(counts.total())
     facts.write_table(pa.Table.from_pylist(rows, INDEX))
 
 
