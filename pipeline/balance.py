@@ -26,7 +26,8 @@ ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 WINDOW_SIGMAS = 8.0
 """Half-width of a window in standard deviations of the cap-th smallest of `count` uniform numbers."""
 
-KEY = np.dtype([("priority", "<u8"), ("high", "<u8"), ("low", "<u8")])
+KEY_FIELDS = ("priority", "high", "low")
+KEY = np.dtype([(name, "<u8") for name in KEY_FIELDS])
 """A pair's place in a query's order: its priority, ties broken by the uid as a 128-bit number."""
 
 

@@ -101,7 +101,7 @@ Prepare = Callable[[], Work]
 """Makes the `Work` of a step, once per process: opens the automaton, the index, the event loop."""
 
 
-Reduction = Callable[[beam.Pipeline], beam.PCollection]
+Reduction = Callable[[beam.Pipeline], beam.pvalue.PCollection]
 """Wires a pipeline that yields one pa.Table."""
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from apache_beam.utils.shared import Shared
 
 from pipeline.balance import (
-    KEY,
+    KEY_FIELDS,
     Matches,
     Thresholds,
     WindowCount,
@@ -79,7 +79,7 @@ def find_balance(
         found = build.workspace.read_table(name)
         missed = found["missed"].to_numpy(zero_copy_only=False)
         heads = found["query"].to_numpy()
-        for part in KEY.names or ():
+        for part in KEY_FIELDS:
             thresholds.key[part][heads[~missed]] = found[part].to_numpy()[~missed]
         windows = windows.whole(heads[missed])
         attempt += 1
@@ -101,7 +101,7 @@ class _CountScan:
     tasks: list[list[str]]
     queries: int
 
-    def __call__(self, pipeline: beam.Pipeline) -> beam.PCollection:
+    def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks)
@@ -134,7 +134,7 @@ class _WindowScan:
     cap: int
     keys: QueryKeys
 
-    def __call__(self, pipeline: beam.Pipeline) -> beam.PCollection:
+    def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks)
@@ -153,7 +153,7 @@ class _WindowScan:
         first, last = self._bounds()[bucket]
         windows = Windows(self.windows.head[first:last], self.windows.low[first:last], self.windows.high[first:last])
         found, missed = find_thresholds(windows, count, self.cap)
-        columns = {"query": windows.head, "missed": missed} | {part: found[part] for part in KEY.names or ()}
+        columns = {"query": windows.head, "missed": missed} | {part: found[part] for part in KEY_FIELDS}
         return pa.table(columns)
 
 

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Config
+from pipeline.decisions import MAX_CAPTIONS
+from pipeline.duplicates import survivor_ranks
 from pipeline.engine import Build, Marker, UnitOutput, read_markers
 from pipeline.progress import Progress
 from pipeline.records import FETCHED, Reason, pair_uid
 from pipeline.runner import parse_beam_options
 from pipeline.stages.balance import QueryKeys
-from pipeline.stages.dedup import MAX_CAPTIONS, run_dedup, survivor_ranks
+from pipeline.stages.dedup import run_dedup
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist, import_allowlist
 
@@ -109,7 +111,7 @@ def decisions(workspace: Workspace) -> list[dict]:
 
 
 def random_images(random: np.random.Generator, count: int) -> list[dict]:
-    """Make images, many of which are copies of an earlier one: exact, the same hash, a few bits away, or just too far."""
+    """Make images, many of them copies of an earlier one: exact, the same hash, a few bits away, or just too far."""
     images: list[dict] = []
     for i in range(count):
         kind = random.choice(["new", "exact", "same", "near", "far"]) if images else "new"

@@ -1,0 +1,235 @@
+"""Which images of the set are copies of each other: the work of the units that find out, bucket by bucket.
+
+dedup/duplicates.py has the rules; here they are applied to a set larger than memory. stages/dedup.py has the order
+of the steps.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dedup.duplicates import band_values, choose_survivors, find_edges
+from dedup.overlap import hash_matrix
+from pipeline.balance import priorities, query_keys, uid_numbers
+from pipeline.config import DedupConfig
+from pipeline.engine import UnitOutput
+from pipeline.records import Reason
+from pipeline.shuffle import gather, spill
+from pipeline.workspace import Workspace
+
+_IMAGES = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("rank", pa.uint64()),
+        ("part", pa.int32()),
+        ("sha256", pa.string()),
+        ("pdq", pa.binary(32)),
+        ("pdq_quality", pa.int32()),
+    ]
+)
+
+_BANDED = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("rank", pa.uint64()),
+        ("part", pa.int32()),
+        ("pdq", pa.binary(32)),
+        ("band", pa.int32()),
+    ]
+)
+
+_EDGES = pa.schema(
+    [
+        (f"{name}_{side}", kind)
+        for side in "ab"
+        for name, kind in (("uid", pa.string()), ("rank", pa.uint64()), ("part", pa.int32()))
+    ]
+    + [("distance", pa.int32())]
+)
+
+DUPLICATES = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("survivor", pa.string()),
+        ("reason", pa.string()),
+        ("distance", pa.int32()),  # bits between the PDQ hashes of the pair and its survivor; 0 for exact copies
+        ("part", pa.int32()),
+        ("survivor_part", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FetchedPart:
+    """One fetched part."""
+
+    number: int
+    name: str
+
+    def file(self, folder: str) -> str:
+        return f"{folder}/{self.name}.parquet"
+
+
+def successes(workspace: Workspace, part: FetchedPart, columns: list[str]) -> pa.Table:
+    rows = workspace.read_table(part.file("fetched"), [*columns, "reason"])
+    return rows.filter(pc.is_null(rows["reason"])).select(columns)
+
+
+def in_evals(workspace: Workspace, part: FetchedPart) -> pa.ChunkedArray:
+    return workspace.read_table(part.file(".wit/dedup/overlap"), ["uid"])["uid"]
+
+
+@dataclass(frozen=True)
+class SpillImages:
+    buckets: int
+    seed: int
+    remove_evals: bool
+
+    def __call__(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
+        images = successes(output.workspace, part, ["uid", "sha256", "pdq", "pdq_quality"])
+        if self.remove_evals:
+            images = images.filter(pc.invert(pc.is_in(images["uid"], in_evals(output.workspace, part))))
+        ranked = images.append_column("rank", pa.array(survivor_ranks(images["uid"], self.seed)))
+        ranked = ranked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), images.num_rows))
+        batch = (ranked.select(_IMAGES.names), bucket_of_hash(ranked["pdq"], self.buckets))
+        rows = spill(output, part.file(".wit/dedup/images"), _IMAGES, [batch])
+        return {"inputs": rows, "kept": rows}
+
+
+def survivor_ranks(uids: pa.ChunkedArray, seed: int) -> np.ndarray:
+    """Return the seeded rank of pairs, (n,) uint64: of two copies the one with the smaller rank survives."""
+    high, low = uid_numbers(uids)
+    return priorities(np.broadcast_to(query_keys(["\0survivor"], seed), len(high)), high, low)
+
+
+def bucket_of_hash(hashes: pa.ChunkedArray, buckets: int) -> np.ndarray:
+    """Return the bucket of each PDQ hash, (n,) int32; equal hashes share one."""
+    words = hash_matrix(hashes).view("<u8")
+    return (np.bitwise_xor.reduce(words, axis=1) % np.uint64(buckets)).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class GroupImages:
+    """Let exact copies and equal fingerprints go; pass the rest on by the bands of their hashes."""
+
+    images: list[str]
+    config: DedupConfig
+    band_buckets: int
+
+    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+        rows = gather(output.workspace, self.images, bucket, _IMAGES).sort_by(
+            [("rank", "ascending"), ("uid", "ascending")]
+        )
+        comparable = rows["pdq_quality"].to_numpy() >= self.config.min_quality
+        comparable &= self.config.near_duplicates
+        exact = first_of_each(rows["sha256"])
+        same = first_of_each(rows["pdq"], comparable)
+        survivor = same[exact]
+        lost = survivor != np.arange(rows.num_rows)
+        reasons = np.where(exact != np.arange(rows.num_rows), Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
+        losers = _duplicates(
+            rows.filter(pa.array(lost)), rows.take(survivor[lost]), reasons[lost], np.zeros(lost.sum())
+        )
+        output.write_table(f".wit/dedup/losers/{bucket:05d}.parquet", losers)
+        kept = rows.filter(pa.array(~lost & comparable))
+        spill(output, f".wit/dedup/banded/{bucket:05d}.parquet", _BANDED, self._banded(kept))
+        return {"inputs": rows.num_rows, "kept": rows.num_rows}
+
+    def _banded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        values = band_values(hash_matrix(rows["pdq"]), self.config.max_distance_bits)  # (n, bands)
+        for band in range(values.shape[1]):
+            table = rows.append_column("band", pa.repeat(pa.scalar(band, pa.int32()), rows.num_rows))
+            mixed = (values[:, band].astype(np.uint64) + np.uint64(band << 16)) * np.uint64(0x9E3779B97F4A7C15)
+            yield (
+                table.select(_BANDED.names),
+                ((mixed >> np.uint64(32)) % np.uint64(self.band_buckets)).astype(np.int32),
+            )
+
+
+def first_of_each(column: pa.ChunkedArray, among: np.ndarray | None = None) -> np.ndarray:
+    """Return for each row the first row with an equal value, (n,) int64; rows not `among` stand for themselves."""
+    codes = pc.dictionary_encode(column).combine_chunks().indices.to_numpy().astype(np.int64)
+    if among is not None:
+        codes = np.where(among, codes, len(codes) + np.arange(len(codes)))
+    _, first, group = np.unique(codes, return_index=True, return_inverse=True)
+    return first[group]
+
+
+def _duplicates(losers: pa.Table, survivors: pa.Table, reasons: np.ndarray, distances: np.ndarray) -> pa.Table:
+    columns = [losers["uid"], survivors["uid"], reasons, distances.astype(np.int32), losers["part"], survivors["part"]]
+    arrays = [
+        c if isinstance(c, pa.ChunkedArray) else pa.array(c.tolist(), kind)
+        for c, kind in zip(columns, DUPLICATES.types, strict=True)
+    ]
+    return pa.table(arrays, DUPLICATES)
+
+
+@dataclass(frozen=True)
+class CompareBands:
+    banded: list[str]
+    max_distance_bits: int
+
+    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+        rows = gather(output.workspace, self.banded, bucket, _BANDED)
+        edges = find_edges(rows["band"].to_numpy(), hash_matrix(rows["pdq"]), self.max_distance_bits)
+        sides = [rows.select(["uid", "rank", "part"]).take(pa.array(side)) for side in (edges.first, edges.second)]
+        columns = [column for side in sides for column in side.columns]
+        table = pa.table([*columns, pa.array(edges.distances.astype(np.int32))], _EDGES)
+        output.write_table(f".wit/dedup/edges/{bucket:05d}.parquet", table)
+        return {"inputs": rows.num_rows, "kept": rows.num_rows}
+
+
+def resolve_duplicates(names: list[str], output: UnitOutput) -> Mapping[str, int]:
+    """Decide from losers and edges who stands for whom, and write `dedup/duplicates.parquet`, sorted by part and uid.
+
+    The one step that sees all duplicates at once: about 100 bytes each, in one worker.
+    """
+    read = output.workspace.read_table
+    losers = pa.concat_tables([DUPLICATES.empty_table(), *(read(n) for n in names if "/losers/" in n)])
+    edges = pa.concat_tables([_EDGES.empty_table(), *(read(n) for n in names if "/edges/" in n)])
+    near = near_duplicates(edges)
+    duplicates = pa.concat_tables([follow(losers, near), near])
+    output.write_table("dedup/duplicates.parquet", duplicates.sort_by([("part", "ascending"), ("uid", "ascending")]))
+    return {"inputs": duplicates.num_rows, "kept": duplicates.num_rows}
+
+
+def near_duplicates(edges: pa.Table) -> pa.Table:
+    """Return the rows of DUPLICATES that edges between distinct fingerprints give."""
+    both = {
+        n: pa.chunked_array([*edges[f"{n}_a"].chunks, *edges[f"{n}_b"].chunks], _EDGES.field(f"{n}_a").type)
+        for n in ("uid", "rank", "part")
+    }
+    nodes = pa.table(both)
+    nodes = nodes.take(pa.array(np.flatnonzero(first_of_each(nodes["uid"]) == np.arange(nodes.num_rows)))).sort_by(
+        "uid"
+    )
+    ends = np.stack([pc.index_in(edges[f"uid_{side}"], nodes["uid"]).to_numpy() for side in "ab"], axis=1).astype(
+        np.int64
+    )
+    place = np.arange(nodes.num_rows)  # nodes are sorted by uid, so places decide ties as uids would
+    survivor = choose_survivors(place, nodes["rank"].to_numpy(), ends)
+    lost = np.flatnonzero(survivor != place)
+    distance = _distances(ends, edges["distance"].to_numpy(), lost, survivor[lost], nodes.num_rows)
+    reasons = np.full(len(lost), Reason.NEAR_DUPLICATE)
+    return _duplicates(nodes.take(lost), nodes.take(survivor[lost]), reasons, distance)
+
+
+def _distances(ends: np.ndarray, bits: np.ndarray, first: np.ndarray, second: np.ndarray, nodes: int) -> np.ndarray:
+    """Look up the distances of some edges, given by their two ends."""
+    edge = ends.min(axis=1) * nodes + ends.max(axis=1)
+    order = np.argsort(edge, kind="stable")
+    wanted = np.minimum(first, second) * nodes + np.maximum(first, second)
+    return bits[order][np.searchsorted(edge[order], wanted)]
+
+
+def follow(losers: pa.Table, near: pa.Table) -> pa.Table:
+    """Point losers whose representative is itself a near duplicate to the one that stands for it."""
+    at = pc.index_in(losers["survivor"], near["uid"])
+    moved = near.select(["survivor", "distance", "survivor_part"]).take(at)  # nulls where the representative stays
+    for name in moved.column_names:
+        column = pc.coalesce(moved[name], losers[name])
+        losers = losers.set_column(losers.column_names.index(name), name, column)
+    return losers.cast(DUPLICATES)
