@@ -64,8 +64,9 @@ def _list(_: argparse.Namespace) -> int:
     console.print(table)
     others = ", ".join(known.name for known in known_sets() if not known.is_registered)
     console.print(
-        f"\n{len(registered())} sets. The CLIP paper does not list its 35: those marked * are named in it, the others are "
-        f"our reconstruction. Also known, not among the 35: {others}. Any other name is a set of your own.",
+        f"\n{len(registered())} sets. The CLIP paper does not list its 35: those marked * are named in it, "
+        f"the others are our reconstruction. Also known, not among the 35: {others}. "
+        "Any other name is a set of your own.",
         highlight=False,
     )
     return 0
