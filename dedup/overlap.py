@@ -111,3 +111,48 @@ def _first_of_each_pair(found: np.ndarray) -> np.ndarray:
     is_first = np.ones(len(order), bool)
     is_first[1:] = (found[order[1:], :2] != found[order[:-1], :2]).any(axis=1)
     return order[is_first]
+
+
+@dataclass(frozen=True)
+class OverlapSummary:
+    """What the overlap rows of one set add up to; only pairs in the final shards count, except for `found`."""
+
+    overlap: int
+    """Evaluation examples with at least one copy in the final shards."""
+    found: int
+    """The same among all fetched images, before near-duplicates and balance removed any."""
+    images: int
+    """Different images of the final shards that are such copies."""
+    distances: tuple[int, ...]
+    """How many of the examples have their nearest copy at 0, 1, ... `max_distance_bits` bits."""
+    most_examples_of_one_image: int
+    """Large where one flat or generic image passes for many examples: a sign of false matches."""
+
+
+def summarise_overlap(overlap: pa.Table, max_distance_bits: int) -> OverlapSummary:
+    """Add up overlap rows with the columns eval_id, uid, distance and kept."""
+    kept = overlap.filter(overlap["kept"])
+    nearest = kept.group_by("eval_id").aggregate([("distance", "min")])["distance_min"].to_numpy()
+    per_image = kept.group_by("uid").aggregate([("eval_id", "count_distinct")])["eval_id_count_distinct"].to_numpy()
+    return OverlapSummary(
+        overlap=len(nearest),
+        found=pc.count_distinct(overlap["eval_id"]).as_py(),
+        images=len(per_image),
+        distances=tuple(np.bincount(nearest, minlength=max_distance_bits + 1).tolist()),
+        most_examples_of_one_image=int(per_image.max(initial=0)),
+    )
+
+
+def pick_evidence(overlap: pa.Table, limit: int) -> pa.Table:
+    """Return at most `limit` kept rows to look at, nearest first: the nearest copies of examples, over all distances.
+
+    The farthest are always among them: they show whether the threshold is right.
+    """
+    kept = overlap.filter(overlap["kept"])
+    ordered = kept.sort_by([("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")])
+    ids = ordered["eval_id"].to_numpy()
+    is_nearest = np.ones(len(ids), bool)
+    is_nearest[1:] = ids[1:] != ids[:-1]
+    nearest = ordered.filter(pa.array(is_nearest)).sort_by([("distance", "ascending"), ("eval_id", "ascending")])
+    places = np.linspace(nearest.num_rows - 1, 0, min(limit, nearest.num_rows)).round().astype(np.int64)
+    return nearest.take(pa.array(places[::-1]))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dedup.evals import INDEX, index_eval_set
 from dedup.fingerprint import VIEWS, decode_rgb, fingerprint
-from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix
+from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix, pick_evidence, summarise_overlap
 
 
 def eval_table(rows: list[tuple[bytes, int, str]]) -> pa.Table:
@@ -135,3 +135,40 @@ def test_planted_copies_are_found_and_nothing_else(tmp_path: Path, view: int) ->
     found = find_overlap(image_table(rows), index, max_distance_bits=31, min_quality=50).to_pylist()
     assert [(r["eval_id"], r["uid"], r["view"]) for r in found] == [(f"{25 + i}.jpg", f"u{i}", name) for i in range(5)]
     assert max(r["distance"] for r in found) <= 10
+
+
+OVERLAPS = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 31), st.booleans()),
+    max_size=20,
+    unique_by=lambda r: r[:2],
+).map(lambda rows: [{"eval_id": f"e{e}", "uid": f"u{u}", "distance": d, "kept": k} for e, u, d, k in rows])
+SCHEMA = pa.schema([("eval_id", pa.string()), ("uid", pa.string()), ("distance", pa.int32()), ("kept", pa.bool_())])
+
+
+@given(OVERLAPS)
+def test_the_summary_counts_each_example_once(rows: list[dict]) -> None:
+    summary = summarise_overlap(pa.Table.from_pylist(rows, SCHEMA), 31)
+    kept = [r for r in rows if r["kept"]]
+    examples = {r["eval_id"] for r in kept}
+    assert summary.overlap == len(examples) == sum(summary.distances)
+    assert summary.found == len({r["eval_id"] for r in rows})
+    assert summary.images == len({r["uid"] for r in kept})
+    nearest = [min(r["distance"] for r in kept if r["eval_id"] == e) for e in examples]
+    assert summary.distances == tuple(nearest.count(bits) for bits in range(32))
+    groups = [sum(r["uid"] == uid for r in kept) for uid in {r["uid"] for r in kept}]
+    assert summary.most_examples_of_one_image == max(groups, default=0)
+
+
+@given(OVERLAPS, st.integers(0, 6))
+def test_evidence_is_spread_from_the_nearest_to_the_farthest(rows: list[dict], limit: int) -> None:
+    picked = pick_evidence(pa.Table.from_pylist(rows, SCHEMA), limit).to_pylist()
+    nearest: dict[str, int] = {}
+    for row in rows:
+        if row["kept"]:
+            nearest[row["eval_id"]] = min(row["distance"], nearest.get(row["eval_id"], 99))
+    assert len(picked) == min(limit, len(nearest))
+    assert all(nearest[r["eval_id"]] == r["distance"] and r["kept"] for r in picked)
+    distances = [r["distance"] for r in picked]
+    assert distances == sorted(distances)
+    assert not picked or distances[-1] == max(nearest.values())
+    assert len(picked) < 2 or distances[0] == min(nearest.values())
