@@ -8,20 +8,18 @@
 
 import io
 import json
-import lzma
 import math
-import zlib
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from queries.errors import InputError
+from queries.files import reading
 
 SCHEMA = pa.schema([("query", pa.string()), ("origins", pa.list_(pa.string())), ("score", pa.list_(pa.float64()))])
 """Columns of an allowlist; see `queries.allowlist`."""
@@ -56,18 +54,8 @@ def read_bytes(path: str) -> bytes:
     Raises:
         InputError: there is no such file, or it cannot be read to its end.
     """
-    try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            content: bytes = file.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    except EOFError:
-        raise InputError(f"{path}: the compressed file ends early; fetch or write it again") from None
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    except (ValueError, ImportError) as error:  # fsspec: a protocol that is unknown, or whose package is missing
-        raise InputError(f"{path}: cannot be opened ({error})") from None
-    return content
+    with reading(path) as file:
+        return file.read()
 
 
 def _decode(path: str, content: bytes) -> str:

@@ -209,3 +209,8 @@ def _with_class_of_base(classes: npt.NDArray[np.uint8], is_mark: npt.NDArray[np.
 def _shifted(flags: npt.NDArray[np.bool_], first: bool) -> npt.NDArray[np.bool_]:
     """Return, for each position, the flag of the position before it."""
     return np.concatenate(([first], flags[:-1]))
+
+
+def is_word(token: str) -> bool:
+    """Tell words from symbols and from the letters of scripts without spaces."""
+    return bool(token) and bool(_CLASS[ord(token[0])] == _WORD)

@@ -5,11 +5,8 @@ that comes with it is not needed. Any other file (one bz2 stream, gz, plain XML)
 """
 
 import bz2
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
@@ -18,6 +15,7 @@ from xml.etree import ElementTree
 import fsspec
 
 from queries.errors import InputError
+from queries.files import reading
 
 # Names that every wiki knows, whatever its language.
 _CANONICAL_NAMESPACES = (
@@ -65,7 +63,7 @@ def read_site(path: str) -> Site:
     Raises:
         InputError: the file is missing, damaged, or no MediaWiki dump.
     """
-    with _reading(path) as stream:
+    with reading(path) as stream:
         head = stream.read(_HEAD_BYTES)
     if b"<mediawiki" not in head[:1_000]:
         raise InputError(f"{path}: not a MediaWiki XML dump; it begins with {head[:40]!r}")
@@ -107,7 +105,7 @@ def _is_multistream(path: str) -> bool:
     """Tell streams that each hold whole pages from those of a parallel compressor, which cut anywhere."""
     if not path.endswith(".bz2"):
         return False
-    with _reading(path, compression=None) as file:
+    with reading(path, compression=None) as file:
         head = file.read(4 * _READ_BYTES)
         first, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
         first.decompress(head)
@@ -125,7 +123,7 @@ def read_pages(part: DumpPart) -> Iterator[Page]:
     if part.end is not None:
         yield from _pages_of_streams(part, part.end)
         return
-    with _reading(part.path) as stream:
+    with reading(part.path) as stream:
         for event, element in ElementTree.iterparse(stream, ["start", "end"]):
             if event == "start" and _name(element) == "mediawiki":
                 root = element
@@ -137,7 +135,7 @@ def read_pages(part: DumpPart) -> Iterator[Page]:
 
 
 def _pages_of_streams(part: DumpPart, end: int) -> Iterator[Page]:
-    with _reading(part.path, compression=None) as file:
+    with reading(part.path, compression=None) as file:
         for content in _streams(file, part.start, end):
             inner = re.sub(rb"^\s*<mediawiki[^>]*>|</mediawiki>\s*$", b"", content)
             for element in ElementTree.fromstring(b"<pages>" + inner + b"</pages>"):
@@ -194,19 +192,3 @@ def _page(element: ElementTree.Element) -> Page | None:
 def _name(element: ElementTree.Element) -> str:
     """Return an element's name without its XML namespace, which changes with each version of the format."""
     return element.tag.rpartition("}")[2]
-
-
-@contextmanager
-def _reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
-    """Open a dump; turn what can be wrong with the file into one line that names it."""
-    try:
-        with fsspec.open(path, "rb", compression=compression) as stream:
-            yield stream
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such dump") from None
-    except EOFError:
-        raise InputError(f"{path}: the dump ends early, in the middle of compressed data; fetch it again") from None
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path}: the XML is damaged or ends early ({error}); fetch it again") from None
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None

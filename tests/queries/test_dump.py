@@ -73,7 +73,7 @@ def test_parts_of_any_size_share_out_the_pages(part_bytes: int, per_stream: int,
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.xml.bz2", None, "no such dump"),
+        ("gone.xml.bz2", None, "no such file"),
         (
             "page.xml",
             b"<!DOCTYPE html><html><title>Index of /enwiki",

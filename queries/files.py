@@ -1,0 +1,36 @@
+"""Open files that users name; what can be wrong with them becomes one line that names the file."""
+
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+from xml.etree import ElementTree
+
+import fsspec
+
+from queries.errors import InputError
+
+
+@contextmanager
+def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
+    """Open a local file or fsspec URL, decompressed as its suffix says, or as it is with `compression` None.
+
+    Raises:
+        InputError: there is no such file, or what the block reads of it is damaged or ends early.
+    """
+    try:
+        file = fsspec.open(path, "rb", compression=compression)
+    except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
+        raise InputError(f"{path}: cannot be opened ({error})") from None
+    try:
+        with file as stream:
+            yield stream
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except EOFError:
+        raise InputError(f"{path}: ends early, in the middle of compressed data; fetch it again") from None
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path}: the XML is damaged or ends early ({error}); fetch it again") from None
+    except (OSError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None

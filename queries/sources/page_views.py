@@ -1,0 +1,103 @@
+"""Read how often the pages of one wiki were asked for, from Wikimedia's public page-view files.
+
+    hourly   pageviews-20240101-000000.gz       en.m Ice_cream 17 0             (code, title, views, bytes)
+    daily    pageviews-20240101-user.bz2        en.wikipedia Ice_cream 24005 desktop 411 A17B20...
+             ("pageview_complete": project, title, page id or null, way of access, views, views by hour)
+
+Both hold all projects. Titles are spelled with underscores, and some are not UTF-8; those are left out.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from queries.errors import InputError
+from queries.files import reading
+
+VIEWS = pa.schema([("title", pa.string()), ("views", pa.int64())])
+
+_READ_BYTES = 8 << 20
+_TITLES_IN_MEMORY = 1_000_000
+
+# What follows the language in the codes of hourly files; nothing for Wikipedia.
+_HOURLY_SUFFIXES = {
+    "wikipedia": "",
+    "wikibooks": ".b",
+    "wiktionary": ".d",
+    "wikinews": ".n",
+    "wikiquote": ".q",
+    "wikisource": ".s",
+    "wikiversity": ".v",
+    "wikivoyage": ".voy",
+}
+
+
+def read_views(path: str, project: str) -> Iterator[pa.Table]:
+    """Return the views of a project's titles as VIEWS, in pieces; a title may be in several.
+
+    `project` is named as in daily files: "en.wikipedia".
+
+    Raises:
+        InputError: the file is missing, damaged, no page-view file, or of other projects only.
+    """
+    views: Counter[bytes] = Counter()
+    others: Counter[str] = Counter()
+    found = False
+    with reading(path) as stream:
+        line = None
+        for block in _blocks(stream):
+            line = line or _line_pattern(path, block, project)
+            others[block.split(b" ", 1)[0].decode(errors="replace")] += 1
+            for title, count in line.findall(block):
+                views[title] += int(count)
+            if len(views) >= _TITLES_IN_MEMORY:
+                found = True
+                yield _table(views)
+                views.clear()
+    if not views and not found:
+        seen = ", ".join(name for name, _ in others.most_common(3)) or "nothing"
+        raise InputError(f"{path}: no views of {project} (there is {seen}); name the project with --project")
+    yield _table(views)
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    """Read whole lines, a few megabytes at a time."""
+    rest = b""
+    while piece := stream.read(_READ_BYTES):
+        lines, newline, rest_of_piece = piece.rpartition(b"\n")
+        if newline:
+            yield rest + lines + newline
+            rest = rest_of_piece
+        else:
+            rest += piece
+    if rest:
+        yield rest
+
+
+def _line_pattern(path: str, block: bytes, project: str) -> "re.Pattern[bytes]":
+    """Return what finds (title, views) in the lines of a project, for the format that the first line has."""
+    first = block.split(b"\n", 1)[0]
+    if re.fullmatch(rb"\S+ \S+ \d+ \d+\r?", first):
+        language, _, family = project.partition(".")
+        suffix = _HOURLY_SUFFIXES.get(family)
+        if suffix is None:
+            raise InputError(f"{path}: do not know how hourly page-view files call {project}")
+        codes = f"{re.escape(language)}(?:\\.m|\\.zero)?{re.escape(suffix)}"
+        return re.compile(rf"^{codes} (\S+) (\d+) \d+\r?$".encode(), re.MULTILINE)
+    if re.fullmatch(rb"\S+ \S+ (?:\S+ )?[a-z-]+ \d+ \S+\r?", first):
+        return re.compile(rf"^{re.escape(project)} (\S+) (?:\S+ )?[a-z-]+ (\d+) \S+\r?$".encode(), re.MULTILINE)
+    raise InputError(f"{path}: not a page-view file; it begins with {first[:40]!r}")
+
+
+def _table(views: Counter[bytes]) -> pa.Table:
+    titles, counts = [], []
+    for title, count in views.items():
+        try:
+            titles.append(title.decode())
+        except UnicodeDecodeError:
+            continue
+        counts.append(count)
+    return pa.table([pa.array(titles, pa.string()), pa.array(counts, pa.int64())], schema=VIEWS)
