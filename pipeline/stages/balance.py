@@ -202,9 +202,7 @@ def write_balance(workspace: Workspace, name: str, counts: np.ndarray, cap: int)
 
 def save_thresholds(workspace: Workspace, name: str, thresholds: Thresholds) -> None:
     """Write thresholds as Parquet, one row per query."""
-    UnitOutput(workspace).write_table(
-        name, pa.table({part: thresholds.key[part] for part in thresholds.key.dtype.names})
-    )
+    UnitOutput(workspace).write_table(name, pa.table({part: thresholds.key[part] for part in KEY_FIELDS}))
 
 
 def load_thresholds(workspace: Workspace, name: str) -> Thresholds:

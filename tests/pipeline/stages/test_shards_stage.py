@@ -1,0 +1,128 @@
+"""Shards as their readers see them: webdataset, tarfile, pyarrow."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset
+from PIL import Image
+
+from pipeline.account import Account, StageAccount
+from pipeline.engine import Build, Marker, UnitOutput
+from pipeline.progress import Progress
+from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
+from pipeline.runner import parse_beam_options
+from pipeline.shards.manifest import read_manifest
+from pipeline.shards.tar import TarWriter
+from pipeline.stages.shards import run_shards, write_manifest
+from pipeline.workspace import Workspace
+
+OUTCOMES = [None, None, "timeout", "broken_image", Reason.NEAR_DUPLICATE, Reason.OVER_FINAL_CAP]
+
+
+def jpeg(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def fetched_part(workspace: Workspace, part: int) -> tuple[Marker, dict, list[dict]]:
+    """Write one fetched part with every kind of outcome and its decisions."""
+    rows, decisions = [], []
+    for i, outcome in enumerate(OUTCOMES):
+        url, caption = f"http://e.example/{part}/{i}.jpg", f"größe <{i}> of {part}"
+        row = dict.fromkeys(FETCHED.names) | {
+            "uid": pair_uid(url, caption),
+            "url": url,
+            "caption": caption,
+            "query_ids": [1, 2],
+            "selected_by": [2],
+        }
+        failed = outcome in ("timeout", "broken_image")
+        status = {"timeout": "failed_to_download", "broken_image": "failed_to_resize"}.get(outcome, "success")
+        row |= {"status": status, "reason": outcome if failed else None}
+        if not failed:
+            row |= {"width": 8, "height": 8, "sha256": f"{i:064x}", "pdq": bytes(32), "pdq_quality": 100}
+            stays = outcome is None
+            decisions.append(
+                {
+                    "uid": row["uid"],
+                    "reason": outcome,
+                    "survivor": None,
+                    "selected_by": [1] if stays else [],
+                    "captions": [caption, "another"] if stays else [],
+                }
+            )
+        rows.append(row)
+    output, decided = UnitOutput(workspace), UnitOutput(workspace)
+    with output.create(f"fetched/part-{part:05d}.tar") as out, TarWriter(out) as tar:
+        for i, row in enumerate(rows):
+            if row["reason"] is None:
+                tar.add(f"{row['uid']}.jpg", jpeg(i))
+    output.write_table(f"fetched/part-{part:05d}.parquet", pa.Table.from_pylist(rows, FETCHED))
+    decided.write_table(f"dedup/decisions/part-{part:05d}.parquet", pa.Table.from_pylist(decisions, DECISIONS))
+    return Marker("d", output.files, {"inputs": 6, "kept": 4}), decided.files, rows
+
+
+def make_shards(root) -> tuple[Workspace, list[list[dict]]]:
+    workspace = Workspace(str(root))
+    fetched, decided, rows = {}, {}, []
+    for part in range(2):
+        marker, files, part_rows = fetched_part(workspace, part)
+        fetched[f"part-{part:05d}"] = marker
+        decided |= files
+        rows.append(part_rows)
+    build = Build(workspace, parse_beam_options([]), Progress(None))
+    shards = run_shards(build, fetched, Marker("d", decided, {}))
+    write_manifest(build, shards, Account((StageAccount("shards", 4, 4, {}),)), {"seed": 1}, "9.9")
+    return workspace, rows
+
+
+def test_every_reader_sees_the_kept_pairs_and_only_those(tmp_path):
+    _, rows = make_shards(tmp_path)
+    kept = [row["uid"] for part in rows for row in part[:2]]
+    urls = [f"file:{tmp_path}/shards/{i:05d}.tar" for i in range(2)]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in samples] == kept
+    assert [sample["txt"] for sample in samples] == [row["caption"] for part in rows for row in part[:2]]
+    assert samples[0]["jpg"].size == (8, 8)
+    assert samples[0]["json"]["captions"] == [samples[0]["txt"], "another"]
+    assert samples[0]["json"]["selected_by"] == [1]
+    assert samples[0]["json"]["pdq"] == "00" * 32
+    with tarfile.open(tmp_path / "shards/00000.tar") as tar:
+        names = tar.getnames()
+    assert names == [f"{uid}.{kind}" for uid in kept[:2] for kind in ("jpg", "txt", "json")]
+
+
+def test_every_planned_pair_keeps_a_row_with_its_reason(tmp_path):
+    make_shards(tmp_path)
+    table = pq.read_table(tmp_path / "shards/00001.parquet")
+    assert table.schema.equals(SHARD)
+    statuses = ["success", "success", "failed_to_download", "failed_to_resize", "dropped", "dropped"]
+    assert table["status"].to_pylist() == statuses
+    assert table["reason"].to_pylist() == OUTCOMES
+    stats = json.loads((tmp_path / "shards/00001_stats.json").read_text())
+    assert (stats["count"], stats["successes"], stats["dropped"]) == (6, 2, 2)
+    assert sum(stats["status_dict"].values()) == 6
+
+
+def test_the_manifest_says_what_is_there(tmp_path):
+    workspace, _ = make_shards(tmp_path)
+    manifest = read_manifest(f"{tmp_path}/shards")
+    assert manifest.samples == 4
+    assert [shard.samples for shard in manifest.shards] == [2, 2]
+    assert workspace.read_json("shards/sizes.json") == {"00000.tar": 2, "00001.tar": 2}
+    assert manifest.content["files"].keys() == {p.name for p in (tmp_path / "shards").iterdir()} - {
+        "manifest.json",
+        "sizes.json",
+    }
+
+
+def test_the_same_decisions_give_the_same_bytes(tmp_path):
+    trees = []
+    for name in ("a", "b"):
+        workspace, _ = make_shards(tmp_path / name)
+        trees.append({n: workspace.read_bytes(n) for n in workspace.sizes("shards")})
+    assert trees[0] == trees[1]

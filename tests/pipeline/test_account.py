@@ -1,0 +1,29 @@
+"""The account closes, or says where it does not."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.account import Account, StageAccount
+from pipeline.engine import Marker
+from pipeline.records import Reason
+
+
+@given(st.dictionaries(st.sampled_from(list(Reason)), st.integers(0, 50)), st.integers(0, 50), st.integers(-3, 3))
+def test_a_stage_closes_exactly_when_everything_adds_up(reasons, kept, error):
+    counts = {**reasons, "kept": kept, "inputs": kept + sum(reasons.values()) + error}
+    assert bool(StageAccount.of("pool", counts).problems()) == (error != 0)
+
+
+def test_reasons_are_a_closed_list():
+    stage = StageAccount.of("pool", {"inputs": 2, "kept": 1, "bad_mood": 1})
+    assert stage.problems() == ["pool: unknown reason 'bad_mood'"]
+
+
+def test_what_leaves_a_stage_enters_the_next():
+    account = Account((StageAccount("pool", 5, 3, {"no_match": 2}), StageAccount("planned", 2, 2, {})))
+    assert account.problems() == ["planned: 3 pairs left pool, but 2 came in"]
+
+
+def test_markers_survive_json():
+    marker = Marker("d", {}, {"inputs": 1, "kept": 1})
+    assert Marker.from_json(marker.to_json()) == marker
