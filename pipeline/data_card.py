@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.compute as pc
 
-from pipeline.account import Account
+from pipeline.account import Account, StageAccount
 from pipeline.config import Config
 from pipeline.records import Reason
 from pipeline.workspace import Workspace
@@ -73,27 +73,26 @@ def write_data_card(composition: Composition, account: Account, config: Config, 
         "",
         "| stage | in | kept | lost for |",
         "|---|---:|---:|---|",
-        *(
-            f"| {s.stage} | {s.inputs:,} | {s.kept:,} | {', '.join(f'{k} {n:,}' for k, n in s.reasons.items()) or '-'} |"
-            for s in account.stages
-        ),
+        *(f"| {s.stage} | {s.inputs:,} | {s.kept:,} | {_reasons(s)} |" for s in account.stages),
         "",
     ]
     counted = "all shards" if composition.shards == len(manifest["shards"]) else f"{composition.shards} shards"
     for title, counter in (*composition.columns.items(), ("host", composition.hosts)):
-        lines += [
-            f"## By {title.replace('_', ' ')} ({counted})",
-            "",
-            f"| {title} | samples | share |",
-            "|---|---:|---:|",
-        ]
-        for name, count in counter.most_common(_TOP):
-            lines.append(f"| {_cell(name)} | {count:,} | {count / composition.samples:.1%} |")
-        if len(counter) > _TOP:
-            rest = counter.total() - sum(count for _, count in top)
-            lines.append(f"| {len(counter) - _TOP:,} more | {rest:,} | {rest / composition.samples:.1%} |")
-        lines.append("")
+        lines += _table(title.replace("_", " "), counter, counted)
     return "\n".join(lines)
+
+
+def _reasons(stage: StageAccount) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in stage.reasons.items()) or "-"
+
+
+def _table(title: str, counter: Counter[str], counted: str) -> list[str]:
+    total, top = counter.total(), counter.most_common(_TOP)
+    rows = [(_cell(name), count) for name, count in top]
+    if len(counter) > _TOP:
+        rows.append((f"{len(counter) - _TOP:,} more", total - sum(count for _, count in top)))
+    head = [f"## By {title} ({counted})", "", f"| {title} | samples | share |", "|---|---:|---:|"]
+    return [*head, *(f"| {name} | {count:,} | {count / total:.1%} |" for name, count in rows), ""]
 
 
 def _near(config: Config) -> str:
