@@ -52,14 +52,16 @@ def build_model(
     `architecture` is an open_clip model config that `with_text_tower` has been through. `flat_logit_scale` gives the
     scale the shape (1,), because FSDP cannot shard a scalar; checkpoints always hold the scalar.
     """
-    config = deepcopy(architecture)
-    for build_only in ("custom_text", "model_type"):
-        config.pop(build_only, None)
-    logits = SIGLIP_LOGITS if objective == "siglip" else {"init_logit_scale": INITIAL_LOGIT_SCALE}
-    model = CLIP(**config, **logits, nonscalar_logit_scale=flat_logit_scale)
+    model = CLIP(**open_clip_config(architecture, objective), nonscalar_logit_scale=flat_logit_scale)
     if text == "bag-of-words":
         _freeze_into_average(model)
     return model
+
+
+def open_clip_config(architecture: dict[str, Any], objective: Objective) -> dict[str, Any]:
+    """Return the arguments of open_clip's `CLIP`, as an `open_clip_config.json` states them."""
+    logits = SIGLIP_LOGITS if objective == "siglip" else {"init_logit_scale": INITIAL_LOGIT_SCALE}
+    return {**deepcopy(architecture), **logits}
 
 
 def count_parameters(architecture: dict[str, Any]) -> tuple[int, int]:

@@ -1,0 +1,38 @@
+"""`python -m trainer -c wit.toml`, or under torchrun: train on the shards of a workspace, or go on where it stopped."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from trainer.config import load_settings
+from trainer.errors import TrainerError
+from trainer.train import train
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done or stopped by SIGTERM, 1 failed, 2 wrong request."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Train a CLIP model on the shards of a workspace; rerun to go on from the last checkpoint.",
+        epilog="On several GPUs: torchrun --nproc-per-node=8 -m trainer -c wit.toml",
+    )
+    parser.add_argument("-c", "--config", type=Path, required=True, help="the TOML file with a [train] table")
+    options = parser.parse_args(arguments)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        model = train(load_settings(options.config))
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    if os.environ.get("RANK", "0") == "0":
+        print(f"model: {model}" if model else "stopped; run the same command to go on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file that is there whole or not at all.
+
+A file holds full, unsharded tensors by parameter name, so a run may go on with another number of processes, or change
+between DDP and FSDP. `step` counts finished steps; the order of samples follows from it.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from trainer.errors import TrainerError
+
+FORMAT = "wit-train/1"
+_NAME = re.compile(r"step-(\d{9})\.pt")
+_SCALARS = {"logit_scale", "logit_bias"}  # of shape (1,) under FSDP
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the name of the checkpoint after `step` steps."""
+    return folder / f"step-{step:09d}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+
+
+def capture(model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the weights and the optimiser's state, whole and on the CPU. Every process must call this.
+
+    FSDP gives the tensors to the first process only; the others get empty dictionaries.
+    """
+    weights: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
+    states: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    return _with_scalars_of_shape({"model": weights, "optimizer": states}, torch.Size())
+
+
+def restore(model: CLIP, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put captured state into a model and optimiser of any sharding. Every process calls this with the same state."""
+    fitting = _with_scalars_of_shape(state, model.logit_scale.shape)
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, fitting["model"], options=options)
+    set_optimizer_state_dict(model, optimizer, fitting["optimizer"], options=options)
+
+
+def _with_scalars_of_shape(state: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
+    """Return the state with the logit scale and bias, and their moments, in this shape."""
+    weights, moments = dict(state["model"]), dict(state["optimizer"].get("state", {}))
+    for name in _SCALARS & weights.keys():
+        weights[name] = weights[name].reshape(shape)
+    for name in _SCALARS & moments.keys():
+        moments[name] = {k: v if k == "step" else v.reshape(shape) for k, v in moments[name].items()}
+    optimizer = {**state["optimizer"], "state": moments} if state["optimizer"] else {}
+    return {"model": weights, "optimizer": optimizer}
+
+
+def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
+    """Write a checkpoint atomically, then drop all but the newest `keep`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TrainerError(f"cannot write {path}: {error.strerror}") from error
+    os.replace(partial, path)
+    for old in list_checkpoints(path.parent)[:-keep]:
+        old.unlink()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Raises:
+        TrainerError: it cannot be read, or is none of ours.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises whatever its unpickler and zip reader do
+        reason = str(error).partition("\n")[0]
+        raise TrainerError(
+            f"cannot read checkpoint {path}: {reason}; delete it to go on from the one before"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise TrainerError(f"{path} is not a checkpoint of this trainer")
+    return content

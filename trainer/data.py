@@ -1,0 +1,297 @@
+"""From addresses of samples to tensors: read, decode at reduced scale, crop, resize, tokenise, in worker processes.
+
+Whatever is random about a sample (its crop, which of its captions) is a hash of (seed, epoch, sample), so a batch is
+the same bytes in any worker of any rank. A sample that cannot be used is counted by reason, and the next good one of
+its shard takes its place.
+"""
+
+import io
+import signal
+import warnings
+from collections import Counter
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import orjson
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from trainer.errors import TrainerError
+from trainer.order import Addresses, SampleOrder, rank_share, uniform
+from trainer.shards import ShardSet
+
+Broken = Literal["no_image", "no_caption", "broken_image", "too_many_pixels"]
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
+MAX_CHUNK = 256
+"""Samples that one worker prepares at a time; the step's batch is put together from these."""
+LAST_STEP_S = 60
+"""How long a worker goes on after SIGTERM, if its training process does not end it before."""
+MAX_CACHED_WORDS = 500_000
+"""Words whose tokens a worker remembers: about 100 MB."""
+_CROP_STREAM, _CAPTION_STREAM = 2, 3  # order.py uses 0 and 1
+
+
+class Batch(NamedTuple):
+    """`n` pairs, ready for the device."""
+
+    images: Tensor  # (n, size, size, 3) uint8
+    tokens: Tensor  # (n, context) int64
+    shards: Tensor  # (n,) int64, with `indices` the samples' addresses
+    indices: Tensor
+    broken: dict[str, int]  # samples met on the way that could not be used
+
+
+@dataclass(frozen=True)
+class View:
+    """How the pairs are presented to the model."""
+
+    image_size: int
+    context_length: int
+    seed: int
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the shorter side's square, as an area
+    captions: Literal["first", "any"] = "first"
+
+
+class Pairs(Dataset[Batch | TrainerError]):
+    """Turns addresses into a batch; runs in loader workers."""
+
+    def __init__(self, shards: ShardSet, view: View) -> None:
+        self._shards = shards
+        self._view = view
+
+    def __getitem__(self, addresses: Addresses) -> Batch | TrainerError:
+        try:
+            return self.batch(addresses)
+        except TrainerError as error:
+            return error  # raised across processes it would come with a traceback; `load_steps` raises it
+
+    def batch(self, addresses: Addresses) -> Batch:
+        """Return the samples at these addresses.
+
+        Raises:
+            TrainerError: a shard cannot be read, or holds no usable sample.
+        """
+        size, count = self._view.image_size, len(addresses)
+        images = np.empty((count, size, size, 3), np.uint8)
+        captions: list[str] = []
+        index = addresses.index.copy()
+        draws = self._crop_draws(addresses)
+        broken: Counter[str] = Counter()
+        for row in range(count):
+            index[row], caption = self._first_usable(addresses, row, draws[:, row], images[row], broken)
+            captions.append(caption)
+        return Batch(
+            torch.from_numpy(images), tokenize(captions, self._view.context_length), torch.from_numpy(addresses.shard),
+            torch.from_numpy(index), dict(broken),
+        )  # fmt: skip
+
+    def _crop_draws(self, addresses: Addresses) -> NDArray[np.float64]:
+        """Return three numbers in [0, 1) per sample: how large its crop is, and where. (3, n)"""
+        where = (
+            addresses.epoch.astype(np.uint64),
+            addresses.shard.astype(np.uint64),
+            addresses.index.astype(np.uint64),
+        )
+        return np.stack([uniform(self._view.seed, _CROP_STREAM, *where, draw) for draw in range(3)])
+
+    def _first_usable(
+        self, addresses: Addresses, row: int, draws: NDArray[np.float64], image: NDArray[np.uint8], broken: Counter[str]
+    ) -> tuple[int, str]:
+        """Write the sample's image, or that of the next usable one of its shard; return its index and caption."""
+        epoch, shard, wanted = (int(column[row]) for column in (addresses.epoch, addresses.shard, addresses.index))
+        reader = self._shards.reader(shard)
+        for number in (*range(wanted, len(reader)), *range(wanted)):
+            sample = reader.read(number, with_json=self._view.captions == "any")
+            caption = self._caption(sample.text, sample.json, epoch, shard, number)
+            problem = (
+                "no_caption" if caption is None else decode_crop(sample.image, draws, self._view.crop_scale, image)
+            )
+            if problem is None and caption is not None:
+                return number, caption
+            broken[str(problem)] += 1
+        raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(broken)}")
+
+    def _caption(self, text: bytes | None, metadata: bytes | None, epoch: int, shard: int, number: int) -> str | None:
+        captions = [text.decode("utf-8", "replace").strip()] if text is not None else []
+        if self._view.captions == "any" and metadata is not None:
+            captions = _captions(metadata) or captions
+        usable = [caption for caption in captions if caption]
+        if len(usable) < 2:
+            return usable[0] if usable else None
+        return usable[int(uniform(self._view.seed, _CAPTION_STREAM, epoch, shard, number)[0] * len(usable))]
+
+
+@cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+def tokenize(texts: list[str], context_length: int) -> Tensor:
+    """Return the texts' tokens, (n, context_length) int64, zero-padded; longer texts are cut (CLIP section 2.4)."""
+    tokenizer = _tokenizer()
+    if len(tokenizer.cache) > MAX_CACHED_WORDS:
+        tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
+    tokens: Tensor = tokenizer(texts, context_length)
+    return tokens
+
+
+def _captions(metadata: bytes) -> list[str]:
+    try:
+        captions = orjson.loads(metadata).get("captions")
+    except (orjson.JSONDecodeError, AttributeError):
+        return []
+    return [c.strip() for c in captions if isinstance(c, str)] if isinstance(captions, list) else []
+
+
+def _listing(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def decode_crop(
+    encoded: bytes | None, draws: NDArray[np.float64], crop_scale: tuple[float, float], out: NDArray[np.uint8]
+) -> Broken | None:
+    """Decode an image, cut a random square and write it to `out`, (size, size, 3); return what is wrong, if anything.
+
+    The square's area is a share within `crop_scale` of the largest square; its place is uniform (CLIP section 2.4: "a
+    random square crop from resized images"). `draws`: three numbers in [0, 1).
+    """
+    if not encoded:
+        return "no_image"
+    size = len(out)
+    low, high = crop_scale
+    side_share = float(np.sqrt(low + draws[0] * (high - low)))
+    try:
+        image = _decode(encoded, min_side=int(np.ceil(size / side_share)))
+    except Image.DecompressionBombError:
+        return "too_many_pixels"
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombWarning):
+        return "broken_image"
+    side = min(image.size) * side_share
+    left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], image.size, strict=True))
+    box = (left, top, left + side, top + side)
+    out[:] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return None
+
+
+def _decode(encoded: bytes, min_side: int) -> Image.Image:
+    """Decode to RGB; a JPEG at the smallest eighth of its scale whose sides are not below `min_side`.
+
+    Raises:
+        Image.DecompressionBombError: more than `MAX_PIXELS`; nothing was decoded.
+        OSError, ValueError, SyntaxError, EOFError: a decoder refused it.
+    """
+    if encoded[:2] == b"\xff\xd8":
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded, min_side, min_side)
+            if int(height) * int(width) > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if colours != "CMYK":
+                return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB", False, False, min_side, min_side))
+        except ValueError:
+            pass  # Pillow mends more than libjpeg-turbo's strict mode does, and has the last word
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of the run: which positions of the stream it reads, chunk by chunk."""
+
+    order: SampleOrder
+    batch: int
+    lanes: int
+    start_step: int
+    total_steps: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def chunks_per_step(self) -> int:
+        """How many chunks make up this rank's part of one step."""
+        return -(-self.batch // self.world_size // MAX_CHUNK)
+
+    def __iter__(self) -> Iterator[Addresses]:
+        own = rank_share(self.batch, self.lanes, self.rank, self.world_size)
+        for step in range(self.start_step, self.total_steps):
+            addresses = self.order.at(step * self.batch + own)
+            for part in np.array_split(np.arange(len(own)), self.chunks_per_step):
+                yield addresses.take(part)
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.start_step) * self.chunks_per_step
+
+
+def load_steps(pairs: Pairs, share: Share, *, workers: int, prefetch: int, pin: bool) -> Generator[Batch, None, None]:
+    """Yield this rank's part of each step, in order, prepared ahead by `workers` processes (0: in this one).
+
+    Raises:
+        TrainerError: a shard cannot be read, or holds no usable sample.
+    """
+    loader = DataLoader(
+        pairs,
+        batch_size=None,
+        sampler=share,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_outlive_signals,
+    )
+    chunks = iter(loader)
+    try:
+        for _ in range(share.start_step, share.total_steps):
+            yield concatenated([_checked(next(chunks)) for _ in range(share.chunks_per_step)])
+    finally:
+        del chunks  # its destructor ends the workers; a traceback could keep it alive
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let the training process finish its step when a SIGTERM or Ctrl-C reaches every process of a job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_STEP_S))
+
+
+def _checked(chunk: Batch | TrainerError) -> Batch:
+    if isinstance(chunk, TrainerError):
+        raise chunk
+    return chunk
+
+
+def to_model_input(images: Tensor, device: torch.device, *, channels_last: bool = False) -> Tensor:
+    """Move uint8 images (n, size, size, 3) to the device, normalised by CLIP's mean and deviation, as (n, 3, s, s)."""
+    moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    pixels = moved.to(torch.float32, memory_format=layout)
+    mean, deviation = (
+        torch.tensor(c, device=device).view(1, 3, 1, 1) for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    )
+    return pixels.sub_(mean * 255).div_(deviation * 255)
+
+
+def concatenated(chunks: list[Batch]) -> Batch:
+    """Put the chunks of a step together."""
+    if len(chunks) == 1:
+        return chunks[0]
+    broken: Counter[str] = Counter()
+    for chunk in chunks:
+        broken.update(chunk.broken)
+    return Batch(
+        torch.cat([chunk.images for chunk in chunks]),
+        torch.cat([chunk.tokens for chunk in chunks]),
+        torch.cat([chunk.shards for chunk in chunks]),
+        torch.cat([chunk.indices for chunk in chunks]),
+        dict(broken),
+    )

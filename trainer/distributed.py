@@ -1,0 +1,93 @@
+"""The processes of one run, as `torchrun` starts them; one process without it is a world of one."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from trainer.errors import TrainerError
+
+START_TIMEOUT = timedelta(minutes=30)  # a rank may wait while another counts or fetches shards
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what a run writes once."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value)
+
+    def mean(self, value: torch.Tensor) -> float:
+        """Return the mean of a scalar over the processes."""
+        total = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total.item() / self.size
+
+    def sum_counts(self, counts: Counter[str]) -> Counter[str]:
+        """Return the counts of all processes, added up."""
+        if self.size == 1:
+            return counts.copy()
+        everyones: list[Counter[str]] = [Counter() for _ in range(self.size)]
+        dist.all_gather_object(everyones, counts)
+        return sum(everyones, Counter())
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """Return the GPU of this process, or the CPU where there is none and "auto" allows it.
+
+    Raises:
+        TrainerError: a GPU was asked for and there is none for this process.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not gpus):
+        return torch.device("cpu")
+    if local_rank >= gpus:
+        raise TrainerError(
+            f"process {local_rank} of this machine has no GPU: {gpus} found; start at most {gpus} processes here"
+            if gpus
+            else 'no GPU found: install a CUDA build of torch, or set train.device = "cpu"'
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def open_world(device: str) -> Iterator[World]:
+    """Join the processes that torchrun started, and leave them at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    own = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if size == 1:
+        yield World(0, 1, own)
+        return
+    # Flags and counts travel between CPUs, so that asking "does anyone stop?" never waits for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=START_TIMEOUT)
+    try:
+        yield World(dist.get_rank(), size, own)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,127 @@
+"""The order in which samples are seen: a pure function of (seed, lanes, window, shard sizes), and of nothing else.
+
+A run reads one endless stream of samples: epoch 0, epoch 1, and so on, each a fresh permutation of the whole set. Step
+`s` takes the stream's positions `s * batch` up to `(s + 1) * batch`; what a run has read is therefore one number, and a
+batch may end one epoch and begin the next, so that no sample is left out.
+
+Inside an epoch the shards are shuffled, laid end to end, and cut into `lanes` runs of equal length. Position p belongs
+to lane p mod lanes, and each lane is shuffled in windows of `window` samples. A rank reads whole lanes, so it touches
+few shards at a time; which lanes it reads changes where a sample is decoded, never when it is seen.
+
+Random numbers are hashes (SplitMix64), so the order does not depend on a generator's state or a library's version.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64s = NDArray[np.int64]
+UInt64s = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where samples of the stream are, one entry per position."""
+
+    epoch: Int64s
+    shard: Int64s
+    index: Int64s  # of the sample in its shard, in tar order
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def take(self, places: slice | Int64s) -> "Addresses":
+        """Return some of them."""
+        return Addresses(self.epoch[places], self.shard[places], self.index[places])
+
+
+def hash64(*parts: int | UInt64s) -> UInt64s:
+    """Mix whole numbers, or arrays of them, into uniform 64-bit values."""
+    state = np.zeros(1, np.uint64)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = _split_mix(state ^ _split_mix(np.asarray(part, np.uint64)))
+    return state
+
+
+def uniform(*parts: int | UInt64s) -> NDArray[np.float64]:
+    """Return numbers in [0, 1) that are a pure function of `parts`."""
+    return (hash64(*parts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _split_mix(value: UInt64s) -> UInt64s:
+    """The output function of SplitMix64 (Steele, Lea, Flood 2014)."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _permutation(count: int, *key: int) -> Int64s:
+    return np.argsort(hash64(*key, np.arange(count, dtype=np.uint64)), kind="stable")
+
+
+class SampleOrder:
+    """The stream over shards of `counts` samples each.
+
+    >>> SampleOrder(np.array([3, 2]), seed=0).at(np.arange(5))  # epoch 0: every sample of both shards once
+    """
+
+    def __init__(self, counts: Int64s, *, seed: int, lanes: int = 8, window: int = 65_536) -> None:
+        self.samples = int(counts.sum())
+        self._counts = counts
+        self._seed = seed
+        self._lanes = lanes
+        self._window = window
+        self._permutation = lru_cache(maxsize=4 * lanes + 4)(_permutation)
+
+    def at(self, positions: Int64s) -> Addresses:
+        """Return where the samples at these positions of the stream are."""
+        epochs, within = np.divmod(positions, self.samples)
+        shard, index = np.empty_like(positions), np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            shard[here], index[here] = self._locate(int(epoch), self._shuffled(int(epoch), within[here]))
+        return Addresses(epochs, shard, index)
+
+    def _shuffled(self, epoch: int, positions: Int64s) -> Int64s:
+        """Return offsets into the epoch's row of shards."""
+        lane, offset = positions % self._lanes, positions // self._lanes
+        result = np.empty_like(positions)
+        group = lane * (self.samples // self._window + 1) + offset // self._window
+        for chosen in np.unique(group):
+            here = group == chosen
+            first = int(lane[here][0])
+            number = int(offset[here][0]) // self._window
+            start = number * self._window
+            length = min(self._window, self._lane_length(first) - start)
+            order = self._permutation(length, self._seed, 1, epoch, first, number)
+            result[here] = self._lane_start(first) + start + order[offset[here] - start]
+        return result
+
+    def _lane_length(self, lane: int) -> int:
+        return (self.samples - lane + self._lanes - 1) // self._lanes
+
+    def _lane_start(self, lane: int) -> int:
+        quotient, longer = divmod(self.samples, self._lanes)
+        return lane * quotient + min(lane, longer)
+
+    def _locate(self, epoch: int, offsets: Int64s) -> tuple[Int64s, Int64s]:
+        """Turn offsets into the epoch's row of shards into (shard, index in it)."""
+        row = self._permutation(len(self._counts), self._seed, 0, epoch)
+        ends = np.cumsum(self._counts[row])
+        place = np.searchsorted(ends, offsets, side="right")
+        return row[place], offsets - (ends[place] - self._counts[row[place]])
+
+
+def rank_share(batch: int, lanes: int, rank: int, world_size: int) -> Int64s:
+    """Return which of a batch's positions, counted from its start, this rank reads.
+
+    Positions are dealt out by lane, so a rank stays with its lanes; the ranks' shares, one after another, are the same
+    list for every world size.
+    """
+    by_lane = np.argsort(np.arange(batch) % lanes, kind="stable")
+    size = batch // world_size
+    return by_lane[rank * size : (rank + 1) * size]

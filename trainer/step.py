@@ -1,0 +1,140 @@
+"""One optimiser step: features, loss over the global batch, gradients; in micro-batches where memory asks for it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.config import TrainConfig
+from trainer.distributed import World
+from trainer.loss import contrastive_loss
+from trainer.model import clamp_logit_scale
+
+Features = tuple[Any, ...]  # image and text (b, D), exp(t), bias or None
+
+
+def wrap(model: CLIP, config: TrainConfig, world: World) -> Any:
+    """Prepare a model for training on this world: checkpointing, compilation, DDP or FSDP. Shares its parameters."""
+    if config.gradient_checkpointing:
+        model.set_grad_checkpointing()
+    is_alone = world.size == 1
+    if config.parallel == "fsdp" and not is_alone:
+        for block in _blocks(model):
+            fully_shard(block)
+        fully_shard(model)
+    called: Any = torch.compile(model) if config.compile else model
+    if is_alone or config.parallel == "fsdp":
+        return called
+    return DistributedDataParallel(called, device_ids=[world.device.index] if world.device.type == "cuda" else None)
+
+
+def _blocks(model: CLIP) -> Iterator[nn.Module]:
+    """Yield the parts of a model that FSDP gathers one at a time."""
+    yield from model.transformer.resblocks
+    if hasattr(model.visual, "transformer"):
+        yield from model.visual.transformer.resblocks
+    else:
+        yield from (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4)
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """What a step needs; the loop gives it batches."""
+
+    core: CLIP  # the parameters
+    model: Any  # what is called: `core`, wrapped
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    config: TrainConfig
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def step(self, images: Tensor, tokens: Tensor, learning_rate: float) -> Tensor:
+        """Update the weights on this rank's part of the global batch; return its share of the loss.
+
+        `images`: (b, 3, size, size) normalised; `tokens`: (b, context).
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.config.micro_batch or len(images)
+        parts = list(zip(images.split(size), tokens.split(size), strict=True))
+        loss = self._backward_at_once(*parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
+        if self.config.max_gradient_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.core.parameters(), self.config.max_gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        clamp_logit_scale(self.core, self.config.max_logit_scale)
+        return loss
+
+    def _features(self, images: Tensor, tokens: Tensor) -> Features:
+        with self.autocast():
+            image, text, scale, *bias = self.model(images, tokens)
+        return image, text, scale, bias[0] if bias else None
+
+    def _backward_at_once(self, images: Tensor, tokens: Tensor) -> Tensor:
+        loss = contrastive_loss(*self._features(images, tokens), objective=self.config.objective)
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _backward_in_parts(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Compute the loss of the whole batch with the memory of one part (GradCache, arXiv 2101.06983).
+
+        First all features without a graph, then the loss and its gradients by the features, then each part again,
+        pushing its features' gradients into the weights.
+        """
+        with torch.no_grad(), _frozen_batch_norm(self.core):
+            features = [self._features(*part) for part in parts]
+        image, text = (torch.cat(side).requires_grad_() for side in list(zip(*features, strict=True))[:2])
+        scalars: list[Any] = [None if value is None else value.detach().requires_grad_() for value in features[0][2:]]
+        loss = contrastive_loss(image, text, *scalars, objective=self.config.objective)
+        loss.backward()
+        assert image.grad is not None
+        assert text.grad is not None
+        start = 0
+        for number, part in enumerate(parts):
+            is_last = number == len(parts) - 1
+            here = slice(start, start := start + len(part[0]))
+            with self._synchronised(is_last):
+                own = self._features(*part)
+                surrogate = _dot(own[0], image.grad[here]) + _dot(own[1], text.grad[here])
+                if is_last:  # the scale and bias have one gradient, not one for each part
+                    for value, leaf in zip(own[2:], scalars, strict=True):
+                        surrogate = surrogate if leaf is None else surrogate + _dot(value, leaf.grad)
+                self.scaler.scale(surrogate).backward()
+        return loss.detach()
+
+    @contextmanager
+    def _synchronised(self, last: bool) -> Iterator[None]:
+        """Average gradients over ranks only once, with the last part."""
+        if isinstance(self.core, FSDPModule):
+            self.core.set_requires_gradient_sync(last)
+            yield
+        else:
+            waits = isinstance(self.model, DistributedDataParallel) and not last
+            with self.model.no_sync() if waits else nullcontext():
+                yield
+
+
+def _dot(value: Tensor, slope: Tensor) -> Tensor:
+    return (value * slope).sum()
+
+
+@contextmanager
+def _frozen_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Keep the running statistics as they are, so that two passes over a batch count it once."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,302 @@
+"""The run: set up, step, log, save, stop. `python -m trainer -c wit.toml`, or `torchrun ... -m trainer -c wit.toml`."""
+
+import logging
+import signal
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from open_clip.factory import load_checkpoint
+from open_clip.model import CLIP
+
+from trainer import checkpoint
+from trainer.config import Settings, TrainConfig
+from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
+from trainer.distributed import World, open_world
+from trainer.errors import TrainerConfigError, TrainerError
+from trainer.export import export_model
+from trainer.model import build_model
+from trainer.optimizer import build_optimizer
+from trainer.order import SampleOrder
+from trainer.progress import RunProgress, Stopwatch
+from trainer.schedule import learning_rate
+from trainer.shards import ShardCache, find_shards
+from trainer.step import Stepper, wrap
+
+log = logging.getLogger(__name__)
+StepHook = Callable[[int, Batch], None]
+
+
+def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
+    """Train as `settings` say, from the newest checkpoint of the output folder if there is one.
+
+    Returns the folder of the exported model, or None when a signal stopped the run (its checkpoint is written).
+    `on_step` is called in every process before each step, with the step's number and its part of the batch.
+
+    Raises:
+        TrainerError: the run cannot start or go on.
+    """
+    if settings.train.threads is not None:
+        torch.set_num_threads(settings.train.threads)
+    with open_world(settings.train.device) as world:
+        return _Run(settings, world).go(on_step)
+
+
+class _Run:
+    """One process's part of a run."""
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        config = settings.train
+        self.settings, self.config, self.world = settings, config, world
+        self.checkpoints = settings.output / "checkpoints"
+        cache = ShardCache(settings.cache, int(config.cache_gib * 2**30))
+        self.shards = find_shards(settings.shard_globs, cache)
+        self.order = SampleOrder(self.shards.counts, seed=settings.seed, lanes=config.lanes, window=config.window)
+        _check_batch(config, world, self.order.samples)
+        self.total_steps = config.steps or int(config.epochs * self.order.samples / config.batch)
+        self.done_steps = 0
+        self.broken: Counter[str] = Counter()
+        self.stepper = self._stepper()
+        self._resume()
+
+    def _stepper(self) -> Stepper:
+        config, device = self.config, self.world.device
+        torch.manual_seed(self.settings.seed)
+        is_sharded = config.parallel == "fsdp" and self.world.size > 1
+        model = build_model(
+            config.architecture, text=config.text, objective=config.objective, flat_logit_scale=is_sharded
+        )
+        if config.initial is not None:
+            _load_initial(model, config.initial)
+        model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        precision = pick_precision(config.precision, device)
+        wrapped = wrap(model, config, self.world)
+        optimizer = build_optimizer(
+            model,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+        )
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        return Stepper(model, wrapped, optimizer, scaler, config, lambda: autocast(device, precision))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to continue this run."""
+        config = self.config
+        return {
+            "train.model": config.model,
+            "train.text": config.text,
+            "train.architecture": config.architecture,
+            "train.objective": config.objective,
+            "seed": self.settings.seed,
+            "train.batch": config.batch,
+            "train.lanes": config.lanes,
+            "train.window": config.window,
+            "shards": self.shards.fingerprint,
+        }
+
+    def _resume(self) -> None:
+        found = checkpoint.list_checkpoints(self.checkpoints)
+        if not found:
+            return
+        state = checkpoint.load(found[-1])
+        for key, value in self._identity.items():
+            if state["identity"].get(key) != value:
+                detail = "the shards are others" if key == "shards" else f"{key} = {state['identity'].get(key)!r}"
+                raise TrainerError(
+                    f"{found[-1]} is of another run ({detail}): set train.output to a new folder, or restore the value"
+                )
+        checkpoint.restore(self.stepper.core, self.stepper.optimizer, state)
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        self.done_steps = state["step"]
+        self.broken = Counter(state["broken"]) if self.world.is_first else Counter()
+        if self.world.is_first:
+            log.info("going on from %s", found[-1])
+
+    def go(self, on_step: StepHook | None) -> Path | None:
+        """Run the remaining steps; return the exported model's folder unless a signal came first."""
+        share = Share(
+            self.order, self.config.batch, self.config.lanes, self.done_steps, self.total_steps,
+            self.world.rank, self.world.size,
+        )  # fmt: skip
+        vision, text = self.config.architecture["vision_cfg"], self.config.architecture["text_cfg"]
+        view = View(
+            vision["image_size"],
+            text["context_length"],
+            self.settings.seed,
+            self.config.crop_scale,
+            self.config.captions,
+        )
+        steps = load_steps(
+            Pairs(self.shards, view), share,
+            workers=self.config.workers, prefetch=self.config.prefetch, pin=self.world.device.type == "cuda",
+        )  # fmt: skip
+        self._describe()
+        progress = RunProgress(
+            self.config, self.settings.output, start=self.done_steps, total=self.total_steps, shown=self.world.is_first
+        )
+        self.stepper.model.train()
+        with closing(progress), closing(steps), _stop_signal() as stop_asked:
+            stopped = self._loop(steps, progress, stop_asked, on_step)
+        return None if stopped else self._finish()
+
+    def _loop(
+        self,
+        steps: Generator[Batch, None, None],
+        progress: RunProgress,
+        stop_asked: Callable[[], bool],
+        on_step: StepHook | None,
+    ) -> bool:
+        """Step until the end or a signal; return whether a signal stopped it."""
+        config, watch = self.config, Stopwatch()
+        loss_sum, unlogged = torch.zeros((), device=self.world.device), 0
+        for step, batch in enumerate(steps, start=self.done_steps):
+            watch.data_arrived()
+            if on_step is not None:
+                on_step(step, batch)
+            self.broken.update(batch.broken)
+            rate = learning_rate(
+                step, peak=config.learning_rate, warmup_steps=config.warmup_steps, total_steps=self.total_steps
+            )
+            images = to_model_input(batch.images, self.world.device, channels_last=config.channels_last)
+            tokens = batch.tokens.to(self.world.device, non_blocking=True)
+            loss_sum += self.stepper.step(images, tokens, rate)
+            self.done_steps, unlogged = step + 1, unlogged + 1
+            is_stopping = self.world.any(stop_asked())
+            is_saving = is_stopping or self.done_steps % config.checkpoint_steps == 0
+            if is_saving or self.done_steps % config.log_steps == 0 or self.done_steps == self.total_steps:
+                figures = self._figures(loss_sum / unlogged, unlogged) | watch.lap(unlogged * config.batch)
+                progress.update(self.done_steps, figures | {"learning_rate": rate})
+                loss_sum, unlogged = torch.zeros_like(loss_sum), 0
+            if is_stopping:
+                steps.close()  # the workers need not live through the saving
+            if is_saving:
+                self._save()
+            if is_stopping:
+                return True
+            watch.step_ended()
+        return False
+
+    def _figures(self, mean_loss: torch.Tensor, steps: int) -> dict[str, float]:
+        """Return what is worth showing of the last steps.
+
+        Raises:
+            TrainerError: the loss is no number any more, or too many samples are broken.
+        """
+        loss = self.world.mean(mean_loss)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise TrainerError(
+                f"the loss is {loss} between steps {self.done_steps - steps + 1} and {self.done_steps}; no checkpoint "
+                'of them is kept: try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
+            )
+        broken = self.world.sum_counts(self.broken)
+        seen = self.done_steps * self.config.batch
+        if broken.total() > self.config.max_broken_share * seen:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in broken.most_common())
+            raise TrainerError(
+                f"{broken.total()} of {seen} samples cannot be used ({reasons}), more than train.max_broken_share = "
+                f"{self.config.max_broken_share}: write the shards again, or raise the limit"
+            )
+        scale = self.stepper.core.logit_scale.detach()
+        whole_scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
+        figures = {"loss": loss, "logit_scale": float(whole_scale.exp()), "broken": float(broken.total())}
+        if self.world.device.type == "cuda":
+            figures["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return figures
+
+    def _save(self) -> None:
+        state = checkpoint.capture(self.stepper.core, self.stepper.optimizer)
+        broken = self.world.sum_counts(self.broken)
+        if self.world.is_first:
+            content = {
+                **state,
+                "step": self.done_steps,
+                "samples_seen": self.done_steps * self.config.batch,
+                "identity": self._identity,
+                "broken": dict(broken),
+                "scaler": self.stepper.scaler.state_dict(),
+            }
+            path = checkpoint.checkpoint_path(self.checkpoints, self.done_steps)
+            checkpoint.save(path, content, keep=self.config.keep_checkpoints)
+        self.world.wait()
+
+    def _finish(self) -> Path:
+        if self.done_steps % self.config.checkpoint_steps:
+            self._save()
+        target = self.settings.output / "model"
+        if self.world.is_first:
+            export_model(checkpoint.checkpoint_path(self.checkpoints, self.done_steps), target)
+        self.world.wait()
+        return target
+
+    def _describe(self) -> None:
+        if self.world.is_first:
+            log.info(
+                "%s on %d x %s: %d samples in %d shards, %d steps of %d",
+                self.config.model, self.world.size, self.world.device.type, self.order.samples,
+                len(self.shards.shards), self.total_steps, self.config.batch,
+            )  # fmt: skip
+
+
+def _check_batch(config: TrainConfig, world: World, samples: int) -> None:
+    if samples < config.batch:
+        raise TrainerConfigError(
+            f"train.batch = {config.batch} is more than the {samples} samples of the shards, so pairs would meet "
+            f"themselves as negatives: set train.batch to {samples} or less"
+        )
+    if config.batch % world.size:
+        raise TrainerConfigError(
+            f"train.batch = {config.batch} cannot be shared evenly by {world.size} processes: "
+            "change train.batch or --nproc-per-node"
+        )
+    share = config.batch // world.size
+    if config.micro_batch is not None and share % config.micro_batch:
+        raise TrainerConfigError(
+            f"train.micro_batch = {config.micro_batch} does not divide the {share} samples of each process"
+        )
+
+
+def _load_initial(model: CLIP, path: str) -> None:
+    """Load an open_clip checkpoint; position embeddings are interpolated to the model's resolution."""
+    try:
+        load_checkpoint(model, path)
+    except Exception as error:  # open_clip and torch raise whatever their readers do
+        reason = str(error).partition("\n")[0]
+        raise TrainerError(f"train.initial = {path!r} does not fit train.model: {reason}") from error
+
+
+def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Return the type that matrix products are computed in."""
+    if wanted == "auto":
+        wanted = "bf16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[wanted]
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> Any:
+    """Return the context in which a model runs in this precision."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM (Slurm's warning) and Ctrl-C into a request to save and stop; a second Ctrl-C interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
