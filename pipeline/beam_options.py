@@ -135,6 +135,8 @@ def _check_values(given: argparse.Namespace) -> None:
     for name, why in _REFUSED.items():
         if getattr(given, name):
             raise ConfigError(f"--{name} cannot be used here: {why}")
+    if given.direct_running_mode == "multi_threading":
+        raise ConfigError("--direct_running_mode=multi_threading cannot be used here: use multi_processing")
     for name in _AT_LEAST_0:
         value = getattr(given, name)
         if not str(value).isdigit():

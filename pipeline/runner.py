@@ -69,7 +69,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
 def worker_count(options: PipelineOptions) -> int:
     """Return how many units can be at work at the same time, at most. Per-host limits are divided by it.
 
-    Units run in threads or in processes that know nothing of each other, so the number counts both alike:
+    Units run in processes that know nothing of each other, one unit at a time in each:
 
     - FnApiRunner: 1, or `--direct_num_workers` (0 means all cores);
     - Spark: N of `local[N]`; on a cluster `spark.cores.max`, or executors x cores where the resource manager counts

@@ -17,9 +17,9 @@ BEAM_MAY_BE_IMPORTED_IN = {
     "stages",
     "engine.py",
     "build.py",
+    "beam_noise.py",
     "beam_options.py",
     "runner.py",
-    "failures.py",
     "spark",
     "cli.py",
 }

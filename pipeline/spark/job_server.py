@@ -9,6 +9,7 @@ the installed pyspark. So driver and executors run the same Spark by constructio
 import hashlib
 import importlib.util
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def cached_beam_jar() -> Path:
             "or give Beam's official jar with --spark_job_server_jar=FILE"
         )
     return jar
+
+
+def java(launcher: str = "java") -> str:
+    """Return the Java launcher: what was asked for, or $JAVA_HOME's, or the one on the path.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    java_home = os.environ.get("JAVA_HOME")
+    if launcher == "java" and java_home:
+        launcher = os.path.join(java_home, "bin", "java")
+    if shutil.which(launcher) is None:
+        raise ConfigError(f"Spark needs Java 11 or 17, and {launcher!r} is not there: install it or set JAVA_HOME")
+    return launcher
 
 
 def pyspark_jars() -> list[Path]:

@@ -8,7 +8,6 @@ import ipaddress
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
 
 from pipeline.errors import ConfigError
-from pipeline.spark.job_server import cached_beam_jar, runnable_jar
+from pipeline.spark.job_server import cached_beam_jar, java, runnable_jar
 
 # A cluster job takes at most this many cores unless `spark.cores.max` says otherwise: it is the default number of fetch
 # parts, so more would idle, and per-host politeness can only be divided by a number that is known.
@@ -65,8 +64,7 @@ def missing_arguments(given: argparse.Namespace) -> list[str]:
     cores = local_cores(given.spark_master_url)
     arguments = _job_server(given)
     properties = _jvm_properties(given, cores)
-    if cores is None or given.environment_type == "PROCESS":
-        arguments += _worker_processes(given, tasks_per_executor=cores or _whole(properties, "spark.executor.cores", 1))
+    arguments += _worker_processes(given, per_executor=cores or _whole(properties, "spark.executor.cores", 1))
     arguments += [f"--job_server_jvm_properties={word}" for word in _jvm_words(given, properties)]
     if given.storage_level is None and not given.cache_disabled:
         # A stage read twice is cached; in memory alone an evicted partition would be computed, and its side effects
@@ -93,7 +91,7 @@ def most_units_at_once(master: str, jvm_properties: list[str]) -> int:
     cores = local_cores(master)
     if cores is not None:
         return cores
-    given = _spark_properties(jvm_properties)
+    given = _properties(jvm_properties)
     if master.startswith("spark://"):
         return _whole(given, "spark.cores.max", DEFAULT_CORES)
     per_executor = _whole(given, "spark.executor.cores", 1)
@@ -101,16 +99,7 @@ def most_units_at_once(master: str, jvm_properties: list[str]) -> int:
 
 
 def _job_server(given: argparse.Namespace) -> list[str]:
-    arguments = []
-    launcher = given.job_server_java_launcher
-    java_home = os.environ.get("JAVA_HOME")
-    if launcher == "java" and java_home:
-        launcher = str(Path(java_home, "bin", "java"))
-        arguments.append(f"--job_server_java_launcher={launcher}")
-    if shutil.which(launcher) is None:
-        raise ConfigError(
-            f"SparkRunner needs Java 11 or 17, and {launcher!r} is not there: install it or set JAVA_HOME"
-        )
+    arguments = [f"--job_server_java_launcher={java(given.job_server_java_launcher)}"]
     if given.spark_submit_uber_jar:
         return arguments
     if given.spark_job_server_jar is None:
@@ -124,19 +113,28 @@ def _job_server(given: argparse.Namespace) -> list[str]:
 
 
 def _jvm_properties(given: argparse.Namespace, local: int | None) -> dict[str, str]:
-    """Return all Spark properties: ours, overruled by those the user gave."""
-    user = _spark_properties(given.job_server_jvm_properties)
+    """Return all properties: ours, overruled by those the user gave."""
+    user = _properties(given.job_server_jvm_properties)
     cores = most_units_at_once(given.spark_master_url, given.job_server_jvm_properties)
     ours = {
-        "spark.default.parallelism": str(cores if local else 2 * cores),
+        # Partitions, and so bundles: enough to even out slow units (Spark's tuning guide advises 2 to 3 per core).
+        "spark.default.parallelism": str(3 * cores),
         "spark.serializer": "org.apache.spark.serializer.KryoSerializer",
         "spark.ui.showConsoleProgress": "false",
+        # One Spark application for all jobs of a build: without new executors each time, a job costs a third.
+        "beam.spark.test.reuseSparkContext": "true",
     }
-    if local:
-        ours |= {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-        return ours | user
-    per_executor = _whole(user, "spark.executor.cores", 1)
-    ours |= {
+    if local is not None:
+        ours["spark.ui.enabled"] = "false"
+    else:
+        ours |= _cluster_properties(cores, per_executor=_whole(user, "spark.executor.cores", 1))
+    if local is not None or _is_loopback_master(given.spark_master_url):
+        ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    return ours | user
+
+
+def _cluster_properties(cores: int, per_executor: int) -> dict[str, str]:
+    return {
         "spark.cores.max": str(cores),  # what a standalone master heeds; the others count executors
         "spark.executor.instances": str(max(1, cores // per_executor)),
         # One core, hence one Python process, per executor: it fits every worker, and the death of a process (a decoder
@@ -146,13 +144,10 @@ def _jvm_properties(given: argparse.Namespace, local: int | None) -> dict[str, s
         # attempts of a task all go there.
         "spark.excludeOnFailure.enabled": "true",
     }
-    if _is_loopback_master(given.spark_master_url):
-        ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-    return ours | user
 
 
 def _jvm_words(given: argparse.Namespace, properties: dict[str, str]) -> list[str]:
-    user = _spark_properties(given.job_server_jvm_properties)
+    user = _properties(given.job_server_jvm_properties)
     words = [f"-D{name}={value}" for name, value in properties.items() if name not in user]
     if not any(word.startswith("-Xmx") for word in given.job_server_jvm_properties):
         words.append("-Xmx2g")
@@ -160,22 +155,24 @@ def _jvm_words(given: argparse.Namespace, properties: dict[str, str]) -> list[st
     return [*words, "--add-exports=java.base/sun.security.action=ALL-UNNAMED"]
 
 
-def _worker_processes(given: argparse.Namespace, tasks_per_executor: int) -> list[str]:
-    """Return the arguments that make executors start our Python processes, with this project's own boot script.
+def _worker_processes(given: argparse.Namespace, per_executor: int) -> list[str]:
+    """Return the arguments that make each executor start a Python process per task, by this project's boot script.
 
-    A `local[N]` master needs none: there Beam runs the units in N threads of this process (LOOPBACK), which spares each
-    of a build's many small jobs the start of N Pythons.
+    Beam's default for `local[N]` is LOOPBACK: N threads in the submitting process. They would share an interpreter lock
+    and one event loop, where the pipeline counts on a process to do one unit at a time.
     """
     arguments = []
     if given.environment_type is None:
         arguments.append("--environment_type=PROCESS")
-    if given.environment_type in (None, "PROCESS") and not (given.environment_config or given.environment_options):
-        arguments.append("--environment_config=" + json.dumps({"command": boot_command()}))
+        if not (given.environment_config or given.environment_options):
+            arguments.append("--environment_config=" + json.dumps({"command": boot_command()}))
     if str(given.environment_cache_millis) == "0":
-        arguments.append("--environment_cache_millis=60000")  # else every bundle starts Python anew
-    if str(given.sdk_worker_parallelism) == "1" and tasks_per_executor > 1:
-        # A process per task, and each bundle to one that is idle, for Python threads share one lock.
-        arguments += [f"--sdk_worker_parallelism={tasks_per_executor}", "--load_balance_bundles"]
+        # Without it every bundle starts Python anew. No longer than this, for the processes of one job outlive it, and
+        # the next job of the build starts its own.
+        arguments.append("--environment_cache_millis=10000")
+    if str(given.sdk_worker_parallelism) == "1" and per_executor > 1:
+        # Each bundle goes to a process that is idle; by default they take turns, busy or not.
+        arguments += [f"--sdk_worker_parallelism={per_executor}", "--load_balance_bundles"]
     return arguments
 
 
@@ -191,8 +188,8 @@ def boot_command() -> str:
     return str(command)
 
 
-def _spark_properties(jvm_properties: list[str]) -> dict[str, str]:
-    pairs = (word[2:].partition("=") for word in jvm_properties if word.startswith("-Dspark."))
+def _properties(jvm_properties: list[str]) -> dict[str, str]:
+    pairs = (word[2:].partition("=") for word in jvm_properties if word.startswith("-D"))
     return {name: value for name, _, value in pairs}
 
 
