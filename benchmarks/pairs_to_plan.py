@@ -1,0 +1,100 @@
+"""Pairs per second and peak memory of `wit build --to plan`, and whether memory grows with the number of pairs.
+
+    python -m benchmarks.pairs_to_plan [--pairs 100000 400000] [--queries 500000]
+
+Captions are generated: words drawn from a Zipf distribution over the allowlist's own words, so that heads are heavy and
+tails long. Each size runs in a process of its own. The last line is JSON.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FILES = 8
+_LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+
+
+def make_words(count: int, seed: int = 0) -> list[str]:
+    """Make distinct pronounceless words, shorter ones first, as frequent words are."""
+    random = np.random.default_rng(seed)
+    words: dict[str, None] = {}
+    length = 3
+    while len(words) < count:
+        for letters in _LETTERS[random.integers(0, 26, (count // 4 + 16, length))]:
+            words["".join(letters)] = None
+        length = min(length + 1, 12)
+    return list(words)[:count]
+
+
+def make_project(folder: Path, pairs: int, words: list[str]) -> Path:
+    """Write an allowlist, URL tables with `pairs` rows, and a config; return the config's path."""
+    random = np.random.default_rng(1)
+    (folder / "words.txt").write_text("\n".join(words))
+    for i in range(FILES):
+        rows = pairs // FILES
+        ranks = np.minimum(random.zipf(1.2, (rows, 8)) - 1, len(words) - 1)
+        captions = [" ".join(words[r] for r in row) for row in ranks]
+        urls = [f"https://host{n % 5000}.example/{i}/{n}.jpg" for n in range(rows)]
+        pq.write_table(pa.table({"url": urls, "caption": captions}), folder / f"table{i}.parquet")
+    config = folder / "wit.toml"
+    config.write_text(
+        'workspace = "work"\n[allowlist]\npath = "queries.parquet"\n'
+        '[[sources]]\nkind = "url-table"\npaths = ["table*.parquet"]\n'
+        "[balance]\ncap = 500\n[fetch]\nnetwork = false\n"
+    )
+    return config
+
+
+def run_build(config: Path) -> dict[str, float]:
+    """Run the stages to plan in this process; return the time and the peak memory."""
+    from pipeline.cli import main
+
+    folder = config.parent
+    main(["queries", "import", str(folder / "words.txt"), "--out", str(folder / "queries.parquet")])
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    code = main(["build", "-c", str(config), "--to", "plan", "--quiet"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "exit": code,
+        "wall_s": time.perf_counter() - start_s,
+        "cpu_s": time.process_time() - start_cpu_s,
+        "peak_mib": peak,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 400_000])
+    parser.add_argument("--queries", type=int, default=500_000)
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        print(json.dumps(run_build(args.run)))
+        return
+    words, results = make_words(args.queries), {}
+    print(f"{platform.machine()}, {platform.python_version()}, {args.queries:,} queries")
+    print(f"{'pairs':>10} {'pairs/s':>10} {'pairs/CPU s':>12} {'peak MiB':>10}")
+    for pairs in args.pairs:
+        with tempfile.TemporaryDirectory(prefix="wit-benchmark-") as folder:
+            config = make_project(Path(folder), pairs, words)
+            command = [sys.executable, "-m", "benchmarks.pairs_to_plan", "--run", str(config)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(out.splitlines()[-1])
+        results[str(pairs)] = found
+        rate, cpu_rate = pairs / found["wall_s"], pairs / found["cpu_s"]
+        print(f"{pairs:>10,} {rate:>10,.0f} {cpu_rate:>12,.0f} {found['peak_mib']:>10,.0f}")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
