@@ -14,17 +14,21 @@ from pipeline.demo.drawing import draw, encode
 from pipeline.demo.scenes import COLOURS, SHAPES, Scene, Thing, held_out_scenes, is_held_out, training_scenes
 
 
+def first_scenes(seed: int, count: int) -> list[Scene]:
+    return list(itertools.islice(training_scenes(seed), count))
+
+
 def test_the_same_seed_gives_the_same_scenes_and_the_same_bytes() -> None:
     def world() -> str:
-        pictures = b"".join(encode(draw(scene), "JPEG") for scene in training_scenes(3, 20))
+        pictures = b"".join(encode(draw(scene), "JPEG") for scene in first_scenes(3, 20))
         return hashlib.sha256(pictures).hexdigest()
 
     assert world() == world()
-    assert list(training_scenes(3, 20)) != list(training_scenes(4, 20))
+    assert first_scenes(3, 20) != first_scenes(4, 20)
 
 
 def test_held_out_scenes_never_appear_in_training() -> None:
-    seen = {(thing, scene.background, scene.pattern) for scene in training_scenes(5, 3_000) for thing in scene.things}
+    seen = {(thing, scene.background, scene.pattern) for scene in first_scenes(5, 3_000) for thing in scene.things}
     assert not [combination for combination in seen if is_held_out(*combination)]
     for thing in (Thing("red", "circle"), Thing("black", "diamond")):
         for scene in held_out_scenes(thing, 5, 10):
@@ -33,7 +37,7 @@ def test_held_out_scenes_never_appear_in_training() -> None:
 
 
 def test_every_kind_of_scene_occurs_and_objects_stand_out() -> None:
-    scenes = list(training_scenes(1, 500))
+    scenes = first_scenes(1, 500)
     assert {scene.count for scene in scenes} == {1, 2, 3, 4, 5}
     assert {scene.relation for scene in scenes} == {"", "above", "below", "left", "right"}
     assert {thing.colour for scene in scenes for thing in scene.things} == set(COLOURS)
@@ -71,7 +75,7 @@ def test_captions_follow_the_grammar(scene: Scene, language: str, caption: str) 
 
 def test_scenes_that_differ_in_words_differ_in_captions() -> None:
     """A caption tells everything that a scene says: no two descriptions share one, in any language."""
-    described = {(s.things, s.background, s.pattern, s.count, s.relation, s.size): s for s in training_scenes(2, 2_000)}
+    described = {(s.things, s.background, s.pattern, s.count, s.relation, s.size): s for s in first_scenes(2, 2_000)}
     for language in LANGUAGES:
         assert len({say(scene, language) for scene in described.values()}) == len(described)
 
@@ -87,7 +91,7 @@ def test_objects_are_drawn_where_the_caption_says() -> None:
 
 def test_pictures_are_textured_and_far_apart_in_every_view() -> None:
     """No two pictures come near the widest threshold (31 bits), not even turned or mirrored."""
-    pictures = [np.asarray(draw(scene)) for scene in training_scenes(7, 150)]
+    pictures = [np.asarray(draw(scene)) for scene in first_scenes(7, 150)]
     assert min(fingerprint(picture).quality for picture in pictures) >= 60
     views = [[_bits(pdq) for _, pdq in fingerprint_views(picture)] for picture in pictures]
     for first, second in itertools.combinations(views, 2):
@@ -99,7 +103,7 @@ def _bits(pdq: bytes) -> int:
 
 
 def test_picture_sizes_and_encodings() -> None:
-    for scene in training_scenes(1, 50):
+    for scene in first_scenes(1, 50):
         width, height = draw(scene).size
         assert 160 <= min(width, height) <= max(width, height) <= 400
         assert max(width, height) <= 1.4 * min(width, height)

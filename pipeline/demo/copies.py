@@ -1,0 +1,175 @@
+"""Plant copies: of pictures of the web, of pairs, and of evaluation images; and write the evaluation sets."""
+
+import io
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image, ImageEnhance
+
+from pipeline.demo.captions import LANGUAGES, english
+from pipeline.demo.drawing import draw, encode
+from pipeline.demo.ledger import Copies, Count, Fate, Overlap
+from pipeline.demo.publishing import PAGE_HOSTS, Mention, Publisher
+from pipeline.demo.scenes import COLOURS, PATTERNS, SHAPES, Scene, Thing, held_out_scenes
+from pipeline.records import Reason
+
+OBJECTS_SET = "objects"  # classes "red circle", ...; copies of some of its pictures are on the web
+PATTERNS_SET = "patterns"  # classes "striped background", ...; none of its pictures is
+OBJECTS_PER_CLASS = 3
+PATTERNS_PER_CLASS = 12
+_COPIES_OF_EACH_KIND = 12
+
+
+def _smaller(picture: Image.Image) -> Image.Image:
+    return picture.resize((picture.width * 6 // 10, picture.height * 6 // 10), Image.Resampling.LANCZOS)
+
+
+def _darker(picture: Image.Image) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(0.94)
+
+
+def _mirrored(picture: Image.Image) -> Image.Image:
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def plant_copies(web: Publisher) -> None:
+    """Plant everything that the dedup stage and the count of unique pairs must find."""
+    _exact_copies(web)
+    _near_copies(web, "recompressed copy", 12, lambda picture: encode(picture, "JPEG", 40))
+    _near_copies(web, "smaller copy", 12, lambda picture: encode(_smaller(picture), "JPEG"))
+    _near_copies(web, "darker copy", 12, lambda picture: encode(_darker(picture), "JPEG"))
+    _near_copies(web, "sideways copy, upright by EXIF", 6, _sideways)
+    _several_captions(web)
+    _repeated_pairs(web)
+
+
+def _exact_copies(web: Publisher) -> None:
+    groups = []
+    for number in range(40):
+        scene = next(web.scenes)
+        body = encode(draw(scene), "JPEG")
+        urls = [web.new_url(host) for host in ("cdn.example", "mirror.example", "uploads.example")[: 2 + number % 2]]
+        for url in urls:
+            web.body(url, body)
+        groups.append(_mention_each(web, urls, scene))
+    web.ledger.copies.append(Copies("same file under another URL", Reason.EXACT_DUPLICATE, tuple(groups)))
+
+
+def _near_copies(web: Publisher, kind: str, count: int, edit: Callable[[Image.Image], bytes]) -> None:
+    groups = []
+    for _ in range(count):
+        scene = next(web.scenes)
+        picture = draw(scene)
+        urls = [web.new_url("cdn.example"), web.new_url("mirror.example")]
+        web.body(urls[0], encode(picture, "JPEG"))
+        web.body(urls[1], edit(picture))
+        groups.append(_mention_each(web, urls, scene))
+    web.ledger.copies.append(Copies(kind, Reason.NEAR_DUPLICATE, tuple(groups)))
+
+
+def _sideways(picture: Image.Image) -> bytes:
+    """Store a picture lying on its side, with the EXIF tag that tells viewers to turn it back."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: turn clockwise by 90 degrees to view
+    stream = io.BytesIO()
+    picture.transpose(Image.Transpose.ROTATE_90).save(stream, "JPEG", quality=90, exif=exif)
+    return stream.getvalue()
+
+
+def _several_captions(web: Publisher) -> None:
+    """Show one picture with an alt and a title text: two pairs of one URL."""
+    groups = []
+    for _ in range(20):
+        scene = next(web.scenes)
+        url = web.picture("cdn.example", scene)
+        alt = Mention(url, web.caption(scene, "en", in_collection=True), "alt")
+        title = Mention(url, web.caption(scene, web.rng.choice(LANGUAGES[1:]), in_collection=True), "title")
+        web.mention(web.rng.choice(PAGE_HOSTS), alt, title)
+        groups.append((alt.uid, title.uid))
+    web.ledger.copies.append(Copies("one picture, two captions", Reason.EXACT_DUPLICATE, tuple(groups)))
+
+
+def _mention_each(web: Publisher, urls: list[str], scene: Scene) -> tuple[str, ...]:
+    mentions = [Mention(url, web.caption(scene, in_collection=True)) for url in urls]
+    for mention in mentions:
+        web.mention(web.rng.choice(PAGE_HOSTS), mention)
+    return tuple(mention.uid for mention in mentions)
+
+
+def _repeated_pairs(web: Publisher) -> None:
+    """Show the same picture with the same words on several sites, and twice within one <img>."""
+    uids, mentions = [], 0
+    for number in range(30):
+        mention = _fresh_mention(web)
+        hosts = PAGE_HOSTS[: 2 + number % 3]
+        for host in hosts:
+            web.mention(host, mention)
+        mentions += len(hosts)
+        uids.append(mention.uid)
+    web.ledger.counts.append(Count("same pair on another site", "planned", Reason.DUPLICATE_PAIR, mentions - len(uids)))
+    twice = [_fresh_mention(web) for _ in range(12)]
+    for mention in twice:
+        fields = (replace(mention, field="alt"), replace(mention, field="title"))
+        web.mention(web.rng.choice(PAGE_HOSTS), *fields)
+    web.ledger.counts.append(Count("title repeats the alt text", "pool", Reason.REPEATED_TEXT, len(twice)))
+    uids += [mention.uid for mention in twice]
+    web.ledger.fates.append(Fate("pair mentioned more than once", (), tuple(uids)))
+
+
+def _fresh_mention(web: Publisher) -> Mention:
+    scene = next(web.scenes)
+    return Mention(web.picture("cdn.example", scene), web.caption(scene, in_collection=True))
+
+
+def plant_evals(web: Publisher, directory: Path) -> None:
+    """Write the evaluation sets to `directory`/NAME/CLASS/NN.png, and copies of some examples to the web."""
+    seed = web.ledger.seed
+    classes = {english(thing): list(held_out_scenes(thing, seed, OBJECTS_PER_CLASS)) for thing in _things()}
+    _write_set(directory / OBJECTS_SET, classes)
+    _write_set(directory / PATTERNS_SET, {f"{pattern} background": _on(pattern, seed) for pattern in PATTERNS})
+    examples = [
+        (f"{label}/{number:02d}.png", s) for label, scenes in classes.items() for number, s in enumerate(scenes)
+    ]
+    web.rng.shuffle(examples)
+    for kind, copy in (
+        ("exact copy", lambda url, picture: web.body(url, encode(picture, "PNG"), "image/png")),
+        ("recompressed copy", lambda url, picture: web.body(url, encode(picture, "JPEG", 50))),
+        ("smaller copy", lambda url, picture: web.body(url, encode(_smaller(picture), "JPEG"))),
+        ("mirrored copy", lambda url, picture: web.body(url, encode(_mirrored(picture), "JPEG"))),
+    ):
+        matches = {}
+        for _ in range(_COPIES_OF_EACH_KIND):
+            eval_id, scene = examples.pop()
+            mention = Mention(web.new_url("cdn.example"), web.caption(scene, in_collection=True))
+            copy(mention.url, draw(scene))
+            web.mention(web.rng.choice(PAGE_HOSTS), mention)
+            matches[mention.uid] = eval_id
+        web.ledger.overlaps.append(Overlap(kind, OBJECTS_SET, matches))
+    web.ledger.eval_sets = {
+        OBJECTS_SET: len(classes) * OBJECTS_PER_CLASS,
+        PATTERNS_SET: len(PATTERNS) * PATTERNS_PER_CLASS,
+    }
+
+
+def _things() -> list[Thing]:
+    return [Thing(colour, shape) for colour in COLOURS for shape in SHAPES]
+
+
+def _on(pattern: str, seed: int) -> list[Scene]:
+    """Return evaluation scenes on one kind of background, each with another object."""
+    rng = random.Random(f"patterns {seed} {pattern}")
+    things = _things()
+    rng.shuffle(things)
+    # Another seed than the objects set has, or the two sets would share pictures.
+    scenes = (scene for thing in things for scene in held_out_scenes(thing, seed + 1, 8) if scene.pattern == pattern)
+    one_each = {scene.things: scene for scene in scenes}
+    return list(one_each.values())[:PATTERNS_PER_CLASS]
+
+
+def _write_set(directory: Path, classes: dict[str, list[Scene]]) -> None:
+    for label, scenes in classes.items():
+        (directory / label).mkdir(parents=True, exist_ok=True)
+        for number, scene in enumerate(scenes):
+            (directory / label / f"{number:02d}.png").write_bytes(encode(draw(scene), "PNG"))

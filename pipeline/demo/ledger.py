@@ -1,0 +1,87 @@
+"""What was planted and what must become of it: written by the world as planted.json, read by the comparison.
+
+{"fates":    [{"kind": "dead link (404)", "reasons": ["http_not_found"], "uids": ["0f3a...", ...]}, ...],
+ "counts":   [{"kind": "caption without a query", "stage": "pool", "reason": "no_match", "number": 300}, ...],
+ "copies":   [{"kind": "exact copy", "reason": "exact_duplicate", "groups": [["0f3a...", "77b1..."], ...]}, ...],
+ "overlaps": [{"kind": "mirrored", "eval_set": "objects", "matches": {"0f3a...": "red circle/03.png"}}, ...],
+ "requests": {"http://flaky.example/1.jpg": 2}, "unasked": ["http://photos.example/IMG_1.jpg"], ...}
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Pairs that must end with one of these reasons; with none: in the final set."""
+
+    kind: str
+    reasons: tuple[str, ...]
+    uids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many rows a stage must lose for a reason; they have no uid."""
+
+    kind: str
+    stage: str
+    reason: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Groups of pairs that show the same picture: one of each group must stay, the others go for `reason`."""
+
+    kind: str
+    reason: str
+    groups: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Pairs whose picture is in an evaluation set: uid -> example, a path below the folder of the set."""
+
+    kind: str
+    eval_set: str
+    matches: dict[str, str]
+
+
+@dataclass
+class Ledger:
+    """The whole of planted.json.
+
+    `ordinary` are the uids of pairs with nothing special about them; balance may drop them, nothing else may.
+    `requests`: URLs that are asked for more than once, by design; every other URL at most once.
+    `unasked`: URLs that nobody may ask for. `eval_sets`: name -> number of examples.
+    """
+
+    seed: int
+    fates: list[Fate] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    copies: list[Copies] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    ordinary: list[str] = field(default_factory=list)
+    requests: dict[str, int] = field(default_factory=dict)
+    unasked: list[str] = field(default_factory=list)
+    eval_sets: dict[str, int] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write planted.json."""
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Ledger":
+        """Read what `save` wrote."""
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            **listed
+            | {
+                "fates": [Fate(f["kind"], tuple(f["reasons"]), tuple(f["uids"])) for f in listed["fates"]],
+                "counts": [Count(**c) for c in listed["counts"]],
+                "copies": [Copies(c["kind"], c["reason"], tuple(map(tuple, c["groups"]))) for c in listed["copies"]],
+                "overlaps": [Overlap(**o) for o in listed["overlaps"]],
+            }
+        )
