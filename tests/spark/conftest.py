@@ -1,0 +1,43 @@
+"""Fixtures: workers that can import the jobs of this folder, a Spark that is there or a reason why not, a cluster."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.spark.cluster import Cluster, local_cluster
+from pipeline.spark.job_server import java, runnable_jar
+
+CLUSTER_CORES = "--job_server_jvm_properties=-Dspark.cores.max=2"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _importable_on_workers() -> Iterator[None]:
+    """Worker processes inherit the environment, be they started by Beam, the job server or an executor."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def spark() -> None:
+    """Skip, with the reason, where Spark cannot run."""
+    try:
+        java()
+        runnable_jar()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def cluster(spark: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A standalone cluster of one master and two workers with a core each."""
+    with local_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+def on_cluster(cluster: Cluster) -> list[str]:
+    return ["--runner=SparkRunner", f"--spark_master_url={cluster.url}", CLUSTER_CORES]
