@@ -1,0 +1,326 @@
+"""Write the overlap report: one static page to look at (index.html) and one file for programs (overlap.json).
+
+The page needs nothing but itself: styles, script, charts and thumbnails are inside, its Content-Security-Policy forbids
+every request, and the only script it runs is named by its hash. What comes from strangers (captions, addresses, labels,
+file names) is escaped, and becomes a link only if it is an http or https address.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dedup import charts
+from dedup.eval_sets import EvalSet, find_set, registered
+from dedup.overlap import OverlapSummary
+from dedup.statistics import SIGNIFICANCE, Proportion, SplitAccuracy, bonferroni, contamination
+
+FORMAT_VERSION = 1
+_CAPTION_CHARS = 400
+
+
+@dataclass(frozen=True)
+class StageFlow:
+    """What one stage was given and passed on, and why the rest went: inputs = kept + the sum of reasons."""
+
+    stage: str
+    inputs: int
+    kept: int
+    reasons: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How many pairs each query matches before and after balancing, as histograms on a log scale."""
+
+    cap: int
+    queries: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    without_pairs: int
+    at_cap: int
+
+    @classmethod
+    def of(cls, before: np.ndarray, after: np.ndarray, cap: int) -> "Balance":
+        """Make it of two vectors of counts, one number per query; `after` never exceeds `cap`."""
+        histograms = charts.count_buckets(before), charts.count_buckets(after)
+        return cls(cap, len(before), *histograms, int((after == 0).sum()), int((after >= cap).sum()))
+
+
+@dataclass(frozen=True)
+class QueryRow:
+    """One query on its way: pairs found in the pool, planned to be fetched, and kept in the final shards."""
+
+    query: str
+    found: int
+    planned: int
+    kept: int
+
+    @property
+    def lost(self) -> int:
+        """Planned pairs that are not in the shards: dead links, duplicates, and what the cap left over."""
+        return self.planned - self.kept
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An evaluation image and its copy in the final shards; pictures are JPEG bytes, None where there is none."""
+
+    eval_id: str
+    label: str | None
+    uid: str
+    distance: int
+    view: str
+    caption: str
+    url: str
+    page_url: str
+    eval_jpeg: bytes | None
+    image_jpeg: bytes | None
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What is known of one measured set. `indexed`: its readable images, `left_out`: the others by reason."""
+
+    name: str
+    indexed: int
+    summary: OverlapSummary
+    max_distance_bits: int
+    evidence: tuple[Evidence, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    accuracy: SplitAccuracy | None = None
+
+    @property
+    def known(self) -> EvalSet | None:
+        return find_set(self.name)
+
+    @property
+    def title(self) -> str:
+        return self.known.title if self.known else self.name
+
+    @property
+    def share(self) -> Proportion:
+        return contamination(self.summary.overlap, self.indexed)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report says. `facts` are shown as they are: ("Seed", "7")."""
+
+    facts: tuple[tuple[str, str], ...]
+    stages: tuple[StageFlow, ...]
+    evals: tuple[EvalReport, ...]
+    min_quality: int
+    balance: Balance | None = None
+    head: tuple[QueryRow, ...] = ()
+    tail: tuple[QueryRow, ...] = ()
+
+    @property
+    def not_measured(self) -> tuple[EvalSet, ...]:
+        """The registered sets that are not among `evals`."""
+        measured = {report.name for report in self.evals}
+        return tuple(known for known in registered() if known.name not in measured)
+
+
+def write_report(data: ReportData, out_dir: Path) -> None:
+    """Write index.html and overlap.json into `out_dir`, each whole or not at all; equal data give equal bytes."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    contents = {"overlap.json": render_json(data), "index.html": render_html(data)}
+    for name, content in contents.items():
+        unfinished = out_dir / f"{name}.tmp"
+        unfinished.write_bytes(content.encode("utf-8", "replace"))
+        unfinished.replace(out_dir / name)
+
+
+def render_json(data: ReportData) -> str:
+    """Return overlap.json: the numbers of the page, and the pairs of the evidence without their pictures."""
+    document = {
+        "format": FORMAT_VERSION,
+        "facts": dict(data.facts),
+        "overall": overall(data),
+        "min_quality": data.min_quality,
+        "sets": [_set_json(report, p) for report, p in zip(data.evals, _corrected(data), strict=True)],
+        "not_measured": [known.name for known in data.not_measured],
+        "account": [vars(stage) | {"reasons": dict(stage.reasons)} for stage in data.stages],
+        "balance": vars(data.balance) if data.balance else None,
+        "queries": {"head": [_query_json(row) for row in data.head], "tail": [_query_json(row) for row in data.tail]},
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def overall(data: ReportData) -> dict[str, Any]:
+    """Return the figures that the paper gives for its 35 sets: median and mean share, and sets with no overlap."""
+    shares = [report.share.value for report in data.evals if report.share.value is not None]
+    return {
+        "measured": sum(report.known is not None and report.known.is_registered for report in data.evals),
+        "registered": len(registered()),
+        "median_share": median(shares) if shares else None,
+        "mean_share": fmean(shares) if shares else None,
+        "without_overlap": sum(report.summary.overlap == 0 for report in data.evals),
+        "sets": len(data.evals),
+    }
+
+
+def render_html(data: ReportData) -> str:
+    """Return the page."""
+    style, script = _asset("report.css"), _asset("report.js")
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            overall=overall(data),
+            sets=[_set_view(data, report, p) for report, p in zip(data.evals, _corrected(data), strict=True)],
+            axis_end=charts.round_ceiling(max(map(_largest_share, data.evals), default=0)),
+            balance=_balance_view(data.balance),
+            tested=sum(report.accuracy is not None for report in data.evals),
+            significance=SIGNIFICANCE,
+            style=Markup(style),
+            script=Markup(script),
+            policy=f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; "
+            f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'",
+        )
+    )
+    return page.lstrip()
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("dedup"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "count": lambda n: f"{n:,}",
+        "percent": percent,
+        "points": lambda share: "–" if share is None else f"{share * 100:+.2f}",
+        "link": web_address,
+        "host": lambda url: urlsplit(url).hostname,
+        "jpeg": lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
+        "view": _VIEW_WORDS.__getitem__,
+        "shorten": lambda text: text if len(text) <= _CAPTION_CHARS else f"{text[:_CAPTION_CHARS]}…",
+        "words": lambda name: name.replace("_", " "),
+        "bucket": charts.bucket_label,
+    }
+    return environment
+
+
+_VIEW_WORDS = {
+    "upright": "same way up",
+    "rotate90": "turned left by 90°",
+    "rotate180": "upside down",
+    "rotate270": "turned right by 90°",
+    "mirror": "mirrored",
+    "flip": "mirrored, upside down",
+    "transpose": "mirrored, turned left by 90°",
+    "transverse": "mirrored, turned right by 90°",
+}
+
+
+def percent(share: float | None) -> str:
+    """Write a share for people: 21.5 %, 0.32 %, 0 %."""
+    if share is None:
+        return "–"
+    value = share * 100
+    return "0\u00a0%" if value == 0 else f"{value:.1f}\u00a0%" if value >= 0.95 else f"{value:.2g}\u00a0%"
+
+
+def web_address(url: str) -> str | None:
+    """Return an address that is safe to link to, or None: only http and https, with a host."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return url if parts.scheme in ("http", "https") and parts.hostname else None
+
+
+def _asset(name: str) -> str:
+    return resources.files("dedup").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _source_hash(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+
+def _corrected(data: ReportData) -> list[float | None]:
+    """Return the p-value of each set, corrected for the number of sets that were tested."""
+    tested = iter(bonferroni([report.accuracy.p_value for report in data.evals if report.accuracy]))
+    return [next(tested) if report.accuracy else None for report in data.evals]
+
+
+def _set_view(data: ReportData, report: EvalReport, corrected_p: float | None) -> dict[str, Any]:
+    bits = report.summary.distances
+    at_most = [contamination(int(n), report.indexed) for n in np.cumsum(bits)]
+    pairs = [sum(bits[bit : bit + 2]) for bit in range(0, len(bits), 2)]  # PDQ distances are even, but for flat images
+    labels = [f"{bit}–{min(bit + 1, len(bits) - 1)} bits" for bit in range(0, len(bits), 2)]
+    return {
+        "report": report,
+        "corrected_p": corrected_p,
+        "by_threshold": json.dumps(
+            [[p.count, percent(p.value), f"{percent(p.low)} – {percent(p.high)}"] for p in at_most]
+        ),
+        "bars": charts.bars([pairs], labels, 240, 48),
+    }
+
+
+def _largest_share(report: EvalReport) -> float:
+    """Return the largest share that the chart of a set shows, its own interval's or the paper's."""
+    paper = report.known.clip_overlap_percent if report.known else None
+    return max(report.share.high, (paper or 0) / 100)
+
+
+def _balance_view(balance: Balance | None) -> dict[str, Any] | None:
+    if balance is None:
+        return None
+    buckets = max(len(balance.before), len(balance.after))
+    series = [balance.before, balance.after]
+    return {
+        "facts": balance,
+        "buckets": buckets,
+        "bars": charts.bars(series, [charts.bucket_label(b) for b in range(buckets)], 800, 220, log=True),
+        "grid": charts.grid(series, 220),
+        "cap_x": charts.cap_place(balance.cap, buckets, 800),
+    }
+
+
+def _set_json(report: EvalReport, corrected_p: float | None) -> dict[str, Any]:
+    share, accuracy = report.share, report.accuracy
+    found = {
+        "name": report.name,
+        "title": report.title,
+        "registered": report.known is not None and report.known.is_registered,
+        "indexed": report.indexed,
+        "left_out": dict(report.left_out),
+        "max_distance_bits": report.max_distance_bits,
+        **vars(report.summary),
+        "share": _proportion_json(share),
+        "accuracy": None,
+        "evidence": [
+            {name: value for name, value in vars(pair).items() if not name.endswith("_jpeg")}
+            for pair in report.evidence
+        ],
+    }
+    if accuracy:
+        parts = {name: _proportion_json(getattr(accuracy, name)) for name in ("all", "clean", "overlap")}
+        tests = {"inflation": accuracy.inflation, "p_value": accuracy.p_value, "bonferroni_p_value": corrected_p}
+        found["accuracy"] = parts | tests
+    return found
+
+
+def _proportion_json(proportion: Proportion) -> dict[str, Any]:
+    names = ("count", "total", "value", "low", "high", "confidence")
+    return {name: getattr(proportion, name) for name in names}
+
+
+def _query_json(row: QueryRow) -> dict[str, Any]:
+    return vars(row) | {"lost": row.lost}
