@@ -56,6 +56,7 @@ class Ledger:
     `ordinary` are the uids of pairs with nothing special about them; balance may drop them, nothing else may.
     `requests`: URLs that are asked for more than once, by design; every other URL at most once.
     `unasked`: URLs that nobody may ask for. `eval_sets`: name -> number of examples.
+    `hostile_markup` is in some captions.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class Ledger:
     requests: dict[str, int] = field(default_factory=dict)
     unasked: list[str] = field(default_factory=list)
     eval_sets: dict[str, int] = field(default_factory=dict)
+    hostile_markup: str = '<script>document.title="planted"</script>'
 
     def save(self, path: Path) -> None:
         """Write planted.json."""

@@ -45,7 +45,6 @@ _NO_QUERY_CAPTIONS = (
     "thumbnail {:d}",
     "Foto {:d}",
 )
-_HOSTILE_MARKUP = '<script>document.title="planted"</script>'
 
 
 def make_world(directory: Path, seed: int = 7, pictures: int = 4_500) -> Ledger:
@@ -96,7 +95,9 @@ def _odd_words(web: Publisher, no_query: int) -> None:
     uids = []
     for host in PAGE_HOSTS:
         scene = next(web.scenes)
-        mention = Mention(web.picture(host, scene), f"{web.caption(scene, in_collection=True)} {_HOSTILE_MARKUP}")
+        mention = Mention(
+            web.picture(host, scene), f"{web.caption(scene, in_collection=True)} {web.ledger.hostile_markup}"
+        )
         web.mention(host, mention)
         uids.append(mention.uid)
     web.ledger.fates.append(Fate("caption with a <script>", (), tuple(uids)))

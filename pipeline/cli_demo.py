@@ -1,0 +1,36 @@
+"""`wit demo`: everything, offline, on a simulated web served from this machine."""
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from pipeline.demo.run import run_demo
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `wit demo`."""
+    demo = subparsers.add_parser(
+        "demo",
+        help="everything, offline, on a simulated web",
+        description="Make a small web with known faults, copies and evaluation images, serve it on this machine, build "
+        "a data set from it, and compare the result with what was planted. Exit 1 if anything was missed.",
+        allow_abbrev=False,
+    )
+    demo.add_argument("--dir", type=Path, default=Path("demo"), help="made and, next time, replaced (default: demo)")
+    demo.add_argument("--seed", type=int, default=7, help="another seed, another world (default: 7)")
+    demo.add_argument("--pictures", type=_pictures, default=4_500, help="ordinary pictures (default: 4500)")
+    demo.add_argument("--quiet", action="store_true", help="no progress")
+    demo.set_defaults(func=_demo)
+
+
+def _pictures(text: str) -> int:
+    pictures = int(text)
+    if not 150 <= pictures <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text}: must be 150 to 100000")
+    return pictures
+
+
+def _demo(args: argparse.Namespace) -> int:
+    return run_demo(args.dir, seed=args.seed, pictures=args.pictures, quiet=args.quiet)

@@ -1,0 +1,243 @@
+"""Judge a finished build of the demo's world from the outside: what was planted, what was found, what else was said.
+
+Reads the workspace and the ledger, nothing of the code that built them. Every check is a `Verdict`, one line of the
+table that `wit demo` ends with.
+"""
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.demo.ledger import Copies, Fate, Ledger, Overlap
+from pipeline.records import Reason
+
+_SAMPLE_SUFFIXES = ("jpg", "txt", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One line: of `planted` things `found` were found, and `false` others were taken for them."""
+
+    section: str
+    kind: str
+    planted: int
+    found: int
+    false: int
+
+    @property
+    def missed(self) -> int:
+        return self.planted - self.found
+
+    @property
+    def is_right(self) -> bool:
+        return self.missed == 0 and self.false == 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished workspace says, as far as the comparison asks. Rows are by uid."""
+
+    workspace: Path
+    rows: Mapping[str, Mapping[str, Any]]  # every planned pair: shards/*.parquet
+    row_count: int
+    survivors: Mapping[str, str]  # duplicate -> the pair that stands for it
+    account: Mapping[str, Mapping[str, Any]]  # stage -> inputs, kept, reasons
+
+    @classmethod
+    def read(cls, workspace: Path) -> "Finished":
+        """Read shards/, dedup/duplicates.parquet and report/accounting.json."""
+        columns = ["uid", "key", "url", "status", "reason", "query_ids", "selected_by"]
+        shards = _read_all(sorted((workspace / "shards").glob("*.parquet")), columns)
+        duplicates = _read_all([workspace / "dedup" / "duplicates.parquet"], ["uid", "survivor"])
+        stages = json.loads((workspace / "report" / "accounting.json").read_text(encoding="utf-8"))
+        return cls(
+            workspace,
+            {row["uid"]: row for row in shards.to_pylist()},
+            shards.num_rows,
+            dict(zip(duplicates["uid"].to_pylist(), duplicates["survivor"].to_pylist(), strict=True)),
+            {stage["stage"]: stage for stage in stages},
+        )
+
+    def reason(self, uid: str) -> str | None:
+        """Return why a pair is not in the set, None if it is, "not planned" if it was never fetched."""
+        return self.rows[uid]["reason"] if uid in self.rows else "not planned"
+
+
+def _read_all(paths: Iterable[Path], columns: list[str]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path, columns=columns) for path in paths])
+
+
+def compare(workspace: Path, ledger: Ledger, cap: int, requests: Mapping[str, int]) -> list[Verdict]:
+    """Return every verdict; the build found everything, and nothing else, if all are right.
+
+    `cap` is the config's; `requests` maps each URL to how often the server was asked for it.
+    """
+    finished = Finished.read(workspace)
+    return [
+        *_counted(finished, ledger),
+        *_fates(finished, ledger),
+        *_copies(finished, ledger),
+        *_overlaps(finished, ledger),
+        *_laws(finished, ledger, cap, requests),
+    ]
+
+
+def _counted(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
+    """Rows without a uid of their own: the account must have as many as were planted."""
+    for count in ledger.counts:
+        found = finished.account[count.stage]["reasons"].get(count.reason, 0)
+        false = max(0, found - count.number)
+        yield Verdict("read and match", count.kind, count.number, min(found, count.number), false)
+
+
+def _fates(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
+    """Planted trouble must end as the ledger says; the same reason on any other pair is false."""
+    expected = {uid: fate for fate in ledger.fates for uid in fate.uids}
+    blamed: set[str] = set()
+    for fate in ledger.fates:
+        found = sum(_ends_as(finished.reason(uid), fate) for uid in fate.uids)
+        unplanted = [
+            uid
+            for uid, row in finished.rows.items()
+            if row["reason"] in fate.reasons and row["reason"] not in blamed and not _is_expected(row, expected)
+        ]
+        blamed |= set(fate.reasons)
+        yield Verdict("fetch", fate.kind, len(fate.uids), found, len(unplanted))
+    ordinary = [finished.reason(uid) for uid in ledger.ordinary if uid in finished.rows]
+    fine = sum(reason in (None, Reason.OVER_FINAL_CAP) for reason in ordinary)
+    yield Verdict("fetch", "picture with nothing special", len(ordinary), fine, 0)
+
+
+def _ends_as(reason: str | None, fate: Fate) -> bool:
+    return reason in fate.reasons if fate.reasons else reason is None
+
+
+def _is_expected(row: Mapping[str, Any], expected: Mapping[str, Fate]) -> bool:
+    fate = expected.get(row["uid"])
+    return fate is not None and row["reason"] in fate.reasons
+
+
+def _copies(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
+    """Of each group exactly one pair stays, and stands for the others."""
+    grouped = Counter({copies.reason: 0 for copies in ledger.copies})
+    planted = {(copies.reason, uid) for copies in ledger.copies for group in copies.groups for uid in group}
+    for copies in ledger.copies:
+        false = 0
+        if not grouped[copies.reason]:
+            rows = finished.rows.values()
+            false = sum(row["reason"] == copies.reason and (copies.reason, row["uid"]) not in planted for row in rows)
+        grouped[copies.reason] += 1
+        found = sum(_dropped(finished, copies, group) for group in copies.groups)
+        yield Verdict("duplicates", copies.kind, sum(len(group) - 1 for group in copies.groups), found, false)
+
+
+def _dropped(finished: Finished, copies: Copies, group: Collection[str]) -> int:
+    """Count the pairs of a group that went for the right reason, in favour of the one that stayed."""
+    staying = [uid for uid in group if finished.reason(uid) is None]
+    if len(staying) != 1:
+        return 0
+    going = [uid for uid in group if finished.reason(uid) == copies.reason]
+    return sum(finished.survivors.get(uid) == staying[0] for uid in going)
+
+
+def _overlaps(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
+    for name in ledger.eval_sets:
+        rows = pq.read_table(finished.workspace / "dedup" / "overlap" / f"{name}.parquet").to_pylist()
+        found = {(row["uid"], row["eval_id"]): row for row in rows}
+        overlaps = [overlap for overlap in ledger.overlaps if overlap.eval_set == name]
+        planted = {match for overlap in overlaps for match in overlap.matches.items()}
+        for overlap in overlaps:
+            yield Verdict(f"overlap with {name}", overlap.kind, len(overlap.matches), _found(found, overlap), 0)
+        yield Verdict(f"overlap with {name}", "anything else", 0, 0, len(found.keys() - planted))
+
+
+def _found(found: Mapping[tuple[str, str], Mapping[str, Any]], overlap: Overlap) -> int:
+    """Count the planted copies that were found, and that are marked as part of the final set."""
+    rows = [found[match] for match in overlap.matches.items() if match in found]
+    mirrored = overlap.kind.startswith("mirrored")
+    return sum(row["kept"] and (row["view"] == "mirror") == mirrored for row in rows)
+
+
+def _laws(finished: Finished, ledger: Ledger, cap: int, requests: Mapping[str, int]) -> Iterator[Verdict]:
+    yield _account_closes(finished)
+    yield _cap_is_exact(finished, cap)
+    yield from _each_url_once(finished, ledger, requests)
+    yield Verdict("laws", "uid occurs once", finished.row_count, len(finished.rows), 0)
+    yield _tars_agree(finished)
+    yield _markup_is_escaped(finished, ledger)
+
+
+def _account_closes(finished: Finished) -> Verdict:
+    """At each stage: inputs = kept + reasons, and inputs = what the stage before kept."""
+    known = {str(reason) for reason in Reason}
+    stages = list(finished.account.values())
+    right = 0
+    for number, stage in enumerate(stages):
+        adds_up = stage["inputs"] == stage["kept"] + sum(stage["reasons"].values())
+        follows = number == 0 or stage["inputs"] == stages[number - 1]["kept"]
+        right += adds_up and follows and stage["reasons"].keys() <= known
+    return Verdict("laws", "account of a stage closes", len(stages), right, 0)
+
+
+def _cap_is_exact(finished: Finished, cap: int) -> Verdict:
+    """Of n survivors that match a query, the query selects min(n, cap); a pair stays if some query selects it."""
+    surviving: Counter[int] = Counter()
+    selecting: Counter[int] = Counter()
+    false = 0
+    for row in finished.rows.values():
+        if row["reason"] in (None, Reason.OVER_FINAL_CAP):
+            surviving.update(row["query_ids"])
+            selecting.update(row["selected_by"])
+            false += (row["reason"] is None) != bool(row["selected_by"])
+            false += not set(row["selected_by"]) <= set(row["query_ids"])
+    exact = sum(selecting[query] == min(cap, count) for query, count in surviving.items())
+    return Verdict("laws", f"query selects all or {cap:,}", len(surviving), exact, false)
+
+
+def _each_url_once(finished: Finished, ledger: Ledger, requests: Mapping[str, int]) -> Iterator[Verdict]:
+    asked = {url: count for url, count in requests.items() if not url.endswith("/robots.txt")}
+    once = sum(count <= ledger.requests.get(url, 1) for url, count in asked.items())
+    yield Verdict("laws", "URL is asked for as often as planned", len(asked), once, 0)
+    protected = set(ledger.unasked)
+    yield Verdict("laws", "URL that nobody may ask for", len(protected), len(protected - asked.keys()), 0)
+
+
+def _tars_agree(finished: Finished) -> Verdict:
+    """Every pair that stays is a sample of the tars, its three members side by side, and sizes.json counts it."""
+    keys: Counter[str] = Counter()
+    shards = finished.workspace / "shards"
+    sizes = json.loads((shards / "sizes.json").read_text(encoding="utf-8"))
+    false = 0
+    for path in sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            names = [member.name for member in tar]
+        samples = [
+            names[start : start + len(_SAMPLE_SUFFIXES)] for start in range(0, len(names), len(_SAMPLE_SUFFIXES))
+        ]
+        whole = [_key_of(sample) for sample in samples]
+        keys.update(key for key in whole if key is not None)
+        false += whole.count(None) + (sizes.get(path.name) != len(samples))
+    kept = {row["key"] for row in finished.rows.values() if row["reason"] is None}
+    return Verdict(
+        "laws", "pair is a sample", len(kept), sum(keys[key] == 1 for key in kept), false + len(keys.keys() - kept)
+    )
+
+
+def _key_of(members: list[str]) -> str | None:
+    """Return the key that the members of a sample share, None if they are no sample."""
+    key = members[0].split(".")[0]
+    return key if members == [f"{key}.{suffix}" for suffix in _SAMPLE_SUFFIXES] else None
+
+
+def _markup_is_escaped(finished: Finished, ledger: Ledger) -> Verdict:
+    """No page of the report contains markup that a caption brought along."""
+    pages = sorted((finished.workspace / "report").rglob("*.html"))
+    clean = sum(ledger.hostile_markup not in page.read_text(encoding="utf-8") for page in pages)
+    return Verdict("laws", "report page without foreign markup", len(pages), clean, 0)

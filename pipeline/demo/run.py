@@ -1,0 +1,145 @@
+"""`wit demo`: make a world, serve it, build a data set from it, and compare the result with what was planted."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.beam_options import parse_beam_options
+from pipeline.build import Project, run_build
+from pipeline.demo.compare import Verdict, compare
+from pipeline.demo.server import serve
+from pipeline.demo.world import make_world
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from queries.allowlist import import_allowlist
+
+_MARK = ".wit-demo.json"  # in a folder that this module made and may clear
+_MADE = ("web", "evals", "work", "queries.txt", "queries.parquet", "queries.manifest.json", "wit.toml")
+_PICTURES_PER_CAP = 75  # the commonest words are in a fifth of all captions: a cap that bites
+
+_CONFIG = """\
+# The demo's configuration. Copy it and change what follows `->` to build from your own sources.
+
+workspace = "work"                      # -> any folder, or s3://, gs://, hdfs://
+seed = 7
+
+[allowlist]
+path = "queries.parquet"                # -> `wit queries build`, or `wit queries import FILE`
+
+[[sources]]
+kind = "warc"                           # pages: images with their alt, title and figcaption texts
+paths = ["web/sources/*.warc.gz"]       # -> your crawl
+
+[[sources]]
+kind = "url-table"                      # tables that have a URL and a caption in each row
+paths = ["web/sources/*.parquet", "web/sources/*.tsv"]
+
+[balance]
+cap = {cap}                                # -> 20000, the paper's figure: pairs per query, at most
+slack = 1.5                             # planned before fetching: cap x slack, for some links are dead
+
+[fetch]
+parts = 8                               # -> one part becomes one shard: some 10,000 pairs each
+contact = "mailto:demo@wit.example"     # -> yours; part of the User-Agent
+gateway = "{gateway}"     # -> remove this line: it sends every request to the simulated web
+image_size = 128                        # -> 256
+min_image_size = 32
+max_bytes = 2_000_000                   # -> remove from here down: the simulated web is small and quick
+timeout_s = 3
+host_interval_s = 0.0
+
+[dedup]
+evals = "report"                        # or "remove"
+
+[[evals]]
+name = "objects"                        # some of its pictures are on the simulated web
+kind = "folder"                         # evals/objects/CLASS/*.png
+path = "evals/objects"
+
+[[evals]]
+name = "patterns"                       # none of its pictures is
+kind = "folder"
+path = "evals/patterns"
+"""
+
+
+def run_demo(directory: Path, *, seed: int = 7, pictures: int = 4_500, quiet: bool = False) -> int:
+    """Run the whole demo in `directory`; return 0 if everything planted was found and nothing else.
+
+    Raises:
+        UserError: the folder holds something that is not a demo.
+    """
+    started_s = time.monotonic()
+    console = Console()
+    _clear(directory)
+    console.print(f"[bold]wit demo[/] makes a small web of {pictures:,} pictures and builds a data set from it.")
+    ledger = make_world(directory, seed, pictures)
+    import_allowlist(str(directory / "queries.txt"), str(directory / "queries.parquet"))
+    cap = max(1, pictures // _PICTURES_PER_CAP)
+    with serve(directory / "web") as web:
+        config = directory / "wit.toml"
+        config.write_text(_CONFIG.format(cap=cap, gateway=web.gateway), encoding="utf-8")
+        project = Project.load(config)
+        run_build(project, parse_beam_options([]), progress=Progress(None) if quiet else Progress())
+        requests = web.requests()
+    (directory / "web" / "requests.json").write_text(json.dumps(requests, indent=0, sort_keys=True), encoding="utf-8")
+    verdicts = compare(directory / "work", ledger, cap, requests)
+    print_verdicts(console, verdicts)
+    is_right = all(verdict.is_right for verdict in verdicts)
+    _say_what_next(console, directory, is_right, time.monotonic() - started_s)
+    return 0 if is_right else 1
+
+
+def _clear(directory: Path) -> None:
+    """Make room for a fresh demo; refuse a folder that holds anything else."""
+    if directory.exists() and any(directory.iterdir()):
+        if not (directory / _MARK).exists():
+            raise UserError(f"{directory} is not empty and not a demo of before: choose another folder with --dir")
+        for name in _MADE:
+            path = directory / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MARK).write_text("{}\n", encoding="utf-8")
+
+
+def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
+    """Print the table of planted and found things."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title="planted and found", title_justify="left")
+    table.add_column("kind")
+    for name in ("planted", "found", "missed", "false"):
+        table.add_column(name, justify="right")
+    section = ""
+    for verdict in verdicts:
+        if verdict.section != section:
+            section = verdict.section
+            table.add_row(section, style="bold")
+        cells = [f"{n:,}" if n else "-" for n in (verdict.planted, verdict.found, verdict.missed, verdict.false)]
+        table.add_row(f"  {verdict.kind}", *cells, style="" if verdict.is_right else "bold red")
+    console.print(table)
+
+
+def _say_what_next(console: Console, directory: Path, is_right: bool, seconds: float) -> None:
+    verdict = "everything planted was found, and nothing else" if is_right else "see the red lines above"
+    console.print(f"\n[bold]{'ok' if is_right else 'not ok'}[/]: {verdict} ({seconds:.0f} s)\n")
+    for what, where in (
+        ("overlap report", "work/report/index.html"),
+        ("shards", "work/shards/"),
+        ("what was planted", "web/planted.json"),
+        ("a config to copy", "wit.toml"),
+    ):
+        console.print(f"{what:18}{directory / where}", highlight=False, soft_wrap=True)
+    config = directory / "wit.toml"
+    console.print("\nNext:")
+    for command, why in (
+        (f"wit status -c {config}", "what became of every pair"),
+        (f"wit build -c {config}", "run it again: everything is done already"),
+        (f"tar tf {directory / 'work/shards/00000.tar'} | head", "the first samples"),
+    ):
+        console.print(f"  {command}  [dim]# {why}[/]", highlight=False, soft_wrap=True)
