@@ -86,6 +86,8 @@ class EvaluateConfig(Table):
     workers: Annotated[int, Field(ge=0)] = 2
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    prompts: str | None = None  # class names and templates: a .json, .toml or .md file
+    probe_train: dict[str, str] = {}  # for a linear probe: where a set's training images are, in the set's own layout
 
 
 class EvalSetConfig(BaseModel):
@@ -210,5 +212,13 @@ def _resolve_paths(settings: Settings, folder: Path) -> Settings:
             **{key: absolute(value) for key in ("output", "cache", "initial") if (value := getattr(train, key))},
         }
     )
+    evaluate = settings.evaluate.model_copy(
+        update={
+            "prompts": settings.evaluate.prompts and absolute(settings.evaluate.prompts),
+            "probe_train": {name: absolute(path) for name, path in settings.evaluate.probe_train.items()},
+        }
+    )
     evals = tuple(e.model_copy(update={"path": absolute(e.path)}) for e in settings.evals)
-    return settings.model_copy(update={"workspace": absolute(settings.workspace), "train": resolved, "evals": evals})
+    return settings.model_copy(
+        update={"workspace": absolute(settings.workspace), "train": resolved, "evaluate": evaluate, "evals": evals}
+    )

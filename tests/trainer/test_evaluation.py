@@ -1,0 +1,298 @@
+"""Zero-shot, retrieval and probe on generated scenes, with a model whose answers are known, and any checkpoint."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from processes import TINY, tiny_settings
+from scene_shards import COLOURS, draw_scene, scene_of
+
+from dedup.eval_sets import known_sets
+from dedup.eval_sets.read import read_examples
+from trainer.config import EvalSetConfig, EvaluateConfig
+from trainer.errors import TrainerConfigError, TrainerError
+from trainer.evaluation.__main__ import main
+from trainer.evaluation.examples import number_labels
+from trainer.evaluation.models import Encoder, open_encoder, without_projection
+from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts
+from trainer.evaluation.retrieval import retrieve
+from trainer.evaluation.zero_shot import RESULTS, classifier, write_results, zero_shot
+from trainer.shards import ShardCache, find_shards
+from trainer.train import train
+
+SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+class _ColourModel(torch.nn.Module):
+    """Knows colours by name and by the reddest, greenest and bluest pixel; a fourth feature it never uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = torch.nn.Parameter(torch.tensor(3.0))
+        self.visual = torch.nn.Module()
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.float()
+
+
+def _colour_encoder(batch: int = 4) -> Encoder:
+    def preprocess(image: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float()
+        return torch.nn.functional.interpolate(pixels[None], (8, 8))[0] - pixels.mean()
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([COLOURS[next(c for c in COLOURS if c in text)] for text in texts]).float() - 110
+
+    return Encoder("colours", _ColourModel(), preprocess, tokenize, torch.device("cpu"), torch.float32, batch, 2)
+
+
+def _scene_folder(folder: Path, count: int = 24) -> EvalSetConfig:
+    for number in range(count):
+        colour, shape = scene_of(number)
+        path = folder / colour / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_scene(colour, shape, 1_000 + number))
+    return EvalSetConfig(name="scenes", kind="folder", path=str(folder))
+
+
+def test_zero_shot_scores_every_readable_example_by_its_id(tmp_path: Path):
+    source = _scene_folder(tmp_path / "images")
+    (tmp_path / "images" / "red" / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "images" / "notes.txt").write_text("other")
+    result = zero_shot(_colour_encoder(), source, None)
+    assert (result.metric, result.examples, result.left_out, result.classes) == ("accuracy", 24, 1, 4)
+    assert result.value > 0.7
+    rows = result.table.to_pylist()
+    known = {example.eval_id: example.label for example in read_examples("folder", source.path)}
+    assert {row["eval_id"]: row["label"] for row in rows} == {k: v for k, v in known.items() if v and "broken" not in k}
+    assert all(row["correct"] == (row["label"] == row["prediction"]) == (row["label_rank"] == 0) for row in rows)
+    assert np.mean([row["correct"] for row in rows]) == pytest.approx(result.value)
+    path = write_results(str(tmp_path), "colours", result)
+    assert path == str(tmp_path / "evals/scenes/results/colours.parquet")
+    assert pq.read_table(path).schema.equals(RESULTS)
+    assert [p.name for p in Path(path).parent.iterdir()] == ["colours.parquet"]
+
+
+def test_batches_and_broken_images_do_not_shift_results(tmp_path: Path):
+    source = _scene_folder(tmp_path / "images")
+    for name in ("blue/000.jpg", "blue/zzz.jpg", "green/005.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"broken")
+    tables = [zero_shot(_colour_encoder(batch), source, None).table for batch in (1, 3, 100)]
+    assert all(table.drop(["score"]).equals(tables[0].drop(["score"])) for table in tables)
+
+
+def test_class_vectors_are_normalised_means_of_normalised_texts():
+    prompts = Prompts((("red", "green"), ("blue",)), ("a {}", "the {} one"))
+    vectors = classifier(_colour_encoder(), prompts)
+    unit = {c: torch.nn.functional.normalize(torch.tensor(COLOURS[c]).float() - 110, dim=0) for c in COLOURS}
+    expected = torch.nn.functional.normalize((unit["red"] + unit["green"]) / 2, dim=0)
+    torch.testing.assert_close(vectors[0], expected)
+    torch.testing.assert_close(vectors[1], unit["blue"])
+
+
+def test_class_vectors_are_those_of_open_clip():
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**TINY["architecture"])  # type: ignore[arg-type]
+    tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=16)
+    encoder = Encoder("m", model, lambda i: i, tokenizer, torch.device("cpu"), torch.float32, 7, 0)  # type: ignore
+    names, templates = ["cat", "dog", "tree"], ["a photo of a {}.", "a drawing of a {}."]
+    theirs = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates)
+    ours = classifier(encoder, Prompts(tuple((n,) for n in names), tuple(templates)))
+    torch.testing.assert_close(ours.T, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["1", "0", "1"], [1, 0, 1]),
+        (["golden_retriever", "Tabby-Cat"], [0, 1]),
+        (["kitten", "tabby cat"], [1, 1]),
+        (["n01", "n02"], [0, 1]),
+    ],
+)
+def test_labels_are_numbers_names_or_codes_in_order(labels: list[str], expected: list[int]):
+    prompts = Prompts((("golden retriever",), ("tabby cat", "kitten")), PLAIN_TEMPLATES)
+    _, positive = number_labels("pets", labels, prompts, several=False)
+    assert positive.argmax(axis=1).tolist() == expected
+
+
+def test_labels_that_fit_no_class_are_one_line():
+    prompts = Prompts((("cat",), ("dog",), ("bird",)), PLAIN_TEMPLATES)
+    with pytest.raises(TrainerError, match="label 'fish' is none of the 3 class names"):
+        number_labels("pets", ["cat", "fish"], prompts, several=False)
+
+
+def test_an_example_may_have_several_classes():
+    prompts, positive = number_labels("voc2007", ["cat, dog", "dog", "bird"], None, several=True)
+    assert [names[0] for names in prompts.classes] == ["bird", "cat", "dog"]
+    assert positive.tolist() == [[False, True, True], [False, False, True], [True, False, False]]
+
+
+def test_published_prompts_are_read(tmp_path: Path):
+    archive = SHARED / "evals" / "eval_names_and_prompts.tar.gz"
+    if not archive.exists():
+        pytest.skip("needs the shared data: set WIT_SHARED_DATA")
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("eval_openai_clip/data/prompts.md")
+        assert member is not None
+        (tmp_path / "prompts.md").write_bytes(member.read())
+    published = read_prompts(tmp_path / "prompts.md")
+    assert len(published) == 26
+    known = {known.name for known in known_sets() if find_prompts(known.name, published)}
+    others = {"imagenet", "imagenet-v2", "imagenet-sketch", "imagenet-blurry"}
+    assert len(known - others) == 26
+    for name, classes, templates in [
+        ("cifar10", 10, 18),
+        ("food101", 101, 1),
+        ("birdsnap", 500, 1),
+        ("ucf101", 101, 48),
+    ]:
+        prompts = find_prompts(name, published)
+        assert prompts is not None
+        assert (len(prompts.classes), len(prompts.templates)) == (classes, templates)
+    fer = find_prompts("fer2013", published)
+    assert fer is not None
+    assert max(len(names) for names in fer.classes) > 1
+
+
+def test_imagenets_names_and_templates_come_with_open_clip():
+    prompts = find_prompts("imagenet", {})
+    assert prompts is not None
+    assert (len(prompts.classes), len(prompts.templates)) == (1000, 80)
+    assert prompts.texts(0)[0] == "a bad photo of a tench."
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"a": {"classes": ["x"]}}', '{"a": {"classes": ["x"], "templates": ["no"]}}', "{}"]
+)
+def test_unusable_prompts_are_one_line(tmp_path: Path, content: str):
+    path = tmp_path / "prompts.json"
+    path.write_text(content)
+    with pytest.raises(TrainerConfigError, match=r"prompts\.json"):
+        read_prompts(path)
+
+
+def test_retrieval_counts_ranks_over_all_captions(scenes: Path, tmp_path: Path):
+    """Against loops over the same features."""
+    shards = find_shards((f"{scenes}/shards/00001.tar",), ShardCache(tmp_path, 2**30))
+    torch.manual_seed(3)
+    model = open_clip.CLIP(**TINY["architecture"]).eval()  # type: ignore[arg-type]
+    tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=16)
+    preprocess = open_clip.image_transform(32, is_train=False)
+    encoder = Encoder("m", model, preprocess, tokenizer, torch.device("cpu"), torch.float32, 5, 0)
+    result = retrieve(encoder, shards)
+    assert (result.images, result.captions) == (13, 39)
+    reader = shards.reader(0)
+    import json
+
+    samples = [reader.read(number, with_json=True) for number in range(13)]
+    captions = [json.loads(sample.json or b"{}")["captions"] for sample in samples]
+    with torch.no_grad():
+        pixels = torch.stack([preprocess(Image.open(io.BytesIO(s.image or b""))) for s in samples])
+        image = model.encode_image(pixels, normalize=True)
+        text = model.encode_text(tokenizer([c for own in captions for c in own]), normalize=True)
+    scores = (image @ text.T).numpy()
+    for k in (1, 5, 10):
+        hits = [any((scores[i] > scores[i, j]).sum() < k for j in range(3 * i, 3 * i + 3)) for i in range(13)]
+        assert result.text_recall[k] == pytest.approx(np.mean(hits))
+        hits = [(scores[:, j] > scores[j // 3, j]).sum() < k for j in range(39)]
+        assert result.image_recall[k] == pytest.approx(np.mean(hits))
+
+
+@pytest.fixture(scope="module")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    train(tiny_settings(scenes, output, steps=2))
+    return output
+
+
+def test_every_form_of_a_checkpoint_gives_the_same_features(trained: Path, tmp_path: Path):
+    """A training checkpoint, the exported folder, and a plain state dict with an architecture's name."""
+    config = EvaluateConfig(device="cpu")
+    picture = [draw_scene("red", "square", 5)]
+    step = open_encoder(str(trained / "checkpoints" / "step-000000002.pt"), None, None, config)
+    exported = open_encoder(str(trained / "model"), None, None, config)
+    assert step.name == f"{trained.name}-step-000000002"
+    first, second = (next(encoder.encode_images(picture))[0] for encoder in (step, exported))
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{trained / 'model'}")
+    theirs = model.eval().encode_image(preprocess(Image.open(io.BytesIO(picture[0])))[None])
+    torch.testing.assert_close(first, theirs.detach(), rtol=1e-5, atol=1e-5)
+    tokens = open_clip.get_tokenizer("ViT-B-32", context_length=16)("a red square")
+    texts = model.encode_text(tokens, normalize=True).detach()
+    torch.testing.assert_close(step.encode_texts(["a red square"]), texts, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(0)
+    small, _, _ = open_clip.create_model_and_transforms("ViT-S-32-alt")
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    opened = open_encoder(str(tmp_path / "small.pt"), "ViT-S-32-alt", None, config)
+    assert opened.name == "ViT-S-32-alt-small"
+    assert all(
+        torch.equal(a, b) for a, b in zip(opened.model.state_dict().values(), small.state_dict().values(), strict=True)
+    )
+
+
+def test_the_probe_sees_what_the_projection_gets(trained: Path):
+    encoder = open_encoder(str(trained / "model"), None, None, EvaluateConfig(device="cpu"))
+    picture = [draw_scene("red", "square", 5)]
+    projected = next(encoder.encode_images(picture))[0]
+    with without_projection(encoder.model):
+        raw = next(encoder.encode_images(picture))[0]
+    torch.testing.assert_close(raw @ encoder.model.visual.proj.detach(), projected)
+
+
+def _config(workspace: Path, source: EvalSetConfig, extra: str = "") -> Path:
+    path = workspace / "wit.toml"
+    text = f'workspace = "."\n[train]\nmodel = "tiny"\n[evaluate]\ndevice = "cpu"\n{extra}\n'
+    path.write_text(f'{text}[[evals]]\nname = "{source.name}"\nkind = "{source.kind}"\npath = "{source.path}"\n')
+    return path
+
+
+def test_the_command_writes_results_and_prints_chance(
+    trained: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = _scene_folder(tmp_path / "images")
+    config = _config(tmp_path, source, f'probe_train = {{ scenes = "{source.path}" }}')
+    arguments = ["-c", str(config), "--checkpoint", str(trained / "model"), "--name", "run"]
+    assert main([*arguments, "--retrieval", f"{scenes}/shards/00001.tar"]) == 0
+    printed = capsys.readouterr().out
+    assert "25.0%" in printed
+    assert "R@5" in printed
+    assert (tmp_path / "evals/scenes/results/run.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"--checkpoint": "missing.pt"}, 1, "no checkpoint missing.pt"),
+        ({"--checkpoint": "nowhere"}, 1, "name its architecture"),
+        ({"--sets": "other"}, 2, "[[evals]] has scenes"),
+        ({"-c": "missing.toml"}, 2, "cannot read missing.toml"),
+    ],
+)
+def test_mistakes_are_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, str], code: int, message: str
+):
+    config = _config(tmp_path, EvalSetConfig(name="scenes", kind="folder", path=str(tmp_path / "none")))
+    flags: dict[str, Any] = {"-c": str(config), "--checkpoint": str(trained / "model"), **change}
+    assert main([part for flag in flags.items() for part in flag]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_set_is_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = _config(tmp_path, EvalSetConfig(name="scenes", kind="folder", path=str(tmp_path / "none")))
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 1
+    assert "evaluation set scenes" in capsys.readouterr().err

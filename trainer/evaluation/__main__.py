@@ -1,0 +1,123 @@
+"""`python -m trainer.evaluation -c wit.toml --checkpoint PATH`: score a checkpoint on the config's evaluation sets."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from trainer.config import EvalSetConfig, Settings, load_settings
+from trainer.errors import TrainerConfigError, TrainerError
+from trainer.evaluation.examples import encode_set, number_labels
+from trainer.evaluation.linear_probe import linear_probe
+from trainer.evaluation.metrics import evaluate
+from trainer.evaluation.models import Encoder, open_encoder, without_projection
+from trainer.evaluation.prompts import Prompts, find_prompts, read_prompts
+from trainer.evaluation.retrieval import DEPTHS, PREFIX, retrieve
+from trainer.evaluation.zero_shot import ZeroShotResult, write_results, zero_shot
+from trainer.shards import ShardCache, find_shards
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong request."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(options.config)
+        sets = _chosen(settings, options.sets)
+        if not sets and options.retrieval is None:
+            raise TrainerConfigError(f"{options.config} has no [[evals]]: add a set, or ask for --retrieval SHARDS")
+        encoder = open_encoder(options.checkpoint, options.model, options.name, settings.evaluate)
+        if sets:
+            _classify(settings, encoder, sets)
+        if options.retrieval is not None:
+            _retrieve(settings, encoder, options.retrieval)
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluation",
+        description="Score a checkpoint zero-shot on the evaluation sets of a config, and write per-example results "
+        "that the overlap report splits into All, Clean and Overlap.",
+    )
+    parser.add_argument("-c", "--config", type=Path, required=True, help="the TOML file with [[evals]]")
+    parser.add_argument(
+        "--checkpoint", required=True, help="step-*.pt, an exported model's folder, or a file of weights"
+    )
+    parser.add_argument(
+        "--model", help="open_clip's name of the architecture, for a file of weights or a pretrained tag"
+    )
+    parser.add_argument("--name", help="what the results are called; default: after the checkpoint")
+    parser.add_argument("--sets", nargs="+", help="only these of [[evals]]")
+    parser.add_argument(
+        "--retrieval", metavar="SHARDS", help="a glob of shards: also score image-text retrieval on them"
+    )
+    return parser
+
+
+def _chosen(settings: Settings, names: list[str] | None) -> tuple[EvalSetConfig, ...]:
+    if names is None:
+        return settings.evals
+    known = {source.name: source for source in settings.evals}
+    for name in names:
+        if name not in known:
+            raise TrainerConfigError(f"--sets {name}: [[evals]] has {', '.join(known) or 'no set'}")
+    return tuple(known[name] for name in names)
+
+
+def _classify(settings: Settings, encoder: Encoder, sets: tuple[EvalSetConfig, ...]) -> None:
+    published = read_prompts(Path(settings.evaluate.prompts)) if settings.evaluate.prompts else {}
+    table = Table("set", "metric", "zero-shot", "chance", "linear probe", "examples", title=encoder.name)
+    written = []
+    for source in sets:
+        prompts = find_prompts(source.name, published)
+        result = zero_shot(encoder, source, prompts)
+        written.append(write_results(settings.workspace, encoder.name, result))
+        probe = _probe(settings, encoder, source, prompts)
+        table.add_row(*_row(result), "" if probe is None else f"{probe:.1%}", _count(result))
+    Console().print(table)
+    for path in written:
+        print(path)
+
+
+def _row(result: ZeroShotResult) -> tuple[str, str, str, str]:
+    return result.name, result.metric, f"{result.value:.1%}", f"{1 / result.classes:.1%}"
+
+
+def _count(result: ZeroShotResult) -> str:
+    return f"{result.examples:,}" + (f" ({result.left_out:,} unreadable left out)" if result.left_out else "")
+
+
+def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) -> float | None:
+    """Fit on the set's training images, if the config says where they are, and score on the evaluation images."""
+    path = settings.evaluate.probe_train.get(source.name)
+    if path is None:
+        return None
+    with without_projection(encoder.model):
+        train = encode_set(encoder, source.model_copy(update={"path": path}))
+        test = encode_set(encoder, source)
+    prompts, positive = number_labels(source.name, train.labels + test.labels, prompts, several=False)
+    labels = positive.argmax(axis=1)
+    features = np.asarray(train.features.double()), np.asarray(test.features.double())
+    probe = linear_probe(features[0], labels[: len(train.labels)], len(prompts.classes))
+    return evaluate("accuracy", probe.scores(features[1]), positive[len(train.labels) :])
+
+
+def _retrieve(settings: Settings, encoder: Encoder, glob: str) -> None:
+    shards = find_shards((glob,), ShardCache(settings.cache, int(settings.train.cache_gib * 2**30)))
+    result = retrieve(encoder, shards, PREFIX)
+    table = Table(
+        "retrieval", *(f"R@{k}" for k in DEPTHS), title=f"{result.images:,} images, {result.captions:,} captions"
+    )
+    for direction, recall in (("image to text", result.text_recall), ("text to image", result.image_recall)):
+        table.add_row(direction, *(f"{recall[k]:.1%}" for k in DEPTHS))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

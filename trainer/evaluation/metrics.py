@@ -1,0 +1,84 @@
+"""The metrics of the CLIP paper's table 9, from scores; plain NumPy."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def accuracy(scores: Floats, labels: Ints) -> float:
+    """Return the share of examples, (n, classes), whose highest score is their label's."""
+    return float((scores.argmax(axis=1) == labels).mean())
+
+
+def mean_per_class(scores: Floats, labels: Ints) -> float:
+    """Return the mean over the classes that occur of the accuracy on each class."""
+    correct = scores.argmax(axis=1) == labels
+    return float(np.mean([correct[labels == label].mean() for label in np.unique(labels)]))
+
+
+def top_k(scores: Floats, labels: Ints, k: int) -> float:
+    """Return the share of examples whose label is among the k highest scores."""
+    return float((label_ranks(scores, labels) < k).mean())
+
+
+def mean_top1_top5(scores: Floats, labels: Ints) -> float:
+    """Return the mean of top-1 and top-5 accuracy, as for Kinetics-700."""
+    return (accuracy(scores, labels) + top_k(scores, labels, 5)) / 2
+
+
+def label_ranks(scores: Floats, labels: Ints) -> Ints:
+    """Return how many classes score higher than the label, ties resolved as argmax does: the first class wins."""
+    own = scores[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+
+
+def roc_auc(scores: Floats, positive: Bools) -> float:
+    """Return the chance that a positive scores higher than a negative, ties counting half; NaN without both."""
+    order, ranks = np.unique(scores, return_inverse=True)
+    counts = np.bincount(ranks, minlength=len(order))
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # 1-based, tied scores share their mean rank
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return float("nan")
+    above = mean_rank[ranks][positive].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+def eleven_point_average_precision(scores: Floats, positive: Bools) -> float:
+    """Return the mean of the best precision at recall >= 0, 0.1 ... 1 (PASCAL VOC 2007)."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    if not len(hits) or not hits[-1]:
+        return float("nan")
+    precision = hits / np.arange(1, len(hits) + 1)
+    recall_in_tenths = hits * 10  # compared with tenths of all positives in whole numbers, not rounded floats
+    best = [precision[recall_in_tenths >= tenth * hits[-1]].max() for tenth in range(11)]
+    return float(np.mean(best))
+
+
+def eleven_point_map(scores: Floats, positive: Bools) -> float:
+    """Return the mean over classes of the 11-point average precision; `positive` is (n, classes)."""
+    classes = [c for c in range(scores.shape[1]) if positive[:, c].any()]
+    return float(np.mean([eleven_point_average_precision(scores[:, c], positive[:, c]) for c in classes]))
+
+
+def evaluate(metric: str, scores: Floats, positive: Bools) -> float:
+    """Return a metric by its registered name; `positive` is (n, classes), one class an example except for mAP.
+
+    ROC AUC takes the second of two classes as positive. "pm0-pm10" needs the frames of whole videos and is the accuracy
+    on single frames here.
+    """
+    labels = positive.argmax(axis=1)
+    if metric == "mean-per-class":
+        return mean_per_class(scores, labels)
+    if metric == "mean-top1-top5":
+        return mean_top1_top5(scores, labels)
+    if metric == "11-point-map":
+        return eleven_point_map(scores, positive)
+    if metric == "roc-auc":
+        return roc_auc(scores[:, 1] - scores[:, 0], positive[:, 1])
+    return accuracy(scores, labels)

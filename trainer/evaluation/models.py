@@ -1,0 +1,151 @@
+"""Open any open_clip checkpoint, ours or theirs, and turn images and texts into features."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor
+
+from trainer import checkpoint
+from trainer.config import EvaluateConfig
+from trainer.data import MAX_PIXELS
+from trainer.distributed import pick_device
+from trainer.errors import TrainerError
+from trainer.export import PREPROCESSING
+from trainer.model import build_model
+from trainer.train import autocast, pick_precision
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model with its preprocessing and tokenizer, on its device."""
+
+    name: str
+    model: Any
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+    device: torch.device
+    precision: torch.dtype
+    batch: int
+    workers: int
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """Return L2-normalised features, (n, D) float32, on the CPU."""
+        parts = []
+        for start in range(0, len(texts), self.batch):
+            tokens = self.tokenize(texts[start : start + self.batch]).to(self.device)
+            with autocast(self.device, self.precision):
+                parts.append(self.model.encode_text(tokens))
+        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[bytes]) -> Iterator[tuple[Tensor, list[bool]]]:
+        """Yield batches: features of the readable images, (n, D) float32 as the model gives them, and which are."""
+        waiting = iter(images)
+        with ThreadPoolExecutor(max(1, self.workers)) as threads:
+            while block := list(islice(waiting, self.batch)):
+                pixels = list(threads.map(self._pixels, block))
+                readable = [image for image in pixels if image is not None]
+                features = torch.empty(0, 0)
+                if readable:
+                    with autocast(self.device, self.precision):
+                        features = self.model.encode_image(torch.stack(readable).to(self.device)).float().cpu()
+                yield features, [image is not None for image in pixels]
+
+    def _pixels(self, encoded: bytes) -> Tensor | None:
+        try:
+            with Image.open(BytesIO(encoded)) as image:
+                return self.preprocess(image) if image.width * image.height <= MAX_PIXELS else None
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+            return None
+
+
+def open_encoder(path: str, architecture: str | None, name: str | None, config: EvaluateConfig) -> Encoder:
+    """Open a checkpoint for evaluation.
+
+    `path`: a checkpoint of this trainer; the folder of an exported model; or, with `architecture` (an open_clip name),
+    a file of weights or one of open_clip's pretrained tags.
+
+    Raises:
+        TrainerError: it cannot be opened, or the weights are of another architecture.
+    """
+    device = pick_device(config.device)
+    logging.getLogger().setLevel(logging.WARNING)  # open_clip tells every step of building a model
+    model, preprocess, context_length = _open(path, architecture)
+    tokenizer = open_clip.get_tokenizer(architecture or "ViT-B-32", context_length=context_length)
+    return Encoder(
+        name or _default_name(path, architecture), model.to(device).eval(), preprocess, tokenizer, device,
+        pick_precision(config.precision, device), config.batch, config.workers,
+    )  # fmt: skip
+
+
+def _open(path: str, architecture: str | None) -> tuple[Any, Callable[[Image.Image], Tensor], int]:
+    if path.endswith(".pt") and architecture is None:
+        return _open_training_checkpoint(Path(path))
+    if architecture is None and not Path(path, "open_clip_config.json").exists():
+        raise TrainerError(
+            f"{path} is neither a checkpoint of this trainer nor an exported model: name its architecture, "
+            "such as --model ViT-B-32"
+        )
+    source = (f"local-dir:{path}", None) if architecture is None else (architecture, path)
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(*source)
+    except Exception as error:  # open_clip and torch raise whatever their readers do
+        reason = str(error).partition("\n")[0]
+        raise TrainerError(f"cannot open {path} as {architecture or 'an exported model'}: {reason}") from error
+    return model, preprocess, model.context_length
+
+
+def _open_training_checkpoint(path: Path) -> tuple[Any, Callable[[Image.Image], Tensor], int]:
+    if not path.exists():
+        raise TrainerError(f"no checkpoint {path}")
+    content = checkpoint.load(path)
+    identity = content["identity"]
+    model = build_model(identity["train.architecture"], objective=identity["train.objective"])
+    model.load_state_dict(content["model"])
+    size = model.visual.image_size
+    preprocess = image_transform_v2(PreprocessCfg(size=size, **PREPROCESSING), is_train=False)
+    return model, preprocess, model.context_length
+
+
+def _default_name(path: str, architecture: str | None) -> str:
+    """Name a model after its architecture and file, or the run that its file lies in."""
+    stem = Path(path).stem
+    if architecture is not None:
+        return f"{architecture}-{stem}".replace("/", "-")
+    folder = Path(path).absolute().parent
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return f"{run.name}-{stem}"
+
+
+@contextmanager
+def without_projection(model: Any) -> Iterator[None]:
+    """Let a ViT's `encode_image` return what its projection gets (CLIP section 3.2: the probe's features).
+
+    A ResNet's attention pool and other towers have no projection apart; they give the features of `encode_image`.
+    """
+    projection = getattr(model.visual, "proj", None)
+    if projection is None:
+        yield
+        return
+    model.visual.proj = None
+    try:
+        yield
+    finally:
+        model.visual.proj = projection

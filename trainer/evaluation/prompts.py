@@ -1,0 +1,101 @@
+"""Class names and prompt templates of evaluation sets.
+
+ImageNet's come with open_clip. Others are read from a file: JSON or TOML of `{set: {classes: [], templates: []}}`, or a
+Markdown file of `## Title` sections with Python lists called `classes` and `templates`, the form in which OpenAI
+published theirs. A set that nobody names is asked for by the names of its labels: "a photo of a {}."
+"""
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+from dedup.eval_sets import find_set
+from trainer.errors import TrainerConfigError
+
+PLAIN_TEMPLATES = ("a photo of a {}.",)
+_SECTION = re.compile(r"^## (?P<title>.+?)\s*$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_LISTS = re.compile(r"^(classes|templates) = (\[.*?^\])", re.MULTILINE | re.DOTALL)
+_OTHER_TITLES = {
+    "voc2007": "PascalVOC2007",
+    "fer2013": "FacialEmotionRecognition2013",
+    "rendered-sst2": "SST2",
+    "kitti-distance": "KITTI",
+}
+_IMAGENET_CLASSES = {"imagenet", "imagenetv2", "imagenetsketch", "imagenetblurry"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a set's classes are called; a class may have several names."""
+
+    classes: tuple[tuple[str, ...], ...]
+    templates: tuple[str, ...]
+
+    def texts(self, label: int) -> list[str]:
+        """Return every name of a class in every template."""
+        return [template.replace("{}", name) for name in self.classes[label] for template in self.templates]
+
+
+def plain_name(label: str) -> str:
+    """Return a label as words: "golden_retriever" -> "golden retriever"."""
+    return re.sub(r"[_\s]+", " ", label).strip()
+
+
+def find_prompts(name: str, published: Mapping[str, Prompts]) -> Prompts | None:
+    """Return the prompts of a set: from the file, by its name or title, or ImageNet's."""
+    known = find_set(name)
+    for alias in (name, known.title if known else name, _OTHER_TITLES.get(name, name)):
+        if _slug(alias) in published:
+            return published[_slug(alias)]
+    if _slug(name) in _IMAGENET_CLASSES:
+        templates = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        return Prompts(tuple((label,) for label in IMAGENET_CLASSNAMES), templates)
+    return None
+
+
+def read_prompts(path: Path) -> dict[str, Prompts]:
+    """Read a prompts file; the keys are the sets' names without case, spaces and punctuation.
+
+    Raises:
+        TrainerConfigError: it cannot be read, or holds no prompts.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".md":
+            found = _read_markdown(text)
+        else:
+            found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        prompts = {_slug(name): _checked(entry) for name, entry in found.items()}
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, AttributeError) as error:
+        raise TrainerConfigError(f"cannot read prompts from {path}: {error}") from error
+    if not prompts:
+        raise TrainerConfigError(f"{path} holds no prompts: it needs `## Set` sections with `classes` and `templates`")
+    return prompts
+
+
+def _read_markdown(text: str) -> dict[str, dict[str, Any]]:
+    sections = {}
+    for section in _SECTION.finditer(text):
+        lists = {name: ast.literal_eval(value) for name, value in _LISTS.findall(section["body"])}
+        if {"classes", "templates"} <= lists.keys():
+            sections[section["title"]] = lists
+    return sections
+
+
+def _checked(entry: Any) -> Prompts:
+    classes = tuple((names,) if isinstance(names, str) else tuple(names) for names in entry["classes"])
+    templates = tuple(entry["templates"])
+    if not classes or not all(classes) or not all("{}" in template for template in templates) or not templates:
+        raise ValueError("`classes` needs names, and every template a {}")
+    return Prompts(classes, templates)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,118 @@
+"""Zero-shot classification: one vector per class from its prompts, and the nearest one wins (CLIP section 3.1).
+
+Per-example results go to `<workspace>/evals/<set>/results/<model>.parquet`, where the overlap report finds them.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dedup.eval_sets import find_set
+from trainer.config import EvalSetConfig
+from trainer.evaluation.examples import encode_set, number_labels
+from trainer.evaluation.metrics import accuracy, evaluate, label_ranks
+from trainer.evaluation.models import Encoder
+from trainer.evaluation.prompts import Prompts
+
+RESULTS = pa.schema(
+    [
+        ("eval_id", pa.string()),  # as in evals/<set>/index.parquet
+        ("label", pa.string()),  # the class's first name
+        ("prediction", pa.string()),
+        ("correct", pa.bool_()),
+        ("score", pa.float32()),  # the softmax probability of the prediction
+        ("label_rank", pa.int32()),  # how many classes scored higher than the label's: 0 when correct
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """How a model did on a set."""
+
+    name: str
+    metric: str
+    value: float
+    accuracy: float
+    examples: int
+    left_out: int
+    classes: int
+    table: pa.Table  # RESULTS
+
+
+def classifier(encoder: Encoder, prompts: Prompts) -> Tensor:
+    """Return one vector per class, (classes, D): its texts' features normalised, averaged, and normalised again."""
+    texts = [prompts.texts(label) for label in range(len(prompts.classes))]
+    features = encoder.encode_texts([text for own in texts for text in own])
+    means = [own.mean(dim=0) for own in features.split([len(own) for own in texts])]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) -> ZeroShotResult:
+    """Classify a set; the metric is the registered one, accuracy for a set of the user's own.
+
+    Raises:
+        TrainerError: the set cannot be read, or its labels do not fit the prompts.
+    """
+    known = find_set(source.name)
+    metric = known.metric if known else "accuracy"
+    examples = encode_set(encoder, source)
+    several = metric == "11-point-map"
+    prompts, positive = number_labels(source.name, examples.labels, prompts, several=several)
+    similarity = F.normalize(examples.features, dim=-1) @ classifier(encoder, prompts).T
+    scores = (similarity * encoder.model.logit_scale.detach().exp().item()).double().numpy()
+    return ZeroShotResult(
+        name=source.name,
+        metric=metric,
+        value=evaluate(metric, scores, positive),
+        accuracy=accuracy(scores, positive.argmax(axis=1)),
+        examples=len(scores),
+        left_out=examples.left_out,
+        classes=len(prompts.classes),
+        table=_table(examples.eval_ids, scores, positive, prompts),
+    )
+
+
+def _table(eval_ids: list[str], scores: NDArray[np.float64], positive: NDArray[np.bool_], prompts: Prompts) -> pa.Table:
+    names = np.array([names[0] for names in prompts.classes])
+    labels, predictions = positive.argmax(axis=1), scores.argmax(axis=1)
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    probabilities = 1 / np.exp(shifted).sum(axis=1)
+    columns: dict[str, Any] = {
+        "eval_id": eval_ids,
+        "label": names[labels],
+        "prediction": names[predictions],
+        "correct": positive[np.arange(len(positive)), predictions],
+        "score": probabilities.astype(np.float32),
+        "label_rank": label_ranks(scores, labels).astype(np.int32),
+    }
+    return pa.table(columns, schema=RESULTS)
+
+
+def write_results(workspace: str, model: str, result: ZeroShotResult) -> str:
+    """Write the per-example results of a set where the report looks for them; return the path."""
+    about = {"model": model, "metric": result.metric, "value": result.value, "accuracy": result.accuracy}
+    table = result.table.replace_schema_metadata({"wit": json.dumps(about)})
+    filesystem, root = fsspec.core.url_to_fs(workspace)
+    folder = f"{root}/evals/{result.name}/results"
+    filesystem.makedirs(folder, exist_ok=True)
+    target = f"{folder}/{model}.parquet"
+    partial = f"{target}.partial"
+    with filesystem.open(partial, "wb") as file:
+        pq.write_table(table, file)
+    if "://" in workspace:
+        filesystem.mv(partial, target)
+    else:
+        os.replace(partial, target)
+    return str(Path(target)) if "://" not in workspace else filesystem.unstrip_protocol(target)
