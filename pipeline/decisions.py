@@ -161,7 +161,8 @@ class _Decide:
 
     def _mark_overlap(self, part: FetchedPart, kept: pa.ChunkedArray, output: UnitOutput) -> None:
         overlap = output.workspace.read_table(part.file(".wit/dedup/overlap"))
-        marked = overlap.append_column("kept", pc.is_in(overlap["uid"], kept))
+        marked = overlap.append_column("kept", pc.is_in(overlap["uid"], kept.combine_chunks()))
+        marked = marked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), overlap.num_rows))
         output.write_table(part.file(".wit/dedup/marked"), marked)
 
 

@@ -1,0 +1,204 @@
+"""shards/, dedup/, evals/ -> report/: the account, the balance per query, and the overlap with its evidence.
+
+Runs in one process: everything it reads is counts, a sample of shards, and the few images that are shown.
+"""
+
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dedup.evals import read_thumbnails, thumbnail
+from dedup.overlap import pick_evidence, summarise_overlap
+from dedup.report import Balance, EvalReport, Evidence, QueryRow, ReportData, StageFlow, write_report
+from dedup.statistics import SplitAccuracy, split_accuracy
+from pipeline.account import Account, read_account
+from pipeline.config import Config, EvalConfig
+from pipeline.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
+from pipeline.engine import Build, digest, finish_stage, finished_stage, read_stage
+from pipeline.errors import UserError
+from pipeline.workspace import FileFacts, Workspace
+from queries.allowlist import Allowlist
+
+VERSION = 1
+"""Raised when the same build would give another report."""
+
+EVIDENCE_PER_SET = 24
+_QUERY_ROWS = 20
+_THUMBNAIL_PX = 128
+
+
+def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
+    """Write report/ unless it stands already for this build."""
+    workspace = build.workspace
+    results = sorted(name for name in workspace.sizes("evals") if "/results/" in name)
+    inputs = [workspace.read_json("shards/manifest.json"), {name: workspace.sizes(name) for name in results}]
+    dedup = read_stage(workspace, "dedup")
+    covered = digest(VERSION, inputs, {} if dedup is None else dedup.to_json(), allowlist.sha256)
+    if finished_stage(workspace, "report", covered) is None:
+        outputs = _write(workspace, config, allowlist)
+        finish_stage(workspace, "report", covered, outputs, {})
+        build.progress.say(f"report         {workspace.root}/report/index.html")
+    else:
+        build.progress.say("report         done before")
+
+
+def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist) -> str:
+    """Write report/ again, whatever stands there; return the page's path.
+
+    Raises:
+        UserError: the build is not finished.
+    """
+    if not workspace.exists("shards/manifest.json"):
+        raise UserError(f"{workspace.root}: no finished shards to report on; run `wit build` first")
+    _write(workspace, config, allowlist)
+    return f"{workspace.root}/report/index.html"
+
+
+def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[str, FileFacts]:
+    account = read_account(workspace)
+    manifest = workspace.read_json("shards/manifest.json")
+    balance = read_balance(workspace, allowlist)
+    shards = [f"shards/{shard['tar'][:-4]}.parquet" for shard in manifest["shards"][:SAMPLED_SHARDS]]
+    data = ReportData(
+        facts=_facts(config, allowlist, manifest),
+        stages=tuple(StageFlow(s.stage, s.inputs, s.kept, s.reasons) for s in account.stages),
+        evals=tuple(_eval_report(workspace, config, evaluation) for evaluation in config.evals),
+        min_quality=config.dedup.min_quality,
+        balance=Balance.of(balance["matched"].to_numpy(), balance["kept"].to_numpy(), config.balance.cap),
+        head=_query_rows(balance, largest=True),
+        tail=_query_rows(balance, largest=False),
+    )
+    card = write_data_card(measure_composition(workspace, shards), account, config, manifest)
+    with tempfile.TemporaryDirectory(prefix="wit-report-") as scratch:
+        folder = Path(scratch)
+        write_report(data, folder)
+        (folder / "accounting.json").write_text(_account_json(account))
+        (folder / "data_card.md").write_text(card)
+        pq.write_table(balance, folder / "balance.parquet", compression="zstd")
+        return {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}
+
+
+def _account_json(account: Account) -> str:
+    return json.dumps({"closes": not account.problems(), "stages": account.to_json()}, indent=1) + "\n"
+
+
+def _facts(config: Config, allowlist: Allowlist, manifest: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    return (
+        ("Pairs", f"{manifest['samples']:,}"),
+        ("Queries", f"{len(allowlist.queries):,}"),
+        ("Cap per query", f"{config.balance.cap:,}"),
+        ("Seed", str(config.seed)),
+        ("Near duplicates", f"PDQ within {config.dedup.max_distance_bits} bits"),
+        ("Matches with evaluation sets", "removed" if config.dedup.evals == "remove" else "reported"),
+        ("Made with", f"wit-pipeline {manifest['code_version']}"),
+    )
+
+
+def read_balance(workspace: Workspace, allowlist: Allowlist) -> pa.Table:
+    """Return one row per query: matched in the pool, planned, survived fetching and deduplication, kept by the cap."""
+    planned = workspace.read_table("plan/balance.parquet")
+    final = workspace.read_table("dedup/balance.parquet")
+    return pa.table(
+        {
+            "query": pa.array(allowlist.queries, pa.string()),
+            "matched": planned["matched"],
+            "planned": planned["selected"],
+            "survived": final["matched"],
+            "kept": final["selected"],
+        }
+    )
+
+
+def _query_rows(balance: pa.Table, *, largest: bool) -> tuple[QueryRow, ...]:
+    """Return the most matched queries, or the least matched of those that match at all; ties by the query's place."""
+    matched = balance["matched"].to_numpy()
+    order = np.argsort(-matched if largest else matched, kind="stable")
+    chosen = balance.take(pa.array(order[matched[order] > 0][:_QUERY_ROWS])).to_pylist()
+    return tuple(QueryRow(row["query"], row["matched"], row["planned"], row["kept"]) for row in chosen)
+
+
+def _eval_report(workspace: Workspace, config: Config, evaluation: EvalConfig) -> EvalReport:
+    name = evaluation.name
+    default = config.dedup.eval_max_distance_bits
+    bits = default if evaluation.max_distance_bits is None else evaluation.max_distance_bits
+    index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "label", "reason"])
+    overlap = workspace.read_table(f"dedup/overlap/{name}.parquet")
+    readable = index.filter(pc.is_null(index["reason"]))
+    left_out = pc.value_counts(index["reason"].drop_null()).to_pylist()
+    return EvalReport(
+        name=name,
+        indexed=readable.num_rows,
+        summary=summarise_overlap(overlap, bits),
+        max_distance_bits=bits,
+        evidence=_evidence(workspace, name, pick_evidence(overlap, EVIDENCE_PER_SET), index),
+        left_out={row["values"]: row["counts"] for row in left_out},
+        accuracy=_accuracy(workspace, name, overlap),
+    )
+
+
+def _evidence(workspace: Workspace, name: str, picked: pa.Table, index: pa.Table) -> tuple[Evidence, ...]:
+    if not picked.num_rows:
+        return ()
+    labels = dict(zip(index["eval_id"].to_pylist(), index["label"].to_pylist(), strict=True))
+    with workspace.open(f"evals/{name}/thumbnails.parquet") as file:
+        thumbnails = read_thumbnails(file, picked["eval_id"].to_pylist())
+    rows = picked.to_pylist()
+    pairs = _read_pairs(workspace, [(row["part"], row["uid"]) for row in rows])
+    return tuple(
+        Evidence(
+            eval_id=row["eval_id"],
+            label=labels.get(row["eval_id"]),
+            uid=row["uid"],
+            distance=row["distance"],
+            view=row["view"],
+            caption=pairs[row["uid"]]["caption"],
+            url=pairs[row["uid"]]["url"],
+            page_url=pairs[row["uid"]]["page_url"],
+            eval_jpeg=thumbnails.get(row["eval_id"]),
+            image_jpeg=pairs[row["uid"]]["jpeg"],
+        )
+        for row in rows
+    )
+
+
+def _read_pairs(workspace: Workspace, wanted: Iterable[tuple[int, str]]) -> dict[str, dict[str, object]]:
+    """Return uid -> caption, url, page_url and a small JPEG of pairs given by their shard's number and uid."""
+    by_shard: dict[int, set[str]] = {}
+    for shard, uid in wanted:
+        by_shard.setdefault(shard, set()).add(uid)
+    found: dict[str, dict[str, object]] = {}
+    for shard, uids in sorted(by_shard.items()):
+        table = workspace.read_table(f"shards/{shard:05d}.parquet", ["uid", "caption", "url", "page_url"])
+        rows = table.filter(pc.is_in(table["uid"], pa.array(sorted(uids)))).to_pylist()
+        found |= {row["uid"]: row for row in rows}
+        with workspace.open(f"shards/{shard:05d}.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for uid in sorted(uids):
+                image = tar.extractfile(f"{uid}.jpg")
+                assert image is not None
+                found[uid]["jpeg"] = _small(image.read())
+    return found
+
+
+def _small(jpeg: bytes) -> bytes:
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return thumbnail(np.asarray(image.convert("RGB")), _THUMBNAIL_PX)
+
+
+def _accuracy(workspace: Workspace, name: str, overlap: pa.Table) -> SplitAccuracy | None:
+    """Join the per-example results of the evaluated model with the overlap; of several models the first by name."""
+    results = sorted(n for n in workspace.sizes(f"evals/{name}/results") if n.endswith(".parquet"))
+    if not results:
+        return None
+    table = workspace.read_table(results[0], ["eval_id", "correct"])
+    kept = overlap.filter(overlap["kept"])
+    found = pc.is_in(table["eval_id"], pc.unique(kept["eval_id"]))
+    return split_accuracy(table["correct"].to_numpy(), found.to_numpy())
