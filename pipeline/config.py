@@ -4,6 +4,7 @@ Each model below is one table; docs/configuration.md lists the same keys (a test
 at the config file.
 """
 
+import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +37,14 @@ class SourceConfig(Table):
     url: str = "url"  # url-table: the column names
     caption: str = "caption"
     page_url: str | None = None
+    header: bool = True  # url-table: False for csv and tsv whose first line is data; columns are then numbers from 1
+
+    @model_validator(mode="after")
+    def _columns_without_a_header_are_numbers(self) -> Self:
+        for key, name in (("url", self.url), ("caption", self.caption), ("page_url", self.page_url)):
+            if not self.header and name is not None and re.fullmatch("[1-9][0-9]{0,3}", name) is None:
+                raise ValueError(f'header = false: {key} = "{name}" must be a column number, counted from "1"')
+        return self
 
 
 class PairsConfig(Table):
