@@ -1,0 +1,11 @@
+"""Sources: files of candidates, an image URL and a text that may describe the image.
+
+Each file is read as a stream of Arrow batches, in file order, with memory bounded whatever the file's size; every row
+that is no candidate is counted with its reason.
+"""
+
+from pipeline.sources.batch import CANDIDATES, SourceBatch
+from pipeline.sources.paths import expand_paths
+from pipeline.sources.read import read_source
+
+__all__ = ["CANDIDATES", "SourceBatch", "expand_paths", "read_source"]

@@ -1,0 +1,230 @@
+"""The images of an HTML page and the texts that belong to them: `alt`, `title` and the figure's `figcaption`.
+
+The page is read as a stream of tags, never built as a tree. Tree builders have inputs of quadratic cost (nested lists,
+formatting elements left open: 30 kB of markup can fill a gigabyte), and pages come from strangers.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from lxml import etree
+
+from pipeline.sources.batch import Image
+
+MAX_PAGE_BYTES = 8 << 20  # decoded; Common Crawl cuts at 1 MiB (5 MiB since 2025)
+# Where browsers stop nesting (real pages stay below 50); an unmatched end tag costs time in proportion to the depth.
+_MAX_DEPTH = 512
+
+# Where scripts that load images late keep the address meanwhile, the most widespread first.
+_LAZY_SOURCES = ("data-src", "data-lazy-src", "data-original", "data-lazy", "data-original-src", "data-actualsrc")
+_SOURCE_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
+_NO_ADDRESS = ("data:", "about:", "javascript:", "#", "{", "[")  # the last two: scripts keep JSON in data-src
+_PLACEHOLDER_NAME = re.compile(
+    r"(?:^|[_-])(?:blank|spacer|transparent|pixel|placeholder|loading|loader|lazy|empty|clear|dummy|gr[ae]y|1x1)", re.I
+)
+_SET_ADDRESS = re.compile(r"[\s,]*+(\S++)")
+_SET_DESCRIPTORS = re.compile(r"(?:[^,(]|\([^)]*+\)?)*+")
+
+# Tags inside a figcaption that do not separate words.
+_INLINE = {"a", "abbr", "b", "bdi", "bdo", "cite", "code", "em", "font", "i", "mark", "q", "s", "small", "span"}
+_INLINE |= {"strong", "sub", "sup", "time", "u", "var"}
+_NOT_TEXT = frozenset(("script", "style", "noscript", "template"))
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says about its images."""
+
+    base: str | None  # `<base href>` as written
+    images: list[Image]  # in page order
+    is_complete: bool  # False where the page nests too deeply, and was read up to there only
+
+
+def extract_images(html: str) -> Page:
+    """Return every `img` of a page, rendered or in a `noscript` that shows what no script of the page loads.
+
+    An image's address is its `src`; where that is missing or a placeholder, the address a lazy-loading attribute
+    names, or else the largest of its `srcset` and of its picture's sources. The content of `template` is no part of
+    the page.
+    """
+    target = _ImageTags()
+    parser = etree.HTMLParser(target=target)
+    is_complete = True
+    try:
+        parser.feed(html)
+        parser.close()
+    except _TooDeep:
+        is_complete = False
+    except etree.ParserError:  # an empty document
+        pass
+    return Page(target.base, target.images(), is_complete)
+
+
+class _TooDeep(Exception):
+    pass
+
+
+@dataclass(slots=True)
+class _Figure:
+    images: "list[_Tag]" = field(default_factory=list)
+    caption: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        text = "".join(self.caption)
+        for image in self.images:
+            image.caption = text
+
+
+@dataclass(slots=True)
+class _Tag:
+    attributes: dict[str, str]
+    picture_sources: tuple[str, ...]
+    in_noscript: bool
+    caption: str = ""
+
+    def addresses(self) -> list[str]:
+        """Return the addresses the image may be loaded from, the best first."""
+        get = self.attributes.get
+        source = get("src", "").strip()
+        lazy = [value for name in _LAZY_SOURCES if (value := get(name, "").strip()) and not _is_placeholder(value)]
+        sets = [get(name, "") for name in _SOURCE_SETS] + list(self.picture_sources)
+        largest = largest_source(sets)
+        others = lazy + ([largest] if largest else [])
+        if not source:
+            return others
+        return [*others, source] if _is_placeholder(source) else [source, *others]
+
+    def texts(self) -> tuple[tuple[str, str], ...]:
+        found = (("alt", self.attributes.get("alt")), ("title", self.attributes.get("title")))
+        texts = tuple((name, text) for name, text in found if text)
+        return (*texts, ("figcaption", self.caption)) if self.caption else texts
+
+
+class _ImageTags:
+    """The parser's target: follows figures, pictures and noscripts, and notes every `img`."""
+
+    def __init__(self) -> None:
+        self.base: str | None = None
+        self._tags: list[_Tag] = []
+        self._depth = 0
+        self._noscripts = 0
+        self._templates = 0
+        self._muted = 0  # open elements whose text is not for reading
+        self._figures: list[_Figure] = []
+        self._captions: list[_Figure] = []  # figures whose figcaption is open
+        self._picture_sources: list[str] = []
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _TooDeep
+        if tag == "img":
+            self._image(attributes)
+        elif tag == "source":
+            self._picture_sources.append(attributes.get("srcset") or attributes.get("data-srcset") or "")
+        elif tag == "picture":
+            self._picture_sources = []
+        elif tag == "figure":
+            self._figures.append(_Figure())
+        elif tag == "figcaption" and self._figures:
+            self._captions.append(self._figures[-1])
+        elif tag == "base":
+            self.base = self.base if self.base is not None else attributes.get("href")
+        elif tag in _NOT_TEXT:
+            self._muted += 1
+            self._noscripts += tag == "noscript"
+            self._templates += tag == "template"
+        if self._captions and tag not in _INLINE:
+            self._captions[-1].caption.append(" ")
+
+    def end(self, tag: str) -> None:
+        self._depth -= 1
+        if tag == "figure" and self._figures:
+            self._figures.pop().close()
+        elif tag == "figcaption" and self._captions:
+            self._captions.pop()
+        elif tag == "picture":
+            self._picture_sources = []
+        elif tag in _NOT_TEXT:
+            self._muted -= 1
+            self._noscripts -= tag == "noscript"
+            self._templates -= tag == "template"
+        if self._captions and tag not in _INLINE:
+            self._captions[-1].caption.append(" ")
+
+    def data(self, text: str) -> None:
+        if self._captions and not self._muted:
+            self._captions[-1].caption.append(text)
+
+    def close(self) -> None:
+        pass
+
+    def _image(self, attributes: dict[str, str]) -> None:
+        if self._templates:
+            return
+        image = _Tag(dict(attributes), tuple(self._picture_sources), self._noscripts > 0)
+        self._tags.append(image)
+        if self._figures:
+            self._figures[-1].images.append(image)
+
+    def images(self) -> list[Image]:
+        while self._figures:
+            self._figures.pop().close()
+        addresses = [tag.addresses() for tag in self._tags]
+        loaded = {a for tag, choice in zip(self._tags, addresses, strict=True) if not tag.in_noscript for a in choice}
+        return [
+            Image(choice[0] if choice else "", tag.texts())
+            for tag, choice in zip(self._tags, addresses, strict=True)
+            if not (tag.in_noscript and choice and choice[0] in loaded)
+        ]
+
+
+def _is_placeholder(address: str) -> bool:
+    """Say whether an address looks like what stands in for an image; asked only where there is another address."""
+    if address[:11].lower().startswith(_NO_ADDRESS):
+        return True
+    return _PLACEHOLDER_NAME.search(address.partition("?")[0].rpartition("/")[2]) is not None
+
+
+def largest_source(source_sets: Iterable[str]) -> str | None:
+    """Return the address with the largest width descriptor of some `srcset` values, or else the largest density.
+
+    >>> largest_source(["a.jpg 320w, b.jpg 640w", "c.jpg 2x"])
+    'b.jpg'
+    """
+    best, best_size = None, (-1.0, -1.0)
+    for source_set in source_sets:
+        for address, size in _parse_source_set(source_set):
+            if size > best_size and not _is_placeholder(address):
+                best, best_size = address, size
+    return best
+
+
+def _parse_source_set(source_set: str) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield (address, size) of each candidate (HTML standard, "parse a srcset attribute")."""
+    position = 0
+    while match := _SET_ADDRESS.match(source_set, position):
+        position, address = match.end(), match[1].rstrip(",")
+        if address == match[1]:  # no comma ends the address, so descriptors may follow
+            descriptors = cast(re.Match[str], _SET_DESCRIPTORS.match(source_set, position))
+            position = descriptors.end()
+            yield address, _size(descriptors[0])
+        elif address:
+            yield address, _size("")
+
+
+def _size(descriptors: str) -> tuple[float, float]:
+    """Return (width in pixels, density); what is absent or no number counts as width 0, density 1."""
+    width, density = 0.0, 1.0
+    for word in descriptors.split():
+        try:
+            value = float(word[:-1])
+        except ValueError:
+            continue
+        if word[-1] == "w":
+            width = value
+        elif word[-1] == "x":
+            density = value
+    return width, density

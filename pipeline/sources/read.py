@@ -1,0 +1,35 @@
+"""Opens a source file and hands it to the reader of its kind."""
+
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+import fsspec
+
+from pipeline.config import PairsConfig, SourceConfig
+from pipeline.errors import UserError
+from pipeline.sources.batch import SourceBatch
+from pipeline.sources.url_table import read_table
+from pipeline.sources.warc import read_warc
+from pipeline.sources.wat import read_wat
+
+
+def read_source(source: SourceConfig, path: str, limits: PairsConfig) -> Iterator[SourceBatch]:
+    """Yield the candidates of one file and the account of the rows that are none.
+
+    What counts as a row depends on the kind: a row or line of a table, a text of an image (or an image without any) of
+    a page or WAT record, and whatever is damaged (docs/sources.md). Rows seen = candidates + the sum over `dropped`.
+
+    Raises:
+        UserError: there is no such file, or it is not what the config says.
+    """
+    try:
+        with fsspec.open(path, "rb") as opened:
+            stream = cast(BinaryIO, opened)
+            if source.kind == "url-table":
+                yield from read_table(stream, path, source, limits)
+            elif source.kind == "warc":
+                yield from read_warc(stream, limits)
+            else:
+                yield from read_wat(stream, limits)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,247 @@
+"""Cuts WARC files into records, and goes on after damage.
+
+Reads WARC 0.17 to 1.1, plain or gzip-compressed, one member per record (the usual form: a damaged member is one damaged
+record) or the whole file in one member. Every record is checked to end where another one starts, so a wrong
+Content-Length is noticed, and never swallows its neighbours.
+
+Only the cut is made here: what a record means is its reader's business.
+"""
+
+import re
+import zlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from pipeline.records import Reason
+
+MAX_BLOCK_BYTES = 32 << 20
+_READ_BYTES = 1 << 18
+_INFLATE_BYTES = 1 << 15  # about two members of a WAT file; what a member leaves over is copied
+_MAX_HEADER_BYTES = 1 << 16
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+
+_LINE_ENDS = re.compile(rb"[\r\n]*+")
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+_CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
+_VERSION = b"WARC/"
+_RECORD_START = re.compile(rb"\nWARC/\d\.\d{1,3}\r?\n")
+_LONGEST_START = 12
+_PADDING = re.compile(rb"\0*+")
+
+
+@dataclass(frozen=True, slots=True)
+class WarcRecord:
+    """One record: its named fields, first line included, and its block."""
+
+    header: bytes
+    block: bytes
+    is_whole: bool  # False for a block longer than MAX_BLOCK_BYTES, which is cut
+
+    def field(self, name: str) -> str | None:
+        """Return a field of the header; angle brackets around it are dropped (wget puts them around URIs)."""
+        match = re.search(rb"\n" + name.encode() + rb"[ \t]*:[ \t]*([^\r\n]*)", self.header, re.IGNORECASE)
+        return match[1].decode("utf-8", "replace").strip().strip("<>") if match else None
+
+
+def read_records(stream: BinaryIO) -> Iterator[WarcRecord | Reason]:
+    """Yield the records of a file, in place of a damaged one `DAMAGED_RECORD`.
+
+    `DAMAGED_FILE` comes last, where the rest cannot be read: a file cut off in the middle, or no WARC file at all.
+    `stream` must be seekable.
+    """
+    magic = stream.read(len(_GZIP_MAGIC))
+    stream.seek(0)
+    if magic == _GZIP_MAGIC:
+        yield from _GzipFile(stream).records()
+    else:
+        segment = _Segment(iter(lambda: stream.read(_READ_BYTES), b""))
+        if not (yield from segment.records()):
+            yield Reason.DAMAGED_FILE
+
+
+class _Segment:
+    """A run of bytes that starts with a record, a plain file or a gzip member, seen through a sliding window."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._window = next(chunks, b"")
+        self._position = 0
+
+    def records(self) -> Generator[WarcRecord | Reason, None, bool]:
+        """Yield the records; return False where damage was met and no record could be found after it."""
+        while not self._at_end():
+            record = self._record()
+            if record is not None:
+                yield record
+            elif self._find_record():
+                yield Reason.DAMAGED_RECORD
+            else:
+                return False
+        return True
+
+    def _record(self) -> WarcRecord | None:
+        """Read the record at the position; None where it is damaged, the position then being where to search on."""
+        if not self._at_record() or (header_end := self._header_end()) is None:
+            return None
+        header = self._window[self._position : header_end]
+        self._position = header_end
+        length = _CONTENT_LENGTH.search(header)
+        if length is None or not self._want(size := min(int(length[1]), MAX_BLOCK_BYTES)):
+            return None
+        block = self._window[self._position : self._position + size]
+        self._position += size
+        is_whole = size == int(length[1])
+        if (is_whole or self._skip(int(length[1]) - size)) and self._at_record_end():
+            return WarcRecord(header, block, is_whole)
+        self._window = block + self._window[self._position :]  # a length too long has swallowed what follows
+        self._position = 0
+        return None
+
+    def _more(self) -> bool:
+        """Append the next chunk to the window, which forgets what lies before the position; False at the end."""
+        chunk = next(self._chunks, b"")
+        self._window = self._window[self._position :] + chunk
+        self._position = 0
+        return bool(chunk)
+
+    def _want(self, size: int) -> bool:
+        """Make `size` bytes from the position on available; False where there are fewer."""
+        missing = size - (len(self._window) - self._position)
+        if missing <= 0:
+            return True
+        parts = [self._window[self._position :]]
+        while missing > 0 and (chunk := next(self._chunks, b"")):
+            parts.append(chunk)
+            missing -= len(chunk)
+        self._window, self._position = b"".join(parts), 0
+        return missing <= 0
+
+    def _skip(self, size: int) -> bool:
+        while (available := len(self._window) - self._position) < size:
+            size -= available
+            self._position = len(self._window)
+            if not self._more():
+                return False
+        self._position += size
+        return True
+
+    def _at_end(self) -> bool:
+        """Skip line ends; return whether nothing is left."""
+        while True:
+            self._position = cast(re.Match[bytes], _LINE_ENDS.match(self._window, self._position)).end()
+            if self._position < len(self._window):
+                return False
+            if not self._more():
+                return True
+
+    def _at_record_end(self) -> bool:
+        """Say whether a record may end here: two line ends must follow; some writers leave them out."""
+        if self._want(4) and self._window.startswith((b"\r\n\r\n", b"\n\n"), self._position):
+            return True
+        return self._at_end() or self._at_record()
+
+    def _at_record(self) -> bool:
+        return not self._at_end() and self._want(len(_VERSION)) and self._window.startswith(_VERSION, self._position)
+
+    def _header_end(self) -> int | None:
+        """Return where the header at the position ends, its empty line included."""
+        while True:
+            if match := _HEADER_END.search(self._window, self._position):
+                return match.end()
+            if len(self._window) - self._position > _MAX_HEADER_BYTES or not self._more():
+                return None
+
+    def _find_record(self) -> bool:
+        """Move to the next record that starts after the position."""
+        while True:
+            if match := _RECORD_START.search(self._window, self._position):
+                self._position = match.start() + 1
+                return True
+            self._position = max(self._position, len(self._window) - _LONGEST_START)
+            if not self._more():
+                return False
+
+
+class _GzipFile:
+    """The members of a gzip file, and the way back to one after damage."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._buffer = b""
+        self._position = 0  # in the buffer
+        self._buffer_start = 0  # in the file
+
+    def records(self) -> Iterator[WarcRecord | Reason]:
+        while not self._at_end():
+            start = self._buffer_start + self._position
+            try:
+                is_sound = yield from _Segment(self._member()).records()
+            except (zlib.error, EOFError):
+                self._seek(start + 1)
+                if not self._find_member():
+                    yield Reason.DAMAGED_FILE
+                    return
+                is_sound = False
+            if not is_sound:
+                yield Reason.DAMAGED_RECORD
+
+    def _member(self) -> Iterator[bytes]:
+        """Inflate the member at the position.
+
+        Raises:
+            zlib.error: damage. EOFError: the file ends within the member.
+        """
+        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        while not inflater.eof:
+            if self._position == len(self._buffer) and not self._more():
+                raise EOFError
+            given = self._buffer[self._position : self._position + _INFLATE_BYTES]
+            data = inflater.decompress(given, _READ_BYTES)
+            self._position += len(given) - len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
+            if data:
+                yield data
+
+    def _more(self) -> bool:
+        """Append to the buffer, which forgets what lies before the position; False at the end."""
+        chunk = self._stream.read(_READ_BYTES)
+        self._buffer_start += self._position
+        self._buffer = self._buffer[self._position :] + chunk
+        self._position = 0
+        return bool(chunk)
+
+    def _seek(self, offset: int) -> None:
+        self._stream.seek(offset)
+        self._buffer, self._position, self._buffer_start = b"", 0, offset
+
+    def _at_end(self) -> bool:
+        """Skip zero bytes, with which some writers pad; return whether nothing is left."""
+        while True:
+            self._position = cast(re.Match[bytes], _PADDING.match(self._buffer, self._position)).end()
+            if self._position < len(self._buffer):
+                return False
+            if not self._more():
+                return True
+
+    def _find_member(self) -> bool:
+        """Move to the next member that holds a record, from the position on."""
+        while True:
+            found = self._buffer.find(_GZIP_MAGIC, self._position)
+            if found < 0:
+                self._position = max(self._position, len(self._buffer) - len(_GZIP_MAGIC) + 1)
+                if not self._more():
+                    return False
+                continue
+            self._position = found
+            while len(self._buffer) - self._position < _INFLATE_BYTES and self._more():
+                pass
+            if self._starts_record():
+                return True
+            self._position += 1
+
+    def _starts_record(self) -> bool:
+        given = self._buffer[self._position : self._position + _INFLATE_BYTES]
+        try:
+            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(given, len(_VERSION)) == _VERSION
+        except zlib.error:
+            return False

@@ -1,0 +1,126 @@
+"""WAT files: Common Crawl's metadata records, whose JSON lists the links of every page.
+
+    {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": {"HTML-Metadata": {"Links": [
+        {"path": "IMG@/src", "url": "../a.jpg", "alt": "A dog &amp; a cat"}, {"path": "A@/href", ...
+
+Most of a record is other links, so image links are cut out of the JSON text, and only those with a text are parsed.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import orjson
+
+from pipeline.config import PairsConfig
+from pipeline.records import Reason
+from pipeline.sources.batch import BatchBuilder, Image, SourceBatch
+from pipeline.sources.warc_records import WarcRecord, read_records
+
+_IMAGE_PATH = b'"IMG@/src"'
+_IMAGE_LINK = b'"path":"IMG@/src"'  # a key and its value: within a JSON string the quotes would be escaped
+_ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
+_BACKSLASH = ord("\\")
+_STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
+_REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
+
+@dataclass(frozen=True)
+class _Page:
+    links: list[dict[str, Any]]  # the image links that may have a text
+    without_text: int  # how many others there are
+    base: str | None
+
+
+def read_wat(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
+    """Yield the candidates of a WAT file.
+
+    Every `IMG@/src` link of a page answered with 200 counts: one row for each of its texts (alt, title), or one
+    `no_caption` row.
+    """
+    builder = BatchBuilder(limits)
+    for record in read_records(stream):
+        if isinstance(record, Reason):
+            builder.dropped[record] += 1
+        elif _IMAGE_PATH in record.block:
+            yield from _add_record(builder, record)
+        if builder.is_full:
+            yield builder.take()
+    yield from builder.finish()
+
+
+def _add_record(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBatch]:
+    status = _STATUS.search(record.block)
+    if status and status[1] != b"200":
+        return
+    page = _cut_out(record.block) or _parse(record.block)
+    if page is None:
+        builder.dropped[Reason.DAMAGED_RECORD] += 1
+        return
+    builder.dropped[Reason.NO_CAPTION] += page.without_text
+    target = record.field("WARC-Target-URI") or ""
+    yield from builder.add_page(map(_image, page.links), target, page.base)
+
+
+def _image(link: dict[str, Any]) -> Image:
+    texts = tuple((field, _unescape(text)) for field in ("alt", "title") if (text := _text(link, field)))
+    return Image(_unescape(_text(link, "url")), texts)
+
+
+def _text(link: dict[str, Any], key: str) -> str:
+    value = link.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _unescape(text: str) -> str:
+    """Decode character references. Older WAT files hold attributes as written in the page, newer ones decoded.
+
+    Only references that end in ";" are: an address that is decoded already may well hold "&copy=1".
+    """
+    return _REFERENCE.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
+
+
+def _cut_out(block: bytes) -> _Page | None:
+    """Parse nothing but the image links that have a text; None where the JSON needs a closer look."""
+    if _BASE in block:
+        return None
+    cuts: list[bytes] = []
+    count, end = 0, 0
+    while (path := block.find(_IMAGE_LINK, end)) >= 0:
+        count += 1
+        start = block.rfind(b'{"', end, path + 1)
+        end = block.find(b'"}', path + len(_IMAGE_LINK) - 1) + 2
+        if start < 0 or end < 2 or block[end - 3] == _BACKSLASH:
+            return None
+        link = block[start:end]
+        if _ALT in link or _TITLE in link:
+            cuts.append(link)
+    if count != block.count(_IMAGE_PATH):
+        return None
+    try:
+        links = orjson.loads(b"[%b]" % b",".join(cuts))
+    except ValueError:
+        return None
+    return _Page(links, count - len(cuts), None) if len(links) == len(cuts) else None
+
+
+def _parse(block: bytes) -> _Page | None:
+    """Parse the whole record; None where it is not the JSON of a page."""
+    try:
+        envelope = _loads(block)["Envelope"]
+        metadata = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
+        links = [link for link in metadata.get("Links", ()) if link.get("path") == "IMG@/src"]
+        base = metadata.get("Head", {}).get("Base")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return _Page(links, 0, base if isinstance(base, str) else None)
+
+
+def _loads(block: bytes) -> Any:
+    try:
+        return orjson.loads(block)
+    except ValueError:
+        return json.loads(block.decode("utf-8", "replace"))  # accepts half a surrogate pair: one bad text is not a page
