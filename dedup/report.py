@@ -91,7 +91,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """What is known of one measured set. `indexed`: its readable images, `left_out`: the others by reason."""
+    """What is known of one measured set.
+
+    `indexed` counts its readable images, `left_out` the others by reason; `flat` is how many of the indexed ones have a
+    PDQ quality below the gate, so that only equal bytes show a copy.
+    """
 
     name: str
     indexed: int
@@ -99,6 +103,7 @@ class EvalReport:
     max_distance_bits: int
     evidence: tuple[Evidence, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    flat: int = 0
     accuracy: SplitAccuracy | None = None
 
     @property
@@ -301,6 +306,7 @@ def _set_json(report: EvalReport, corrected_p: float | None) -> dict[str, Any]:
         "registered": report.known is not None and report.known.is_registered,
         "indexed": report.indexed,
         "left_out": dict(report.left_out),
+        "flat": report.flat,
         "max_distance_bits": report.max_distance_bits,
         **vars(report.summary),
         "share": _proportion_json(share),
