@@ -1,18 +1,122 @@
 """`wit queries`: make, check and explain allowlists."""
 
 import argparse
-from typing import TypeAlias
+import sys
+from typing import Any, TypeAlias
 
+from pipeline.allowlist_build import Inputs, build_allowlist, build_starter
+from pipeline.beam_options import parse_beam_options
+from pipeline.errors import ConfigError
+from pipeline.progress import Progress
 from queries.allowlist import import_allowlist
+from queries.recipe import Recipe
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_BUILD_EXAMPLES = """\
+examples:
+  wit queries build --starter --wordnet /usr/share/wordnet --out queries.parquet
+  wit queries build --dump enwiki-20240101-pages-articles-multistream.xml.bz2 \\
+      --pageviews pageviews-2024*-user.bz2 --wordnet /usr/share/wordnet --out queries.parquet
+
+Run the same command again to resume. Options that are not listed here go to Beam.
+"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `wit queries` and its commands."""
     queries = subparsers.add_parser("queries", help="make, check and explain allowlists", allow_abbrev=False)
     commands = queries.add_subparsers(metavar="COMMAND", required=True)
+    _add_build(commands)
     _add_import(commands)
+
+
+def _add_build(commands: Subparsers) -> None:
+    build = commands.add_parser(
+        "build",
+        help="make an allowlist of Wikipedia and WordNet",
+        description="Make an allowlist of frequent words, bigrams and titles of a Wikipedia, and of WordNet's synsets.",
+        epilog=_BUILD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    files = build.add_argument_group("files")
+    files.add_argument(
+        "--dump", nargs="+", default=[], metavar="FILE", help="pages-articles XML, .bz2 or .gz, all parts"
+    )
+    files.add_argument("--pageviews", nargs="+", default=[], metavar="FILE", help="page-view files, hourly or daily")
+    files.add_argument("--wordnet", metavar="DIR", help="WordNet's dict folder, with index.noun and data.noun")
+    files.add_argument("--out", required=True, metavar="FILE", help="the Parquet file to write")
+    files.add_argument("--work", metavar="DIR", help="where counts are kept (default: OUT without .parquet, .counts)")
+    files.add_argument(
+        "--project", help="the wiki's name in page-view files (default: the dump's, or \"en.wikipedia\")"
+    )
+    files.add_argument(
+        "--starter", action="store_true", help="no dump: the words of the package wordfreq, and --wordnet"
+    )
+
+    default = Recipe()
+    chosen = build.add_argument_group("what is chosen")
+    number = _positive
+    chosen.add_argument("--size", type=number, default=default.size, metavar="N", help="entries (default: %(default)s)")
+    for name, value, what in (
+        ("min-count", default.min_count, "occurrences of a word"),
+        ("min-bigram-count", default.min_bigram_count, "occurrences of a bigram"),
+        ("min-views", default.min_views, "views of a title"),
+    ):
+        chosen.add_argument(f"--{name}", type=number, default=value, metavar="N", help=f"{what} (default: {value})")
+    for name, share in (("synsets", "20 %%"), ("unigrams", "50 %%"), ("bigrams", "20 %%"), ("titles", "the rest")):
+        text = f"{name} that are new in the list, at first (default: {share})"
+        chosen.add_argument(f"--{name}", type=_count, metavar="N", help=text)
+    build.add_argument("--quiet", action="store_true", help="no progress")
+    build.set_defaults(func=_build, takes_beam_options=True)
+
+
+def _positive(text: str) -> int:
+    number = _count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"not a whole number: {text!r}")
+    return int(text)
+
+
+def _build(args: argparse.Namespace) -> int:
+    asked = Recipe(
+        size=args.size,
+        min_count=args.min_count,
+        min_bigram_count=args.min_bigram_count,
+        min_views=args.min_views,
+        synsets=args.synsets,
+        unigrams=args.unigrams,
+        bigrams=args.bigrams,
+        titles=args.titles,
+    )
+    if args.starter:
+        if args.dump or args.pageviews or args.wordnet is None:
+            raise ConfigError("--starter takes the place of --dump and --pageviews, and needs --wordnet")
+        manifest = build_starter(args.size, args.wordnet, args.out)
+    else:
+        inputs = Inputs(tuple(args.dump), tuple(args.pageviews), args.wordnet, args.project)
+        options = parse_beam_options(getattr(args, "beam_args", []))
+        work = args.work or args.out.removesuffix(".parquet") + ".counts"
+        progress = Progress(None if args.quiet else sys.stderr)
+        manifest = build_allowlist(inputs, asked, args.out, work=work, options=options, progress=progress)
+    _print_manifest(args.out, manifest)
+    return 0
+
+
+def _print_manifest(out: str, manifest: dict[str, Any]) -> None:
+    print(f"{out}: {manifest['count']:,} queries")
+    for origin, fared in manifest["origins"].items():
+        lowest = "" if fared["lowest_score"] is None else f", lowest score {fared['lowest_score']:,g}"
+        print(f"  {origin:<9} {fared['given']:>9,} of {fared['entries']:,} entries{lowest}")
+    for what in manifest["lacks"]:
+        print(f"  lacks: {what}")
 
 
 def _add_import(commands: Subparsers) -> None:

@@ -44,13 +44,12 @@ def read_views(path: str, project: str) -> Iterator[pa.Table]:
         InputError: the file is missing, damaged, no page-view file, or of other projects only.
     """
     views: Counter[bytes] = Counter()
-    others: Counter[str] = Counter()
     found = False
+    block = b""
     with reading(path) as stream:
         line = None
         for block in _blocks(stream):
             line = line or _line_pattern(path, block, project)
-            others[block.split(b" ", 1)[0].decode(errors="replace")] += 1
             for title, count in line.findall(block):
                 views[title] += int(count)
             if len(views) >= _TITLES_IN_MEMORY:
@@ -58,7 +57,8 @@ def read_views(path: str, project: str) -> Iterator[pa.Table]:
                 yield _table(views)
                 views.clear()
     if not views and not found:
-        seen = ", ".join(name for name, _ in others.most_common(3)) or "nothing"
+        projects = Counter(re.findall(rb"^\S+", block, re.MULTILINE)).most_common(3)
+        seen = ", ".join(name.decode(errors="replace") for name, _ in projects) or "nothing"
         raise InputError(f"{path}: no views of {project} (there is {seen}); name the project with --project")
     yield _table(views)
 

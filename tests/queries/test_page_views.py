@@ -69,8 +69,8 @@ def test_blocks_and_pieces_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     ("name", "content", "message"),
     [
         ("none", None, "no such file"),
-        ("a", HOURLY, "no views of fr.wikipedia .there is de.; name the project"),
-        ("a.bz2", bz2.compress(DAILY), "no views of fr.wikipedia .there is de.wikipedia."),
+        ("a", HOURLY, "no views of fr.wikipedia .there is en, de, en.b.; name the project"),
+        ("a.bz2", bz2.compress(DAILY), "no views of fr.wikipedia .there is en.wikipedia, de.wikipedia, en.wikibooks."),
         ("a", b"", "no views of fr.wikipedia .there is nothing."),
         ("a.html", b"<html>\n<body>", "not a page-view file; it begins with b'<html>'"),
         ("a.gz", gzip.compress(HOURLY * 99)[:-9], "ends early"),

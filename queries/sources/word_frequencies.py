@@ -1,0 +1,34 @@
+"""A first list without a dump: the word frequencies that the package `wordfreq` ships (extra `[starter]`).
+
+They are English words of eight kinds of text (Wikipedia, subtitles, news, books, web, Twitter, Reddit, ...), rounded to
+1 % steps; there are no bigrams and no titles among them.
+"""
+
+import re
+
+import pyarrow as pa
+
+from queries.errors import InputError
+from queries.list_files import CANDIDATES
+
+ORIGIN = "wordfreq"
+
+_DIGITS = re.compile(r"\d[\d.,]*\d")
+"""wordfreq counts numbers by their shape: "0000" stands for all of four digits, and is no word."""
+
+
+def word_frequency_queries(language: str = "en") -> pa.Table:
+    """Return the words of wordfreq's largest list as CANDIDATES, best first; the score is occurrences per 10^9 words.
+
+    Raises:
+        InputError: wordfreq is not installed.
+    """
+    try:
+        from wordfreq import get_frequency_dict
+    except ImportError:
+        raise InputError("--starter needs the package wordfreq: pip install 'wit-pipeline[starter]'") from None
+    frequencies = get_frequency_dict(language, wordlist="large")
+    words = {word: frequency for word, frequency in frequencies.items() if not _DIGITS.search(word)}
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    scores = [round(words[word] * 1e9, 3) for word in ranked]
+    return pa.table([pa.array(ranked), pa.repeat(ORIGIN, len(ranked)), pa.array(scores)], schema=CANDIDATES)
