@@ -164,6 +164,3 @@ def print_account(account: Account) -> None:
             table.add_row(f"  {reason}", f"-{count:,}", "", f"{count / stage.inputs:.1%}", style="dim")
     Console().print(table)
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Whole builds of a recorded web, through the command a user types."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from support.recorded_web import caption, image_url, make_project, tree
+
+from pipeline.account import STAGES
+from pipeline.cli import main
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project with its undisturbed build; tests that change something work on copies."""
+    config = make_project(tmp_path_factory.mktemp("whole"))
+    assert main(["build", "-c", str(config), "--quiet"]) == 0
+    return config
+
+
+def start(config: Path, *options: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "pipeline.console", "build", "-c", str(config), "--quiet", *options]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+def copy_project(config: Path, folder: Path) -> Path:
+    """Make the same project elsewhere, without its workspace; times of change stay, for they identify the sources."""
+    import shutil
+
+    shutil.copytree(config.parent, folder, ignore=shutil.ignore_patterns("work"))
+    return folder / "wit.toml"
+
+
+def test_every_stage_lost_what_it_should(project):
+    work = project.parent / "work"
+    account = json.loads((work / "report/accounting.json").read_text())
+    assert account["closes"]
+    stages = {stage["stage"]: stage for stage in account["stages"]}
+    assert tuple(stages) == STAGES
+    assert stages["pool"]["reasons"]["repeated_text"] == len(range(0, 120, 9))
+    fetched = stages["fetched"]["reasons"]
+    assert set(fetched) == {"not_in_archives", "broken_image"} or set(fetched) == {"not_in_archives", "truncated"}
+    assert stages["unique"]["reasons"]["exact_duplicate"] > 0
+    assert stages["unique"]["reasons"]["near_duplicate"] > 0
+    assert stages["kept"]["kept"] == sum(json.loads((work / "shards/sizes.json").read_text()).values())
+
+
+def test_samples_are_true(project):
+    tables = [pq.read_table(p) for p in sorted((project.parent / "work/shards").glob("*.parquet"))]
+    rows = [row for table in tables for row in table.to_pylist() if row["status"] == "success"]
+    told = {image_url(i): caption(i) for i in range(120)}
+    for row in rows:
+        assert row["caption"] == told[row["url"]] or row["caption"].startswith("A second text")
+        assert min(row["width"], row["height"]) == 64
+        assert max(row["selected_by"]) < 10
+    per_query = Counter(query for row in rows for query in row["selected_by"])
+    assert max(per_query.values()) == 15
+    overlap = pq.read_table(project.parent / "work/dedup/overlap/shapes.parquet").to_pylist()
+    assert {row["eval_id"].split("/")[-1] for row in overlap} == {"0.png", "1.png", "2.png"}
+
+
+def test_a_finished_build_is_left_alone(project):
+    before = {p: p.stat().st_mtime_ns for p in (project.parent / "work").rglob("*") if p.name != "lock"}
+    assert main(["build", "-c", str(project), "--quiet"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (project.parent / "work").rglob("*") if p.name != "lock"} == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--direct_runner_bundle_repeat=2",),
+        ("--direct_running_mode=multi_processing", "--direct_num_workers=2"),
+    ],
+)
+def test_other_ways_to_run_give_the_same_tree(project, tmp_path, options):
+    config = copy_project(project, tmp_path / "copy")
+    assert start(config, *options).wait() == 0
+    assert tree(config.parent / "work") == tree(project.parent / "work")
+
+
+def test_kill_at_any_moment_and_resume(project, tmp_path):
+    config = copy_project(project, tmp_path / "killed")
+    moments = random.Random(5)
+    kills = 0
+    for _ in range(5):
+        build = start(config)
+        time.sleep(moments.uniform(1.5, 8))
+        if build.poll() is None:
+            os.killpg(build.pid, signal.SIGKILL)
+            kills += 1
+        build.wait()
+    assert start(config).wait() == 0
+    assert kills
+    assert tree(config.parent / "work") == tree(project.parent / "work")
+
+
+def test_a_changed_config_redoes_what_it_touches_or_refuses(project, tmp_path, capsys):
+    config = copy_project(project, tmp_path / "changed")
+    assert main(["build", "-c", str(config), "--quiet"]) == 0
+    work = config.parent / "work"
+    fetched = {p: p.stat().st_mtime_ns for p in (work / "fetched").iterdir()}
+    text = config.read_text()
+
+    config.write_text(text + "[dedup]\nmax_distance_bits = 8\n")
+    assert main(["build", "-c", str(config), "--quiet"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (work / "fetched").iterdir()} == fetched
+
+    config.write_text(text.replace("network = false", "network = true\nallow_private_hosts = true"))
+    assert main(["build", "-c", str(config), "--quiet"]) == 1
+    assert "--refetch" in capsys.readouterr().err
+    config.write_text(text)
+    assert main(["build", "-c", str(config), "--quiet"]) == 0
+    assert tree(work) == tree(project.parent / "work")

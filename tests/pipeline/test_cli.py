@@ -1,0 +1,106 @@
+"""The command a user types: exit codes, one-line errors, no traceback."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from queries.allowlist import import_allowlist
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "words.txt").write_text("dog\ncat\n")
+    import_allowlist(str(tmp_path / "words.txt"), str(tmp_path / "queries.parquet"))
+    pq.write_table(pa.table({"url": ["http://a.example/1.jpg"], "caption": ["a dog"]}), tmp_path / "table.parquet")
+    config = tmp_path / "wit.toml"
+    config.write_text(
+        'workspace = "work"\n[allowlist]\npath = "queries.parquet"\n'
+        '[[sources]]\nkind = "url-table"\npaths = ["table.parquet"]\n[fetch]\nnetwork = false\nparts = 2\n'
+    )
+    return config
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        code = main(list(arguments))
+    except SystemExit as stop:  # argparse's own exits
+        code = int(stop.code or 0)
+    out = capsys.readouterr()
+    assert "Traceback" not in out.err
+    return code, out.out, out.err
+
+
+def test_a_build_ends_with_the_account(project, capsys):
+    code, out, _ = run(capsys, "build", "-c", str(project), "--quiet")
+    assert code == 0
+    assert "not_in_archives" in out
+    code, out, _ = run(capsys, "status", "-c", str(project))
+    assert code == 0
+    assert "shards" in out
+
+
+def test_status_before_anything_is_built(project, capsys):
+    assert run(capsys, "status", "-c", str(project)) == (0, "nothing is built yet: run `wit build`\n", "")
+
+
+def test_a_report_needs_a_finished_build(project, capsys):
+    code, _, err = run(capsys, "report", "-c", str(project))
+    assert code == 1
+    assert "run `wit build` first" in err
+
+
+def test_an_account_that_does_not_close_is_an_error(project, capsys):
+    run(capsys, "build", "-c", str(project), "--quiet", "--to", "pairs")
+    (marker,) = (project.parent / "work/.wit/pairs").glob("*.json")
+    marker.write_text(marker.read_text().replace('"inputs": 1', '"inputs": 2'))
+    code, _, err = run(capsys, "status", "-c", str(project))
+    assert code == 1
+    assert "1 rows are neither kept nor dropped" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("queries.parquet", "other.parquet"), "no allowlist at"),
+        (("table.parquet", "missing-*.parquet"), "missing-*.parquet"),
+        (('kind = "url-table"', 'kind = "url-table"\ncaption = "text"'), "'text'"),
+        (("url-table", "urls"), "sources[0].kind = 'urls'"),
+        (("network = false", ""), "fetch.contact"),
+    ],
+)
+def test_what_is_wrong_is_one_line(project, capsys, change, line):
+    project.write_text(project.read_text().replace(*change))
+    code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
+    assert code in (1, 2)
+    assert line in err
+    assert err.startswith("wit: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [("--direct_num_wrkers=2",), ("--", "--nonsense"), ("--runner", "NoRunner")])
+def test_misspelt_beam_options_are_refused(project, capsys, options):
+    code, _, err = run(capsys, "build", "-c", str(project), "--quiet", *options)
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("status", "--nonsense"), ("build", "--to", "moon"), ("bild",), ()])
+def test_usage_errors(capsys, arguments):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "usage: wit" in err
+
+
+def test_two_builds_at_once_are_refused(project, capsys):
+    import fcntl
+
+    lock = project.parent / "work/.wit/lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
+    assert code == 1
+    assert "another build is running" in err
