@@ -2,17 +2,32 @@
 
 Small grammars: a word table per language and a few sentence patterns, with gender, case and number where the language
 has them. `say(scene, "de")` might give "ein roter Kreis über einem blauen Quadrat auf grün gestreiftem Hintergrund".
+
+Captions of the web seldom say all there is to see, so `say` can leave things out. A model needs that: if every caption
+told the whole scene, each would be nearly unique, and learning pictures by heart would pay more than learning words.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 from pipeline.demo.scenes import Scene, Thing
 
 LANGUAGES = ("en", "de", "fr", "es", "zh", "ja")
 
 
-def say(scene: Scene, language: str) -> str:
-    """Return a caption that is true of the scene."""
+Detail = Literal["subject", "background", "all"]
+
+
+def say(scene: Scene, language: str, detail: Detail = "all") -> str:
+    """Return a caption that is true of the scene.
+
+    `detail`: "subject" names the objects only, "background" also its colour, "all" also sizes and patterns.
+    """
+    if detail == "subject":
+        scene = replace(scene, background="", pattern="plain", size="")
+    elif detail == "background":
+        scene = replace(scene, pattern="plain", size="")
     return _GRAMMARS[language](scene)
 
 
@@ -26,17 +41,17 @@ _EN_RELATIONS = {"above": "above", "below": "below", "left": "to the left of", "
 
 
 def _en(scene: Scene) -> str:
-    background = f"{scene.background} background"
-    if scene.pattern != "plain":
-        background = f"{scene.pattern} {background}"
     first = scene.things[0]
     if scene.count > 1:
-        plural = "es" if first.shape == "cross" else "s"
-        return f"{_EN_NUMBERS[scene.count]} {english(first)}{plural} on {_en_article(background)}"
-    subject = _en_article(f"{scene.size} {english(first)}".strip())
+        subject = f"{_EN_NUMBERS[scene.count]} {english(first)}{'es' if first.shape == 'cross' else 's'}"
+    else:
+        subject = _en_article(f"{scene.size} {english(first)}".strip())
     if scene.relation:
         subject += f" {_EN_RELATIONS[scene.relation]} {_en_article(english(scene.things[1]))}"
-    return f"{subject} on {_en_article(background)}"
+    if not scene.background:
+        return subject
+    background = f"{scene.background} background"
+    return f"{subject} on {_en_article(background if scene.pattern == 'plain' else f'{scene.pattern} {background}')}"
 
 
 def _en_article(noun: str) -> str:
@@ -48,12 +63,10 @@ _DE_NOUNS = {
     "square": ("n", "Quadrat", "Quadrate"),
     "triangle": ("n", "Dreieck", "Dreiecke"),
     "star": ("m", "Stern", "Sterne"),
-    "hexagon": ("n", "Sechseck", "Sechsecke"),
     "heart": ("n", "Herz", "Herzen"),
     "cross": ("n", "Kreuz", "Kreuze"),
     "crescent": ("f", "Mondsichel", "Mondsicheln"),
     "ring": ("m", "Ring", "Ringe"),
-    "diamond": ("f", "Raute", "Rauten"),
 }
 _DE_COLOURS = {
     "red": "rot",
@@ -83,6 +96,8 @@ def _de(scene: Scene) -> str:
         subject = f"{article} {size}{_DE_COLOURS[first.colour]}{ending} {noun}"
     if scene.relation:
         subject += f" {_DE_RELATIONS[scene.relation]} {_de_dative(scene.things[1])}"
+    if not scene.background:
+        return subject
     if scene.pattern == "plain":
         return f"{subject} auf {_DE_COLOURS[scene.background]}em Hintergrund"
     return f"{subject} auf {_DE_COLOURS[scene.background]} {_DE_PATTERNS[scene.pattern]}em Hintergrund"
@@ -99,12 +114,10 @@ _FR_NOUNS = {
     "square": ("m", "carré", "carrés"),
     "triangle": ("m", "triangle", "triangles"),
     "star": ("f", "étoile", "étoiles"),
-    "hexagon": ("m", "hexagone", "hexagones"),
     "heart": ("m", "cœur", "cœurs"),
     "cross": ("f", "croix", "croix"),
     "crescent": ("m", "croissant", "croissants"),
     "ring": ("m", "anneau", "anneaux"),
-    "diamond": ("m", "losange", "losanges"),
 }
 _FR_COLOURS = {
     "red": ("rouge", "rouge"),
@@ -131,6 +144,8 @@ def _fr(scene: Scene) -> str:
         subject = _fr_indefinite(first, scene.size)
     if scene.relation:
         subject += f" {_FR_RELATIONS[scene.relation]}{_fr_indefinite(scene.things[1], '')}"
+    if not scene.background:
+        return subject
     return f"{subject} sur fond {_FR_COLOURS[scene.background][0]}{_FR_PATTERNS[scene.pattern]}"
 
 
@@ -149,12 +164,10 @@ _ES_NOUNS = {
     "square": ("m", "cuadrado", "cuadrados"),
     "triangle": ("m", "triángulo", "triángulos"),
     "star": ("f", "estrella", "estrellas"),
-    "hexagon": ("m", "hexágono", "hexágonos"),
     "heart": ("m", "corazón", "corazones"),
     "cross": ("f", "cruz", "cruces"),
     "crescent": ("f", "medialuna", "medialunas"),
     "ring": ("m", "anillo", "anillos"),
-    "diamond": ("m", "rombo", "rombos"),
 }
 _ES_COLOURS = {
     "red": ("rojo", "roja"),
@@ -188,6 +201,8 @@ def _es(scene: Scene) -> str:
             subject += f" {_ES_SIZES[scene.size][_ES_NOUNS[first.shape][0] == 'f']}"
     if scene.relation:
         subject += f" {_ES_RELATIONS[scene.relation]} {_es_indefinite(scene.things[1])}"
+    if not scene.background:
+        return subject
     return f"{subject} sobre fondo {_ES_COLOURS[scene.background][0]}{_ES_PATTERNS[scene.pattern]}"
 
 
@@ -209,8 +224,8 @@ _ZH_COLOURS = dict(
     red="红色", orange="橙色", yellow="黄色", green="绿色", blue="蓝色", purple="紫色", white="白色", black="黑色"
 )
 _ZH_NOUNS = dict(
-    circle="圆形", square="正方形", triangle="三角形", star="五角星", hexagon="六边形",
-    heart="心形", cross="十字", crescent="月牙", ring="圆环", diamond="菱形",
+    circle="圆形", square="正方形", triangle="三角形", star="五角星",
+    heart="心形", cross="十字", crescent="月牙", ring="圆环",
 )  # fmt: skip
 _ZH_PATTERNS = dict(plain="", striped="条纹", checkered="方格", dotted="圆点", wavy="波浪")
 _ZH_RELATIONS = dict(above="上方", below="下方", left="左边", right="右边")
@@ -220,13 +235,14 @@ _ZH_SIZES = {"small": "小", "large": "大", "": ""}
 
 def _zh(scene: Scene) -> str:
     first = scene.things[0]
-    background = f"{_ZH_COLOURS[scene.background]}{_ZH_PATTERNS[scene.pattern]}背景"
     subject = f"{_ZH_NUMBERS[scene.count]}个{_ZH_COLOURS[first.colour]}{_ZH_SIZES[scene.size]}{_ZH_NOUNS[first.shape]}"
-    if not scene.relation:
-        return f"{background}上的{subject}"
-    other = scene.things[1]
-    place = f"{_ZH_COLOURS[other.colour]}{_ZH_NOUNS[other.shape]}的{_ZH_RELATIONS[scene.relation]}"
-    return f"{background}上，{subject}在{place}"
+    if scene.relation:
+        other = scene.things[1]
+        subject += f"在{_ZH_COLOURS[other.colour]}{_ZH_NOUNS[other.shape]}的{_ZH_RELATIONS[scene.relation]}"
+    if not scene.background:
+        return subject
+    background = f"{_ZH_COLOURS[scene.background]}{_ZH_PATTERNS[scene.pattern]}背景"
+    return f"{background}上，{subject}" if scene.relation else f"{background}上的{subject}"
 
 
 _JA_COLOURS = dict(
@@ -237,8 +253,8 @@ _JA_BACKGROUNDS = dict(
     red="赤", orange="オレンジ色", yellow="黄色", green="緑色", blue="青", purple="紫色", white="白", black="黒"
 )
 _JA_NOUNS = dict(
-    circle="円", square="正方形", triangle="三角形", star="星", hexagon="六角形",
-    heart="ハート", cross="十字", crescent="三日月", ring="輪", diamond="ひし形",
+    circle="円", square="正方形", triangle="三角形", star="星",
+    heart="ハート", cross="十字", crescent="三日月", ring="輪",
 )  # fmt: skip
 _JA_PATTERNS = dict(plain="", striped="縞模様の", checkered="市松模様の", dotted="水玉模様の", wavy="波模様の")
 _JA_RELATIONS = dict(above="上", below="下", left="左", right="右")
@@ -248,13 +264,15 @@ _JA_SIZES = {"small": "小さな", "large": "大きな", "": ""}
 
 def _ja(scene: Scene) -> str:
     first = scene.things[0]
-    background = f"{_JA_BACKGROUNDS[scene.background]}の{_JA_PATTERNS[scene.pattern]}背景"
     subject = f"{_JA_NUMBERS[scene.count]}{_JA_SIZES[scene.size]}{_JA_COLOURS[first.colour]}{_JA_NOUNS[first.shape]}"
-    if not scene.relation:
-        return f"{background}に{subject}"
-    other = scene.things[1]
-    place = f"{_JA_COLOURS[other.colour]}{_JA_NOUNS[other.shape]}の{_JA_RELATIONS[scene.relation]}"
-    return f"{background}で、{place}に{subject}"
+    if scene.relation:
+        other = scene.things[1]
+        place = f"{_JA_COLOURS[other.colour]}{_JA_NOUNS[other.shape]}の{_JA_RELATIONS[scene.relation]}"
+        subject = f"{place}に{subject}"
+    if not scene.background:
+        return subject
+    background = f"{_JA_BACKGROUNDS[scene.background]}の{_JA_PATTERNS[scene.pattern]}背景"
+    return f"{background}で、{subject}" if scene.relation else f"{background}に{subject}"
 
 
 _GRAMMARS: dict[str, Callable[[Scene], str]] = {"en": _en, "de": _de, "fr": _fr, "es": _es, "zh": _zh, "ja": _ja}

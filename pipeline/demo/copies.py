@@ -17,7 +17,7 @@ from pipeline.records import Reason
 
 OBJECTS_SET = "objects"  # classes "red circle", ...; copies of some of its pictures are on the web
 PATTERNS_SET = "patterns"  # classes "striped background", ...; none of its pictures is
-OBJECTS_PER_CLASS = 3
+OBJECTS_PER_CLASS = 4
 PATTERNS_PER_CLASS = 12
 _COPIES_OF_EACH_KIND = 12
 

@@ -195,17 +195,10 @@ def _turned(x: float, y: float, middle: float, radius: float, tilt: float) -> tu
     return middle + radius * (x * cosine - y * sine), middle + radius * (x * sine + y * cosine)
 
 
-def _regular(corners: int, turn: float = -math.pi / 2, inner: float = 0) -> list[tuple[float, float]]:
-    """Return the corners of a regular polygon on the unit circle; with `inner`, of a star."""
-    radii = (1.0, inner) if inner else (1.0,)
-    total = corners * len(radii)
-    return [
-        (
-            radii[corner % len(radii)] * math.cos(turn + 2 * math.pi * corner / total),
-            radii[corner % len(radii)] * math.sin(turn + 2 * math.pi * corner / total),
-        )
-        for corner in range(total)
-    ]
+def _star() -> list[tuple[float, float]]:
+    """Return the ten corners of a five-pointed star, the first at the top."""
+    corners = [(0.42 if corner % 2 else 1.0, math.pi * (corner / 5 - 0.5)) for corner in range(10)]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in corners]
 
 
 def _heart() -> list[tuple[float, float]]:
@@ -223,10 +216,8 @@ _ARM = 0.34
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
     "triangle": [(0.0, -1.0), (0.95, 0.75), (-0.95, 0.75)],
-    "star": _regular(5, inner=0.42),
-    "hexagon": _regular(6, turn=0.0),
+    "star": _star(),
     "heart": _heart(),
-    "diamond": [(0.0, -1.0), (0.66, 0.0), (0.0, 1.0), (-0.66, 0.0)],
     "cross": [
         (-_ARM, -1.0), (_ARM, -1.0), (_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM), (_ARM, _ARM),
         (_ARM, 1.0), (-_ARM, 1.0), (-_ARM, _ARM), (-1.0, _ARM), (-1.0, -_ARM), (-_ARM, -_ARM),

@@ -7,7 +7,7 @@ from typing import Literal
 
 from PIL import Image
 
-from pipeline.demo.captions import LANGUAGES, say
+from pipeline.demo.captions import LANGUAGES, Detail, say
 from pipeline.demo.drawing import draw, encode
 from pipeline.demo.ledger import Fate, Ledger
 from pipeline.demo.scenes import Scene, training_scenes
@@ -39,7 +39,9 @@ _SUFFIXES = {
     "zh": "（{}）",
     "ja": "（{}）",
 }
-_ENGLISH_SHARE = 0.65
+_ENGLISH_SHARE = 0.7
+_DETAILS: tuple[Detail, ...] = ("subject", "background", "all")
+_DETAIL_WEIGHTS = (50, 30, 20)
 _FORMATS = (("JPEG", "jpg", "image/jpeg"), ("PNG", "png", "image/png"), ("WEBP", "webp", "image/webp"))
 _FORMAT_WEIGHTS = (90, 6, 4)
 
@@ -86,7 +88,7 @@ class Publisher:
     def caption(self, scene: Scene, language: str = "", *, in_collection: bool = False) -> str:
         """Return a true caption; with `in_collection` it matches a rare query, so that balance keeps the pair."""
         language = language or self.language()
-        text = say(scene, language)
+        text = say(scene, language, self.rng.choices(_DETAILS, _DETAIL_WEIGHTS)[0])
         return text + _SUFFIXES[language].format(self.rng.choice(COLLECTIONS)) if in_collection else text
 
     def new_url(self, host: str, extension: str = "jpg", folder: str = "img") -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-SHAPES = ("circle", "square", "triangle", "star", "hexagon", "heart", "cross", "crescent", "ring", "diamond")
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "crescent", "ring")
 PATTERNS = ("plain", "striped", "checkered", "dotted", "wavy")
 RELATIONS = ("above", "below", "left", "right")
 SIZES = ("small", "large")
@@ -72,11 +72,11 @@ def held_out_scenes(thing: Thing, seed: int, count: int) -> Iterator[Scene]:
 
 def _training_scene(rng: random.Random, image_seed: int) -> Scene:
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.7:
         thing = _thing(rng)
         background, pattern = _backdrop(rng, [thing], held_out=False)
         return Scene((thing,), background, pattern, image_seed, size=rng.choice(SIZES))
-    if kind < 0.75:
+    if kind < 0.85:
         thing = _thing(rng)
         background, pattern = _backdrop(rng, [thing], held_out=False)
         return Scene((thing,), background, pattern, image_seed, count=rng.randint(2, 5))

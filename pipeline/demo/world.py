@@ -34,7 +34,7 @@ _WORDS_OF_OTHER_LANGUAGES = (
     ("fond", "cercle", "carré", "étoile", "cœur", "anneau"),
     ("fondo", "círculo", "cuadrado", "estrella", "corazón", "anillo"),
     ("背景", "圆形", "正方形", "五角星", "心形"),
-    ("円", "星", "ハート", "ひし形"),
+    ("円", "星", "ハート", "三日月"),
 )
 _PHRASES = ("red circle", "blue star", "yellow heart", "green square", "black cross", "white ring")
 _NO_QUERY_CAPTIONS = (
@@ -111,7 +111,7 @@ def _odd_words(web: Publisher, no_query: int) -> None:
     for address in addresses:
         web.mention("photos.example", Mention(address, web.caption(next(web.scenes))))
     web.ledger.counts.append(Count("address that is not http(s)", "pool", Reason.BAD_URL, len(addresses)))
-    essay = " ".join(web.caption(next(web.scenes), "en") for _ in range(300))
+    essay = " ".join(web.caption(next(web.scenes), "en") for _ in range(800))
     web.mention("press.example", Mention(web.new_url("press.example"), essay))
     web.ledger.counts.append(Count("caption as long as an essay", "pool", Reason.CAPTION_TOO_LONG, 1))
 

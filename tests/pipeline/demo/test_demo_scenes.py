@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_scenes_and_the_same_bytes() -> None:
 def test_held_out_scenes_never_appear_in_training() -> None:
     seen = {(thing, scene.background, scene.pattern) for scene in first_scenes(5, 3_000) for thing in scene.things}
     assert not [combination for combination in seen if is_held_out(*combination)]
-    for thing in (Thing("red", "circle"), Thing("black", "diamond")):
+    for thing in (Thing("red", "circle"), Thing("black", "ring")):
         for scene in held_out_scenes(thing, 5, 10):
             assert scene.things == (thing,)
             assert (thing, scene.background, scene.pattern) not in seen
@@ -47,7 +47,7 @@ def test_every_kind_of_scene_occurs_and_objects_stand_out() -> None:
 
 ABOVE = Scene((Thing("red", "circle"), Thing("blue", "square")), "green", "striped", 1, relation="above")
 THREE = Scene((Thing("orange", "star"),), "white", "plain", 1, count=3)
-LARGE = Scene((Thing("purple", "diamond"),), "orange", "dotted", 1, size="large")
+LARGE = Scene((Thing("purple", "crescent"),), "orange", "dotted", 1, size="large")
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,33 @@ LARGE = Scene((Thing("purple", "diamond"),), "orange", "dotted", 1, size="large"
         (THREE, "de", "drei orangefarbene Sterne auf weißem Hintergrund"),
         (THREE, "fr", "trois étoiles orange sur fond blanc"),
         (THREE, "es", "tres estrellas naranjas sobre fondo blanco"),
-        (LARGE, "en", "a large purple diamond on a dotted orange background"),
-        (LARGE, "de", "eine große violette Raute auf orangefarben gepunktetem Hintergrund"),
-        (LARGE, "fr", "un grand losange violet sur fond orange à pois"),
-        (LARGE, "es", "un rombo morado grande sobre fondo naranja de lunares"),
+        (LARGE, "en", "a large purple crescent on a dotted orange background"),
+        (LARGE, "de", "eine große violette Mondsichel auf orangefarben gepunktetem Hintergrund"),
+        (LARGE, "fr", "un grand croissant violet sur fond orange à pois"),
+        (LARGE, "es", "una medialuna morada grande sobre fondo naranja de lunares"),
     ],
 )
 def test_captions_follow_the_grammar(scene: Scene, language: str, caption: str) -> None:
     assert say(scene, language) == caption
+
+
+@pytest.mark.parametrize(
+    ("language", "subject", "background"),
+    [
+        ("en", "a red circle above a blue square", "a red circle above a blue square on a green background"),
+        ("de", "ein roter Kreis über einem blauen Quadrat", " auf grünem Hintergrund"),
+        ("fr", "un cercle rouge au-dessus d'un carré bleu", " sur fond vert"),
+        ("es", "un círculo rojo encima de un cuadrado azul", " sobre fondo verde"),
+        ("zh", "一个红色圆形在蓝色正方形的上方", "绿色背景上，"),
+        ("ja", "青い正方形の上に赤い円", "緑色の背景で、"),
+    ],
+)
+def test_captions_can_leave_things_out(language: str, subject: str, background: str) -> None:
+    assert say(ABOVE, language, "subject") == subject
+    short = say(ABOVE, language, "background")
+    assert subject in short
+    assert background in short
+    assert "large" not in say(LARGE, "en", "background")
 
 
 def test_scenes_that_differ_in_words_differ_in_captions() -> None:
