@@ -52,7 +52,7 @@ class StepProgress:
 
     name: str
     total: int
-    resumed: int
+    resumed: frozenset[str]  # units that were done before
     show: "Progress"
     interval_s: float = 1.0
     started_s: float = field(default_factory=time.monotonic)
@@ -68,8 +68,8 @@ class StepProgress:
 
     def finish(self, done: Mapping[str, Counted]) -> None:
         """Take the exact result of every unit, resumed ones too, and leave the closing line."""
-        self.rows = sum(m.counts.get("inputs", 0) for name, m in done.items() if name in self.finished)
         self.finished = dict(done)
+        self.rows = sum(m.counts.get("inputs", 0) for name, m in done.items() if name not in self.resumed)
         self.counts = Counter()
         for result in done.values():
             self.counts.update(result.counts)
@@ -78,10 +78,10 @@ class StepProgress:
     def line(self) -> str:
         elapsed_s = time.monotonic() - self.started_s
         done = len(self.finished)
-        now = done - self.resumed if done >= self.resumed else done
+        now = len(self.finished.keys() - self.resumed)
         parts = [f"{self.name:<14} {done}/{self.total} units"]
         if self.resumed:
-            parts.append(f"{self.resumed} done before")
+            parts.append(f"{len(self.resumed)} done before")
         if self.rows and elapsed_s > 0:
             parts.append(f"{self.rows / elapsed_s:,.0f} rows/s")
         if now > 0 and done < self.total:
@@ -101,7 +101,7 @@ class Progress:
     @contextmanager
     def step(self, name: str, total: int, resumed: Mapping[str, Counted]) -> Iterator[StepProgress]:
         """Show one step while the block runs."""
-        step = StepProgress(name, total, len(resumed), self)
+        step = StepProgress(name, total, frozenset(resumed), self)
         step.finished = dict(resumed)
         if self._console is None:
             yield step

@@ -4,20 +4,27 @@ The unit is a plan part. The fetcher of a process (event loop, connections, robo
 parts.
 """
 
+import contextlib
+import os
 import tempfile
+import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
 from pipeline.config import Config, FetchConfig
 from pipeline.engine import Build, Marker, Unit, UnitOutput, Work, digest, outdated, run_units
 from pipeline.errors import UserError
-from pipeline.fetching import Fetcher
+from pipeline.fetching.archives import ArchiveIndex, build_archive_index
+from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import FETCHED
 from pipeline.runner import worker_count
+from pipeline.sources import expand_paths
+from pipeline.stages.pairs import file_version
 from pipeline.stages.plan import part_names
 
 VERSION = 1
@@ -30,15 +37,17 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
     Raises:
         UserError: parts fetched for another plan would be thrown away and `refetch` does not allow it.
     """
-    decides = config.fetch.content()
+    archives = expand_paths(config.fetch.archives, base_dir)
+    recorded = digest([(Path(path).name, file_version(path)) for path in archives])
+    decides = config.fetch.content() | {"archives": recorded}
     units = [Unit(_stem(name), digest(VERSION, decides, plan.outputs[name].sha256), name) for name in part_names(plan)]
     stale = outdated(build.workspace, "fetched", units)
-    if stale and not refetch:
+    if stale and config.fetch.network and not refetch:
         raise UserError(
             f"{len(stale)} of {len(units)} parts in fetched/ belong to another plan or other [fetch] settings; "
             "undo the change, build in another workspace, or add --refetch to fetch those parts again"
         )
-    prepare = _Prepare(config.fetch, base_dir, worker_count(build.options))
+    prepare = _Prepare(config.fetch, tuple(archives), recorded, worker_count(build.options))
     return run_units(build, "fetched", units, prepare)
 
 
@@ -49,11 +58,31 @@ def _stem(name: str) -> str:
 @dataclass(frozen=True)
 class _Prepare:
     config: FetchConfig
-    base_dir: Path
+    archives: tuple[str, ...]
+    recorded: str
     workers: int
 
     def __call__(self) -> Work:
-        return _FetchPart(Fetcher(self.config, workers=self.workers, base_dir=self.base_dir))
+        archives = ArchiveIndex(index_folder(self.archives, self.recorded)) if self.archives else None
+        fetcher = Fetcher(self.config, workers=self.workers, archives=archives)
+        work = _FetchPart(fetcher)
+        weakref.finalize(work, fetcher.close)
+        return work
+
+
+def index_folder(archives: Sequence[str], version: str) -> Path:
+    """Return the folder with the index of these archives, made by the first process of this machine that asks.
+
+    It lies in the temporary folder, so that the processes of a machine, and later runs, share it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"wit-archives-{os.getuid()}-{version}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(prefix="wit-archives-") as scratch:
+            made = Path(scratch) / "index"
+            build_archive_index(archives, made)
+            with contextlib.suppress(OSError):  # another process was quicker
+                made.rename(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -64,7 +93,7 @@ class _FetchPart:
         plan = output.workspace.read_table(part)
         tar_name = f"fetched/{_stem(part)}.tar"
         with tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch, output.create(tar_name) as tar:
-            rows = self.fetcher.fetch_part(plan, tar, Path(scratch))
+            rows = self.fetcher.fetch_part(plan, tar_stream=cast(BinaryIO, tar), scratch_dir=Path(scratch))
         output.write_table(f"fetched/{_stem(part)}.parquet", rows.cast(FETCHED))
         return count_outcomes(rows)
 

@@ -74,11 +74,11 @@ def _short_name(path: str, base_dir: Path) -> str:
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
     reads = file.source.model_dump(exclude={"paths"})
-    covered = digest(VERSION, reads, file.name, _identity(file.path), config.pairs.model_dump(), allowlist.sha256)
+    covered = digest(VERSION, reads, file.name, file_version(file.path), config.pairs.model_dump(), allowlist.sha256)
     return Unit(file.unit, covered, file)
 
 
-def _identity(path: str) -> list[object]:
+def file_version(path: str) -> list[object]:
     """Say which version of a file this is: its size, and its time of change or the store's own tag."""
     fs, inner = fsspec.core.url_to_fs(path)
     info = fs.info(inner)
