@@ -43,6 +43,9 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 
+# `decode_rgb` has a limit of its own. A filter set for each call would not be safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 DecodeFailure = Literal["not_an_image", "broken_image", "too_many_pixels"]
 
 VIEWS: tuple[tuple[str, Image.Transpose | None], ...] = (
@@ -97,9 +100,7 @@ def decode_rgb(encoded: bytes, *, max_pixels: int = 89_478_485) -> np.ndarray:
     The size is read from the header and checked before any pixel is decoded. Raises `ImageDecodeError`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
-            image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         if image.width * image.height > max_pixels:
             raise Image.DecompressionBombError
         return np.asarray(_on_white(ImageOps.exif_transpose(image)))

@@ -49,3 +49,9 @@ def registered() -> tuple[EvalSet, ...]:
 def find_set(name: str) -> EvalSet | None:
     """Return the known set of that name; None for a set of the user's own."""
     return next((known for known in known_sets() if known.name == name), None)
+
+
+def threshold_bits(name: str, default: int) -> int:
+    """Return the PDQ distance up to which images match a set: `default`, or the registry's if that is stricter."""
+    known = find_set(name)
+    return default if known is None or known.max_distance_bits is None else min(default, known.max_distance_bits)

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dedup.eval_sets import EvalSet, find_set, known_sets, registered
+from dedup.eval_sets import EvalSet, find_set, known_sets, registered, threshold_bits
 
 # Named in section 5 of the CLIP paper or in its figure 17.
 STATED = {
@@ -48,3 +48,10 @@ def test_sets_are_found_by_name() -> None:
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(ValueError, match="x: metric 'guess'"):
         EvalSet("x", "X", 2, "guess", "stated")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "bits"), [("mnist", 31, 15), ("mnist", 8, 8), ("cifar10", 31, 31), ("x", 9, 9)]
+)
+def test_the_registry_can_only_be_stricter(name: str, default: int, bits: int) -> None:
+    assert threshold_bits(name, default) == bits
