@@ -37,7 +37,7 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
     Raises:
         UserError: parts fetched for another plan would be thrown away and `refetch` does not allow it.
     """
-    archives = expand_paths(config.fetch.archives, base_dir)
+    archives = expand_paths(config.fetch.archives, base_dir, "fetch.archives")
     recorded = digest([(Path(path).name, file_version(path)) for path in archives])
     decides = config.fetch.content() | {"archives": recorded}
     units = [Unit(_stem(name), digest(VERSION, decides, plan.outputs[name].sha256), name) for name in part_names(plan)]

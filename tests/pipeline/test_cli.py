@@ -64,7 +64,7 @@ def test_an_account_that_does_not_close_is_an_error(project, capsys):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (("queries.parquet", "other.parquet"), "no allowlist at"),
+        (("queries.parquet", "other.parquet"), "allowlist.path = 'other.parquet'"),
         (("table.parquet", "missing-*.parquet"), "missing-*.parquet"),
         (('kind = "url-table"', 'kind = "url-table"\ncaption = "text"'), "'text'"),
         (("url-table", "urls"), "sources[0].kind = 'urls'"),
