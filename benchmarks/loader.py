@@ -1,0 +1,168 @@
+"""Time the training input: this trainer's loader against open_clip's webdataset loader, same shards, same transform.
+
+    python -m benchmarks.loader [--shards GLOB] [--workers 2] [--samples 4000]
+
+Both cut a random square of 90 to 100 % of the area, resize it to the model's size with the bicubic filter, tokenise the
+caption and give normalised float32 batches. Runs alternate; the median counts. CPU time includes all workers. Without
+`--shards` it makes some from noise photographs of the size that the pipeline stores. open_clip's loader is used as its
+own trainer calls it (`open_clip_train.data`); that needs `open_clip_torch[training]`, which wants an older webdataset than
+our tests, so give it an environment of its own.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from open_clip import get_tokenizer
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip_train.data import get_wds_dataset
+from PIL import Image, ImageFilter
+from rich.console import Console
+from rich.table import Table
+from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomResizedCrop, ToTensor
+
+from pipeline.shards.tar import TarWriter
+from trainer.data import Pairs, Share, View, load_steps, to_model_input
+from trainer.order import SampleOrder
+from trainer.shards import ShardCache, find_shards
+
+BATCH = 64
+Loader = Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", help="a glob of tars; default: made for the occasion")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=4_000, help="timed samples per run")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each; the median counts")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        glob = arguments.shards or make_shards(Path(folder) / "shards")
+        loaders = {
+            "ours": ours(glob, Path(folder), arguments.workers, arguments.size),
+            "open_clip": theirs(glob, arguments.workers, arguments.size),
+        }
+        steps = arguments.samples // BATCH // arguments.workers * arguments.workers  # open_clip gives each as many
+        print_figures(measure(loaders, steps, arguments.runs, arguments.workers))
+
+
+def make_shards(folder: Path, shards: int = 8, samples: int = 500) -> str:
+    """Write shards of blurred noise with photo-like file sizes, shorter side 256 pixels; return their glob."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    sizes = {}
+    for shard in range(shards):
+        name = f"{shard:05d}.tar"
+        with (folder / name).open("wb") as stream, TarWriter(stream) as tar:
+            for number in range(samples):
+                key = f"{shard:04d}{number:028d}"
+                tar.add(f"{key}.jpg", photo(random))
+                words = random.choice(["a", "photo", "of", "dog", "red", "house", "near", "the", "sea", "in"], 12)
+                tar.add(f"{key}.txt", " ".join(words).encode())
+                tar.add(f"{key}.json", b"{}")
+        sizes[name] = samples
+    (folder / "sizes.json").write_text(json.dumps(sizes))
+    return f"{folder}/*.tar"
+
+
+def photo(random: np.random.Generator) -> bytes:
+    width, height = (
+        (256, int(random.integers(256, 400))) if random.random() < 0.5 else (int(random.integers(256, 400)), 256)
+    )
+    noise = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    grain = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).filter(ImageFilter.BoxBlur(1))
+    stream = BytesIO()
+    Image.blend(image, grain, 0.15).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def ours(glob: str, folder: Path, workers: int, size: int) -> Loader:
+    def load(steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        shards = find_shards((glob,), ShardCache(folder / "cache", 2**34))
+        share = Share(SampleOrder(shards.counts, seed=0), BATCH, 8, 0, steps)
+        view = View(size, 77, seed=0)
+        for batch in load_steps(Pairs(shards, view), share, workers=workers, prefetch=4, pin=False):
+            yield to_model_input(batch.images, torch.device("cpu")), batch.tokens
+
+    return load
+
+
+def theirs(glob: str, workers: int, size: int) -> Loader:
+    paths = sorted(str(path) for path in Path(glob).parent.glob(Path(glob).name))
+    arguments = SimpleNamespace(
+        train_data="::".join(paths), train_num_samples=None, dataset_resampled=False,
+        train_data_upsampling_factors=None, seed=0, batch_size=BATCH, workers=workers, world_size=1,
+    )  # fmt: skip
+    bicubic = InterpolationMode.BICUBIC
+    crop = RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(1.0, 1.0), interpolation=bicubic)
+    transform = Compose([crop, ToTensor(), Normalize(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)])
+
+    def load(steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        arguments.train_num_samples = steps * BATCH
+        data = get_wds_dataset(arguments, transform, is_train=True, tokenizer=get_tokenizer("ViT-B-32"))
+        yield from data.dataloader
+
+    return load
+
+
+def measure(loaders: dict[str, Loader], steps: int, runs: int, workers: int) -> dict[str, float]:
+    """Return samples per second and CPU milliseconds per sample of each loader, and the ratios."""
+    timed: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
+    for _ in range(runs):
+        for name, load in loaders.items():
+            timed[name].append(time_run(load, steps))
+    figures: dict[str, float] = {"workers": workers, "samples": steps * BATCH}
+    for name, values in timed.items():
+        figures[f"{name}_samples_per_s"] = statistics.median(value[0] for value in values)
+        figures[f"{name}_cpu_ms_per_sample"] = statistics.median(value[1] for value in values)
+    figures["ratio_samples_per_s"] = figures["ours_samples_per_s"] / figures["open_clip_samples_per_s"]
+    figures["ratio_cpu_per_sample"] = figures["open_clip_cpu_ms_per_sample"] / figures["ours_cpu_ms_per_sample"]
+    return figures
+
+
+def time_run(load: Loader, steps: int) -> tuple[float, float]:
+    """Return samples per second after the first batch, and CPU milliseconds per sample of the whole run."""
+    cpu_start = cpu_seconds()
+    batches = load(steps)
+    first = len(next(batches)[0])
+    start = time.perf_counter()
+    count = sum(len(images) for images, _ in batches)  # to the end: nothing is prepared and thrown away
+    elapsed_s = time.perf_counter() - start
+    del batches  # ends the workers, whose time counts from then on
+    gc.collect()
+    return count / elapsed_s, 1_000 * (cpu_seconds() - cpu_start) / (count + first)
+
+
+def cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def print_figures(figures: dict[str, float]) -> None:
+    table = Table("loader", "samples/s", "CPU ms/sample", title=f"{platform.machine()}, {os.cpu_count()} CPUs")
+    for name in ("ours", "open_clip"):
+        table.add_row(name, f"{figures[f'{name}_samples_per_s']:,.0f}", f"{figures[f'{name}_cpu_ms_per_sample']:.2f}")
+    Console().print(table)
+    print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
