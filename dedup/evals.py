@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -168,5 +168,7 @@ def _replacing(final: Path) -> Iterator[Path]:
         yield unfinished
     except BaseException:
         unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # an earlier index is still there
+            final.parent.rmdir()
         raise
     unfinished.replace(final)

@@ -95,7 +95,8 @@ def _index(args: argparse.Namespace) -> int:
 
 def _index_with_progress(args: argparse.Namespace) -> EvalSummary:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f} images"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"indexing {args.name}", total=None)
         return index_eval_set(
             args.name,

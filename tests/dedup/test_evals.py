@@ -255,7 +255,16 @@ def test_mistakes_are_told_in_one_line(
         index(tmp_path, kind, make(tmp_path), **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_a_failure_leaves_the_earlier_index(tmp_path: Path) -> None:
+    index(tmp_path, "folder", write_folder(tmp_path / "in", FOLDER))
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    with pytest.raises(FileNotFoundError):
+        index(tmp_path, "folder", tmp_path / "nowhere")
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    assert len(before) == 2
 
 
 def test_a_real_shard_of_another_tool(tmp_path: Path) -> None:

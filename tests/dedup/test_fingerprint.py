@@ -175,6 +175,7 @@ def test_failures_are_told_apart() -> None:
     assert decode_rgb(good, max_pixels=2_500).shape == (50, 50, 3)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest takes the module's own filter away
 @pytest.mark.parametrize("side", [10_000, 20_000, 2**31 - 1])
 def test_a_huge_size_is_refused_by_the_header_alone(side: int) -> None:
     rgb = picture(20, 20)
