@@ -56,13 +56,13 @@ class Finished:
         columns = ["uid", "key", "url", "status", "reason", "query_ids", "selected_by"]
         shards = _read_all(sorted((workspace / "shards").glob("*.parquet")), columns)
         duplicates = _read_all([workspace / "dedup" / "duplicates.parquet"], ["uid", "survivor"])
-        stages = json.loads((workspace / "report" / "accounting.json").read_text(encoding="utf-8"))
+        account = json.loads((workspace / "report" / "accounting.json").read_text(encoding="utf-8"))
         return cls(
             workspace,
             {row["uid"]: row for row in shards.to_pylist()},
             shards.num_rows,
             dict(zip(duplicates["uid"].to_pylist(), duplicates["survivor"].to_pylist(), strict=True)),
-            {stage["stage"]: stage for stage in stages},
+            {stage["stage"]: stage for stage in account["stages"]},
         )
 
     def reason(self, uid: str) -> str | None:

@@ -14,6 +14,7 @@ from pipeline.demo.scenes import Scene
 from pipeline.demo.site import Answer
 from pipeline.records import Reason
 
+RETRIES = 2  # as `fetch.retries` has it
 ROBOTS_ALLOW = "User-agent: *\nDisallow:\n"
 _JPEG = {"Content-Type": "image/jpeg"}
 
@@ -38,7 +39,7 @@ def _statuses(web: Publisher) -> None:
 
 def _server_errors(web: Publisher) -> None:
     down = [_answer(web, "down.example", Answer(503)) for _ in range(2)]
-    web.plant("always an error (503)", down, Reason.HTTP_SERVER_ERROR)
+    web.plant("always an error (503)", down, Reason.HTTP_SERVER_ERROR, requests=1 + RETRIES)
     for kind, count, failure in (
         ("error, then fine (500, 200)", 6, Answer(500)),
         ("told to wait, then fine (429, 200)", 4, Answer(429, headers={"Retry-After": "1"})),
@@ -61,7 +62,8 @@ def _connections(web: Publisher) -> None:
     cut = [_manner(web, "cut.example", "cut") for _ in range(6)]
     web.plant("cut off in the body", cut, Reason.TRUNCATED)
     reset = [_answer(web, "reset.example", Answer(manner="reset")) for _ in range(3)]
-    web.plant("connection reset", reset, Reason.PROTOCOL_ERROR, Reason.CONNECT_FAILED)
+    # HTTP clients may repeat a request by themselves when a connection they had kept open breaks (RFC 9110, 9.2.2).
+    web.plant("connection reset", reset, Reason.PROTOCOL_ERROR, Reason.CONNECT_FAILED, requests=2 * (1 + RETRIES))
     web.site.add("http://gone.example/robots.txt", Answer(manner="reset"))
     gone = [_answer(web, "gone.example", Answer(manner="reset")) for _ in range(4)]
     web.plant("host that resets everything", gone, Reason.ROBOTS_UNREACHABLE, Reason.HOST_UNAVAILABLE)

@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline.beam_options import parse_beam_options
 from pipeline.build import Project, run_build
 from pipeline.demo.compare import Verdict, compare
+from pipeline.demo.failures import RETRIES
 from pipeline.demo.server import serve
 from pipeline.demo.world import make_world
 from pipeline.errors import UserError
@@ -50,6 +51,7 @@ image_size = 128                        # -> 256
 min_image_size = 32
 max_bytes = 2_000_000                   # -> remove from here down: the simulated web is small and quick
 timeout_s = 3
+retries = {retries}
 host_interval_s = 0.0
 
 [dedup]
@@ -82,7 +84,7 @@ def run_demo(directory: Path, *, seed: int = 7, pictures: int = 4_500, quiet: bo
     cap = max(1, pictures // _PICTURES_PER_CAP)
     with serve(directory / "web") as web:
         config = directory / "wit.toml"
-        config.write_text(_CONFIG.format(cap=cap, gateway=web.gateway), encoding="utf-8")
+        config.write_text(_CONFIG.format(cap=cap, gateway=web.gateway, retries=RETRIES), encoding="utf-8")
         project = Project.load(config)
         run_build(project, parse_beam_options([]), progress=Progress(None) if quiet else Progress())
         requests = web.requests()

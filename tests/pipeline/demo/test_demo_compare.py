@@ -106,7 +106,7 @@ class Made:
                 [pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], ["uid", "eval_id", "view", "kept"]
             )
             pq.write_table(table, workspace / "dedup" / "overlap" / f"{name}.parquet")
-        (workspace / "report" / "accounting.json").write_text(json.dumps(self.stages))
+        (workspace / "report" / "accounting.json").write_text(json.dumps({"stages": self.stages}))
         (workspace / "report" / "index.html").write_text(self.html)
 
 
