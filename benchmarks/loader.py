@@ -5,8 +5,8 @@
 Both cut a random square of 90 to 100 % of the area, resize it to the model's size with the bicubic filter, tokenise the
 caption and give normalised float32 batches. Runs alternate; the median counts. CPU time includes all workers. Without
 `--shards` it makes some from noise photographs of the size that the pipeline stores. open_clip's loader is used as its
-own trainer calls it (`open_clip_train.data`); that needs `open_clip_torch[training]`, which wants an older webdataset than
-our tests, so give it an environment of its own.
+own trainer calls it (`open_clip_train.data`); that needs `open_clip_torch[training]`, which wants an older webdataset
+than our tests, so give it an environment of its own.
 """
 
 import argparse
