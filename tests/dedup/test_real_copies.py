@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from dedup.fingerprint import ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+from pipeline.config import FetchConfig
+from pipeline.fetching.images import store_image
 
 SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 
@@ -78,6 +80,18 @@ def test_different_pictures_are_far_apart(pictures: dict[str, np.ndarray]) -> No
     hashes = np.stack([np.frombuffer(pdq, np.uint8) for pdq in different])
     distances = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
     assert distances[~np.eye(13, dtype=bool)].min() > 60
+
+
+def test_a_fetched_image_looks_like_the_same_file_in_an_index() -> None:
+    """The fetcher decodes JPEG at a reduced scale and stores 256 px; an evaluation index decodes the whole file."""
+    files = read_tar("hashes/pdq_vectors.tar")
+    photos = [content for name, content in files.items() if "/bridge-" in name or "/labelme-subset/" in name]
+    assert len(photos) > 20
+    for photo in photos:
+        stored = store_image(photo, FetchConfig(network=False))
+        indexed = fingerprint(decode_rgb(photo))
+        assert (int.from_bytes(stored.pdq) ^ int.from_bytes(indexed.pdq)).bit_count() <= 10
+        assert abs(stored.pdq_quality - indexed.quality) <= 5
 
 
 def test_a_damaged_picture_is_told() -> None:
