@@ -4,11 +4,17 @@ import argparse
 import sys
 from typing import Any, TypeAlias
 
+import numpy as np
+import pyarrow as pa
+
 from pipeline.allowlist_build import Inputs, build_allowlist, build_starter
 from pipeline.beam_options import parse_beam_options
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.progress import Progress
-from queries.allowlist import import_allowlist
+from queries.allowlist import Allowlist, import_allowlist, write_allowlist
+from queries.explain import Entry, count_occurrences, explain
+from queries.lint import DEFAULT_MAX_CHARS, DEFAULT_MAX_SHARE, REASONS, Findings, lint
+from queries.list_files import read_captions
 from queries.recipe import Recipe
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -29,6 +35,8 @@ def add_parser(subparsers: Subparsers) -> None:
     commands = queries.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
     _add_import(commands)
+    _add_lint(commands)
+    _add_show(commands)
 
 
 def _add_build(commands: Subparsers) -> None:
@@ -138,3 +146,120 @@ def _import(args: argparse.Namespace) -> int:
     dropped = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in manifest["dropped"].items() if n)
     print(f"{args.out}: {manifest['count']:,} queries{f' (dropped: {dropped})' if dropped else ''}")
     return 0
+
+
+def _add_lint(commands: Subparsers) -> None:
+    command = commands.add_parser(
+        "lint",
+        help="find entries that never match, match too much, or repeat others",
+        description="Report entries that do harm or no good: " + ", ".join(REASONS) + " (see docs/queries.md).",
+        allow_abbrev=False,
+    )
+    command.add_argument("--allowlist", required=True, metavar="FILE")
+    command.add_argument(
+        "--captions", nargs="+", default=[], metavar="FILE", help="a sample, to find what is too common"
+    )
+    command.add_argument("--column", default="caption", help="column of the captions (default: caption)")
+    share = f"most captions of the sample a query may match (default: {DEFAULT_MAX_SHARE:g})"
+    command.add_argument("--max-share", type=_share, default=DEFAULT_MAX_SHARE, metavar="SHARE", help=share)
+    chars = f"longest entry (default: {DEFAULT_MAX_CHARS})"
+    command.add_argument("--max-chars", type=_positive, default=DEFAULT_MAX_CHARS, metavar="N", help=chars)
+    command.add_argument("--fix", action="store_true", help="write the list without what was found")
+    command.add_argument(
+        "--keep", nargs="+", choices=REASONS, default=[], metavar="REASON", help="what --fix leaves in"
+    )
+    command.add_argument("--out", metavar="FILE", help="where --fix writes (default: the list itself)")
+    command.set_defaults(func=_lint)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"not a share between 0 and 1: {text!r}")
+    return share
+
+
+def _lint(args: argparse.Namespace) -> int:
+    allowlist = Allowlist.load(args.allowlist)
+    captions = (batch for path in args.captions for batch in read_captions(path, args.column))
+    queries = allowlist.table["query"].combine_chunks()
+    findings = lint(queries, captions, max_chars=args.max_chars, max_share=args.max_share)
+    print(f"{args.allowlist}: {len(allowlist):,} queries")
+    for reason in REASONS:
+        if reason == "too_common" and findings.shares is None:
+            print("  too_common       not measured: give a sample with --captions")
+        else:
+            examples = ", ".join(_example(allowlist, findings, reason))
+            print(f"  {reason:<10} {len(findings.rows[reason]):>9,}{f'  {examples}' if examples else ''}")
+    if args.fix:
+        _fix(allowlist, findings, args)
+    return 0
+
+
+def _example(allowlist: Allowlist, findings: Findings, reason: str) -> list[str]:
+    shown = []
+    for row in findings.examples(reason, 5):
+        query = allowlist.table["query"][int(row)].as_py()
+        share = f" {findings.shares[row]:.1%}" if reason == "too_common" and findings.shares is not None else ""
+        shown.append(f"{query if len(query) <= 40 else query[:39] + '…'!r}{share}")
+    return shown
+
+
+def _fix(allowlist: Allowlist, findings: Findings, args: argparse.Namespace) -> None:
+    dropped = findings.dropped(args.keep)
+    kept = np.delete(np.arange(len(allowlist)), dropped)
+    if len(kept) == 0:
+        raise UserError(f"{args.allowlist}: --fix would leave no query; spare some with --keep")
+    counts = {reason: len(findings.rows[reason]) for reason in REASONS if reason not in args.keep}
+    facts = {"source": [{"path": args.allowlist, "sha256": allowlist.sha256}], "lint": counts}
+    out = args.out or args.allowlist
+    manifest = write_allowlist(allowlist.table.take(pa.array(kept)), out, facts)
+    print(f"{out}: {manifest['count']:,} queries (dropped: {len(dropped):,})")
+
+
+def _add_show(commands: Subparsers) -> None:
+    command = commands.add_parser(
+        "show",
+        help="explain an entry: where it is from, what it matches, how often",
+        description="Explain what an allowlist makes of a word or phrase.",
+        allow_abbrev=False,
+    )
+    command.add_argument("word", metavar="WORD")
+    command.add_argument("--allowlist", required=True, metavar="FILE")
+    command.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="tables of captions to count it in")
+    command.add_argument("--column", default="caption", help="column of the captions (default: caption)")
+    command.set_defaults(func=_show)
+
+
+_MOST_SHOWN = 10
+
+
+def _show(args: argparse.Namespace) -> int:
+    found = explain(Allowlist.load(args.allowlist), args.word)
+    print(f"{args.word!r} is matched as {found.normal_form!r}")
+    if not found.normal_form:
+        print("  it has no letter, digit or symbol, so it never matches")
+    elif found.entry is None:
+        print("  it is not an entry")
+    else:
+        print(f"  entry {found.entry.id}, spelled {found.entry.query!r}: {_scores(found.entry)}")
+    for entries, what in ((found.inside, "a caption with it also matches"), (found.around, "entries that contain it")):
+        if entries:
+            names = ", ".join(repr(entry.query) for entry in entries[:_MOST_SHOWN])
+            more = f" and {len(entries) - _MOST_SHOWN:,} more" if len(entries) > _MOST_SHOWN else ""
+            print(f"  {what}: {names}{more}")
+    if args.pairs:
+        captions = (batch for path in args.pairs for batch in read_captions(path, args.column))
+        seen = count_occurrences(args.word, captions)
+        share = seen.matches / seen.captions if seen.captions else 0
+        print(f"  found in {seen.matches:,} of {seen.captions:,} captions ({share:.2%})")
+        for example in seen.examples:
+            print(f"    {example}")
+    return 0
+
+
+def _scores(entry: Entry) -> str:
+    return ", ".join(o if score is None else f"{o} (score {score:,g})" for o, score in entry.scores.items())

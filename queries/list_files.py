@@ -9,7 +9,7 @@
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -46,6 +46,26 @@ def read_list(path: str, column: str = "query") -> pa.Table:
     if reader is None:
         raise InputError(f"{path}: do not know this kind of list; known are {', '.join(_READERS)} (also compressed)")
     return reader(path, name.name.split(".")[0], read_bytes(path), column)
+
+
+def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
+    """Read the captions of a Parquet file in batches, however large, or of any other kind of list at once.
+
+    Raises:
+        InputError: as `read_list`.
+    """
+    if not path.endswith(".parquet"):
+        yield read_list(path, column)["query"].combine_chunks()
+        return
+    with reading(path) as file:
+        try:
+            table = pq.ParquetFile(file)
+        except pa.ArrowInvalid:
+            raise InputError(f"{path}: not a Parquet file, or a damaged one") from None
+        if column not in table.schema_arrow.names:
+            raise InputError(f"{path}: no column {column!r} (there are: {', '.join(table.schema_arrow.names)})")
+        for batch in table.iter_batches(columns=[column]):
+            yield batch.column(0).cast(pa.string())
 
 
 def read_bytes(path: str) -> bytes:

@@ -1,0 +1,89 @@
+"""Explain one query: is it in a list, where is it from, what does it match, and how often."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from queries.allowlist import Allowlist
+from queries.normalize import normalize, normalize_batch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a list: its id, spelling, and score by origin."""
+
+    id: int
+    query: str
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a list makes of a text.
+
+    `entry` has the same normal form, None if no entry has. `inside` are the other entries that match every caption that
+    the text matches; `around`, entries that contain it.
+    """
+
+    normal_form: str
+    entry: Entry | None
+    inside: list[Entry]
+    around: list[Entry]
+
+
+def explain(allowlist: Allowlist, text: str) -> Explanation:
+    """Find the entries of a list that have to do with a text."""
+    form = normalize(text)
+    normal = normalize_batch(allowlist.table["query"].combine_chunks())
+    is_same = pc.equal(normal, form or None)
+    is_inside = pc.and_not(pc.is_in(normal, pa.array(_spans(form), pa.string())), is_same)
+    is_around = pc.and_not(_contains(normal, form), is_same)
+    same, inside, around = (_entries(allowlist, mask) for mask in (is_same, is_inside, is_around))
+    return Explanation(form, same[0] if same else None, inside, around)
+
+
+def _spans(form: str) -> list[str]:
+    """Return every run of the tokens of a normal form."""
+    tokens = form.split(" ") if form else []
+    ends = range(1, len(tokens) + 1)
+    return [" ".join(tokens[start:end]) for end in ends for start in range(end)]
+
+
+def _contains(normal: pa.Array, form: str) -> pa.Array:
+    """Tell which normal forms contain another, at token boundaries."""
+    if not form:
+        return pa.repeat(False, len(normal))
+    padded = pc.binary_join_element_wise("", normal, "", " ")
+    return pc.match_substring(padded, f" {form} ")
+
+
+def _entries(allowlist: Allowlist, mask: pa.Array) -> list[Entry]:
+    ids = pc.indices_nonzero(pc.fill_null(mask, False))
+    rows = allowlist.table.take(ids).to_pylist()
+    return [
+        Entry(query_id, row["query"], dict(zip(row["origins"], row["score"], strict=True)))
+        for query_id, row in zip(ids.to_pylist(), rows, strict=True)
+    ]
+
+
+@dataclass
+class Occurrences:
+    """In how many of some captions a query is found, and the first of them."""
+
+    captions: int = 0
+    matches: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+def count_occurrences(text: str, captions: Iterable[pa.Array], examples: int = 3) -> Occurrences:
+    """Look for one query in batches of captions."""
+    found = Occurrences()
+    form = normalize(text)
+    for batch in captions:
+        hits = batch.filter(pc.fill_null(_contains(normalize_batch(batch), form), False))
+        found.captions += len(batch)
+        found.matches += len(hits)
+        found.examples += hits[: examples - len(found.examples)].to_pylist()
+    return found
