@@ -206,6 +206,7 @@ def test_counts_are_those_of_the_evidence() -> None:
     share = contamination(6, 200)
     assert steps[-1][1:] == ["3.0\u00a0%", f"{percent(share.low)} – {percent(share.high)}"]
     assert "3 of 6 pairs shown" in "".join(page.text)
+    assert "32x32 pixels; the paper itself reports false positives here." in "".join(page.text)
     assert "20 of the images (10.0\u00a0%) are too flat" in "".join(page.text)
     assert "One image passes for 12 different examples" in "".join(page.text)
 
@@ -226,6 +227,11 @@ def test_json_has_the_numbers() -> None:
     assert found["overall"]["median_share"] == pytest.approx(0.03)
     assert found["queries"]["head"][0]["lost"] == 20_000
     assert len(found["not_measured"]) == 33
+
+
+def test_notes_keep_their_capitals() -> None:
+    data = replace(report_data(), evals=(eval_report("country211"),))
+    assert "Made from YFCC100M, which is part" in "".join(Page(render_html(data)).text)
 
 
 def test_nothing_measured_is_a_report_too(tmp_path: Path) -> None:
