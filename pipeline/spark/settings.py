@@ -141,8 +141,15 @@ def _cluster_properties(cores: int, per_executor: int) -> dict[str, str]:
         # that crashes on a hostile image) then costs one core, not a host.
         "spark.executor.cores": "1",
         # Without it one dead Python process fails the job: its executor keeps the broken environment, and the four
-        # attempts of a task all go there.
+        # attempts of a task all go there. So at most two do; an executor that is left out for good is replaced; and the
+        # other executors of its host, which are well, stay.
         "spark.excludeOnFailure.enabled": "true",
+        "spark.excludeOnFailure.killExcludedExecutors": "true",
+        "spark.excludeOnFailure.task.maxTaskAttemptsPerExecutor": "2",
+        "spark.excludeOnFailure.task.maxTaskAttemptsPerNode": "3",  # Spark wants fewer than spark.task.maxFailures
+        "spark.scheduler.excludeOnFailure.unschedulableTaskSetTimeout": "30s",  # on one host, where 3 is all there are
+        "spark.excludeOnFailure.stage.maxFailedExecutorsPerNode": "1000",
+        "spark.excludeOnFailure.application.maxFailedExecutorsPerNode": "1000",
     }
 
 
@@ -158,8 +165,8 @@ def _jvm_words(given: argparse.Namespace, properties: dict[str, str]) -> list[st
 def _worker_processes(given: argparse.Namespace, per_executor: int) -> list[str]:
     """Return the arguments that make each executor start a Python process per task, by this project's boot script.
 
-    Beam's default for `local[N]` is LOOPBACK: N threads in the submitting process. They would share an interpreter lock
-    and one event loop, where the pipeline counts on a process to do one unit at a time.
+    Beam's default for `local[N]` is LOOPBACK: N threads in the submitting process, which share the interpreter lock and
+    the fate of the first decoder that crashes. Everywhere else a process does one unit at a time; so it does here.
     """
     arguments = []
     if given.environment_type is None:

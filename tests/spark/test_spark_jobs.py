@@ -1,0 +1,144 @@
+"""The small job on Spark: local, on a cluster, and on a cluster that loses processes in mid-run."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apache_beam as beam
+import psutil
+import pytest
+import small_job
+from conftest import on_cluster
+
+from pipeline.errors import UserError
+from pipeline.runner import log_file, parse_beam_options, run_pipeline
+from pipeline.spark.cluster import Cluster, local_cluster
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(900), pytest.mark.usefixtures("spark")]
+
+UNITS = 30
+LOCAL = ["--runner=SparkRunner", "--spark_master_url=local[2]"]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = tmp_path_factory.mktemp("expected")
+    run_pipeline(small_job.small_job(root, UNITS), parse_beam_options([]))
+    return small_job.tree(root)
+
+
+def test_local(expected, tmp_path):
+    options = parse_beam_options(LOCAL)
+    for repeat in ("first", "second"):  # the second is served by the same job server
+        root = tmp_path / repeat
+        run_pipeline(small_job.small_job(root, UNITS), options)
+        assert small_job.tree(root) == expected
+        assert small_job.calls(root) == list(range(UNITS))
+
+
+def test_local_units_run_in_processes_one_at_a_time(tmp_path):
+    run_pipeline(small_job.small_job(tmp_path, 8, pause_s=0.2), parse_beam_options(LOCAL))
+    processes = {path.name.split("-")[1] for path in (tmp_path / "calls").iterdir()}
+    assert len(processes) == 2
+    assert str(psutil.Process().pid) not in processes
+
+
+def test_cluster(cluster, expected, tmp_path):
+    run_pipeline(small_job.small_job(tmp_path, UNITS), parse_beam_options(on_cluster(cluster)))
+    assert small_job.tree(tmp_path) == expected
+    assert small_job.calls(tmp_path) == list(range(UNITS))
+
+
+def test_a_users_error_crosses_processes_and_languages(cluster, capfd):
+    with pytest.raises(UserError) as raised:
+        run_pipeline(failing(small_job.fail_as_user), parse_beam_options(on_cluster(cluster)))
+    assert str(raised.value) == "cannot read unit 3"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bug_names_its_step_and_the_log(capfd):
+    with pytest.raises(UserError) as raised:
+        run_pipeline(failing(small_job.fail_as_bug), parse_beam_options(LOCAL))
+    assert str(raised.value) == f"LookupError: no such thing: 3 (in step 'Fail'; the log is in {log_file()})"
+    assert capfd.readouterr() == ("", "")
+
+
+def failing(work):
+    def build(pipeline: beam.Pipeline) -> None:
+        _ = pipeline | beam.Create([3]) | beam.Reshuffle() | "Fail" >> beam.Map(work)
+
+    return build
+
+
+def test_the_job_outlives_a_worker_and_its_executor(expected, tmp_path):
+    (tmp_path / "cluster").mkdir()
+    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(tmp_path / "job", lambda: kill_worker(cluster)):
+        run_pipeline(small_job.small_job(tmp_path / "job", UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
+    assert small_job.tree(tmp_path / "job") == expected
+    assert set(small_job.calls(tmp_path / "job")) == set(range(UNITS))
+
+
+def test_the_job_outlives_a_python_process(expected, tmp_path):
+    (tmp_path / "cluster").mkdir()
+
+    def strike() -> None:
+        python_processes(cluster)[0].kill()
+
+    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(tmp_path / "job", strike):
+        run_pipeline(small_job.small_job(tmp_path / "job", UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
+    assert small_job.tree(tmp_path / "job") == expected
+    assert set(small_job.calls(tmp_path / "job")) == set(range(UNITS))
+
+
+@contextmanager
+def in_mid_run(root: Path, strike: Callable[[], None], after: int = 8) -> Iterator[None]:
+    """Call `strike` from a thread once `after` units have begun; the block must not end before it did."""
+    struck = threading.Event()
+    over = threading.Event()
+
+    def wait_and_strike() -> None:
+        while not over.wait(0.05):
+            if len(list(root.glob("calls/*"))) >= after:
+                strike()
+                struck.set()
+                return
+
+    thread = threading.Thread(target=wait_and_strike)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert struck.is_set()
+
+
+def kill_worker(cluster: Cluster) -> None:
+    """Kill -9 the first worker, and what it started: its executor and that one's Python."""
+    worker = psutil.Process(cluster.workers[0].pid)
+    victims = [worker, *worker.children(recursive=True)]
+    assert any("CoarseGrainedExecutorBackend" in " ".join(victim.cmdline()) for victim in victims)
+    for victim in victims:
+        victim.kill()
+    cluster.workers[0].wait()
+
+
+def python_processes(cluster: Cluster) -> list[psutil.Process]:
+    children = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
+    found = [child for child in children if any("wit-beam-boot" in word for word in child.cmdline())]
+    assert found
+    return found
+
+
+def test_nothing_is_left_running(tmp_path):
+    (tmp_path / "cluster").mkdir()
+    with local_cluster(tmp_path / "cluster") as cluster:
+        run_pipeline(small_job.small_job(tmp_path / "job", 4), parse_beam_options(on_cluster(cluster)))
+        started = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
+        assert started
+    give_up = time.monotonic() + 120
+    while any(process.is_running() and process.status() != "zombie" for process in started):
+        assert time.monotonic() < give_up, [process.cmdline() for process in started if process.is_running()]
+        time.sleep(0.2)
