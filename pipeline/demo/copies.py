@@ -140,9 +140,12 @@ def plant_evals(web: Publisher, directory: Path) -> None:
         ("mirrored copy", lambda url, picture: web.body(url, encode(_mirrored(picture), "JPEG"))),
     ):
         matches = {}
-        for _ in range(_COPIES_OF_EACH_KIND):
+        for number in range(_COPIES_OF_EACH_KIND):
             eval_id, scene = examples.pop()
-            mention = Mention(web.new_url("cdn.example"), web.caption(scene, in_collection=True))
+            caption = web.caption(scene, in_collection=True)
+            if number == 0:  # the report shows captions of copies: one of them tries to run there
+                caption += f" {web.ledger.hostile_markup}"
+            mention = Mention(web.new_url("cdn.example"), caption)
             copy(mention.url, draw(scene))
             web.mention(web.rng.choice(PAGE_HOSTS), mention)
             matches[mention.uid] = eval_id

@@ -146,24 +146,19 @@ def _fine(web: Publisher, host: str, headers: dict[str, str] | None = None) -> t
 
 
 def _opt_outs(web: Publisher) -> None:
-    for value, count in (
-        ("noai", 6),
-        ("noai, max-image-preview:large", 6),
-        ("noimageai", 2),
-        ("none", 2),
-        ("wit-pipeline: noai", 4),
-        ("unavailable_after: Wed, 01 Jan 2020 00:00:00 GMT", 2),
+    for value, count, reasons in (
+        ("noai", 6, [Reason.OPTED_OUT]),
+        ("noai, max-image-preview:large", 6, [Reason.OPTED_OUT]),
+        ("noimageai", 2, [Reason.OPTED_OUT]),
+        ("none", 2, [Reason.OPTED_OUT]),
+        ("wit-pipeline: noai", 4, [Reason.OPTED_OUT]),
+        ("unavailable_after: 2020-01-01", 2, [Reason.OPTED_OUT]),
+        ("unavailable_after: 2200-01-01", 2, []),
+        ("otherbot: noai", 6, []),
+        ("max-image-preview:large", 4, []),
     ):
-        opted_out = [_fine(web, "artists.example", {"X-Robots-Tag": value}) for _ in range(count)]
-        web.plant(f"X-Robots-Tag: {value}", opted_out, Reason.OPTED_OUT)
-    for value, count in (
-        ("otherbot: noai", 6),
-        ("max-image-preview:large", 4),
-        ("unavailable_after: Sat, 01 Jan 2200 00:00:00 GMT", 2),
-    ):
-        web.plant(
-            f"X-Robots-Tag: {value}", [_fine(web, "artists.example", {"X-Robots-Tag": value}) for _ in range(count)]
-        )
+        pictures = [_fine(web, "artists.example", {"X-Robots-Tag": value}) for _ in range(count)]
+        web.plant(f"X-Robots-Tag: {value}", pictures, *reasons)
 
 
 def _not_images(web: Publisher) -> None:

@@ -88,7 +88,10 @@ class Publisher:
     def caption(self, scene: Scene, language: str = "", *, in_collection: bool = False) -> str:
         """Return a true caption; with `in_collection` it matches a rare query, so that balance keeps the pair."""
         language = language or self.language()
-        text = say(scene, language, self.rng.choices(_DETAILS, _DETAIL_WEIGHTS)[0])
+        detail = self.rng.choices(_DETAILS, _DETAIL_WEIGHTS)[0]
+        if language != "en" and detail == "subject":
+            detail = "background"  # a word that is always in the query list, however the others are inflected
+        text = say(scene, language, detail)
         return text + _SUFFIXES[language].format(self.rng.choice(COLLECTIONS)) if in_collection else text
 
     def new_url(self, host: str, extension: str = "jpg", folder: str = "img") -> str:

@@ -79,7 +79,9 @@ def run_demo(directory: Path, *, seed: int = 7, pictures: int = 4_500, quiet: bo
     console = Console()
     _clear(directory)
     console.print(f"[bold]wit demo[/] makes a small web of {pictures:,} pictures and builds a data set from it.")
-    ledger = make_world(directory, seed, pictures)
+    with console.status("making the web"):
+        ledger = make_world(directory, seed, pictures)
+    console.print(f"web            {directory / 'web'}  {time.monotonic() - started_s:.0f}s", soft_wrap=True)
     import_allowlist(str(directory / "queries.txt"), str(directory / "queries.parquet"))
     cap = max(1, pictures // _PICTURES_PER_CAP)
     with serve(directory / "web") as web:
