@@ -1,0 +1,333 @@
+"""From URLs to outcomes, inside one event loop: who is asked next, what the answer means, and whether to ask again.
+
+A URL is a job that makes one request at a time. Between two of its requests (after a redirect, before a retry, while
+its host's robots.txt is asked for) it waits in the queue of the host it asks next and holds nothing.
+"""
+
+import asyncio
+import hashlib
+import io
+from collections import Counter
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+
+from pipeline.config import FetchConfig
+from pipeline.fetching.addresses import Target, is_private_literal
+from pipeline.fetching.archives import ArchiveIndex
+from pipeline.fetching.client import Answer, Client, Headers
+from pipeline.fetching.hosts import HostLimits, HostSchedule
+from pipeline.fetching.images import store_image
+from pipeline.fetching.opt_out import refusal
+from pipeline.fetching.outcome import FetchFailure, Outcome, failed
+from pipeline.fetching.part import Part
+from pipeline.fetching.responses import check_status, is_redirect, redirect_target
+from pipeline.fetching.robots import RobotRules, RobotsCache, ask_robots
+from pipeline.records import Reason
+from pipeline.urls import normalize_url
+
+BACKOFF_S = 0.5  # before the first retry; doubled for each further one
+SHUT_FROM_S = 60.0  # a host that asks us to stay away for longer is given up for that time
+MAX_SHUT_S = 3600.0
+PART_GRACE_S = 3600.0  # see `part_limit_s`
+
+_ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """One part being crawled; `done` is resolved with the last of its URLs."""
+
+    part: Part
+    ends_at_s: float
+    done: "asyncio.Future[None]"
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A URL on its way. `left_s` is what remains of its deadline: for asking, and for waiting between its retries."""
+
+    run: _Run
+    number: int
+    target: Target
+    left_s: float
+    redirects: int = 0
+    retries: int = 0
+    is_looked_up: bool = False
+
+
+def part_limit_s(targets: list[Target], config: FetchConfig, workers: int) -> float:
+    """Return after how many seconds a part gives up the URLs whose turn has not come.
+
+    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing asks of the host
+    with the most URLs: only hosts that slow us down themselves (crawl delays, slow answers to many URLs) reach it.
+    """
+    most_of_one_host = max(Counter(target.host for target in targets).values(), default=0)
+    pacing_s = 2 * most_of_one_host * config.host_interval_s * workers
+    return PART_GRACE_S + len(targets) * config.timeout_s / config.concurrency + pacing_s
+
+
+class Crawl:
+    """Asks for the URLs of one or more parts at a time. Everything happens in the event loop that made it."""
+
+    def __init__(
+        self, config: FetchConfig, *, workers: int, client: Client, decoders: Executor, archives: ArchiveIndex | None
+    ) -> None:
+        self._config = config
+        self._workers = workers
+        self._client = client
+        self._decoders = decoders
+        self._archives = archives
+        self._loop = asyncio.get_running_loop()
+        self._robots = RobotsCache()
+        self._robots_failures: Counter[str] = Counter()
+        limits = HostLimits.shared(
+            concurrency=config.host_concurrency,
+            interval_s=config.host_interval_s,
+            failures=config.host_failures,
+            workers=workers,
+        )
+        self._schedule: HostSchedule[_Job] = HostSchedule(limits, workers, self._must_be_alone, unpaced=_ARCHIVES)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runs: set[_Run] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def run(self, part: Part) -> None:
+        """Give every URL of `part` its outcome."""
+        targets = [_target_or_failure(url) for url in part.urls]
+        limit_s = part_limit_s([t for t in targets if isinstance(t, Target)], self._config, self._workers)
+        run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
+        expiry = self._loop.call_at(run.ends_at_s, self._give_up, run)
+        self._runs.add(run)
+        try:
+            for number, target in enumerate(targets):
+                if isinstance(target, Target):
+                    self._enqueue(_Job(run, number, target, self._config.timeout_s))
+                else:
+                    part.finish(number, failed(target))
+            if part.unfinished:
+                self._pump()
+                await run.done
+        finally:
+            expiry.cancel()
+            self._runs.discard(run)
+            self._schedule.remove(lambda job: job.run is run)
+            self._schedule.forget_idle(self._loop.time())
+
+    def _pump(self) -> None:
+        """Start all jobs that may start, and come back when the next one may."""
+        while len(self._tasks) < self._config.concurrency:
+            now_s = self._loop.time()
+            taken = self._schedule.take(now_s)
+            if taken is None:
+                break
+            host, job = taken
+            if self._schedule.is_shut(host, now_s):
+                self._schedule.release(host)
+                self._end(job, _unavailable("it kept failing or told us to stay away"))
+                continue
+            task = self._loop.create_task(self._attempt(host, job))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._attempted, job.run))
+        self._come_back(self._schedule.next_start_s())
+
+    def _come_back(self, at_s: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at_s is None or len(self._tasks) == self._config.concurrency:
+            return
+        if not self._tasks:  # do not sit out the time where it is clear that nothing will start within it
+            for run in [run for run in self._runs if run.ends_at_s < at_s]:
+                self._give_up(run)
+        self._timer = self._loop.call_at(at_s, self._pump)
+
+    def _attempted(self, run: _Run, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not run.done.done():
+            run.done.set_exception(error)
+        self._pump()
+
+    async def _attempt(self, host: str, job: _Job) -> None:
+        """Make one request for a job, then end it or queue it again."""
+        try:
+            answer = await (self._look_up(job) if host == _ARCHIVES else self._ask(host, job))
+        except FetchFailure as failure:
+            self._retry_or_end(job, failure)
+            return
+        finally:
+            self._schedule.release(host)
+        if answer is None:
+            self._enqueue(job)
+            return
+        outcome, jpeg = await self._loop.run_in_executor(self._decoders, _decode, answer, self._config)
+        self._end(job, outcome, jpeg)
+
+    async def _look_up(self, job: _Job) -> Answer | None:
+        """Return the recorded answer with an image file, or None where the job has to go on elsewhere."""
+        assert self._archives is not None
+        job.is_looked_up = True
+        find, max_bytes = self._archives.get, self._config.max_bytes
+        recorded = await self._loop.run_in_executor(self._decoders, find, job.target.url, max_bytes)
+        if recorded is None:
+            return None
+        if self._wants_body(recorded.status, recorded.headers):
+            return Answer(recorded.status, recorded.headers, io.BytesIO(recorded.body))
+        self._redirect(job, recorded.headers)
+        return None
+
+    async def _ask(self, host: str, job: _Job) -> Answer | None:
+        """Return the answer with an image file, or None where the job has to go on elsewhere (or here, later)."""
+        started_s = self._loop.time()
+        rules = self._robots.get(job.target.origin, started_s)
+        if rules is None:
+            await self._learn_rules(host, job.target.origin)
+            return None
+        rules.check(job.target.url)
+        try:
+            answer = await self._client.get(
+                job.target,
+                budget_s=job.left_s,
+                max_bytes=self._config.max_bytes,
+                wants_body=self._wants_body,
+                scratch_dir=job.run.part.scratch_dir,
+                is_last=self._schedule.queued(host) == 0,
+            )
+        except FetchFailure as failure:
+            self._note_failure(host, failure)
+            raise
+        finally:
+            job.left_s -= self._loop.time() - started_s
+        self._schedule.record(host, self._loop.time(), is_failure=False)
+        if answer.body is not None:
+            return answer
+        self._redirect(job, answer.headers)
+        return None
+
+    def _must_be_alone(self, job: _Job) -> bool:
+        """Until a host's rules are known, one job asks for them and the others wait."""
+        return job.is_looked_up and self._robots.get(job.target.origin, self._loop.time()) is None
+
+    async def _learn_rules(self, host: str, origin: str) -> None:
+        try:
+            rules = await ask_robots(self._client, origin, self._config)
+        except FetchFailure as failure:
+            self._note_failure(host, failure)
+            self._robots_failures[origin] += 1
+            tries = self._robots_failures[origin]
+            if failure.is_transient and tries <= self._config.retries:
+                self._schedule.postpone(host, self._loop.time() + BACKOFF_S * 2 ** (tries - 1))
+                return
+            rules = RobotRules.refusing(self._config.agent, failure)
+        del self._robots_failures[origin]
+        self._robots.put(origin, rules, self._loop.time())
+        self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
+
+    def _wants_body(self, status: int, headers: Headers) -> bool:
+        """Return whether a response carries an image, False for a redirect.
+
+        Raises:
+            FetchFailure: it carries neither, or forbids the use.
+        """
+        now = datetime.now(UTC)
+        if not is_redirect(status):
+            check_status(status, headers, now)
+        refused_by = refusal(
+            headers.getall("X-Robots-Tag", ()), headers.getall("TDM-Reservation", ()), agent=self._config.agent, now=now
+        )
+        if refused_by is not None:
+            raise FetchFailure(Reason.OPTED_OUT, refused_by, http_status=status)
+        return not is_redirect(status)
+
+    def _redirect(self, job: _Job, headers: Headers) -> None:
+        if job.redirects == self._config.max_redirects:
+            raise FetchFailure(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}")
+        job.redirects += 1
+        job.target = Target.parse(redirect_target(job.target.url, headers))
+        job.is_looked_up = False
+
+    def _note_failure(self, host: str, failure: FetchFailure) -> None:
+        """Let a host rest that is in trouble or asks for it."""
+        now_s = self._loop.time()
+        is_of_host = failure.is_transient or failure.reason in (Reason.TIMEOUT, Reason.TLS_FAILED)
+        self._schedule.record(host, now_s, is_failure=is_of_host)
+        wait_s = failure.retry_after_s or 0.0
+        if wait_s > SHUT_FROM_S:
+            self._schedule.shut(host, now_s + min(wait_s, MAX_SHUT_S))
+        elif wait_s:
+            self._schedule.postpone(host, now_s + wait_s)
+
+    def _retry_or_end(self, job: _Job, failure: FetchFailure) -> None:
+        wait_s = BACKOFF_S * 2**job.retries if failure.retry_after_s is None else failure.retry_after_s
+        if failure.is_transient and job.retries < self._config.retries and wait_s < job.left_s:
+            job.retries += 1
+            job.left_s -= wait_s
+            self._enqueue(job, self._loop.time() + wait_s)
+        else:
+            self._end(job, failed(failure))
+
+    def _enqueue(self, job: _Job, not_before_s: float = 0.0) -> None:
+        """Queue the next request of a job where it belongs, or end the job."""
+        if not self._config.allow_private_hosts and is_private_literal(job.target.host):
+            message = f"{job.target.host} is not on the public Internet"
+            self._end(job, failed(FetchFailure(Reason.PRIVATE_ADDRESS, message)))
+        elif self._archives is not None and not job.is_looked_up:
+            self._schedule.add(_ARCHIVES, job)
+        elif not self._config.network:
+            self._end(job, failed(FetchFailure(Reason.NOT_IN_ARCHIVES, "and the network is switched off")))
+        elif self._loop.time() >= job.run.ends_at_s:
+            self._end(job, _unavailable("its turn did not come in time"))
+        else:
+            job.is_looked_up = True
+            self._schedule.add(job.target.host, job, not_before_s)
+
+    def _end(self, job: _Job, outcome: Outcome, jpeg: bytes | None = None) -> None:
+        run = job.run
+        if run.done.done():  # a bug elsewhere ended the run before its last URL
+            return
+        if jpeg is not None:
+            outcome = replace(outcome, jpeg=run.part.keep(jpeg))
+        run.part.finish(job.number, outcome)
+        if run.part.unfinished == 0:
+            run.done.set_result(None)
+
+    def _give_up(self, run: _Run) -> None:
+        for job in self._schedule.remove(lambda job: job.run is run):
+            self._end(job, _unavailable("its turn did not come in time"))
+
+
+def _target_or_failure(url: str) -> Target | FetchFailure:
+    normal = normalize_url(url)
+    if normal is not None:
+        return Target.parse(normal)
+    reason = Reason.BAD_URL if url.lower().startswith(("http:", "https:")) else Reason.BAD_SCHEME
+    return FetchFailure(reason, "no http(s) URL")
+
+
+def _unavailable(message: str) -> Outcome:
+    return failed(FetchFailure(Reason.HOST_UNAVAILABLE, message))
+
+
+def _decode(answer: Answer, config: FetchConfig) -> tuple[Outcome, bytes | None]:
+    """Return the outcome of a URL that answered with a file, and the image to keep. Runs in a decoder thread."""
+    assert answer.body is not None
+    with answer.body as body:
+        encoded = body.read()
+    sha256 = hashlib.sha256(encoded).hexdigest()
+    try:
+        image = store_image(encoded, config)
+    except FetchFailure as failure:
+        return failed(failure, http_status=answer.status, sha256=sha256), None
+    outcome = Outcome(
+        http_status=answer.status,
+        width=image.size[0],
+        height=image.size[1],
+        original_width=image.original_size[0],
+        original_height=image.original_size[1],
+        sha256=sha256,
+        exif=image.exif,
+        pdq=image.pdq,
+        pdq_quality=image.pdq_quality,
+    )
+    return outcome, image.jpeg

@@ -1,0 +1,90 @@
+"""Fetch the images of a part of the plan: the entry to this package.
+
+    with Fetcher(config.fetch, workers=8) as fetcher:
+        table = fetcher.fetch_part(plan, tar_stream=tar, scratch_dir=folder)
+
+One `Fetcher` per process: it keeps what parts have in common (event loop, connections, what it knows about hosts).
+"""
+
+import asyncio
+import os
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import pyarrow as pa
+import uvloop
+
+from pipeline.config import FetchConfig
+from pipeline.fetching.archives import ArchiveIndex
+from pipeline.fetching.client import Client
+from pipeline.fetching.crawl import Crawl
+from pipeline.fetching.part import Part
+
+_OPEN_FILES = 4_096
+
+
+class Fetcher:
+    """Fetches parts; may be used from several threads."""
+
+    def __init__(self, config: FetchConfig, *, workers: int = 1, archives: ArchiveIndex | None = None) -> None:
+        """Start the event loop in a thread of its own.
+
+        `workers` is how many processes fetch at the same time, everywhere together: what a host has to bear is shared
+        out among them. `archives` is the index of `config.archives`; the caller keeps it open.
+        """
+        if config.archives and archives is None:
+            raise ValueError("config.archives is set, but there is no index of them")
+        _allow_open_files(2 * config.concurrency + _OPEN_FILES)
+        self._config = config
+        self._decoders = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // workers), "decode")
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
+        self._thread.start()
+        self._client, self._crawl = asyncio.run_coroutine_threadsafe(self._open(workers, archives), self._loop).result()
+
+    async def _open(self, workers: int, archives: ArchiveIndex | None) -> tuple[Client, Crawl]:
+        client = Client(self._config)
+        return client, Crawl(self._config, workers=workers, client=client, decoders=self._decoders, archives=archives)
+
+    def fetch_part(self, plan: pa.Table, *, tar_stream: BinaryIO, scratch_dir: Path) -> pa.Table:
+        """Ask for every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
+
+        Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
+        must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
+        """
+        part = Part(plan, scratch_dir)
+        try:
+            crawling = asyncio.run_coroutine_threadsafe(self._crawl.run(part), self._loop)
+            try:
+                crawling.result()
+            finally:
+                crawling.cancel()
+            part.write_tar(tar_stream)
+            return part.table()
+        finally:
+            part.close()
+
+    def close(self) -> None:
+        """Close all connections and end the threads."""
+        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._decoders.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

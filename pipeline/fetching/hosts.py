@@ -1,0 +1,164 @@
+"""Who may be asked when: concurrency, pacing and patience per host.
+
+A host is a host name, whatever the scheme and port. Each process gets its share of what a host is to bear from all of
+them. Waiting costs nothing: a job waits here, not in one of the slots that ask, so a slow host never holds up others.
+No clock and no I/O: every time is given, in seconds on one monotonic clock.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Generic, TypeVar
+
+SHUT_S = 600.0  # how long a host that keeps failing is left alone
+
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """What one host has to bear from one process."""
+
+    concurrency: int
+    interval_s: float
+    failures: int
+
+    @classmethod
+    def shared(cls, *, concurrency: int, interval_s: float, failures: int, workers: int) -> "HostLimits":
+        """Share out what a host has to bear over `workers` processes. Each process may ask one question at a time."""
+        return cls(max(1, concurrency // workers), interval_s * workers, failures)
+
+
+@dataclass(slots=True)
+class _Host(Generic[Job]):
+    queue: list[tuple[float, int, Job]] = field(default_factory=list)  # heap of (not before, order of arrival, job)
+    active: int = 0
+    next_start_s: float = 0.0
+    crawl_delay_s: float = 0.0
+    consecutive_failures: int = 0
+    shut_until_s: float = 0.0
+    offered_at_s: float | None = None  # when its one live entry in the schedule's heap is due
+
+
+class HostSchedule(Generic[Job]):
+    """The queues of all hosts. `must_be_alone` names jobs that start only while nothing else of their host runs.
+
+    The queue called `unpaced` is no host: its jobs start at once.
+    """
+
+    def __init__(
+        self, limits: HostLimits, workers: int, must_be_alone: Callable[[Job], bool], unpaced: str | None = None
+    ) -> None:
+        self._limits = limits
+        self._unpaced = unpaced
+        self._workers = workers
+        self._must_be_alone = must_be_alone
+        self._hosts: dict[str, _Host[Job]] = {}
+        self._offers: list[tuple[float, int, str]] = []
+        self._order = count()
+
+    def add(self, name: str, job: Job, not_before_s: float = 0.0) -> None:
+        """Queue a job for a host; jobs that may start at the same time start in the order they came."""
+        host = self._hosts.setdefault(name, _Host())
+        heapq.heappush(host.queue, (not_before_s, next(self._order), job))
+        self._offer(name, host)
+
+    def take(self, now_s: float) -> tuple[str, Job] | None:
+        """Start the next job that may start, or return None. `release` must follow."""
+        while self._offers and self._offers[0][0] <= now_s:
+            due_s, _, name = heapq.heappop(self._offers)
+            host = self._hosts.get(name)
+            if host is None or host.offered_at_s != due_s:
+                continue
+            host.offered_at_s = None
+            if not self._may_start(name, host):
+                continue
+            if self._due_s(host) <= now_s:
+                return name, self._start(name, host, now_s)
+            self._offer(name, host)
+        return None
+
+    def next_start_s(self) -> float | None:
+        """Return when `take` should be called next if nothing else happens, or None: not before a release or an add."""
+        return self._offers[0][0] if self._offers else None
+
+    def release(self, name: str) -> None:
+        """Say that a job of a host no longer uses it."""
+        host = self._hosts[name]
+        host.active -= 1
+        self._offer(name, host)
+
+    def queued(self, name: str) -> int:
+        """Return how many jobs wait for a host."""
+        host = self._hosts.get(name)
+        return len(host.queue) if host is not None else 0
+
+    def remove(self, is_removed: Callable[[Job], bool]) -> Iterable[Job]:
+        """Take jobs out of all queues and return them."""
+        removed = []
+        for host in self._hosts.values():
+            removed += [job for _, _, job in host.queue if is_removed(job)]
+            host.queue = [entry for entry in host.queue if not is_removed(entry[2])]
+            heapq.heapify(host.queue)
+        return removed
+
+    def set_crawl_delay(self, name: str, delay_s: float) -> None:
+        """Keep at least `delay_s` between two requests of all processes together to a host."""
+        host = self._hosts[name]
+        host.crawl_delay_s = max(host.crawl_delay_s, delay_s * self._workers)
+        host.next_start_s = max(host.next_start_s, host.next_start_s - self._limits.interval_s + host.crawl_delay_s)
+
+    def postpone(self, name: str, until_s: float) -> None:
+        """Start nothing more of a host before `until_s`."""
+        self._hosts[name].next_start_s = max(self._hosts[name].next_start_s, until_s)
+
+    def shut(self, name: str, until_s: float) -> None:
+        """Give a host up until `until_s`; its jobs come out at once, for the caller to end."""
+        host = self._hosts[name]
+        host.shut_until_s = max(host.shut_until_s, until_s)
+        self._offer(name, host)
+
+    def is_shut(self, name: str, now_s: float) -> bool:
+        """Return whether a host is given up at present."""
+        host = self._hosts.get(name)
+        return host is not None and host.shut_until_s > now_s
+
+    def record(self, name: str, now_s: float, *, is_failure: bool) -> None:
+        """Count a request; as many failures in a row as the limit says shut the host."""
+        host = self._hosts[name]
+        host.consecutive_failures = host.consecutive_failures + 1 if is_failure else 0
+        if host.consecutive_failures >= self._limits.failures:
+            host.consecutive_failures = 0
+            self.shut(name, now_s + SHUT_S)
+
+    def forget_idle(self, now_s: float) -> None:
+        """Drop the hosts about which nothing needs to be remembered."""
+        for name, host in list(self._hosts.items()):
+            if not host.queue and not host.active and max(host.next_start_s, host.shut_until_s) <= now_s:
+                del self._hosts[name]
+
+    def _offer(self, name: str, host: _Host[Job]) -> None:
+        if not self._may_start(name, host):
+            return
+        due_s = self._due_s(host)
+        if host.offered_at_s is None or due_s < host.offered_at_s:
+            host.offered_at_s = due_s
+            heapq.heappush(self._offers, (due_s, next(self._order), name))
+
+    def _may_start(self, name: str, host: _Host[Job]) -> bool:
+        if name == self._unpaced or not host.queue:
+            return bool(host.queue)
+        limit = 1 if self._must_be_alone(host.queue[0][2]) else self._limits.concurrency
+        return host.active < limit
+
+    def _due_s(self, host: _Host[Job]) -> float:
+        return max(host.queue[0][0], host.next_start_s) if host.shut_until_s <= host.next_start_s else 0.0
+
+    def _start(self, name: str, host: _Host[Job], now_s: float) -> Job:
+        job = heapq.heappop(host.queue)[2]
+        host.active += 1
+        if host.shut_until_s <= now_s and name != self._unpaced:
+            host.next_start_s = now_s + max(self._limits.interval_s, host.crawl_delay_s)
+        self._offer(name, host)
+        return job

@@ -1,0 +1,62 @@
+"""What became of one URL: the facts of its image, or the reason there is none."""
+
+from dataclasses import dataclass
+
+from pipeline.records import Reason
+
+
+class FetchFailure(Exception):
+    """A URL, or one attempt at it, failed for a reason of the closed list: an expected value, raised to leave early.
+
+    `is_transient` says that the same request may succeed later; `retry_after_s` is what the host asked for.
+    `original_size` is (width, height) where the image header could still be read.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        http_status: int | None = None,
+        is_transient: bool = False,
+        retry_after_s: float | None = None,
+        original_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.http_status = http_status
+        self.is_transient = is_transient
+        self.retry_after_s = retry_after_s
+        self.original_size = original_size
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The columns that fetching adds to a pair; `reason` is None exactly for a success. `jpeg` is (offset, length)."""
+
+    reason: Reason | None = None
+    error_message: str | None = None
+    http_status: int | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    sha256: str | None = None
+    exif: str | None = None
+    pdq: bytes | None = None
+    pdq_quality: int | None = None
+    jpeg: tuple[int, int] | None = None
+
+
+def failed(failure: FetchFailure, *, http_status: int | None = None, sha256: str | None = None) -> Outcome:
+    """Return the outcome of a URL that ended in `failure`."""
+    width, height = failure.original_size or (None, None)
+    return Outcome(
+        reason=failure.reason,
+        error_message=failure.message,
+        http_status=failure.http_status if failure.http_status is not None else http_status,
+        original_width=width,
+        original_height=height,
+        sha256=sha256,
+    )

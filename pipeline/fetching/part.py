@@ -1,0 +1,81 @@
+"""One part of the plan: its distinct URLs, what became of each, and the tar and table made of that.
+
+Images wait in a temporary file until the last URL is done, so the output has the order of the plan whatever the order
+in which hosts answered, and memory does not grow with the images.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from pipeline.fetching.outcome import Outcome
+from pipeline.records import FETCHED, IMAGE_FACTS, RESIZE_REASONS
+from pipeline.shards.tar import TarWriter
+
+_OUTCOME_COLUMNS = frozenset(field.name for field in fields(Outcome))
+
+
+class Part:
+    """The state of one part while it is being fetched."""
+
+    def __init__(self, plan: pa.Table, scratch_dir: Path) -> None:
+        coded = plan["url"].combine_chunks().dictionary_encode()
+        self.scratch_dir = scratch_dir
+        self.urls: list[str] = coded.dictionary.to_pylist()
+        self._plan = plan
+        self._url_of_pair = coded.indices
+        self._outcomes: list[Outcome | None] = [None] * len(self.urls)
+        self.unfinished = len(self.urls)
+        self._images: BinaryIO = TemporaryFile(dir=scratch_dir)  # noqa: SIM115 closed by `close`
+        self._size_bytes = 0
+
+    def close(self) -> None:
+        """Delete the temporary file."""
+        self._images.close()
+
+    def keep(self, jpeg: bytes) -> tuple[int, int]:
+        """Keep an image until the tar is written; return where."""
+        offset = self._size_bytes
+        self._images.write(jpeg)
+        self._size_bytes += len(jpeg)
+        return offset, len(jpeg)
+
+    def finish(self, number: int, outcome: Outcome) -> None:
+        """Record what became of URL `number`."""
+        assert self._outcomes[number] is None, f"{self.urls[number]} ended twice"
+        self._outcomes[number] = outcome
+        self.unfinished -= 1
+
+    def write_tar(self, stream: BinaryIO) -> None:
+        """Write the image of each pair that has one, in plan order."""
+        outcomes = self._finished()
+        self._images.flush()
+        with TarWriter(stream) as tar:
+            for uid, number in zip(self._plan["uid"].to_pylist(), self._url_of_pair.to_pylist(), strict=True):
+                if (span := outcomes[number].jpeg) is not None:
+                    offset, length = span
+                    self._images.seek(offset)
+                    tar.add(f"{uid}.jpg", self._images.read(length))
+
+    def table(self) -> pa.Table:
+        """Return the plan with the outcome of each pair, as `FETCHED`."""
+        outcomes = self._finished()
+        columns = dict(zip(self._plan.column_names, self._plan.columns, strict=True))
+        for name, kind in IMAGE_FACTS:
+            values = [_status(o) if name == "status" else getattr(o, name) for o in outcomes]
+            columns[name] = pa.array(values, kind).take(self._url_of_pair)
+        return pa.table({name: columns[name] for name in FETCHED.names}, schema=FETCHED)
+
+    def _finished(self) -> list[Outcome]:
+        finished = [outcome for outcome in self._outcomes if outcome is not None]
+        assert len(finished) == len(self.urls), "a URL has no outcome"
+        return finished
+
+
+def _status(outcome: Outcome) -> str:
+    if outcome.reason is None:
+        return "success"
+    return "failed_to_resize" if outcome.reason in RESIZE_REASONS else "failed_to_download"

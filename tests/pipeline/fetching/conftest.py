@@ -1,0 +1,3 @@
+from hostile_server import server
+
+__all__ = ["server"]

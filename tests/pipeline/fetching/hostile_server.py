@@ -1,0 +1,270 @@
+"""A web server on 127.0.0.1 with every way to answer badly, in a thread of its own. It counts what it is asked.
+
+Routes are functions of a `Request` that write whatever bytes they like. `server.url("/path")` is for direct requests;
+as a gateway the same server plays every host.
+"""
+
+import asyncio
+import contextlib
+import gzip
+import io
+import ssl
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@dataclass
+class Request:
+    """One request; handlers write to `writer`."""
+
+    path: str
+    host: str
+    headers: dict[str, str]
+    writer: asyncio.StreamWriter
+    server: "HostileServer"
+
+    async def send(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """Send an ordinary response; underscores in header names stand for hyphens."""
+        named = {"Content-Length": str(len(body))} | {name.replace("_", "-"): value for name, value in headers.items()}
+        await self.raw(head(status, named) + body)
+
+    async def raw(self, content: bytes) -> None:
+        self.writer.write(content)
+        await self.writer.drain()
+
+
+Route = Callable[[Request], Awaitable[None]]
+
+
+def head(status: int, headers: dict[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} X\r\n{lines}\r\n".encode("latin-1")
+
+
+def picture(width: int = 64, height: int = 48, *, seed: int = 0, image_format: str = "JPEG") -> bytes:
+    """Return an image file with smooth random content."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(file, image_format)
+    return file.getvalue()
+
+
+@dataclass
+class HostileServer:
+    """See the module. `hosts` overrides routes for one host name: {(host, path): route}."""
+
+    routes: dict[str, Route]
+    hosts: dict[tuple[str, str], Route] = field(default_factory=dict)
+    hits: Counter[str] = field(default_factory=Counter)  # by "host/path"
+    started_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by host
+    active: Counter[str] = field(default_factory=Counter)
+    most_active: Counter[str] = field(default_factory=Counter)
+    seen: list[dict[str, str]] = field(default_factory=list)  # request headers
+    port: int = 0
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    @property
+    def gateway(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while lines := (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n"):
+                headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+                request = Request(lines[0].split(" ")[1], headers["Host"], headers, writer, self)
+                await self._answer(request)
+                if writer.is_closing() or headers.get("Connection") == "close":
+                    break
+        writer.close()
+
+    async def _answer(self, request: Request) -> None:
+        host = request.host
+        self.hits[host + request.path] += 1
+        self.seen.append(request.headers)
+        self.started_s[host].append(time.monotonic())
+        self.active[host] += 1
+        self.most_active[host] = max(self.most_active[host], self.active[host])
+        try:
+            path = request.path.partition("?")[0]
+            route = self.hosts.get((host, path)) or self.routes.get(path) or _not_found
+            await route(request)
+        finally:
+            self.active[host] -= 1
+
+    @contextlib.contextmanager
+    def running(self, tls: ssl.SSLContext | None = None) -> Iterator["HostileServer"]:
+        """Serve until the block ends."""
+        loop = asyncio.new_event_loop()
+        server = loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls))
+        self.port = server.sockets[0].getsockname()[1]
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            yield self
+        finally:
+            asyncio.run_coroutine_threadsafe(_stop(server), loop).result(10)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+async def _stop(server: asyncio.Server) -> None:
+    server.close()
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _not_found(request: Request) -> None:
+    await request.send(404)
+
+
+def fixed(status: int, body: bytes = b"", **headers: str) -> Route:
+    """Return a route that always answers the same."""
+
+    async def route(request: Request) -> None:
+        await request.send(status, body, **headers)
+
+    return route
+
+
+def raw(content: bytes, later: bytes = b"", *, then_close: bool = True) -> Route:
+    """Return a route that sends these bytes, in a packet of their own those that come later, and closes."""
+
+    async def route(request: Request) -> None:
+        await request.raw(content)
+        if later:
+            await asyncio.sleep(0.05)
+            await request.raw(later)
+        if then_close:
+            request.writer.close()
+
+    return route
+
+
+def first_then(first: list[Route], then: Route) -> Route:
+    """Return a route that plays `first` one by one, then always `then`."""
+    left = list(first)
+
+    async def route(request: Request) -> None:
+        await (left.pop(0) if left else then)(request)
+
+    return route
+
+
+async def hang(request: Request) -> None:
+    """Never answer."""
+    await asyncio.sleep(3600)
+
+
+async def slow_headers(request: Request) -> None:
+    """Send the headers a byte at a time."""
+    for byte in head(200, {"Content-Length": "10"}):
+        await request.raw(bytes([byte]))
+        await asyncio.sleep(0.05)
+
+
+async def drip(request: Request) -> None:
+    """Send the body a byte at a time, for ever."""
+    await request.raw(head(200, {"Content-Type": "image/jpeg"}))
+    while True:
+        await request.raw(b"x")
+        await asyncio.sleep(0.02)
+
+
+async def endless(request: Request) -> None:
+    """Send a body without end, as fast as it goes."""
+    await request.raw(head(200, {"Content-Type": "image/jpeg"}))
+    while True:
+        await request.raw(b"\xff\xd8\xff" + bytes(1 << 16))
+
+
+async def reset(request: Request) -> None:
+    """Break the connection instead of answering."""
+    request.writer.transport.abort()
+
+
+async def reset_in_body(request: Request) -> None:
+    """Break the connection in the middle of the body."""
+    await request.raw(head(200, {"Content-Length": "100000"}) + bytes(1000))
+    await asyncio.sleep(0.05)
+    request.writer.transport.abort()
+
+
+GOOD = picture()
+GZIP_BOMB = gzip.compress(bytes(200 << 20), 9)
+
+
+def default_routes() -> dict[str, Route]:
+    chunked = head(200, {"Transfer-Encoding": "chunked", "Content-Type": "image/jpeg"})
+    return {
+        "/robots.txt": fixed(404),
+        "/ok.jpg": fixed(200, GOOD),
+        "/ok.png": fixed(200, picture(image_format="PNG")),
+        "/203.jpg": fixed(203, GOOD),
+        "/gzip.jpg": fixed(200, gzip.compress(GOOD), Content_Encoding="gzip"),
+        "/chunked.jpg": raw(chunked + b"%x\r\n" % len(GOOD) + GOOD + b"\r\n0\r\n\r\n", then_close=False),
+        "/no-length.jpg": raw(head(200, {"Content-Type": "image/jpeg"}) + GOOD),
+        "/redirect": fixed(302, Location="/ok.jpg"),
+        "/redirect2": fixed(301, Location="redirect"),
+        "/loop": fixed(307, Location="/loop"),
+        "/to-file": fixed(302, Location="file:///etc/passwd"),
+        "/to-data": fixed(302, Location="data:image/png;base64,AAAA"),
+        "/to-private": fixed(302, Location="http://10.0.0.1/secret.jpg"),
+        "/to-localhost": fixed(302, Location="http://2130706433:1/secret.jpg"),
+        "/to-nowhere": fixed(302),
+        "/slow-headers": slow_headers,
+        "/drip": drip,
+        "/hang": hang,
+        "/reset": reset,
+        "/reset-in-body": reset_in_body,
+        "/endless": endless,
+        "/announced-huge": raw(head(200, {"Content-Length": str(1 << 40)})),
+        "/truncated": raw(head(200, {"Content-Length": str(len(GOOD) + 1000)}) + GOOD),
+        "/too-short-length": raw(head(200, {"Content-Length": str(len(GOOD) // 2)}), GOOD),
+        "/half.jpg": fixed(200, GOOD[: len(GOOD) // 2]),
+        "/gzip-bomb": fixed(200, GZIP_BOMB, Content_Encoding="gzip"),
+        "/gzip-garbage": fixed(200, b"not gzip at all", Content_Encoding="gzip"),
+        "/gzip-cut": fixed(200, gzip.compress(GOOD)[:-20], Content_Encoding="gzip"),
+        "/br": fixed(200, GOOD, Content_Encoding="br"),
+        "/chunked-garbage": raw(chunked, b"zz\r\nwhat\r\n"),
+        "/chunked-cut": raw(chunked + b"ffff\r\nabc"),
+        "/not-http": raw(b"SSH-2.0-OpenSSH_9.0\r\n\r\n"),
+        "/huge-header": raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"),
+        "/html.jpg": fixed(200, b"<!DOCTYPE html><html><body>gone</body></html>"),
+        "/empty.jpg": fixed(200),
+        "/204": fixed(204),
+        "/206": fixed(206, GOOD),
+        "/304": fixed(304),
+        "/401": fixed(401),
+        "/403": fixed(403),
+        "/404": fixed(404, b"not here", X_Robots_Tag="noindex"),
+        "/410": fixed(410),
+        "/418": fixed(418),
+        "/451": fixed(451),
+        "/429": fixed(429),
+        "/429-long": fixed(429, Retry_After="3000"),
+        "/500": fixed(500),
+        "/500-then-ok": first_then([fixed(500)], fixed(200, GOOD)),
+        "/503-then-ok": first_then([fixed(503, Retry_After="1")], fixed(200, GOOD)),
+        "/reset-then-ok": first_then([reset, reset], fixed(200, GOOD)),
+        "/noai": fixed(200, GOOD, X_Robots_Tag="noai, max-image-preview:large"),
+        "/other-bot": fixed(200, GOOD, X_Robots_Tag="otherbot: noindex"),
+        "/redirect-noai": fixed(302, Location="/ok.jpg", X_Robots_Tag="noai"),
+    }
+
+
+@pytest.fixture
+def server() -> Iterator[HostileServer]:
+    with HostileServer(default_routes()).running() as running:
+        yield running
