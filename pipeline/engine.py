@@ -6,6 +6,7 @@ the same digest and whose files are there; it redoes the others and removes what
 spreads the units over workers, so a bundle that a runner repeats finds its markers and does nothing.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.utils.shared import Shared
 
 from pipeline.errors import UserError
@@ -295,7 +296,16 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
             | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare))
         )
 
-    run_pipeline(wire, build.options)
+    run_pipeline(wire, build.options if len(units) > 1 else _in_this_process(build.options))
+
+
+def _in_this_process(options: PipelineOptions) -> PipelineOptions:
+    """Return options that do not start local worker processes, which take longer than one small unit."""
+    if options.view_as(StandardOptions).runner != "FnApiRunner":
+        return options
+    alone = copy.deepcopy(options)
+    alone.view_as(DirectOptions).direct_running_mode = "in_memory"
+    return alone
 
 
 @contextmanager

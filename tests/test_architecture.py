@@ -17,6 +17,7 @@ BEAM_MAY_BE_IMPORTED_IN = {
     "stages",
     "engine.py",
     "build.py",
+    "allowlist_build.py",
     "beam_noise.py",
     "beam_options.py",
     "runner.py",

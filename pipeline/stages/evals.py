@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
+from dedup.eval_sets import threshold_bits
 from dedup.evals import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config, EvalConfig
@@ -64,9 +65,15 @@ def run_evals(build: Build, config: Config, base_dir: Path) -> EvalIndexes:
     units = [_unit(e, base_dir) for e in config.evals]
     markers = run_units(build, "evals", units, Ready(_index_set))
     content = sorted((name, f.sha256) for m in markers.values() for name, f in m.outputs.items())
-    default = config.dedup.eval_max_distance_bits
-    bits = {e.name: default if e.max_distance_bits is None else e.max_distance_bits for e in config.evals}
+    bits = {e.name: max_distance_bits(config, e) for e in config.evals}
     return EvalIndexes(bits, digest(content, bits))
+
+
+def max_distance_bits(config: Config, evaluation: EvalConfig) -> int:
+    """Return up to which distance an image matches a set: its own key, else the general or a stricter registered one."""
+    if evaluation.max_distance_bits is not None:
+        return evaluation.max_distance_bits
+    return threshold_bits(evaluation.name, config.dedup.eval_max_distance_bits)
 
 
 def _unit(evaluation: EvalConfig, base_dir: Path) -> Unit:

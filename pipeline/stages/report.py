@@ -25,6 +25,7 @@ from pipeline.config import Config, EvalConfig
 from pipeline.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
 from pipeline.engine import Build, digest, finish_stage, finished_stage, read_stage
 from pipeline.errors import UserError
+from pipeline.stages.evals import max_distance_bits
 from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 
@@ -128,9 +129,8 @@ def _query_rows(balance: pa.Table, *, largest: bool) -> tuple[QueryRow, ...]:
 
 def _eval_report(workspace: Workspace, config: Config, evaluation: EvalConfig) -> EvalReport:
     name = evaluation.name
-    default = config.dedup.eval_max_distance_bits
-    bits = default if evaluation.max_distance_bits is None else evaluation.max_distance_bits
-    index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "label", "reason"])
+    bits = max_distance_bits(config, evaluation)
+    index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "label", "reason", "quality"])
     overlap = workspace.read_table(f"dedup/overlap/{name}.parquet")
     readable = index.filter(pc.is_null(index["reason"]))
     left_out = pc.value_counts(index["reason"].drop_null()).to_pylist()
@@ -140,6 +140,7 @@ def _eval_report(workspace: Workspace, config: Config, evaluation: EvalConfig) -
         summary=summarise_overlap(overlap, bits),
         max_distance_bits=bits,
         evidence=_evidence(workspace, name, pick_evidence(overlap, EVIDENCE_PER_SET), index),
+        flat=pc.sum(pc.less(readable["quality"], config.dedup.min_quality)).as_py() or 0,
         left_out={row["values"]: row["counts"] for row in left_out},
         accuracy=_accuracy(workspace, name, overlap),
     )
