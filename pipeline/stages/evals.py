@@ -70,7 +70,7 @@ def run_evals(build: Build, config: Config, base_dir: Path) -> EvalIndexes:
 
 
 def max_distance_bits(config: Config, evaluation: EvalConfig) -> int:
-    """Return up to which distance an image matches a set: its own key, else the general or a stricter registered one."""
+    """Return up to which distance an image matches a set: its own key, else the general or a stricter known one."""
     if evaluation.max_distance_bits is not None:
         return evaluation.max_distance_bits
     return threshold_bits(evaluation.name, config.dedup.eval_max_distance_bits)
