@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pipeline.demo.run import run_demo
+from pipeline.demo.train import train_demo
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
     demo.add_argument("--dir", type=Path, default=Path("demo"), help="made and, next time, replaced (default: demo)")
     demo.add_argument("--seed", type=int, default=7, help="another seed, another world (default: 7)")
     demo.add_argument("--pictures", type=_pictures, default=4_500, help="ordinary pictures (default: 4500)")
+    demo.add_argument("--train", action="store_true", help="then train a tiny model on it: some minutes more")
     demo.add_argument("--quiet", action="store_true", help="no progress")
     demo.set_defaults(func=_demo)
 
@@ -33,4 +35,7 @@ def _pictures(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    return run_demo(args.dir, seed=args.seed, pictures=args.pictures, quiet=args.quiet)
+    code = run_demo(args.dir, seed=args.seed, pictures=args.pictures, quiet=args.quiet)
+    if args.train and code == 0:
+        train_demo(args.dir)
+    return code

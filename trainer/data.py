@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from trainer.balance import BalancedOrder
 from trainer.errors import TrainerError
 from trainer.order import Addresses, SampleOrder, rank_share, uniform
 from trainer.shards import ShardSet
@@ -210,7 +211,7 @@ def _decode(encoded: bytes, min_side: int) -> Image.Image:
 class Share:
     """One rank's part of the run: which positions of the stream it reads, chunk by chunk."""
 
-    order: SampleOrder
+    order: SampleOrder | BalancedOrder
     batch: int
     lanes: int
     start_step: int

@@ -14,6 +14,7 @@ from open_clip.factory import load_checkpoint
 from open_clip.model import CLIP
 
 from trainer import checkpoint
+from trainer.balance import BalancedOrder, keep_probabilities
 from trainer.config import Settings, TrainConfig
 from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
 from trainer.distributed import World, open_world
@@ -55,13 +56,20 @@ class _Run:
         self.checkpoints = settings.output / "checkpoints"
         cache = ShardCache(settings.cache, int(config.cache_gib * 2**30))
         self.shards = find_shards(settings.shard_globs, cache)
-        self.order = SampleOrder(self.shards.counts, seed=settings.seed, lanes=config.lanes, window=config.window)
+        self.order = self._order()
         _check_batch(config, world, self.order.samples)
         self.total_steps = config.steps or int(config.epochs * self.order.samples / config.batch)
         self.done_steps = 0
         self.broken: Counter[str] = Counter()
         self.stepper = self._stepper()
         self._resume()
+
+    def _order(self) -> SampleOrder | BalancedOrder:
+        shape = {"seed": self.settings.seed, "lanes": self.config.lanes, "window": self.config.window}
+        if self.config.balance_cap is None:
+            return SampleOrder(self.shards.counts, **shape)
+        probabilities = keep_probabilities(self.shards, self.config.balance_cap)
+        return BalancedOrder(self.shards.counts, probabilities, **shape)
 
     def _stepper(self) -> Stepper:
         config, device = self.config, self.world.device
@@ -99,6 +107,7 @@ class _Run:
             "train.batch": config.batch,
             "train.lanes": config.lanes,
             "train.window": config.window,
+            "train.balance_cap": config.balance_cap,
             "shards": self.shards.fingerprint,
         }
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,10 @@ def scene_key(number: int) -> str:
 
 
 def write_scene_shards(
-    folder: Path, counts: tuple[int, ...], replace: dict[str, dict[int, bytes]] | None = None
+    folder: Path,
+    counts: tuple[int, ...],
+    replace: dict[str, dict[int, bytes]] | None = None,
+    scene: Callable[[int], tuple[str, str]] = scene_of,
 ) -> Path:
     """Write tars of `counts` samples and their manifest; `replace[suffix][number]` stands in for a member."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,7 @@ def write_scene_shards(
         name = f"{shard:05d}.tar"
         with (folder / name).open("wb") as stream, TarWriter(stream) as tar:
             for number in range(first, first + count):
-                colour, shape = scene_of(number)
+                colour, shape = scene(number)
                 caption = f"a {colour} {shape}"
                 metadata = {"uid": scene_key(number), "captions": [caption, f"one {shape}, {colour}", "scene"]}
                 members = {

@@ -1,0 +1,14 @@
+# The trainer on NVIDIA GPUs:  docker build -f docker/trainer.Dockerfile -t wit-trainer .
+#   docker run --gpus all --ipc=host -v "$PWD":/data wit-trainer --nproc-per-node=8 -m trainer -c /data/wit.toml
+# Torch's wheels bring CUDA along; the host needs only a driver. --ipc=host: loader workers share batches in memory.
+FROM python:3.11-slim
+WORKDIR /opt/wit
+COPY pyproject.toml constraints.txt README.md ./
+COPY queries queries
+COPY pipeline pipeline
+COPY dedup dedup
+COPY trainer trainer
+RUN pip install --no-cache-dir -c constraints.txt ".[train,s3,gcs]"
+WORKDIR /data
+ENTRYPOINT ["torchrun"]
+CMD ["--help"]

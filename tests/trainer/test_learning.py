@@ -1,0 +1,75 @@
+"""A small model learns what captions say, on pictures it has never seen; not from shuffled captions, nor as well from
+pairs that nobody balanced."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from processes import tiny_settings
+from scene_shards import draw_scene, scene_of, write_scene_shards
+
+from trainer.config import EvalSetConfig, EvaluateConfig
+from trainer.evaluation.models import open_encoder
+from trainer.evaluation.prompts import Prompts
+from trainer.evaluation.zero_shot import zero_shot
+from trainer.train import train
+
+CLASSES = [" ".join(scene_of(number)) for number in range(12)]
+ARCHITECTURE = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 48, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> EvalSetConfig:
+    folder = tmp_path_factory.mktemp("held-out")
+    for number in range(120):
+        path = folder / " ".join(scene_of(number)) / f"{number:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(draw_scene(*scene_of(number), seed=1_000_000 + number))
+    return EvalSetConfig(name="scenes", kind="folder", path=str(folder))
+
+
+def _accuracy(workspace: Path, held_out: EvalSetConfig, **keys: Any) -> float:
+    """Train 300 steps on a workspace and return the zero-shot accuracy on 12 classes of held-out pictures."""
+    output = workspace / f"train-{len(list(workspace.iterdir()))}"
+    recipe = {"batch": 48, "steps": 300, "warmup_steps": 20, "learning_rate": 3e-3, "checkpoint_steps": 1_000}
+    model = {"model": "tiny-resnet", "text": "bag-of-words", "architecture": ARCHITECTURE}
+    settings = tiny_settings(workspace, output, **model, **recipe, **keys)
+    encoder = open_encoder(str(train(settings)), None, None, EvaluateConfig(device="cpu"))
+    prompts = Prompts(tuple((name,) for name in CLASSES), ("a {}",))
+    return zero_shot(encoder, held_out, prompts).value
+
+
+@pytest.mark.slow
+def test_a_model_learns_from_captions_but_not_from_shuffled_ones(tmp_path: Path, held_out: EvalSetConfig):
+    write_scene_shards(tmp_path / "true" / "shards", (300, 300))
+    random = np.random.default_rng(0)
+    captions = {n: f"a {CLASSES[int(random.integers(12))]}".encode() for n in range(600)}
+    write_scene_shards(tmp_path / "shuffled" / "shards", (300, 300), {"txt": captions})
+    learned = _accuracy(tmp_path / "true", held_out)
+    shuffled = _accuracy(tmp_path / "shuffled", held_out)
+    print(f"true captions {learned:.1%}, shuffled captions {shuffled:.1%}, chance {1 / 12:.1%}")
+    assert learned >= 0.9
+    assert shuffled <= 0.35
+
+
+@pytest.mark.slow
+def test_balance_by_query_teaches_the_tail(tmp_path: Path, held_out: EvalSetConfig):
+    """The same pool, in which one class of twelve has nine pairs in ten, with and without the cap."""
+    kinds = np.random.default_rng(0).permutation(np.repeat(np.arange(12), [594] + [6] * 11))
+    write_scene_shards(tmp_path / "shards", (330, 330), scene=lambda number: scene_of(int(kinds[number])))
+    for shard in range(2):
+        queries = [[int(kind)] for kind in kinds[330 * shard : 330 * (shard + 1)]]
+        columns = {"status": ["success"] * 330, "query_ids": pa.array(queries, pa.list_(pa.int32()))}
+        pq.write_table(pa.table(columns), tmp_path / "shards" / f"{shard:05d}.parquet")
+    unbalanced = _accuracy(tmp_path, held_out)
+    balanced = _accuracy(tmp_path, held_out, balance_cap=6)
+    print(f"balanced {balanced:.1%}, unbalanced {unbalanced:.1%}, chance {1 / 12:.1%}")
+    assert balanced >= unbalanced + 0.1

@@ -1,0 +1,81 @@
+"""Balance in the loader: the tail whole, the head near its cap, a new draw each epoch, equal however it is read."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import tiny_settings
+from scene_shards import write_scene_shards
+
+from trainer.balance import BalancedOrder, keep_probabilities
+from trainer.errors import TrainerError
+from trainer.shards import ShardCache, ShardSet, find_shards
+from trainer.train import train
+
+
+def _shards(folder: Path, queries: list[list[list[int]]]) -> ShardSet:
+    """Write shards whose samples have these queries, each Parquet with a failed row in between."""
+    counts = tuple(len(shard) for shard in queries)
+    write_scene_shards(folder / "shards", counts)
+    for number, shard in enumerate(queries):
+        rows = [{"status": "success", "query_ids": ids} for ids in shard]
+        rows.insert(1, {"status": "failed_to_download", "query_ids": [9]})
+        schema = pa.schema([("status", pa.string()), ("query_ids", pa.list_(pa.int32()))])
+        pq.write_table(pa.Table.from_pylist(rows, schema), folder / "shards" / f"{number:05d}.parquet")
+    return find_shards((f"{folder}/shards/*.tar",), ShardCache(folder / "cache", 2**30))
+
+
+def test_probabilities_are_those_of_metaclip(tmp_path: Path):
+    shards = _shards(tmp_path, [[[0], [0, 1], [0]], [[0], [2], []]])
+    found = keep_probabilities(shards, 2)
+    assert found == pytest.approx([2 / 4, 1.0, 2 / 4, 2 / 4, 1.0, 1.0])
+    assert keep_probabilities(shards, 1)[1] == pytest.approx(1.0)
+    both = _shards(tmp_path / "two", [[[0, 1]] * 4])
+    assert keep_probabilities(both, 1) == pytest.approx([1 - (1 - 1 / 4) ** 2] * 4)
+
+
+def test_each_epoch_keeps_the_tail_and_about_the_cap_of_the_head():
+    is_head = np.arange(4_000) % 4 != 0
+    order = BalancedOrder(np.full(8, 500), np.where(is_head, 0.1, 1.0).astype(np.float32), seed=3)
+    assert order.samples == 1_300
+    found = order.at(np.arange(4_000))
+    place = found.shard * 500 + found.index
+    epochs = [place[found.epoch == epoch] for epoch in range(2)]
+    for kept in epochs:
+        assert len(np.unique(kept)) == len(kept)
+        assert np.isin(np.arange(0, 4_000, 4), kept).all()
+        assert is_head[kept].sum() == pytest.approx(300, abs=70)
+    assert len(np.intersect1d(*[kept[is_head[kept]] for kept in epochs])) < 100
+
+
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_position_means_the_same_however_the_stream_is_read(counts: list[int], cuts: list[int], seed: int):
+    probabilities = np.random.default_rng(seed).choice([0.3, 1.0], sum(counts)).astype(np.float32)
+    probabilities[0] = 1.0
+
+    def read(start: int, stop: int) -> list[tuple[int, int, int]]:
+        order = BalancedOrder(np.array(counts), probabilities, seed=seed, lanes=3, window=4)
+        found = order.at(np.arange(start, stop))
+        return list(zip(found.epoch.tolist(), found.shard.tolist(), found.index.tolist(), strict=True))
+
+    edges = [0, *sorted(cuts), 60]
+    assert [sample for a, b in pairwise(edges) for sample in read(a, b)] == read(0, 60)
+    assert all(index < counts[shard] for _, shard, index in read(0, 60))
+
+
+def test_a_run_balances_and_says_what_it_misses(tmp_path: Path):
+    shards = _shards(tmp_path, [[[0]] * 30 + [[1]] * 10])
+    assert train(tiny_settings(tmp_path, tmp_path / "out", balance_cap=10, batch=10, steps=3)) is not None
+    (tmp_path / "shards" / "00000.parquet").unlink()
+    with pytest.raises(TrainerError, match=r"train\.balance_cap needs the query_ids of .*00000\.parquet"):
+        keep_probabilities(shards, 10)

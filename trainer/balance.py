@@ -1,0 +1,100 @@
+"""Balance by query while training, on shards that were not balanced (or with a smaller cap): another draw each epoch.
+
+A query with `count` pairs keeps each with probability cap / max(count, cap), and a pair stays if one of its queries
+keeps it (MetaCLIP, arXiv 2309.16671, algorithm 1, moved into the loader). Rare queries keep everything, every epoch.
+"""
+
+from functools import lru_cache
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from trainer.errors import TrainerError
+from trainer.order import Addresses, Int64s, SampleOrder, hash64, uniform
+from trainer.shards import ShardSet
+
+_BALANCE_STREAM = 4  # order.py and data.py use 0 to 3
+
+
+def keep_probabilities(shards: ShardSet, cap: int) -> NDArray[np.float32]:
+    """Return each sample's chance of being in an epoch, in shard and tar order.
+
+    Raises:
+        TrainerError: a shard has no Parquet beside it, or one without the samples' `query_ids`.
+    """
+    lists = [_query_ids(shard.path, shard.samples) for shard in shards.shards]
+    counts = np.zeros(1, np.int64)
+    for one in lists:
+        own = np.bincount(one.flatten().to_numpy(), minlength=len(counts))
+        counts = np.pad(counts, (0, len(own) - len(counts))) + own
+    return np.concatenate([_probabilities(one, counts, cap) for one in lists])
+
+
+def _query_ids(tar: str, samples: int) -> pa.ListArray:
+    """Return the queries of a tar's samples; the Parquet beside it has a row more for each pair that failed."""
+    path = f"{tar.removesuffix('.tar')}.parquet"
+    try:
+        with fsspec.open(path, "rb") as file:
+            table = pq.read_table(file, columns=["status", "query_ids"])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise TrainerError(f"train.balance_cap needs the query_ids of {path}: {error}") from error
+    kept = table.filter(pc.equal(table["status"], "success"))["query_ids"].combine_chunks()
+    if len(kept) != samples:
+        raise TrainerError(f"{path} lists {len(kept)} samples where {tar} has {samples}: write the set again")
+    return kept
+
+
+def _probabilities(lists: pa.ListArray, counts: Int64s, cap: int) -> NDArray[np.float32]:
+    """Return 1 - prod(1 - cap / max(count, cap)) over each sample's queries; 1 for a sample without any."""
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    query = lists.flatten().to_numpy()
+    with np.errstate(divide="ignore"):
+        log_dropped = np.log1p(-cap / np.maximum(counts[query], cap))
+    sums = np.zeros(len(lengths))
+    np.add.at(sums, np.repeat(np.arange(len(lengths)), lengths), log_dropped)
+    return np.where(lengths == 0, 1.0, -np.expm1(sums)).astype(np.float32)
+
+
+class BalancedOrder:
+    """The stream of samples when each epoch is a draw of its own; same promises as `SampleOrder`.
+
+    Holds four bytes per sample of the set, and one more while an epoch is drawn.
+    """
+
+    def __init__(
+        self, counts: Int64s, probabilities: NDArray[np.float32], *, seed: int, lanes: int = 8, window: int = 65_536
+    ) -> None:
+        self.samples = round(float(probabilities.sum(dtype=np.float64)))  # of one epoch, expected
+        self._counts, self._probabilities = counts, probabilities
+        self._seed, self._lanes, self._window = seed, lanes, window
+        self._starts = [0]  # where each epoch begins, as far as it is known
+        self._epoch = lru_cache(maxsize=2)(self._draw)
+
+    def at(self, positions: Int64s) -> Addresses:
+        """Return where the samples at these positions of the stream are."""
+        while len(positions) and self._starts[-1] <= positions.max():
+            self._starts.append(self._starts[-1] + self._epoch(len(self._starts) - 1)[0].samples)
+        epochs = np.searchsorted(self._starts, positions, side="right") - 1
+        shard, index = np.empty_like(positions), np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order, kept, first = self._epoch(int(epoch))
+            found = order.at(positions[here] - self._starts[epoch])
+            shard[here], index[here] = found.shard, kept[first[found.shard] + found.index]
+        return Addresses(epochs, shard, index)
+
+    def _draw(self, epoch: int) -> tuple[SampleOrder, Int64s, Int64s]:
+        """Return the epoch's order, the kept samples' indices in their shards, and where each shard's begin."""
+        numbers = np.arange(len(self._probabilities), dtype=np.uint64)
+        is_kept = uniform(self._seed, _BALANCE_STREAM, epoch, numbers) < self._probabilities
+        ends = np.cumsum(self._counts)
+        places = np.flatnonzero(is_kept)
+        shard = np.searchsorted(ends, places, side="right")
+        counts = np.bincount(shard, minlength=len(ends))
+        seed = int(hash64(self._seed, _BALANCE_STREAM, epoch)[0])
+        order = SampleOrder(counts, seed=seed, lanes=self._lanes, window=self._window)
+        return order, places - (ends - self._counts)[shard], np.cumsum(counts) - counts
