@@ -119,10 +119,10 @@ def _places(rng: np.random.Generator, scene: Scene, width: int, height: int) -> 
         return [(near * width, across * height, radius), (far * width, across * height, radius)]
     if scene.count > 1:
         return _ring_of_places(rng, scene.count, width, height)
-    radius = side * (rng.uniform(0.17, 0.21) if scene.size == "small" else rng.uniform(0.32, 0.4))
-    x = rng.uniform(1.1 * radius, width - 1.1 * radius)
-    y = rng.uniform(1.1 * radius, height - 1.1 * radius)
-    return [(x, y, radius)]
+    radius = side * (rng.uniform(0.22, 0.26) if scene.size == "small" else rng.uniform(0.34, 0.4))
+    # Inside the middle square: what models see of a picture.
+    x, y = rng.uniform(1.1 * radius - side / 2, side / 2 - 1.1 * radius, 2)
+    return [(width / 2 + x, height / 2 + y, radius)]
 
 
 def _ring_of_places(rng: np.random.Generator, count: int, width: int, height: int) -> list[tuple[float, float, float]]:

@@ -20,7 +20,8 @@ from queries.allowlist import import_allowlist
 
 _MARK = ".wit-demo.json"  # in a folder that this module made and may clear
 _MADE = ("web", "evals", "work", "queries.txt", "queries.parquet", "queries.manifest.json", "wit.toml")
-_PICTURES_PER_CAP = 75  # the commonest words are in a fifth of all captions: a cap that bites
+_PICTURES_PER_CAP = 50  # the commonest words are in a fifth of all captions: a cap that bites
+_LEAST_CAP = 40  # planted pairs carry rare words, and have to be below the cap
 
 _CONFIG = """\
 # The demo's configuration. Copy it and change what follows `->` to build from your own sources.
@@ -83,7 +84,7 @@ def run_demo(directory: Path, *, seed: int = 7, pictures: int = 4_500, quiet: bo
         ledger = make_world(directory, seed, pictures)
     console.print(f"web            {directory / 'web'}  {time.monotonic() - started_s:.0f}s", soft_wrap=True)
     import_allowlist(str(directory / "queries.txt"), str(directory / "queries.parquet"))
-    cap = max(1, pictures // _PICTURES_PER_CAP)
+    cap = max(_LEAST_CAP, pictures // _PICTURES_PER_CAP)
     with serve(directory / "web") as web:
         config = directory / "wit.toml"
         config.write_text(_CONFIG.format(cap=cap, gateway=web.gateway, retries=RETRIES), encoding="utf-8")
