@@ -47,6 +47,7 @@ _one_large_image = threading.Lock()
 _MIN_SCALED_DECODE = 1.5
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `max_pixels` is the limit here
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL.TiffImagePlugin")  # one for each damaged tag
 
 Size = tuple[int, int]
 """(width, height)"""

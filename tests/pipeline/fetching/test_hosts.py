@@ -1,0 +1,148 @@
+"""The schedule of hosts, on a clock of its own: a simulation checks every start against the limits."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.fetching.hosts import SHUT_S, HostLimits, HostSchedule
+
+
+def schedule(
+    *, concurrency: int = 2, interval_s: float = 0.0, failures: int = 3, alone: frozenset[str] = frozenset()
+) -> HostSchedule[str]:
+    return HostSchedule(HostLimits(concurrency, interval_s, failures), 1, alone.__contains__)
+
+
+def drain(queue: HostSchedule[str], now_s: float) -> list[str]:
+    taken = []
+    while (entry := queue.take(now_s)) is not None:
+        taken.append(entry[1])
+    return taken
+
+
+def test_shares_of_processes() -> None:
+    shared = HostLimits.shared(concurrency=4, interval_s=0.1, failures=5, workers=3)
+    assert (shared.concurrency, shared.interval_s) == (1, pytest.approx(0.3))
+    assert HostLimits.shared(concurrency=4, interval_s=0.1, failures=5, workers=16).concurrency == 1
+
+
+def test_a_host_with_many_jobs_leaves_room_for_others() -> None:
+    queue = schedule(concurrency=2)
+    for number in range(100):
+        queue.add("big", f"big{number}")
+    queue.add("small", "small0")
+    assert drain(queue, 0) == ["big0", "small0", "big1"]
+    queue.release("big")
+    assert drain(queue, 0) == ["big2"]
+
+
+def test_jobs_that_must_be_alone_are() -> None:
+    queue = schedule(concurrency=3, alone=frozenset({"first", "second", "last"}))
+    for job in ("first", "second", "c", "last", "e"):
+        queue.add("host", job)
+    assert drain(queue, 0) == ["first"]
+    queue.release("host")
+    assert drain(queue, 0) == ["second", "c"]
+    queue.release("host")
+    assert drain(queue, 0) == []
+    queue.release("host")
+    assert drain(queue, 0) == ["last", "e"]
+
+
+def test_postponed_hosts_and_jobs_wait() -> None:
+    queue = schedule()
+    queue.add("a", "later", not_before_s=5)
+    queue.add("a", "now")
+    queue.add("b", "b")
+    assert drain(queue, 1) == ["now", "b"]
+    assert queue.next_start_s() == 5
+    queue.postpone("a", 8)
+    assert drain(queue, 7) == []
+    assert queue.next_start_s() == 8
+    assert drain(queue, 8) == ["later"]
+
+
+def test_failures_in_a_row_shut_a_host_and_its_jobs_come_out_at_once() -> None:
+    queue = schedule(concurrency=1, interval_s=100, failures=2)
+    for job in "abcd":
+        queue.add("host", job)
+    assert drain(queue, 0) == ["a"]
+    for is_failure in (True, False, True, True):
+        queue.record("host", 1, is_failure=is_failure)
+    queue.release("host")
+    assert queue.is_shut("host", 1)
+    for expected in "bcd":
+        assert queue.take(1) == ("host", expected)
+        queue.release("host")
+    assert not queue.is_shut("host", 1 + SHUT_S)
+
+
+def test_removed_jobs_do_not_start_and_idle_hosts_are_forgotten() -> None:
+    queue = schedule()
+    for job in "abc":
+        queue.add("host", job)
+    assert sorted(queue.remove(lambda job: job in "ab")) == ["a", "b"]
+    assert drain(queue, 0) == ["c"]
+    queue.forget_idle(0)
+    queue.release("host")
+    queue.forget_idle(0)
+    assert queue.queued("host") == 0
+    assert not queue.is_shut("host", 0)
+
+
+@dataclass
+class _Asked:
+    host: str
+    start_s: float
+    end_s: float
+
+
+@given(
+    jobs=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 3), st.floats(0, 5)), max_size=40),
+    concurrency=st.integers(1, 3),
+    interval_s=st.sampled_from([0.0, 0.5, 2.0]),
+    slots=st.integers(1, 4),
+)
+def test_every_job_starts_once_within_the_limits(
+    jobs: list[tuple[str, float, float]], concurrency: int, interval_s: float, slots: int
+) -> None:
+    queue: HostSchedule[tuple[int, float]] = HostSchedule(HostLimits(concurrency, interval_s, 99), 1, lambda _: False)
+    for number, (host, takes_s, not_before_s) in enumerate(jobs):
+        queue.add(host, (number, takes_s), not_before_s)
+    asked: dict[int, _Asked] = {}
+    running: list[tuple[float, str]] = []
+    now_s = 0.0
+    while True:
+        while len(running) < slots and (entry := queue.take(now_s)) is not None:
+            host, (number, takes_s) = entry
+            assert number not in asked
+            asked[number] = _Asked(host, now_s, now_s + takes_s)
+            running.append((now_s + takes_s, host))
+        moments = [end_s for end_s, _ in running]
+        if len(running) < slots and (next_s := queue.next_start_s()) is not None:
+            moments.append(max(next_s, now_s))
+        if not moments:
+            break
+        now_s = min(moments)
+        for entry in [entry for entry in running if entry[0] <= now_s]:
+            running.remove(entry)
+            queue.release(entry[1])
+    assert len(asked) == len(jobs)
+    _check_limits(asked, jobs, concurrency, interval_s)
+
+
+def _check_limits(
+    asked: dict[int, _Asked], jobs: list[tuple[str, float, float]], concurrency: int, interval_s: float
+) -> None:
+    for number, (_, _, not_before_s) in enumerate(jobs):
+        assert asked[number].start_s >= not_before_s
+    for host in "abc":
+        of_host = sorted((one for one in asked.values() if one.host == host), key=lambda one: one.start_s)
+        for earlier, later in pairwise(of_host):
+            assert later.start_s - earlier.start_s >= interval_s - 1e-9
+        for one in of_host:
+            at_once = [other for other in of_host if other.start_s <= one.start_s < other.end_s]
+            assert len(at_once) <= concurrency

@@ -1,0 +1,75 @@
+"""Which headers mean that an image must not be used."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pipeline.fetching.opt_out import refusal
+
+NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
+
+REFUSED = [
+    ["noai"],
+    ["NoAI"],
+    ["noimageai"],
+    ["noindex"],
+    ["noimageindex"],
+    ["none"],
+    ["noml"],
+    [" nofollow ,  noindex "],
+    ["noai, max-image-preview:large"],
+    ["max-image-preview:large, noai"],
+    ["max-snippet:-1, max-image-preview:large, max-video-preview:-1, noimageai"],
+    ["nofollow", "noai"],
+    ["wit-pipeline: noindex"],
+    ["WIT-Pipeline: nofollow, noindex"],
+    ["*: noai"],
+    ["otherbot: nofollow, wit-pipeline: noai"],
+    ["otherbot: noindex", "noai"],
+    ["unavailable_after: 25 Jun 2010 15:00:00 GMT"],
+    ["unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT"],
+    ["unavailable_after: Saturday, 30-Aug-80 12:00:00 GMT"],
+    ["unavailable_after: 2024-05-31"],
+    ["unavailable_after: 2024-05-31T23:59:59+02:00"],
+    ["nofollow, unavailable_after: 25 Jun 2010 15:00:00 PST, noarchive"],
+    ["wit-pipeline: unavailable_after: 25 Jun 2010 15:00:00 GMT"],
+    ["unavailable_after: Mon, 01 Jan 2035 00:00:00 GMT, noai"],
+]
+
+ALLOWED = [
+    [],
+    [""],
+    ["all"],
+    ["nofollow"],
+    ["noarchive, nosnippet, notranslate, nocache, indexifembedded"],
+    ["max-image-preview:large"],
+    ["max-image-preview: none"],
+    ["otherbot: noindex"],
+    ["otherbot: nofollow, noindex, noai"],
+    ["otherbot: none", "nofollow"],
+    ["unavailable_after: 25 Jun 2035 15:00:00 GMT"],
+    ["unavailable_after: Mon, 01 Jan 2035 00:00:00 GMT"],
+    ["unavailable_after: soon"],
+    ["unavailable_after:"],
+    ["noaim", "notnoindex"],
+    ["otherbot: unavailable_after: 25 Jun 2010 15:00:00 GMT"],
+]
+
+
+@pytest.mark.parametrize("lines", REFUSED, ids=str)
+def test_directives_that_forbid_the_use(lines: list[str]) -> None:
+    assert refusal(lines, [], agent="wit-pipeline", now=NOW) is not None
+
+
+@pytest.mark.parametrize("lines", ALLOWED, ids=str)
+def test_directives_that_do_not(lines: list[str]) -> None:
+    assert refusal(lines, [], agent="wit-pipeline", now=NOW) is None
+
+
+@pytest.mark.parametrize(("value", "is_refused"), [("1", True), (" 1 ", True), ("0", False), ("", False)])
+def test_a_reservation_of_text_and_data_mining(value: str, is_refused: bool) -> None:
+    assert (refusal([], [value], agent="wit-pipeline", now=NOW) is not None) == is_refused
+
+
+def test_the_directive_is_named() -> None:
+    assert refusal(["nofollow, NOAI"], [], agent="wit-pipeline", now=NOW) == "X-Robots-Tag: noai"

@@ -1,0 +1,164 @@
+"""robots.txt as RFC 9309 has it: the parser's input made safe, and the ways a server can answer for it."""
+
+import os
+import tarfile
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fetching_support import config, fetch, fetch_urls, plan_of
+from hostile_server import GOOD, HostileServer, drip, fixed, hang, raw, reset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.fetching.fetcher import Fetcher
+from pipeline.fetching.outcome import FetchFailure
+from pipeline.fetching.robots import LIFETIME_S, MAX_BYTES, RobotRules, RobotsCache, parse_robots
+from pipeline.records import Reason
+
+SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
+AGENT = "wit-pipeline"
+
+FILES = {
+    "": (True, True),
+    "User-agent: *\nDisallow: /": (False, False),
+    "User-agent: *\nDisallow: /private": (True, False),
+    "User-agent: *\nDisallow:": (True, True),
+    "User-agent: *\nDisallow: /\nAllow: /open": (True, False),
+    "User-agent: otherbot\nDisallow: /": (True, True),
+    "User-agent: wit\nDisallow: /": (True, True),
+    "User-agent: wit-pipeline-plus\nDisallow: /": (True, True),
+    "User-agent: WIT-Pipeline\nDisallow: /private": (True, False),
+    "User-agent: wit-pipeline/1.0 (any)\nDisallow: /private": (True, False),
+    "User-agent: wit-pipeline\nAllow: /\n\nUser-agent: *\nDisallow: /": (True, True),
+    "User-agent: otherbot\nUser-agent: wit-pipeline\nDisallow: /private": (True, False),
+    "user-agent: *\ndisallow: /*private*": (True, False),
+    "\ufeffUser-agent: *\nDisallow: /": (False, False),
+    "<html><body>User-agent: *\nDisallow: /</body></html>": (True, True),
+    "User-agent: a\nDisallow: /\nUser-agent: b\nDisallow: /private\nUser-agent: *\nAllow: /": (True, True),
+}
+
+
+@pytest.mark.parametrize("text", FILES, ids=repr)
+def test_files_and_what_they_allow(text: str) -> None:
+    rules = parse_robots(text.encode(), AGENT)
+    allowed = (rules.allows("http://e.com/open/a.jpg"), rules.allows("http://e.com/private/a.jpg"))
+    assert allowed == FILES[text]
+
+
+@given(st.one_of(st.binary(max_size=500), st.text(max_size=500).map(lambda text: text.encode("utf-8", "replace"))))
+def test_any_bytes_parse(body: bytes) -> None:
+    rules = parse_robots(b"User-agent: *\nDisallow: /x\n" + body, AGENT)
+    assert isinstance(rules.allows("http://e.com/a"), bool)
+    assert rules.crawl_delay_s >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "delay_s"), [("2", 2), ("0.5", 0.5), ("-1", 0), ("nan", 0), ("inf", 0), ("soon", 0), ("", 0)]
+)
+def test_crawl_delays(value: str, delay_s: float) -> None:
+    assert parse_robots(f"User-agent: *\nCrawl-delay: {value}\nDisallow: /x".encode(), AGENT).crawl_delay_s == delay_s
+
+
+def test_a_file_that_is_too_long_is_cut_at_a_line() -> None:
+    filler = b"# " + b"x" * 96 + b"\n"
+    body = b"User-agent: *\nDisallow: /kept\n" + filler * (MAX_BYTES // len(filler) + 1) + b"Disallow: /beyond\n"
+    rules = parse_robots(body, AGENT)
+    assert not rules.allows("http://e.com/kept")
+    assert rules.allows("http://e.com/beyond")
+
+
+def test_many_agents_with_many_rules_take_no_time() -> None:
+    agents = "".join(f"User-agent: bot{number}\n" for number in range(20_000))
+    rules = parse_robots((agents + "User-agent: *\n" + "Disallow: /x\n" * 5_000).encode(), AGENT)
+    assert not rules.allows("http://e.com/x")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared test data")
+def test_529_files_as_served_all_parse() -> None:
+    count = refusing = 0
+    with tarfile.open(SHARED / "web" / "robots_txt_529.tar.gz") as tar:
+        for member in tar:
+            if member.isfile():
+                rules = parse_robots(tar.extractfile(member).read(), AGENT)  # type: ignore[union-attr]
+                refusing += not rules.allows(f"http://{Path(member.name).stem}/images/a.jpg")
+                count += 1
+    assert count == 529
+    assert 0 < refusing < count / 4
+
+
+def test_the_cache_forgets_what_is_old_and_what_is_too_much() -> None:
+    cache = RobotsCache(max_bytes=10_000)
+    cache.put("http://a.example", RobotRules(AGENT), now_s=0)
+    assert cache.get("http://a.example", LIFETIME_S - 1) is not None
+    assert cache.get("http://a.example", LIFETIME_S + 1) is None
+    failure = FetchFailure(Reason.TIMEOUT, "time was up")
+    cache.put("http://b.example", RobotRules.refusing(AGENT, failure), now_s=0)
+    assert cache.get("http://b.example", 1_000) is None
+    for number in range(100):
+        cache.put(f"http://{number}.example", RobotRules(AGENT), now_s=0)
+    kept = [number for number in range(100) if cache.get(f"http://{number}.example", 1) is not None]
+    assert kept == list(range(100 - len(kept), 100))
+    assert 0 < len(kept) < 20
+
+
+DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
+HUGE = DISALLOW_ALL + b"# filler\n" * 500_000
+
+
+ANSWERS = {
+    "allows": (fixed(200, b"User-agent: *\nAllow: /\n"), "success"),
+    "disallows": (fixed(200, DISALLOW_ALL), Reason.ROBOTS_DISALLOWED),
+    "huge": (fixed(200, HUGE), Reason.ROBOTS_DISALLOWED),
+    "redirected": (fixed(302, Location="/elsewhere.txt"), Reason.ROBOTS_DISALLOWED),
+    "redirected-for-ever": (fixed(302, Location="/robots.txt"), "success"),
+    "redirected-to-file": (fixed(302, Location="file:///etc/passwd"), Reason.ROBOTS_UNREACHABLE),
+    "not-found": (fixed(404), "success"),
+    "forbidden": (fixed(403), "success"),
+    "too-many": (fixed(429), Reason.ROBOTS_UNREACHABLE),
+    "server-error": (fixed(500), Reason.ROBOTS_UNREACHABLE),
+    "hang": (hang, Reason.ROBOTS_UNREACHABLE),
+    "drip": (drip, Reason.ROBOTS_UNREACHABLE),
+    "reset": (reset, Reason.ROBOTS_UNREACHABLE),
+    "garbage": (raw(b"hello\r\n\r\n"), Reason.ROBOTS_UNREACHABLE),
+    "binary": (fixed(200, bytes(range(256)) * 10), "success"),
+}
+
+
+def test_every_answer_for_robots_txt_means_something(server: HostileServer) -> None:
+    server.routes["/elsewhere.txt"] = fixed(200, DISALLOW_ALL)
+    for name, (route, _) in ANSWERS.items():
+        server.hosts[f"{name}.example", "/robots.txt"] = route
+    urls = [f"http://{name}.example/ok.jpg?{number}" for name in ANSWERS for number in range(3)]
+    result = fetch_urls(urls, gateway=server.gateway)
+    expected = [reason for _, reason in ANSWERS.values() for _ in range(3)]
+    assert result.reasons == expected
+    refused = [name for name, (_, reason) in ANSWERS.items() if reason != "success"]
+    assert not [url for url in server.hits if url.partition(".")[0] in refused and "ok.jpg" in url]
+    assert server.hits["allows.example/robots.txt"] == 1
+    assert server.hits["hang.example/robots.txt"] == 1
+
+
+def test_robots_txt_is_asked_for_first_and_retried(server: HostileServer) -> None:
+    server.hosts["a.example", "/robots.txt"] = fixed(503)
+    result = fetch_urls(["http://a.example/ok.jpg"], gateway=server.gateway, retries=1)
+    assert result.reasons == ["robots_unreachable"]
+    assert dict(server.hits) == {"a.example/robots.txt": 2}
+
+
+def test_each_authority_has_its_own_file_and_redirects_obey_it(server: HostileServer) -> None:
+    server.hosts["a.example", "/go"] = fixed(302, Location="http://b.example/ok.jpg")
+    server.hosts["b.example", "/robots.txt"] = fixed(200, DISALLOW_ALL)
+    server.hosts["b.example:81", "/robots.txt"] = fixed(200, b"")
+    urls = ["http://a.example/go", "http://b.example:81/ok.jpg"]
+    assert fetch_urls(urls, gateway=server.gateway).reasons == ["robots_disallowed", "success"]
+    assert server.hits["b.example/ok.jpg"] == 0
+
+
+def test_a_crawl_delay_is_kept_and_shared_out(server: HostileServer) -> None:
+    server.hosts["a.example", "/robots.txt"] = fixed(200, b"User-agent: *\nCrawl-delay: 0.1\nDisallow: /x\n")
+    server.hosts["a.example", "/ok.jpg"] = fixed(200, GOOD)
+    with Fetcher(config(gateway=server.gateway), workers=2) as fetcher:
+        fetch(fetcher, plan_of([f"http://a.example/ok.jpg?{number}" for number in range(3)]))
+    starts = server.started_s["a.example"]
+    assert min(later - earlier for earlier, later in pairwise(starts[1:])) >= 0.19
