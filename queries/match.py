@@ -1,23 +1,28 @@
 """Which queries does a caption contain?
 
-A query matches when its normal form is found in the caption's, at token boundaries on both sides (`queries.normalize`).
-Both are padded with one space, so that this is a plain substring search; an Aho-Corasick automaton does it for all
-queries in one pass over the caption, whatever their number. Once built it never changes: threads share it.
+A query matches when its tokens (`queries.normalize`) stand in the caption's, in a row. The queries are a trie of
+tokens: words are numbered, and a node is reached by (node, next word), a pair of integers in one hash table. All
+positions of a batch of captions go down the trie together, an array operation for each level, so the cost per caption
+does not depend on the number of queries, and Python's share is small. Once built, nothing changes: threads share it.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from ahocorasick_rs import BytesAhoCorasick, Implementation
 
-from queries.normalize import normalize, normalize_batch, values_buffer
+from queries.int_table import IntTable
+from queries.normalize import normalize, normalize_batch
 
-# Captions searched in one go. One match is a Python tuple of three integers for a moment, about 150 bytes.
-_CHUNK_BYTES = 1 << 20
+Ints = npt.NDArray[np.int64]
+
+_CHUNK_BYTES = 1 << 19
+"""Captions matched in one go, about ten thousand: the arrays stay small enough for the caches."""
+
+_NONE = -1
 
 
 class QueryMatcher:
@@ -28,44 +33,115 @@ class QueryMatcher:
 
     def __init__(self, queries: Sequence[str]) -> None:
         normal = normalize_batch(pa.array(queries, pa.string()))
-        self._ids = np.flatnonzero(pc.binary_length(normal).to_numpy(zero_copy_only=False) > 0)
-        patterns = [b" " + query + b" " for query in normal.take(pa.array(self._ids)).cast(pa.binary()).to_pylist()]
-        self._automaton = BytesAhoCorasick(patterns, implementation=Implementation.ContiguousNFA)
+        matchable = np.flatnonzero(np.asarray(pc.binary_length(normal)) > 0)
+        tokens = _Tokens.of(normal.take(pa.array(matchable)))
+        self._words = {word: number for number, word in enumerate(tokens.vocabulary.to_pylist())}
+        trie = _Trie.of(tokens)
+        self._next, self._is_inner = trie.next, trie.is_inner
+
+        # The ids of the queries that end in a node stand in a row; `_first` says where, by node.
+        self._ids = matchable[np.argsort(trie.ends, kind="stable")]
+        self._first = np.searchsorted(np.sort(trie.ends), np.arange(len(trie.is_inner) + 1))
 
     def match(self, captions: pa.StringArray) -> pa.ListArray:
         """Return, for each caption, the ids (int32) of the queries in it: sorted, each once; none for a null."""
         if len(captions) == 0:
             return pa.array([], pa.list_(pa.int32()))
-        normal = pc.fill_null(normalize_batch(captions), "").cast(pa.large_string())
-        return pa.concat_arrays([self._match_normal(rows) for rows in _chunks(normal)])
+        return pa.concat_arrays([self._match(chunk) for chunk in _chunks(pc.fill_null(captions, ""))])
 
-    def _match_normal(self, rows: pa.Array) -> pa.ListArray:
-        """Match captions in normal form, which all become one text: " one caption \\n another \\n"."""
-        space, end, nothing = (pa.scalar(text, pa.large_string()) for text in (" ", " \n", ""))
-        padded = pc.binary_join_element_wise(space, rows, end, nothing)
-        ends = np.cumsum(pc.binary_length(padded).to_numpy())
-        found = self._automaton.find_matches_as_indexes(values_buffer(padded), overlapping=True)
-        pattern, _, end_of_match = _columns(found)
-
-        # Matches come by their end, so the captions are in order. One sort of (caption, id) pairs, each in one number,
-        # puts the ids of each caption in order and repetitions side by side.
-        matches = np.diff(np.searchsorted(end_of_match, ends, side="right"), prepend=0)
-        keys = np.repeat(np.arange(len(rows)) << 32, matches) | self._ids[pattern]
+    def _match(self, captions: pa.Array) -> pa.ListArray:
+        tokens = _Tokens.of(normalize_batch(captions))
+        number = self._words.get
+        words = np.array([number(word, _NONE) for word in tokens.vocabulary.to_pylist()], dtype=np.int64)
+        keys = np.concatenate([self._keys(row, node) for row, node in self._descend(words[tokens.codes], tokens.rows)])
         keys.sort()
         keys = keys[np.diff(keys, prepend=-1) != 0]
-        offsets = np.searchsorted(keys, np.arange(len(rows) + 1) << 32)
+        offsets = np.searchsorted(keys, np.arange(len(captions) + 1) << 32)
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(keys.astype(np.int32)))
 
+    def _descend(self, words: Ints, rows: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """Go down from every word that is a node, all in step; return the rows and nodes reached, level by level."""
+        position = np.flatnonzero(words >= 0)
+        row, node = rows[position], words[position]
+        words, rows = np.append(words, _NONE), np.append(rows, _NONE)
+        while True:
+            yield row, node
+            inner = self._is_inner[node]
+            position, row, node = position[inner] + 1, row[inner], node[inner]
+            goes_on = (rows[position] == row) & (words[position] >= 0)
+            position, row, node = position[goes_on], row[goes_on], node[goes_on]
+            if len(position) == 0:
+                return
+            node = self._next.find((node << 32) | words[position]).astype(np.int64)
+            reached = node >= 0
+            position, row, node = position[reached], row[reached], node[reached]
 
-def _columns(found: list[tuple[int, int, int]]) -> npt.NDArray[np.int64]:
-    flat = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=3 * len(found))
-    return flat.reshape(-1, 3).T
+    def _keys(self, row: Ints, node: Ints) -> Ints:
+        """Return (row, query id), as one number each, for the queries that end in the nodes."""
+        first = self._first[node]
+        count = self._first[node + 1] - first
+        ends = count > 0
+        row, first, count = row[ends], first[ends], count[ends]
+        if count.max(initial=1) > 1:  # some queries have the same normal form
+            total = np.cumsum(count)
+            first = np.repeat(first - total + count, count) + np.arange(total[-1])
+            row = np.repeat(row, count)
+        return (row << 32) | self._ids[first]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of some normal forms, one after the other, as numbers into their vocabulary."""
+
+    vocabulary: pa.Array
+    codes: Ints
+    rows: Ints
+
+    @classmethod
+    def of(cls, normal: pa.Array) -> "_Tokens":
+        tokens = pc.split_pattern(normal, " ")
+        encoded = pc.list_flatten(tokens).dictionary_encode()
+        codes = np.asarray(encoded.indices, dtype=np.int64)
+        return cls(encoded.dictionary, codes, np.asarray(pc.list_parent_indices(tokens), dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class _Trie:
+    """The queries as a trie of tokens. The node of a query's first token has the number of that token."""
+
+    next: IntTable  # (node << 32) | token -> node
+    is_inner: npt.NDArray[np.bool_]  # by node: has the trie more below it?
+    ends: Ints  # by query: its last node
+
+    @classmethod
+    def of(cls, tokens: _Tokens) -> "_Trie":
+        start, length = _runs(tokens.rows)
+        nodes = len(tokens.vocabulary)
+        ends = tokens.codes[start]
+        keys, values, inner = ([np.array([], dtype=np.int64)] for _ in range(3))
+        for depth in range(1, int(length.max(initial=1))):
+            longer = np.flatnonzero(length > depth)
+            inner.append(ends[longer])
+            steps, branch = np.unique((ends[longer] << 32) | tokens.codes[start[longer] + depth], return_inverse=True)
+            keys.append(steps)
+            values.append(np.arange(nodes, nodes + len(steps)))
+            ends[longer] = nodes + branch
+            nodes += len(steps)
+        is_inner = np.zeros(nodes, dtype=bool)
+        is_inner[np.concatenate(inner)] = True
+        return cls(IntTable(np.concatenate(keys), np.concatenate(values).astype(np.int32)), is_inner, ends)
+
+
+def _runs(rows: Ints) -> tuple[Ints, Ints]:
+    """Return where the run of each row begins, and how long it is; every row has one."""
+    start = np.flatnonzero(np.diff(rows, prepend=-1))
+    return start, np.diff(start, append=len(rows))
 
 
 def _chunks(rows: pa.Array) -> Iterator[pa.Array]:
     """Cut an array of strings into slices of about `_CHUNK_BYTES`, or one row where a row is longer."""
-    start_byte = np.cumsum(pc.binary_length(rows).to_numpy()) // _CHUNK_BYTES
-    starts = np.flatnonzero(np.diff(start_byte, prepend=-1))
+    chunk = np.cumsum(np.asarray(pc.binary_length(rows), dtype=np.int64)) // _CHUNK_BYTES
+    starts = np.flatnonzero(np.diff(chunk, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         yield rows.slice(start, end - start)
 

@@ -61,6 +61,12 @@ def test_queries_that_overlap_or_contain_each_other_all_match() -> None:
     assert matched(queries, "a b c") == ["a b", "b c", "a b c", "b", "a", "c", "a", "B"]
 
 
+def test_queries_of_many_tokens_match_to_their_last() -> None:
+    queries = ["a " * 30 + "b", "a " * 30 + "c", "a " * 31, "a a"]
+    assert matched(queries, "a " * 30 + "b c") == [queries[0], queries[3]]
+    assert matched(queries, "a " * 31 + "c") == [queries[1], queries[2], queries[3]]
+
+
 def test_a_match_never_spans_two_captions() -> None:
     assert QueryMatcher(["dog house"]).match(pa.array(["dog", "house"])).to_pylist() == [[], []]
 
