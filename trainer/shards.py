@@ -47,25 +47,30 @@ class ShardCache:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def local(self, path: str) -> Path:
-        """Return a local file with the content of `path`; fetch it if it is remote and not here."""
-        if "://" not in path:
-            return Path(path)
-        copy = self._folder / "shards" / f"{_digest(path)}.tar"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(copy.with_suffix(".lock")):
-            if not copy.exists():
-                self._fetch(path, copy)
-        os.utime(copy)  # the least recently opened copies are dropped first
-        return copy
+    def open(self, path: str) -> BinaryIO:
+        """Open a local file with the content of `path`; fetch it first if it is remote and not here.
+
+        Raises:
+            TrainerError: it cannot be read.
+        """
+        try:
+            if "://" not in path:
+                return Path(path).open("rb", buffering=0)
+            copy = self._folder / "shards" / f"{_digest(path)}.tar"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(copy.with_suffix(".lock")):
+                if not copy.exists():
+                    self._fetch(path, copy)
+                file = copy.open("rb", buffering=0)  # from here on it may be dropped: an open file stays
+            os.utime(file.fileno())  # the least recently opened copies are dropped first
+            return file
+        except OSError as error:
+            raise TrainerError(f"cannot read shard {path}: {error.strerror or error}") from error
 
     def _fetch(self, path: str, copy: Path) -> None:
         partial = copy.with_suffix(".part")
-        try:
-            filesystem, remote = fsspec.core.url_to_fs(path)
-            filesystem.get_file(remote, str(partial))
-        except OSError as error:
-            raise TrainerError(f"cannot read shard {path}: {error}") from error
+        filesystem, remote = fsspec.core.url_to_fs(path)
+        filesystem.get_file(remote, str(partial))
         os.replace(partial, copy)
         self._drop_oldest(copy)
 
@@ -79,18 +84,18 @@ class ShardCache:
             copy.unlink(missing_ok=True)
             excess -= size
 
-    def index(self, path: str, local: Path) -> NDArray[np.int64]:
+    def index(self, path: str, file: BinaryIO) -> NDArray[np.int64]:
         """Return the shard's index, (samples, 3, 2): offset and size of image, text and json; -1 where missing."""
-        stat = local.stat()
+        stat = os.fstat(file.fileno())
         stored = self._folder / "index" / f"{_digest(f'{path} {stat.st_size} {stat.st_mtime_ns}')}.npy"
         if stored.exists():
             found: NDArray[np.int64] = np.load(stored)
             return found
-        made = index_tar(local, path)
+        made = index_tar(file, path)
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=stored.parent, suffix=".part", delete=False) as file:
-            np.save(file, made)
-        os.replace(file.name, stored)
+        with tempfile.NamedTemporaryFile(dir=stored.parent, suffix=".part", delete=False) as partial:
+            np.save(partial, made)
+        os.replace(partial.name, stored)
         return made
 
 
@@ -105,7 +110,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def index_tar(local: Path, name: str) -> NDArray[np.int64]:
+def index_tar(file: BinaryIO, name: str) -> NDArray[np.int64]:
     """Find each sample's members in a tar: consecutive files with one key, as WebDataset defines it.
 
     Raises:
@@ -114,7 +119,7 @@ def index_tar(local: Path, name: str) -> NDArray[np.int64]:
     rows: list[list[list[int]]] = []
     previous = None
     try:
-        with tarfile.open(local, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue
@@ -129,7 +134,7 @@ def index_tar(local: Path, name: str) -> NDArray[np.int64]:
             end = tar.offset
     except (OSError, tarfile.TarError) as error:
         raise TrainerError(f"shard {name} is damaged: {error}; write it again, or leave it out") from error
-    if end > local.stat().st_size:
+    if end > os.fstat(file.fileno()).st_size:
         raise TrainerError(f"shard {name} ends in the middle of a sample: write it again, or leave it out")
     return np.array(rows, np.int64).reshape(-1, 3, 2)
 
@@ -192,12 +197,8 @@ class ShardSet:
 
     def _open(self, number: int) -> ShardReader:
         shard = self.shards[number]
-        local = self.cache.local(shard.path)
-        try:
-            file = local.open("rb", buffering=0)
-        except OSError as error:
-            raise TrainerError(f"cannot read shard {shard.path}: {error.strerror}") from error
-        index = self.cache.index(shard.path, local)
+        file = self.cache.open(shard.path)
+        index = self.cache.index(shard.path, file)
         if len(index) != shard.samples:
             raise TrainerError(
                 f"shard {shard.path} holds {len(index)} samples where {shard.samples} are announced: "
@@ -228,7 +229,7 @@ def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
 
 def _expand(pattern: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
-    found = sorted(filesystem.glob(path)) if any(c in pattern for c in "*?[") else [path]
+    found = sorted(filesystem.glob(path)) if any(c in pattern for c in "*?[") else [path] * filesystem.exists(path)
     return [filesystem.unstrip_protocol(p) if "://" in pattern else str(p) for p in found]
 
 
@@ -252,7 +253,5 @@ def _announced_counts(folder: str) -> dict[str, int]:
 def _count(path: str, announced: dict[str, int], cache: ShardCache) -> int:
     if path in announced:
         return announced[path]
-    local = cache.local(path)
-    if not local.exists():
-        raise TrainerError(f"no shards match {path}: build them first, or set train.shards")
-    return len(cache.index(path, local))
+    with cache.open(path) as file:
+        return len(cache.index(path, file))
