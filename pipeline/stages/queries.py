@@ -114,6 +114,7 @@ def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PAR
     Raises:
         UserError: a file is missing or damaged, or no page-view file, or of another wiki.
     """
+    build.workspace.remove_temporary_files()
     covered = digest(VERSION, [(path, _version_of(path)) for path in inputs.dumps], inputs.min_count, part_bytes)
     views = [(path, _version_of(path)) for path in inputs.page_views]
     titles_digest = digest(covered, views, inputs.project, inputs.min_views, inputs.max_titles)

@@ -1,4 +1,6 @@
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from queries import match
 from queries.match import QueryMatcher, naive_match
+from queries.normalize import normalize
 
 # Few characters, so that queries do occur; among them what separates, combines, folds and stands alone.
 TEXTS = st.text(st.sampled_from("aAbß \n\t-'.+#é\u0301\u200d\u200b🐶東京ปที่ใＡ"), max_size=12)
@@ -95,3 +98,26 @@ def test_threads_share_one_matcher() -> None:
     with ThreadPoolExecutor(4) as threads:
         concurrent = list(threads.map(matcher.match, batches))
     assert [found.to_pylist() for found in concurrent] == [matcher.match(batch).to_pylist() for batch in batches]
+
+
+def documented_cases() -> list[tuple[str, str]]:
+    """Read (caption, normal form) from the table in docs/queries.md: as many forms as captions, or one for all."""
+    lines = (Path(__file__).parents[2] / "docs/queries.md").read_text().split("\n")
+    start = lines.index("| caption | normal form | so |") + 2
+    cases: list[tuple[str, str]] = []
+    for line in lines[start : lines.index("", start)]:
+        captions, forms = (re.findall(r"`([^`]+)`", cell) for cell in line.split(" | ")[:2])
+        cases += zip(captions, forms if len(forms) > 1 else forms * len(captions), strict=True)
+    return cases
+
+
+@pytest.mark.parametrize(("caption", "form"), documented_cases())
+def test_the_documented_cases_hold(caption: str, form: str) -> None:
+    assert normalize(caption) == form
+
+
+def test_the_documented_cases_are_there() -> None:
+    captions = "".join(caption for caption, _ in documented_cases())
+    assert len(documented_cases()) > 40
+    for character in "'.+/\u0308ßＤ🐶東\u200b\u200f\u00adป":
+        assert character in captions
