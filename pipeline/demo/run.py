@@ -19,7 +19,7 @@ from pipeline.progress import Progress
 from queries.allowlist import import_allowlist
 
 _MARK = ".wit-demo.json"  # in a folder that this module made and may clear
-_MADE = ("web", "evals", "work", "queries.txt", "queries.parquet", "queries.manifest.json", "wit.toml")
+_MADE = ("web", "evals", "work", "queries.txt", "queries.parquet", "queries.manifest.json", "prompts.json", "wit.toml")
 _PICTURES_PER_CAP = 50  # the commonest words are in a fifth of all captions: a cap that bites
 _LEAST_CAP = 40  # planted pairs carry rare words, and have to be below the cap
 
