@@ -58,7 +58,7 @@ def test_each_epoch_keeps_the_tail_and_about_the_cap_of_the_head():
     cuts=st.lists(st.integers(0, 60), max_size=5),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_position_means_the_same_however_the_stream_is_read(counts: list[int], cuts: list[int], seed: int):
     probabilities = np.random.default_rng(seed).choice([0.3, 1.0], sum(counts)).astype(np.float32)
     probabilities[0] = 1.0

@@ -19,7 +19,7 @@ def _read(order: SampleOrder, start: int, stop: int) -> list[tuple[int, int, int
 
 
 @given(counts=COUNTS, **SHAPE)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_every_epoch_holds_every_sample_once(counts: list[int], lanes: int, window: int, seed: int):
     order = SampleOrder(np.array(counts), seed=seed, lanes=lanes, window=window)
     everything = [(shard, index) for shard, count in enumerate(counts) for index in range(count)]
@@ -30,7 +30,7 @@ def test_every_epoch_holds_every_sample_once(counts: list[int], lanes: int, wind
 
 
 @given(counts=COUNTS, cuts=st.lists(st.integers(0, 90), max_size=6), **SHAPE)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_position_means_the_same_however_the_stream_is_read(
     counts: list[int], cuts: list[int], lanes: int, window: int, seed: int
 ):
