@@ -115,7 +115,7 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
     direct = options.view_as(DirectOptions)
     if options.view_as(StandardOptions).runner != "FnApiRunner" or direct.direct_running_mode != "multi_processing":
         return beam.Pipeline(options=options)
-    worker = [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"]
+    worker = [sys.executable, "-m", "pipeline.beam_worker"]
     command = f"exec {shlex.join(worker)} >>{shlex.quote(str(log_file()))} 2>&1"
     pipeline = beam.Pipeline(FnApiRunner(SubprocessSDKEnvironment.from_command_string(command)), options=options)
     # Asked for processes by its options, the runner would start them by a command of its own.

@@ -20,6 +20,7 @@ BEAM_MAY_BE_IMPORTED_IN = {
     "allowlist_build.py",
     "beam_noise.py",
     "beam_options.py",
+    "beam_worker.py",
     "runner.py",
     "spark",
     "cli.py",

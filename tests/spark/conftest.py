@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.spark_cluster import end_job_servers
 
 from pipeline.errors import ConfigError
 from pipeline.spark.cluster import Cluster, local_cluster
 from pipeline.spark.job_server import java, runnable_jar
-
-CLUSTER_CORES = "--job_server_jvm_properties=-Dspark.cores.max=2"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +36,4 @@ def cluster(spark: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     """A standalone cluster of one master and two workers with a core each."""
     with local_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
-
-
-def on_cluster(cluster: Cluster) -> list[str]:
-    return ["--runner=SparkRunner", f"--spark_master_url={cluster.url}", CLUSTER_CORES]
+    end_job_servers()

@@ -1,20 +1,18 @@
 """The small job on Spark: local, on a cluster, and on a cluster that loses processes in mid-run."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
 import psutil
 import pytest
 import small_job
-from conftest import on_cluster
+from support.spark_cluster import in_mid_run, kill_worker, on_cluster, python_processes
 
 from pipeline.errors import UserError
 from pipeline.runner import log_file, parse_beam_options, run_pipeline
-from pipeline.spark.cluster import Cluster, local_cluster
+from pipeline.spark.cluster import local_cluster
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900), pytest.mark.usefixtures("spark")]
 
@@ -74,7 +72,8 @@ def failing(work):
 
 def test_the_job_outlives_a_worker_and_its_executor(expected, tmp_path):
     (tmp_path / "cluster").mkdir()
-    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(tmp_path / "job", lambda: kill_worker(cluster)):
+    begun = some_units_began(tmp_path / "job")
+    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(begun, lambda: kill_worker(cluster)):
         run_pipeline(small_job.small_job(tmp_path / "job", UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
     assert small_job.tree(tmp_path / "job") == expected
     assert set(small_job.calls(tmp_path / "job")) == set(range(UNITS))
@@ -86,50 +85,15 @@ def test_the_job_outlives_a_python_process(expected, tmp_path):
     def strike() -> None:
         python_processes(cluster)[0].kill()
 
-    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(tmp_path / "job", strike):
+    begun = some_units_began(tmp_path / "job")
+    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(begun, strike):
         run_pipeline(small_job.small_job(tmp_path / "job", UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
     assert small_job.tree(tmp_path / "job") == expected
     assert set(small_job.calls(tmp_path / "job")) == set(range(UNITS))
 
 
-@contextmanager
-def in_mid_run(root: Path, strike: Callable[[], None], after: int = 8) -> Iterator[None]:
-    """Call `strike` from a thread once `after` units have begun; the block must not end before it did."""
-    struck = threading.Event()
-    over = threading.Event()
-
-    def wait_and_strike() -> None:
-        while not over.wait(0.05):
-            if len(list(root.glob("calls/*"))) >= after:
-                strike()
-                struck.set()
-                return
-
-    thread = threading.Thread(target=wait_and_strike)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert struck.is_set()
-
-
-def kill_worker(cluster: Cluster) -> None:
-    """Kill -9 the first worker, and what it started: its executor and that one's Python."""
-    worker = psutil.Process(cluster.workers[0].pid)
-    victims = [worker, *worker.children(recursive=True)]
-    assert any("CoarseGrainedExecutorBackend" in " ".join(victim.cmdline()) for victim in victims)
-    for victim in victims:
-        victim.kill()
-    cluster.workers[0].wait()
-
-
-def python_processes(cluster: Cluster) -> list[psutil.Process]:
-    children = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
-    found = [child for child in children if any("wit-beam-boot" in word for word in child.cmdline())]
-    assert found
-    return found
+def some_units_began(root: Path) -> Callable[[], bool]:
+    return lambda: len(list(root.glob("calls/*"))) >= 8
 
 
 def test_nothing_is_left_running(tmp_path):

@@ -1,0 +1,192 @@
+"""Start worker processes by forking one that has imported everything already.
+
+To import Beam and the stages takes three seconds of CPU, and every job of a build starts all its workers anew. So the
+first worker that some process starts leaves a server behind, which imports once and then forks a worker per request:
+in milliseconds, and with that memory shared. The server belongs to the process that wanted the worker (the driver, a
+Spark executor, a job server): it ends when that does, and takes its workers with it.
+
+The server has one thread and talks to nobody but its user: its socket lies in a folder that only the user can enter.
+"""
+
+import fcntl
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+Work = Callable[[list[str]], None]
+
+_LENGTH_BYTES = 4
+_DONE = b"0"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What makes a process: its arguments, environment and folder."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+
+    @classmethod
+    def of_this_process(cls) -> "Request":
+        return cls(sys.argv[1:], dict(os.environ), os.getcwd())
+
+
+def work_in_fork(work: Work, modules: Sequence[str]) -> int:
+    """Run `work` with this process's arguments, environment, output and folder in a fork; return its exit code.
+
+    The fork has `modules` imported. Where the system is not up to this (no process file descriptors, as on macOS), or
+    the one that started this process is gone, `work` runs right here.
+    """
+    connection = _connect(os.getppid(), work, modules) if hasattr(os, "pidfd_open") else None
+    if connection is None:
+        work(sys.argv[1:])
+        return 0
+    _send(connection, Request.of_this_process())
+    return 0 if connection.recv(1) == _DONE else 1
+
+
+def _connect(owner: int, work: Work, modules: Sequence[str]) -> socket.socket | None:
+    """Connect to the server of `owner`, after starting it if there is none; None if there can be none."""
+    if owner == 1:  # whoever lost its parent is given to the first process, which never ends
+        return None
+    try:
+        ending = os.pidfd_open(owner)
+        folder = _private_folder()
+        return _connect_in(folder, folder / f"{owner}-{_started(owner)}", ending, work, modules)
+    except OSError:
+        return None
+
+
+def _connect_in(folder: Path, address: Path, ending: int, work: Work, modules: Sequence[str]) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    with suppress(FileNotFoundError, ConnectionRefusedError):
+        connection.connect(str(address))
+        return connection
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            connection.connect(str(address))  # another worker was quicker
+            return connection
+        address.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(address))
+        listener.listen(1024)
+    if os.fork() == 0:
+        connection.close()
+        _exit_after(lambda: _serve(listener, address, ending, work, modules))
+    listener.close()
+    connection.connect(str(address))  # answered once the server has its modules
+    return connection
+
+
+def _private_folder() -> Path:
+    """Return a folder that only this user can enter.
+
+    Raises:
+        PermissionError: when somebody else made it.
+    """
+    folder = Path(tempfile.gettempdir(), f"wit-workers-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) != 0o700 or not stat.S_ISDIR(facts.st_mode):
+        raise PermissionError(f"{folder} is not a folder of this user's alone")
+    return folder
+
+
+def _started(process: int) -> str:
+    """Return when a process started, in clock ticks since boot: with its id, a name that is never used again."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return fields[19]  # field 22 of proc(5), counted from the state that follows the name
+
+
+def _send(connection: socket.socket, request: Request) -> None:
+    message = json.dumps(asdict(request)).encode()
+    socket.send_fds(connection, [len(message).to_bytes(_LENGTH_BYTES, "big")], [1, 2])
+    connection.sendall(message)
+
+
+def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
+    """Return a request and the file descriptors to write output and errors to."""
+    length, files, _, _ = socket.recv_fds(connection, _LENGTH_BYTES, 2)
+    with connection.makefile("rb") as stream:
+        message = stream.read(int.from_bytes(length, "big"))
+    return Request(**json.loads(message)), files
+
+
+def _serve(listener: socket.socket, address: Path, ending: int, work: Work, modules: Sequence[str]) -> None:
+    """Fork a worker per connection until the process ends that the file descriptor `ending` stands for."""
+    os.setsid()  # Ctrl-C is for the driver
+    _silence()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
+    selector = selectors.DefaultSelector()
+    try:
+        selector.register(ending, selectors.EVENT_READ)
+        with suppress(Exception):  # a module that cannot be imported is for the worker to stumble over, and to report
+            for module in modules:
+                importlib.import_module(module)
+        selector.register(listener, selectors.EVENT_READ)
+        while all(key.fileobj is listener for key, _ in selector.select()):
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                selector.close()
+                listener.close()
+                _exit_after(lambda connection=connection: _be_worker(connection, work))  # type: ignore[misc]
+            connection.close()
+    finally:
+        address.unlink(missing_ok=True)
+        os.killpg(0, signal.SIGKILL)
+
+
+def _silence() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in (0, 1, 2):
+        os.dup2(nothing, file)
+
+
+def _be_worker(connection: socket.socket, work: Work) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, files = _receive(connection)
+    for target, file in enumerate(files, start=1):
+        os.dup2(file, target)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.folder)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    work(request.arguments)
+    connection.sendall(_DONE)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this process when the one that asked for it does."""
+    with suppress(OSError):
+        connection.recv(1)
+    os._exit(1)
+
+
+def _exit_after(work: Callable[[], None]) -> None:
+    """Run `work` and end this process without what its parent would do at its own end."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)

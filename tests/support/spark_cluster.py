@@ -1,0 +1,68 @@
+"""What tests do to a Spark cluster: use it, and kill parts of it in mid-run."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+from apache_beam.runners.portability.spark_runner import JOB_SERVER_CACHE
+
+from pipeline.spark.cluster import Cluster
+
+CLUSTER_CORES = "--job_server_jvm_properties=-Dspark.cores.max=2"
+
+
+def end_job_servers() -> None:
+    """End the JVMs that Beam keeps for the next job of this process; their clusters are gone."""
+    for server in JOB_SERVER_CACHE.values():
+        server.stop()
+    JOB_SERVER_CACHE.clear()
+
+
+def on_cluster(cluster: Cluster) -> list[str]:
+    return ["--runner=SparkRunner", f"--spark_master_url={cluster.url}", CLUSTER_CORES]
+
+
+@contextmanager
+def in_mid_run(is_time: Callable[[], bool], strike: Callable[[], None]) -> Iterator[None]:
+    """Call `strike` from a thread as soon as `is_time`; the block must not end before that."""
+    over = threading.Event()
+    failures: list[BaseException] = [AssertionError("the run ended before it was time to strike")]
+
+    def wait_and_strike() -> None:
+        while not over.wait(0.05):
+            if is_time():
+                failures.clear()
+                try:
+                    strike()
+                except BaseException as error:
+                    failures.append(error)
+                return
+
+    thread = threading.Thread(target=wait_and_strike)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def kill_worker(cluster: Cluster) -> None:
+    """Kill -9 the first worker, and what it started: its executor and that one's Python."""
+    worker = psutil.Process(cluster.workers[0].pid)
+    victims = [worker, *worker.children(recursive=True)]
+    assert any("CoarseGrainedExecutorBackend" in " ".join(victim.cmdline()) for victim in victims)
+    for victim in victims:
+        victim.kill()
+    cluster.workers[0].wait()
+
+
+def python_processes(cluster: Cluster) -> list[psutil.Process]:
+    """Return the Beam workers that the executors started."""
+    children = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
+    found = [child for child in children if any("wit-beam-boot" in word for word in child.cmdline())]
+    assert found
+    return found
