@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -104,6 +105,9 @@ def _build(args: argparse.Namespace) -> int:
         bigrams=args.bigrams,
         titles=args.titles,
     )
+    folder = Path(args.out).parent
+    if "://" not in args.out and not folder.is_dir():
+        raise ConfigError(f"--out {args.out}: there is no folder {folder}")
     if args.starter:
         if args.dump or args.pageviews or args.wordnet is None:
             raise ConfigError("--starter takes the place of --dump and --pageviews, and needs --wordnet")

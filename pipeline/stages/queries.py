@@ -29,6 +29,7 @@ from pipeline.engine import (
     Ready,
     Unit,
     UnitOutput,
+    Work,
     add_counts,
     digest,
     finish_stage,
@@ -152,11 +153,9 @@ def _count_words(build: Build, inputs: WikipediaInputs, part_bytes: int, stage_d
         parts = [part for path in inputs.dumps for part in split_dump(path, part_bytes)]
     buckets = _bucket_count(_bytes(inputs.dumps)) if parts else 0
     tasks = _units([(part.path, part) for part in parts], stage_digest)
-    counted = run_units(build, "words/count", tasks, Ready(_CountPart(inputs.site, buckets)))
+    counted = _run(build, "words/count", tasks, _CountPart(inputs.site, buckets))
     spilled = [name for marker in counted.values() for name in marker.outputs if name.startswith(_SPILLED_WORDS)]
-    merged = run_units(
-        build, "words/merge", _bucket_units(buckets, stage_digest), Ready(_MergeWords(spilled, inputs.min_count))
-    )
+    merged = _run(build, "words/merge", _bucket_units(buckets, stage_digest), _MergeWords(spilled, inputs.min_count))
     articles = {n: facts for m in counted.values() for n, facts in m.outputs.items() if n.startswith(_ARTICLES)}
     counts = add_counts(counted.values())
     counts[_WORDS] = add_counts(merged.values())["inputs"]
@@ -166,7 +165,7 @@ def _count_words(build: Build, inputs: WikipediaInputs, part_bytes: int, stage_d
 
 def _read_views(build: Build, inputs: WikipediaInputs, stage_digest: str) -> dict[str, Marker]:
     tasks = _units([(path, path) for path in inputs.page_views], stage_digest)
-    return run_units(build, "titles/read", tasks, Ready(_ReadViews(inputs.project, _TITLE_BUCKETS)))
+    return _run(build, "titles/read", tasks, _ReadViews(inputs.project, _TITLE_BUCKETS))
 
 
 def _merge_titles(
@@ -176,9 +175,14 @@ def _merge_titles(
     articles = [name for name in words.outputs if name.startswith(_ARTICLES)]
     merge = _MergeTitles(views, articles, bool(inputs.dumps), inputs.min_views, inputs.max_titles)
     buckets = _TITLE_BUCKETS if views else 0
-    merged = run_units(build, "titles/merge", _bucket_units(buckets, stage_digest), Ready(merge))
+    merged = _run(build, "titles/merge", _bucket_units(buckets, stage_digest), merge)
     outputs = {name: facts for marker in merged.values() for name, facts in marker.outputs.items()}
     return finish_stage(build.workspace, "titles", stage_digest, outputs, add_counts(merged.values()))
+
+
+def _run(build: Build, step: str, units: list[Unit], work: Work) -> dict[str, Marker]:
+    """Run the units of a step, if there are any: without page views, say, nothing is said of them."""
+    return run_units(build, step, units, Ready(work)) if units else {}
 
 
 def _bucket_count(size_bytes: int) -> int:

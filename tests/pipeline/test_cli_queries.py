@@ -70,6 +70,11 @@ def test_starter_and_dump_exclude_each_other(folder: Path, command: str) -> None
         wit(command)
 
 
+def test_a_place_that_is_not_there_is_refused_before_the_work(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no folder nowhere"):
+        wit("build --dump dump.xml --out nowhere/q.parquet")
+
+
 @pytest.mark.parametrize("option", ["--size 0", "--size many", "--min-count -1", "--bigrams 1.5"])
 def test_numbers_are_checked(folder: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
