@@ -27,6 +27,14 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not spark"
 
+# Spark, on this machine. Where pyspark, Java, Maven or a jar cannot be had, say why and pass: nothing else needs them.
+test-spark: setup
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[spark]" \
+	  || { echo "test-spark: skipped, pyspark cannot be installed (the reason is above)"; exit 0; }; \
+	$(BIN)/python -m pipeline.spark.build_job_server \
+	  || { echo "test-spark: skipped, there is no job server (the reason is above)"; exit 0; }; \
+	$(BIN)/python -m pytest -rs -m spark tests/spark || test $$? -eq 5  # 5: nothing was collected
+
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links -o constraints.txt

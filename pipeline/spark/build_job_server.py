@@ -30,6 +30,7 @@ def build_job_server(*, again: bool = False) -> Path:
     if jar.is_file() and not again:
         return jar
     check_tools()
+    print("building the Spark job server; the first time takes about three minutes", file=sys.stderr)
     jar.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wit-job-server-") as folder:
         built = _package(Path(folder))
