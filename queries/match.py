@@ -47,7 +47,7 @@ class QueryMatcher:
         """Return, for each caption, the ids (int32) of the queries in it: sorted, each once; none for a null."""
         if len(captions) == 0:
             return pa.array([], pa.list_(pa.int32()))
-        return pa.concat_arrays([self._match(chunk) for chunk in _chunks(pc.fill_null(captions, ""))])
+        return pa.concat_arrays([self._match(chunk) for chunk in _chunks(pc.fill_null(captions.cast(pa.string()), ""))])
 
     def _match(self, captions: pa.Array) -> pa.ListArray:
         tokens = _Tokens.of(normalize_batch(captions))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from queries import match
 from queries.match import QueryMatcher, naive_match
-from queries.normalize import normalize
+from queries.normalize import normalize, normalize_batch
 
 # Few characters, so that queries do occur; among them what separates, combines, folds and stands alone.
 TEXTS = st.text(st.sampled_from("aAbß \n\t-'.+#é\u0301\u200d\u200b🐶東京ปที่ใＡ"), max_size=12)
@@ -89,6 +89,15 @@ def test_no_queries_or_only_empty_ones_match_nothing() -> None:
 def test_slices_of_captions() -> None:
     captions = pa.array(["a", "b", "a b"])
     assert QueryMatcher(["a", "b"]).match(captions.slice(1)).to_pylist() == [[1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_every_kind_of_text_array(kind: pa.DataType) -> None:
+    captions = pa.array(["a B", None, ""]).cast(kind)
+    assert QueryMatcher(["b"]).match(captions).to_pylist() == [[0], [], []]
+    assert normalize_batch(captions).to_pylist() == ["a b", None, ""]
 
 
 def test_threads_share_one_matcher() -> None:
