@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.beam_options import parse_beam_options
-from pipeline.build import Project, run_build
+from pipeline.build import run_build
 from pipeline.demo.compare import Verdict, compare
 from pipeline.demo.failures import RETRIES
 from pipeline.demo.server import serve
 from pipeline.demo.world import make_world
 from pipeline.errors import UserError
 from pipeline.progress import Progress
+from pipeline.project import Project
 from queries.allowlist import import_allowlist
 
 _MARK = ".wit-demo.json"  # in a folder that this module made and may clear

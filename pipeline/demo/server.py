@@ -46,7 +46,9 @@ class RunningWeb:
 def serve(directory: Path, port: int = 0) -> Iterator[RunningWeb]:
     """Run the server until the block ends; `directory` holds site.json and files/, port 0 takes any free one."""
     command = [sys.executable, "-m", "pipeline.demo.server", str(directory), str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    # In a session of its own, so that Ctrl-C reaches the parent alone, who then ends the server.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:

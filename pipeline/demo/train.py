@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.build import Project
 from pipeline.errors import UserError
+from pipeline.project import Project
 from pipeline.stages.report import write_reports
 
 _MODEL = "demo"

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "demo"
     assert main(["demo", "--dir", str(directory), "--pictures", "150", "--seed", "3", "--quiet"]) == 0

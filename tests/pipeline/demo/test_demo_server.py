@@ -1,6 +1,8 @@
 """The server behaves as its site says: each planted behaviour through a plain client."""
 
 import http.client
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +93,29 @@ def test_requests_are_counted_by_url(running: RunningWeb) -> None:
     get(running, "http://photos.example/a.jpg")
     get(running, "http://nowhere.example/x?y=1")
     assert running.requests() - before == {"http://photos.example/a.jpg": 1, "http://nowhere.example/x?y=1": 1}
+
+
+def test_the_server_ends_with_its_parent(tmp_path: Path) -> None:
+    """Even one that is killed and cannot tidy up."""
+    Site(tmp_path).save()
+    script = "import sys, time\nfrom pathlib import Path\nfrom pipeline.demo.server import serve\n"
+    script += "with serve(Path(sys.argv[1])) as web:\n    print(web.gateway, flush=True)\n    time.sleep(100)\n"
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    orphan = RunningWeb(parent.stdout.readline().strip())
+    assert orphan.requests() == {}
+    parent.kill()
+    parent.communicate()
+    assert any(_is_gone(orphan) for _ in range(600))
+
+
+def _is_gone(running: RunningWeb) -> bool:
+    time.sleep(0.05)
+    try:
+        running.requests()
+    except OSError:
+        return True
+    return False
 
 
 def test_a_url_is_decided_once(tmp_path: Path) -> None:
