@@ -69,11 +69,11 @@ def _kill_at(folder: Path, steps: tuple[int, ...], step: int, batch: Batch) -> N
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run_with_kills(workspace: Path, folder: Path, steps: tuple[int, ...], **keys: Any) -> dict[int, list[str]]:
+def _run_with_kills(workspace: Path, folder: Path, kills: tuple[int, ...], **keys: Any) -> dict[int, list[str]]:
     folder.mkdir()
     settings = tiny_settings(workspace, folder, **keys)
-    codes = [run(settings, functools.partial(_kill_at, folder, steps))[0] for _ in range(len(steps) + 1)]
-    assert codes == [-signal.SIGKILL] * len(steps) + [0]
+    codes = [run(settings, functools.partial(_kill_at, folder, kills))[0] for _ in range(len(kills) + 1)]
+    assert codes == [-signal.SIGKILL] * len(kills) + [0]
     return _noted(folder)
 
 
