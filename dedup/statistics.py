@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 SHARE_CONFIDENCE = 0.95
 ACCURACY_CONFIDENCE = 0.995
@@ -77,14 +77,14 @@ def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, f
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")
     tail = (1 - confidence) / 2
-    low = float(stats.beta.ppf(tail, count, total - count + 1)) if count > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, count + 1, total - count)) if count < total else 1.0
+    low = float(special.betaincinv(count, total - count + 1, tail)) if count > 0 else 0.0
+    high = float(special.betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
     return low, high
 
 
 def binomial_p_value(count: int, total: int, null: float) -> float:
     """Return the chance of `count` or more successes in `total` trials of probability `null`."""
-    return float(stats.binom.sf(count - 1, total, null))
+    return float(special.betainc(count, total - count + 1, null)) if count > 0 else 1.0
 
 
 def split_accuracy(correct: np.ndarray, overlap: np.ndarray) -> SplitAccuracy:

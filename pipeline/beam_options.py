@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Never
 
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
@@ -33,6 +34,7 @@ _REFUSED = {
     "streaming": "every stage is a batch job",
     "no_wait_until_finish": "each stage needs the one before it to be complete",
     "save_main_session": "all code is importable, so there is no session to save",
+    "spark_submit_uber_jar": "a build is many jobs; run it where it can reach the master",
     "output_executable_path": "a build is many jobs, decided one after the other; it cannot be one jar",
     "dry_run": "a build cannot go on from a job that did not run",
     "update": "every stage is a batch job",
@@ -158,5 +160,8 @@ def _prepare_dataflow(options: PipelineOptions) -> None:
             "DataflowRunner needs --sdk_container_image=... with this project installed: see docs/dataflow.md"
         )
     options.view_as(SetupOptions).sdk_location = "container"
+    debug = options.view_as(DebugOptions)
+    if debug.number_of_worker_harness_threads is None:
+        debug.number_of_worker_harness_threads = 1  # one unit at a time in each of a machine's processes
     if workers.max_num_workers is None:
         workers.max_num_workers = max(DEFAULT_MAX_NUM_WORKERS, workers.num_workers or 0)

@@ -3,55 +3,24 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.account import Account, read_account
-from pipeline.config import Config, load_config
 from pipeline.engine import Build
 from pipeline.errors import ConfigError, UserError
 from pipeline.progress import Progress
+from pipeline.project import STAGES, Project
 from pipeline.stages.balance import QueryKeys
 from pipeline.stages.dedup import run_dedup
 from pipeline.stages.fetched import run_fetched
-from pipeline.stages.pairs import allowlist_path, run_pairs
+from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan
 from pipeline.stages.report import run_report
 from pipeline.stages.shards import run_shards, write_manifest
 from pipeline.workspace import Workspace
-from queries.allowlist import Allowlist
-
-STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
-"""Named after the folder that each fills."""
-
-
-@dataclass(frozen=True)
-class Project:
-    """A config and where it lies: relative paths in it start at its folder."""
-
-    config: Config
-    base_dir: Path
-
-    @classmethod
-    def load(cls, path: Path) -> "Project":
-        return cls(load_config(path), path.resolve().parent)
-
-    @property
-    def workspace(self) -> Workspace:
-        return Workspace(self.resolve(self.config.workspace))
-
-    def resolve(self, path: str) -> str:
-        """Return a path of the config, relative ones starting at the config file; URLs as they are."""
-        return path if "://" in path else str(self.base_dir / path)
-
-    def load_allowlist(self) -> Allowlist:
-        try:
-            return Allowlist.load(allowlist_path(self.config, self.base_dir))
-        except (FileNotFoundError, ValueError) as error:
-            raise ConfigError(f"allowlist.path = {self.config.allowlist.path!r}: {error}") from None
 
 
 def run_build(
@@ -90,10 +59,10 @@ def _check_inputs(project: Project) -> None:
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
     config, base_dir = project.config, project.base_dir
     allowlist = project.load_allowlist()
-    keys = QueryKeys(allowlist_path(config, base_dir), config.seed)
+    keys = QueryKeys(project.allowlist_path, config.seed)
     build.workspace.remove_temporary_files()
 
-    pairs = run_pairs(build, config, base_dir, allowlist)
+    pairs = run_pairs(build, config, base_dir, allowlist, project.allowlist_path)
     if "plan" not in stages:
         return
     plan = run_plan(build, config, allowlist, keys, pairs)

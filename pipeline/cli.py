@@ -10,11 +10,9 @@ from rich.table import Table
 
 from pipeline import cli_demo, cli_evals, cli_queries, cli_train
 from pipeline.account import Account, read_account
-from pipeline.build import STAGES, Project, run_build
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.runner import parse_beam_options
-from pipeline.stages.report import write_reports
+from pipeline.project import STAGES, Project
 
 _EXAMPLES = """\
 examples:
@@ -60,14 +58,14 @@ def _is_for_users(error: Exception) -> bool:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split what is ours from Beam's options, which only `wit build` takes."""
+    """Split what is ours from Beam's options, which only the commands that run Beam take."""
     parser = _parser()
     own, after = arguments, []
     if "--" in arguments:
         cut = arguments.index("--")
         own, after = arguments[:cut], arguments[cut + 1 :]
     args, unknown = parser.parse_known_args(own)
-    if (unknown or after) and args.func is not _build:
+    if (unknown or after) and not getattr(args, "takes_beam_options", False):
         parser.error(f"unrecognised arguments: {' '.join([*unknown, *after])}")
     return args, [*unknown, *after]
 
@@ -104,7 +102,7 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     build.add_argument("--to", choices=STAGES, default=STAGES[-1], help="the last stage to run (default: report)")
     build.add_argument("--refetch", action="store_true", help="fetch again what was fetched for another plan")
     build.add_argument("--quiet", action="store_true", help="no progress")
-    build.set_defaults(func=_build)
+    build.set_defaults(func=_build, takes_beam_options=True)
 
 
 def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -126,6 +124,9 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from pipeline.build import run_build  # Beam takes seconds to import; only the commands that run it wait for it
+    from pipeline.runner import parse_beam_options
+
     options = parse_beam_options(args.beam_args)
     project = Project.load(args.config)
     progress = Progress(None) if args.quiet else Progress()
@@ -147,6 +148,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from pipeline.stages.report import write_reports
+
     project = Project.load(args.config)
     print(write_reports(project.workspace, project.config, project.load_allowlist()))
     return 0
@@ -163,4 +166,3 @@ def print_account(account: Account) -> None:
         for reason, count in sorted(stage.reasons.items(), key=lambda item: -item[1]):
             table.add_row(f"  {reason}", f"-{count:,}", "", f"{count / stage.inputs:.1%}", style="dim")
     Console().print(table)
-

@@ -4,9 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from pipeline.demo.run import run_demo
-from pipeline.demo.train import train_demo
-
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -35,6 +32,9 @@ def _pictures(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    from pipeline.demo.run import run_demo  # with Beam, a web server and all: `wit status` need not wait for them
+    from pipeline.demo.train import train_demo
+
     code = run_demo(args.dir, seed=args.seed, pictures=args.pictures, quiet=args.quiet)
     if args.train and code == 0:
         train_demo(args.dir)

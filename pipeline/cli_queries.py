@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from pipeline.allowlist_build import Inputs, build_allowlist, build_starter
-from pipeline.beam_options import parse_beam_options
 from pipeline.errors import ConfigError, UserError
 from pipeline.progress import Progress
 from queries.allowlist import Allowlist, import_allowlist, write_allowlist
@@ -95,6 +93,9 @@ def _count(text: str) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from pipeline.allowlist_build import Inputs, build_allowlist, build_starter  # with Beam, which takes seconds
+    from pipeline.beam_options import parse_beam_options
+
     asked = Recipe(
         size=args.size,
         min_count=args.min_count,

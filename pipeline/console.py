@@ -1,16 +1,14 @@
-"""The entry point of `wit`. Importing Beam logs a warning about optional Google packages, which is nothing to a user."""
+"""The entry point of `wit`. Importing Beam warns of optional Google packages, which is nothing to a user."""
 
 import logging
 import sys
 
+from pipeline.cli import main as run
+
 
 def main() -> int:
-    """Import the command line quietly, and run it."""
-    root = logging.getLogger()
-    root.addFilter(_is_not_about_apitools)
-    from pipeline.cli import main as run
-
-    root.removeFilter(_is_not_about_apitools)
+    """Run the command line without that warning."""
+    logging.getLogger().addFilter(_is_not_about_apitools)
     return run()
 
 

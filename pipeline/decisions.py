@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from dedup.overlap import OVERLAP
 from pipeline.duplicates import FetchedPart, in_evals, successes
-from pipeline.engine import UnitOutput, Work
 from pipeline.records import DECISIONS, Reason
 from pipeline.shuffle import MAX_BUCKETS, gather, spill
 from pipeline.stages.balance import PrepareSelect, Select
 from pipeline.stages.evals import EvalIndexes, LoadedEval
 from pipeline.stages.plan import bucket_of_part
+from pipeline.units import UnitOutput, Work
 from pipeline.workspace import Workspace
 
 MAX_CAPTIONS = 64

@@ -15,9 +15,9 @@ from dedup.duplicates import band_values, choose_survivors, find_edges
 from dedup.overlap import hash_matrix
 from pipeline.balance import priorities, query_keys, uid_numbers
 from pipeline.config import DedupConfig
-from pipeline.engine import UnitOutput
 from pipeline.records import Reason
 from pipeline.shuffle import gather, spill
+from pipeline.units import UnitOutput
 from pipeline.workspace import Workspace
 
 _IMAGES = pa.schema(

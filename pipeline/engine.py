@@ -1,119 +1,30 @@
-"""Units of work: the whole resume story, the same on every runner.
+"""Run units of work (units.py) on Beam, which only spreads them over workers.
 
-A step is a list of units. A unit reads files and writes files; when they all stand, its marker is written under
-`.wit/<step>/<unit>.json` with a digest of everything the output depends on. A rerun skips the units whose marker has
-the same digest and whose files are there; it redoes the others and removes what no unit owns any more. Beam only
-spreads the units over workers, so a bundle that a runner repeats finds its markers and does nothing.
+A bundle that a runner repeats finds its markers and does nothing, so nothing here depends on a runner's promises.
 """
 
 import copy
-import hashlib
-import json
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.utils.shared import Shared
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress, StepProgress
 from pipeline.runner import run_pipeline
-from pipeline.workspace import FileFacts, HashingFile, Workspace
+from pipeline.units import Marker, Prepare, Unit, UnitOutput, read_marker, settle, write_marker
+from pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_GROUP = 16_384
-"""Rows in one Parquet row group: what a reader holds at a time."""
-
-
-def digest(*parts: Any) -> str:
-    """Return a hash of JSON-able values; equal values give equal digests in any process."""
-    encoded = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.blake2b(encoded.encode(), digest_size=16).hexdigest()
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One piece of work. `name` is unique in its step; `digest` covers everything that its output depends on."""
-
-    name: str
-    digest: str
-    payload: Any = None
-
-
-@dataclass(frozen=True)
-class Marker:
-    """A finished unit: what it wrote, and what became of its rows (`counts`, with the keys `inputs` and `kept`)."""
-
-    digest: str
-    outputs: dict[str, FileFacts]
-    counts: dict[str, int]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Marker":
-        outputs = {name: FileFacts(**facts) for name, facts in value["outputs"].items()}
-        return cls(value["digest"], outputs, value["counts"])
-
-    def to_json(self) -> dict[str, Any]:
-        outputs = {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in sorted(self.outputs.items())}
-        return {"digest": self.digest, "outputs": outputs, "counts": self.counts}
-
-
-@dataclass
-class UnitOutput:
-    """What a unit writes, recorded for its marker."""
-
-    workspace: Workspace
-    files: dict[str, FileFacts] = field(default_factory=dict)
-
-    @contextmanager
-    def create(self, name: str) -> Iterator[HashingFile]:
-        """Open an output file of the unit; see `Workspace.create`."""
-        with self.workspace.create(name) as out:
-            yield out
-        self.files[name] = out.facts
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        self.write_batches(name, table.schema, [table])
-
-    def write_batches(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
-        """Write Parquet as the batches come; a batch of n rows becomes ceil(n / ROWS_PER_GROUP) row groups."""
-        with self.create(name) as out, pq.ParquetWriter(out, schema, compression="zstd") as writer:
-            for batch in batches:
-                table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
-                writer.write_table(table.cast(schema), row_group_size=ROWS_PER_GROUP)
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.files[name] = self.workspace.write_json(name, value)
-
-
-Work = Callable[[Any, UnitOutput], Mapping[str, int]]
-"""(payload, output) -> counts. Runs on a worker, perhaps more than once, perhaps at the same time as its twin."""
-
-Prepare = Callable[[], Work]
-"""Makes the `Work` of a step, once per process: opens the automaton, the index, the event loop."""
-
-
 Reduction = Callable[[beam.Pipeline], beam.pvalue.PCollection]
 """Wires a pipeline that yields one pa.Table."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The `Prepare` of work that needs nothing opened."""
-
-    work: Work
-
-    def __call__(self) -> Work:
-        return self.work
 
 
 @dataclass(frozen=True)
@@ -139,44 +50,13 @@ class _RunUnit(beam.DoFn):
         if marker is None or marker.digest != unit.digest:
             output = UnitOutput(self._workspace)
             counts = self._work(unit.payload, output)
-            marker = Marker(unit.digest, output.files, {k: int(v) for k, v in counts.items() if v or k in _ALWAYS})
-            self._workspace.write_json(_marker_name(self._step, unit.name), marker.to_json())
+            write_marker(self._workspace, self._step, unit, output, counts)
         yield unit.name
-
-
-_ALWAYS = ("inputs", "kept")
-
-
-def _marker_name(step: str, unit: str) -> str:
-    return f".wit/{step}/{unit}.json"
-
-
-def read_marker(workspace: Workspace, step: str, unit: str) -> Marker | None:
-    """Return the marker of one unit, or None if it is not done."""
-    try:
-        return Marker.from_json(workspace.read_json(_marker_name(step, unit)))
-    except FileNotFoundError:
-        return None
-
-
-def read_markers(workspace: Workspace, step: str) -> dict[str, Marker]:
-    """Return unit name -> marker of every finished unit of a step."""
-    prefix = f".wit/{step}/"
-    found = workspace.read_jsons(f".wit/{step}")
-    return {name[len(prefix) : -len(".json")]: Marker.from_json(value) for name, value in found.items()}
-
-
-def add_counts(markers: Iterable[Marker]) -> Counter[str]:
-    """Return the sum of the counts of some units."""
-    total: Counter[str] = Counter()
-    for marker in markers:
-        total.update(marker.counts)
-    return total
 
 
 def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> dict[str, Marker]:
     """Run the units of a step that are not done yet; return the markers of all of them, in the order of `units`."""
-    done = _settle(build.workspace, step, units)
+    done = settle(build.workspace, step, units)
     todo = [unit for unit in units if unit.name not in done]
     with build.progress.step(step, len(units), done) as bar:
         if todo:
@@ -189,7 +69,7 @@ def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) 
 
 def run_reduction(build: Build, step: str, unit: Unit, output: str, wire: Reduction) -> Marker:
     """Run a pipeline that ends in exactly one table, written to `output`; skipped like a unit when it is done."""
-    done = _settle(build.workspace, step, [unit])
+    done = settle(build.workspace, step, [unit])
     with build.progress.step(step, 1, done) as bar:
         if not done:
             writer = _WriteReduction(build.workspace.root, step, unit, output)
@@ -210,72 +90,8 @@ class _WriteReduction:
         workspace = Workspace(self.root)
         output = UnitOutput(workspace)
         output.write_table(self.output, table)
-        workspace.write_json(
-            _marker_name(self.step, self.unit.name), Marker(self.unit.digest, output.files, {}).to_json()
-        )
+        write_marker(workspace, self.step, self.unit, output, {})
         return self.unit.name
-
-
-_STAGES = "stages"
-
-
-def finished_stage(workspace: Workspace, stage: str, stage_digest: str) -> Marker | None:
-    """Return the marker of a stage that is done with this digest, or None after withdrawing a marker that is not."""
-    marker = _settle(workspace, _STAGES, [Unit(stage, stage_digest)], only=stage).get(stage)
-    if marker is not None:
-        workspace.remove_folder(f".wit/{stage}")  # left by a run killed between its last two steps
-    return marker
-
-
-def finish_stage(
-    workspace: Workspace, stage: str, stage_digest: str, outputs: Mapping[str, FileFacts], counts: Mapping[str, int]
-) -> Marker:
-    """Mark a stage of several steps as done, drop files of its folder that it does not own, and its scratch files."""
-    workspace.remove(sorted(workspace.sizes(stage).keys() - outputs.keys()))
-    marker = Marker(stage_digest, dict(outputs), {name: int(n) for name, n in counts.items()})
-    workspace.write_json(_marker_name(_STAGES, stage), marker.to_json())
-    workspace.remove_folder(f".wit/{stage}")
-    return marker
-
-
-def read_stage(workspace: Workspace, stage: str) -> Marker | None:
-    """Return the marker of a stage of several steps, whatever its digest; None if it is not done."""
-    return read_marker(workspace, _STAGES, stage)
-
-
-def outdated(workspace: Workspace, step: str, units: Sequence[Unit]) -> list[str]:
-    """Return the names of the finished units whose output a run would throw away: changed, or no longer wanted."""
-    wanted = {unit.name: unit.digest for unit in units}
-    return sorted(name for name, m in read_markers(workspace, step).items() if wanted.get(name) != m.digest)
-
-
-def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
-    """Tell whether a run of these units would do anything."""
-    markers = read_markers(workspace, step)
-    return {unit.name: unit.digest for unit in units} != {name: m.digest for name, m in markers.items()}
-
-
-def _settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | None = None) -> dict[str, Marker]:
-    """Return the units that are done; remove the markers, then the files, of those that no longer are.
-
-    With `only`, look at that one unit and leave the others alone.
-    """
-    wanted = {unit.name: unit.digest for unit in units}
-    if only is None:
-        markers = read_markers(workspace, step)
-    else:
-        one = read_marker(workspace, step, only)
-        markers = {} if one is None else {only: one}
-    folders = {name.rsplit("/", 1)[0] for m in markers.values() for name in m.outputs}
-    sizes = {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
-    done = {
-        name: m
-        for name, m in markers.items()
-        if wanted.get(name) == m.digest and all(sizes.get(f) == facts.bytes for f, facts in m.outputs.items())
-    }
-    for name in markers.keys() - done.keys():
-        workspace.remove([_marker_name(step, name), *markers[name].outputs])
-    return done
 
 
 def _finished(workspace: Workspace, step: str, unit: Unit) -> Marker:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.engine import UnitOutput
+from pipeline.units import UnitOutput
 from pipeline.workspace import Workspace
 
 CHUNK_ROWS = 65_536

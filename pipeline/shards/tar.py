@@ -1,6 +1,6 @@
 """Byte-reproducible tar files: the same members in the same order give the same bytes.
 
-Plain ustar with every changeable header field fixed, as WebDataset readers expect; the standard library does the writing.
+Plain ustar with every changeable header field fixed, as WebDataset readers expect; the standard library writes it.
 """
 
 import io
@@ -12,7 +12,7 @@ class TarWriter:
     """Write members to `stream` one after another, without timestamps, owners or other traces of the machine."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, name: str, content: bytes) -> None:
         """Append one member. `name` comes from a uid, never from a stranger."""

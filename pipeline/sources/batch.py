@@ -7,8 +7,9 @@ A row is judged by one chain of checks, and the first that fails names its reaso
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -34,12 +35,11 @@ class SourceBatch:
     dropped: Counter[Reason]
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """One image as a page or a WAT record states it."""
 
     url: str  # as written; "" where it names none
-    texts: tuple[tuple[str, str], ...]  # (field, text as written)
+    texts: Sequence[tuple[str, str]]  # (field, text as written)
 
 
 class BatchBuilder:
@@ -50,37 +50,40 @@ class BatchBuilder:
         self._start()
 
     def _start(self) -> None:
-        self._urls: list[str] = []
-        self._captions: list[str] = []
-        self._fields: list[str] = []
-        self._pages: list[str] = []
+        self._rows: list[tuple[str, str, str, str]] = []  # in the order of CANDIDATES
         self._chars = 0
         self.dropped: Counter[Reason] = Counter()
 
     @property
     def is_full(self) -> bool:
-        return len(self._urls) >= _BATCH_ROWS or self._chars >= _BATCH_CHARS
+        return len(self._rows) >= _BATCH_ROWS or self._chars >= _BATCH_CHARS
 
     def take(self) -> SourceBatch:
         """Return what was added since the last call."""
-        columns = [pa.array(c, pa.string()) for c in (self._urls, self._captions, self._fields, self._pages)]
-        batch = SourceBatch(pa.RecordBatch.from_arrays(columns, schema=CANDIDATES), self.dropped)
+        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(CANDIDATES)
+        arrays = [pa.array(column, pa.string()) for column in columns]
+        batch = SourceBatch(pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES), self.dropped)
         self._start()
         return batch
 
     def finish(self) -> Iterator[SourceBatch]:
         """Yield the last batch, if there is anything in it."""
-        if self._urls or self.dropped:
+        if self._rows or self.dropped:
             yield self.take()
 
     def add_row(self, raw_url: str | None, text: str | None, raw_page_url: str | None) -> None:
         """Judge one row of a table."""
-        page_url = self._shown(normalize_url(raw_page_url)) if raw_page_url else ""
         caption = clean_text(text) if text else ""
         if len(caption) < self._limits.min_caption_chars:
             self.dropped[Reason.NO_CAPTION] += 1
+            return
+        url = self._address(raw_url, None)
+        if isinstance(url, Reason):
+            self.dropped[url] += 1
+        elif len(caption) > self._limits.max_caption_chars:
+            self.dropped[Reason.CAPTION_TOO_LONG] += 1
         else:
-            self._judge(self._address(raw_url, None), caption, "caption", page_url)
+            self._append(url, caption, "caption", self._shown(normalize_url(raw_page_url)) if raw_page_url else "")
 
     def add_page(self, images: Iterable[Image], address: str, base: str | None) -> Iterator[SourceBatch]:
         """Judge the images of one page; yield the batches that fill up meanwhile.
@@ -90,19 +93,34 @@ class BatchBuilder:
         """
         page_url = normalize_url(address)
         start = (normalize_url(base, page_url) if base else None) or page_url
-        shown, shortest = self._shown(page_url), self._limits.min_caption_chars
+        shown, shortest, longest = self._shown(page_url), self._limits.min_caption_chars, self._limits.max_caption_chars
         # Hashes, not strings: a page of 400,000 short tags below one long base would fill gigabytes with its addresses.
         seen: set[int] = set()
-        for image in images:
-            captions = [(field, caption) for field, text in image.texts if len(caption := clean_text(text)) >= shortest]
-            if not captions:
+        for raw_url, texts in images:
+            url: str | Reason | None = None
+            for field, text in texts:
+                caption = clean_text(text)
+                if len(caption) < shortest:
+                    continue
+                if url is None:
+                    url = self._address(raw_url, start)
+                if isinstance(url, Reason):
+                    self.dropped[url] += 1
+                elif len(caption) > longest:
+                    self.dropped[Reason.CAPTION_TOO_LONG] += 1
+                elif (key := hash((url, caption))) in seen:
+                    self.dropped[Reason.REPEATED_TEXT] += 1
+                else:
+                    seen.add(key)
+                    self._append(url, caption, field, shown)
+            if url is None:
                 self.dropped[Reason.NO_CAPTION] += 1
-                continue
-            url = self._address(image.url, start)
-            for field, caption in captions:
-                self._judge(url, caption, field, shown, seen)
             if self.is_full:
                 yield self.take()
+
+    def _append(self, url: str, caption: str, field: str, page_url: str) -> None:
+        self._rows.append((url, caption, field, page_url))
+        self._chars += len(url) + len(caption) + len(page_url)
 
     def _shown(self, page_url: str | None) -> str:
         """Return the page URL to note beside a candidate, "" where it is no address or too long."""
@@ -112,28 +130,7 @@ class BatchBuilder:
         if not raw or raw.isspace():
             return Reason.NO_URL
         url = normalize_url(raw, base)
-        return url if url is not None and len(url) <= self._limits.max_url_chars else Reason.BAD_URL
-
-    def _judge(self, url: str | Reason, caption: str, field: str, page_url: str, seen: set[int] | None = None) -> None:
-        if isinstance(url, Reason):
-            self.dropped[url] += 1
-        elif len(caption) > self._limits.max_caption_chars:
-            self.dropped[Reason.CAPTION_TOO_LONG] += 1
-        elif seen is not None and _seen_before(hash((url, caption)), seen):
-            self.dropped[Reason.REPEATED_TEXT] += 1
-        else:
-            self._urls.append(url)
-            self._captions.append(caption)
-            self._fields.append(field)
-            self._pages.append(page_url)
-            self._chars += len(url) + len(caption) + len(page_url)
-
-
-def _seen_before(key: int, seen: set[int]) -> bool:
-    """Add `key`; return whether it was there."""
-    size = len(seen)
-    seen.add(key)
-    return len(seen) == size
+        return url if url and len(url) <= self._limits.max_url_chars else Reason.BAD_URL
 
 
 def clean_text(text: str) -> str:

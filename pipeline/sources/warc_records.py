@@ -8,10 +8,10 @@ Only the cut is made here: what a record means is its reader's business.
 """
 
 import re
-import zlib
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from isal import isal_zlib
 
 from pipeline.records import Reason
 
@@ -19,20 +19,22 @@ MAX_BLOCK_BYTES = 32 << 20
 _READ_BYTES = 1 << 18
 _INFLATE_BYTES = 1 << 15  # about two members of a WAT file; what a member leaves over is copied
 _MAX_HEADER_BYTES = 1 << 16
+_InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stubs call it an object
+_GZIP = 31  # zlib's code for a window of 2**15 bytes and gzip framing
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 
 _LINE_ENDS = re.compile(rb"[\r\n]*+")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
+_USUAL_LENGTH = b"\r\nContent-Length: "
 _VERSION = b"WARC/"
 _RECORD_START = re.compile(rb"\nWARC/\d\.\d{1,3}\r?\n")
 _LONGEST_START = 12
 _PADDING = re.compile(rb"\0*+")
 
 
-@dataclass(frozen=True, slots=True)
-class WarcRecord:
-    """One record: its named fields, first line included, and its block."""
+class WarcRecord(NamedTuple):
+    """One record: its header, from the version line to the empty line, and its block."""
 
     header: bytes
     block: bytes
@@ -55,17 +57,29 @@ def read_records(stream: BinaryIO) -> Iterator[WarcRecord | Reason]:
     if magic == _GZIP_MAGIC:
         yield from _GzipFile(stream).records()
     else:
-        segment = _Segment(iter(lambda: stream.read(_READ_BYTES), b""))
+        segment = _Segment(b"", iter(lambda: stream.read(_READ_BYTES), b""))
         if not (yield from segment.records()):
             yield Reason.DAMAGED_FILE
+
+
+def _only_record(member: bytes) -> WarcRecord | None:
+    """Return the record a member consists of, where it is written as usual; the quick way through most files."""
+    header_end = member.find(b"\r\n\r\n") + 4
+    length_start = member.find(_USUAL_LENGTH, 0, header_end) + len(_USUAL_LENGTH)
+    length = member[length_start : member.find(b"\r", length_start, header_end)]
+    if not (member.startswith(_VERSION) and length_start >= len(_USUAL_LENGTH) and length.isdigit()):
+        return None
+    if header_end + int(length) + 4 != len(member) or not member.endswith(b"\r\n\r\n"):
+        return None
+    return WarcRecord(member[:header_end], member[header_end:-4], True)
 
 
 class _Segment:
     """A run of bytes that starts with a record, a plain file or a gzip member, seen through a sliding window."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._window = next(chunks, b"")
+    def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
+        self._window = first
+        self._chunks = rest
         self._position = 0
 
     def records(self) -> Generator[WarcRecord | Reason, None, bool]:
@@ -175,9 +189,15 @@ class _GzipFile:
     def records(self) -> Iterator[WarcRecord | Reason]:
         while not self._at_end():
             start = self._buffer_start + self._position
+            inflater = isal_zlib.decompressobj(wbits=_GZIP)
             try:
-                is_sound = yield from _Segment(self._member()).records()
-            except (zlib.error, EOFError):
+                first = self._inflate(inflater)
+                record = _only_record(first) if inflater.eof else None
+                if record is not None:
+                    yield record
+                    continue
+                is_sound = yield from _Segment(first, self._rest(inflater)).records()
+            except (_InflateError, EOFError):
                 self._seek(start + 1)
                 if not self._find_member():
                     yield Reason.DAMAGED_FILE
@@ -186,20 +206,22 @@ class _GzipFile:
             if not is_sound:
                 yield Reason.DAMAGED_RECORD
 
-    def _member(self) -> Iterator[bytes]:
-        """Inflate the member at the position.
+    def _inflate(self, inflater: Any) -> bytes:
+        """Return what the next input of a member gives, maybe nothing.
 
         Raises:
-            zlib.error: damage. EOFError: the file ends within the member.
+            _InflateError: damage. EOFError: the file ends within the member.
         """
-        inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        if self._position == len(self._buffer) and not self._more():
+            raise EOFError
+        given = self._buffer[self._position : self._position + _INFLATE_BYTES]
+        data: bytes = inflater.decompress(given, _READ_BYTES)
+        self._position += len(given) - len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
+        return data
+
+    def _rest(self, inflater: Any) -> Iterator[bytes]:
         while not inflater.eof:
-            if self._position == len(self._buffer) and not self._more():
-                raise EOFError
-            given = self._buffer[self._position : self._position + _INFLATE_BYTES]
-            data = inflater.decompress(given, _READ_BYTES)
-            self._position += len(given) - len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
-            if data:
+            if data := self._inflate(inflater):
                 yield data
 
     def _more(self) -> bool:
@@ -242,6 +264,6 @@ class _GzipFile:
     def _starts_record(self) -> bool:
         given = self._buffer[self._position : self._position + _INFLATE_BYTES]
         try:
-            return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(given, len(_VERSION)) == _VERSION
-        except zlib.error:
+            return isal_zlib.decompressobj(wbits=_GZIP).decompress(given, len(_VERSION)) == _VERSION
+        except _InflateError:
             return False

@@ -20,8 +20,8 @@ from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Image, SourceBatch
 from pipeline.sources.warc_records import WarcRecord, read_records
 
-_IMAGE_PATH = b'"IMG@/src"'
-_IMAGE_LINK = b'"path":"IMG@/src"'  # a key and its value: within a JSON string the quotes would be escaped
+_IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
+_IMAGE = b'"IMG@/src"'  # the value alone, where somebody's JSON has spaces
 _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH = ord("\\")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
@@ -45,7 +45,7 @@ def read_wat(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
     for record in read_records(stream):
         if isinstance(record, Reason):
             builder.dropped[record] += 1
-        elif _IMAGE_PATH in record.block:
+        else:
             yield from _add_record(builder, record)
         if builder.is_full:
             yield builder.take()
@@ -53,10 +53,13 @@ def read_wat(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
 
 
 def _add_record(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBatch]:
-    status = _STATUS.search(record.block)
+    block = record.block
+    if (first := block.find(_IMAGE_LINK)) < 0 and _IMAGE not in block:
+        return
+    status = _STATUS.search(block)
     if status and status[1] != b"200":
         return
-    page = _cut_out(record.block) or _parse(record.block)
+    page = _cut_out(block, first) or _parse(block)
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
@@ -66,13 +69,13 @@ def _add_record(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBat
 
 
 def _image(link: dict[str, Any]) -> Image:
-    texts = tuple((field, _unescape(text)) for field in ("alt", "title") if (text := _text(link, field)))
-    return Image(_unescape(_text(link, "url")), texts)
-
-
-def _text(link: dict[str, Any], key: str) -> str:
-    value = link.get(key)
-    return value if isinstance(value, str) else ""
+    texts = []
+    for field in ("alt", "title"):
+        text = link.get(field)
+        if isinstance(text, str) and text:
+            texts.append((field, _unescape(text)))
+    url = link.get("url")
+    return Image(_unescape(url) if isinstance(url, str) else "", texts)
 
 
 def _unescape(text: str) -> str:
@@ -83,28 +86,29 @@ def _unescape(text: str) -> str:
     return _REFERENCE.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
-def _cut_out(block: bytes) -> _Page | None:
-    """Parse nothing but the image links that have a text; None where the JSON needs a closer look."""
-    if _BASE in block:
-        return None
-    cuts: list[bytes] = []
-    count, end = 0, 0
-    while (path := block.find(_IMAGE_LINK, end)) >= 0:
-        count += 1
+def _cut_out(block: bytes, first: int) -> _Page | None:
+    """Parse nothing but the image links that have a text; None where the JSON needs a closer look.
+
+    `first` is where the first image link is found, -1 for nowhere.
+    """
+    links: list[bytes] = []
+    count, end, path = 0, 0, first
+    while path >= 0:
         start = block.rfind(b'{"', end, path + 1)
         end = block.find(b'"}', path + len(_IMAGE_LINK) - 1) + 2
         if start < 0 or end < 2 or block[end - 3] == _BACKSLASH:
             return None
-        link = block[start:end]
-        if _ALT in link or _TITLE in link:
-            cuts.append(link)
-    if count != block.count(_IMAGE_PATH):
+        if block.find(_ALT, start, end) >= 0 or block.find(_TITLE, start, end) >= 0:
+            links.append(block[start:end])
+        count += 1
+        path = block.find(_IMAGE_LINK, end)
+    if first < 0 or block.find(_BASE, 0, first) >= 0 or block.find(_BASE, end) >= 0:
         return None
     try:
-        links = orjson.loads(b"[%b]" % b",".join(cuts))
+        parsed = orjson.loads(b"[%b]" % b",".join(links))
     except ValueError:
         return None
-    return _Page(links, count - len(cuts), None) if len(links) == len(cuts) else None
+    return _Page(parsed, count - len(links), None) if len(parsed) == len(links) else None
 
 
 def _parse(block: bytes) -> _Page | None:

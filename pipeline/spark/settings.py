@@ -100,8 +100,6 @@ def most_units_at_once(master: str, jvm_properties: list[str]) -> int:
 
 def _job_server(given: argparse.Namespace) -> list[str]:
     arguments = [f"--job_server_java_launcher={java(given.job_server_java_launcher)}"]
-    if given.spark_submit_uber_jar:
-        return arguments
     if given.spark_job_server_jar is None:
         arguments.append(f"--spark_job_server_jar={runnable_jar()}")
         if local_cores(given.spark_master_url) is None and given.files_to_stage is None:

@@ -24,7 +24,8 @@ from pipeline.balance import (
     query_keys,
     selected_lists,
 )
-from pipeline.engine import Build, Unit, UnitOutput, digest, run_reduction
+from pipeline.engine import Build, run_reduction
+from pipeline.units import Unit, UnitOutput, digest
 from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 

@@ -23,18 +23,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.decisions import CollectOverlap, PrepareDecide, PrepareOverlap, Survive
 from pipeline.duplicates import CompareBands, FetchedPart, GroupImages, SpillImages, resolve_duplicates
-from pipeline.engine import (
-    Build,
-    Marker,
-    Ready,
-    Unit,
-    Work,
-    add_counts,
-    digest,
-    finish_stage,
-    finished_stage,
-    run_units,
-)
+from pipeline.engine import Build, run_units
 from pipeline.records import Reason
 from pipeline.shuffle import MAX_BUCKETS
 from pipeline.stages.balance import (
@@ -46,6 +35,7 @@ from pipeline.stages.balance import (
     write_balance,
 )
 from pipeline.stages.evals import EvalIndexes, run_evals
+from pipeline.units import Marker, Ready, Unit, Work, add_counts, digest, finish_stage, finished_stage
 from queries.allowlist import Allowlist
 
 VERSION = 1

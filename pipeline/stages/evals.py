@@ -12,8 +12,9 @@ from dedup.eval_sets import threshold_bits
 from dedup.evals import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config, EvalConfig
-from pipeline.engine import Build, Ready, Unit, UnitOutput, digest, run_units
+from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
+from pipeline.units import Ready, Unit, UnitOutput, digest
 from pipeline.workspace import Workspace
 
 VERSION = 1

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 
 from pipeline.config import Config, FetchConfig
-from pipeline.engine import Build, Marker, Unit, UnitOutput, Work, digest, outdated, run_units
+from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, build_archive_index
 from pipeline.fetching.fetcher import Fetcher
@@ -26,6 +26,7 @@ from pipeline.runner import worker_count
 from pipeline.sources import expand_paths
 from pipeline.stages.pairs import file_version
 from pipeline.stages.plan import part_names
+from pipeline.units import Marker, Unit, UnitOutput, Work, digest, outdated
 
 VERSION = 1
 """Raised when the same answers would give other bytes."""

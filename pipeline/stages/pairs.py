@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config, PairsConfig, SourceConfig
-from pipeline.engine import Build, Marker, Unit, UnitOutput, Work, digest, run_units
+from pipeline.engine import Build, run_units
 from pipeline.errors import ConfigError
 from pipeline.language import identify_languages
 from pipeline.records import PAIRS, Reason, pair_uid
 from pipeline.sources import SourceBatch, expand_paths, read_source
+from pipeline.units import Marker, Unit, UnitOutput, Work, digest
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
 
@@ -42,16 +43,12 @@ class SourceFile:
         return f"{stem}-{digest(self.name)[:8]}"
 
 
-def run_pairs(build: Build, config: Config, base_dir: Path, allowlist: Allowlist) -> dict[str, Marker]:
+def run_pairs(
+    build: Build, config: Config, base_dir: Path, allowlist: Allowlist, allowlist_path: str
+) -> dict[str, Marker]:
     """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
-    prepare = _Prepare(allowlist_path(config, base_dir), config.pairs)
+    prepare = _Prepare(allowlist_path, config.pairs)
     return run_units(build, "pairs", units(config, base_dir, allowlist), prepare)
-
-
-def allowlist_path(config: Config, base_dir: Path) -> str:
-    """Return the allowlist's path, relative paths starting at the config file."""
-    path = config.allowlist.path
-    return path if "://" in path else str(base_dir / path)
 
 
 def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:

@@ -23,19 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
-from pipeline.engine import (
-    Build,
-    Marker,
-    Ready,
-    Unit,
-    UnitOutput,
-    Work,
-    add_counts,
-    digest,
-    finish_stage,
-    finished_stage,
-    run_units,
-)
+from pipeline.engine import Build, run_units
 from pipeline.records import PAIRS, PLAN, Reason
 from pipeline.shuffle import MAX_BUCKETS, gather, spill
 from pipeline.stages.balance import (
@@ -47,6 +35,7 @@ from pipeline.stages.balance import (
     save_thresholds,
     write_balance,
 )
+from pipeline.units import Marker, Ready, Unit, UnitOutput, Work, add_counts, digest, finish_stage, finished_stage
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 

@@ -23,21 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine import (
-    Build,
-    Marker,
-    Ready,
-    Unit,
-    UnitOutput,
-    Work,
-    add_counts,
-    digest,
-    finish_stage,
-    finished_stage,
-    run_units,
-)
+from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
 from pipeline.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.units import Marker, Ready, Unit, UnitOutput, Work, add_counts, digest, finish_stage, finished_stage
 from pipeline.workspace import Workspace
 from queries.errors import InputError
 from queries.sources.counting import COUNTS, add_up, count_text

@@ -23,9 +23,10 @@ from dedup.statistics import SplitAccuracy, split_accuracy
 from pipeline.account import Account, read_account
 from pipeline.config import Config, EvalConfig
 from pipeline.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
-from pipeline.engine import Build, digest, finish_stage, finished_stage, read_stage
+from pipeline.engine import Build
 from pipeline.errors import UserError
 from pipeline.stages.evals import max_distance_bits
+from pipeline.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 

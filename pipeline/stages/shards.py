@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.account import Account
-from pipeline.engine import Build, Marker, Ready, Unit, UnitOutput, digest, run_units, unfinished
+from pipeline.engine import Build, run_units
 from pipeline.records import SHARD
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
+from pipeline.units import Marker, Ready, Unit, UnitOutput, digest, unfinished
 
 VERSION = 1
 """Raised when the same decisions would give other bytes."""

@@ -73,6 +73,7 @@ def test_values_may_hold_equals_signs_and_hyphens():
         (["--no_wait_until_finish"], "cannot be used here"),
         (["--save_main_session"], "cannot be used here"),
         (["--output_executable_path=build.jar"], "cannot be used here"),
+        (["--spark_submit_uber_jar"], "cannot be used here"),
         (["--sdk_worker_parallelism=many"], "must be a whole number"),
         (["--direct_test_splits=nonsense"], "--direct_test_splits"),
         (["--gcs_custom_audit_entries=nonsense"], "bad Beam option"),

@@ -8,21 +8,11 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from pipeline.engine import (
-    Build,
-    Unit,
-    UnitOutput,
-    digest,
-    finish_stage,
-    finished_stage,
-    outdated,
-    read_markers,
-    run_reduction,
-    run_units,
-)
+from pipeline.engine import Build, run_reduction, run_units
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.runner import parse_beam_options
+from pipeline.units import Unit, UnitOutput, digest, finish_stage, finished_stage, outdated, read_markers
 from pipeline.workspace import Workspace
 
 

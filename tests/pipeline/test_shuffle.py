@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import shuffle
-from pipeline.engine import UnitOutput
 from pipeline.shuffle import gather, spill
+from pipeline.units import UnitOutput
 from pipeline.workspace import Workspace
 
 SCHEMA = pa.schema([("n", pa.int64()), ("words", pa.list_(pa.string()))])

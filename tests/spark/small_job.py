@@ -14,6 +14,7 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
+import psutil
 
 GROUPS = 7
 
@@ -100,6 +101,12 @@ def tree(root: Path) -> dict[str, bytes]:
 def calls(root: Path) -> list[int]:
     """Return the unit of every call of `WriteUnit`, sorted."""
     return sorted(int(path.name.split("-")[0]) for path in Path(root, "calls").iterdir())
+
+
+def processes(root: Path) -> set[psutil.Process]:
+    """Return the processes that wrote units, of those that are still there."""
+    found = {int(path.name.split("-")[1]) for path in Path(root, "calls").iterdir()}
+    return {psutil.Process(pid) for pid in found if psutil.pid_exists(pid)}
 
 
 def fail_as_user(unit: int) -> int:

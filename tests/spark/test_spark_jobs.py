@@ -8,7 +8,7 @@ import apache_beam as beam
 import psutil
 import pytest
 import small_job
-from support.spark_cluster import in_mid_run, kill_worker, on_cluster, python_processes
+from support.spark_cluster import in_mid_run, kill_worker, on_cluster
 
 from pipeline.errors import UserError
 from pipeline.runner import log_file, parse_beam_options, run_pipeline
@@ -38,9 +38,9 @@ def test_local(expected, tmp_path):
 
 def test_local_units_run_in_processes_one_at_a_time(tmp_path):
     run_pipeline(small_job.small_job(tmp_path, 8, pause_s=0.2), parse_beam_options(LOCAL))
-    processes = {path.name.split("-")[1] for path in (tmp_path / "calls").iterdir()}
+    processes = small_job.processes(tmp_path)
     assert len(processes) == 2
-    assert str(psutil.Process().pid) not in processes
+    assert psutil.Process() not in processes
 
 
 def test_cluster(cluster, expected, tmp_path):
@@ -83,7 +83,7 @@ def test_the_job_outlives_a_python_process(expected, tmp_path):
     (tmp_path / "cluster").mkdir()
 
     def strike() -> None:
-        python_processes(cluster)[0].kill()
+        small_job.processes(tmp_path / "job").pop().kill()
 
     begun = some_units_began(tmp_path / "job")
     with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(begun, strike):
@@ -102,6 +102,7 @@ def test_nothing_is_left_running(tmp_path):
         run_pipeline(small_job.small_job(tmp_path / "job", 4), parse_beam_options(on_cluster(cluster)))
         started = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
         assert started
+        started += small_job.processes(tmp_path / "job")
     give_up = time.monotonic() + 120
     while any(process.is_running() and process.status() != "zombie" for process in started):
         assert time.monotonic() < give_up, [process.cmdline() for process in started if process.is_running()]

@@ -51,18 +51,10 @@ def in_mid_run(is_time: Callable[[], bool], strike: Callable[[], None]) -> Itera
 
 
 def kill_worker(cluster: Cluster) -> None:
-    """Kill -9 the first worker, and what it started: its executor and that one's Python."""
+    """Kill -9 the first worker, and what it started: its executor and those who wait for its Python processes."""
     worker = psutil.Process(cluster.workers[0].pid)
     victims = [worker, *worker.children(recursive=True)]
     assert any("CoarseGrainedExecutorBackend" in " ".join(victim.cmdline()) for victim in victims)
     for victim in victims:
         victim.kill()
     cluster.workers[0].wait()
-
-
-def python_processes(cluster: Cluster) -> list[psutil.Process]:
-    """Return the Beam workers that the executors started."""
-    children = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
-    found = [child for child in children if any("wit-beam-boot" in word for word in child.cmdline())]
-    assert found
-    return found

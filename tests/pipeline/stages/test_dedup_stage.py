@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from pipeline.config import Config
 from pipeline.decisions import MAX_CAPTIONS
 from pipeline.duplicates import survivor_ranks
-from pipeline.engine import Build, Marker, UnitOutput, read_markers
+from pipeline.engine import Build
 from pipeline.progress import Progress
 from pipeline.records import FETCHED, Reason, pair_uid
 from pipeline.runner import parse_beam_options
 from pipeline.stages.balance import QueryKeys
 from pipeline.stages.dedup import run_dedup
+from pipeline.units import Marker, UnitOutput, read_markers
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist, import_allowlist
 

@@ -9,12 +9,13 @@ import pytest
 
 from pipeline.balance import priorities, query_keys, uid_numbers
 from pipeline.config import Config
-from pipeline.engine import Build, Marker, UnitOutput
+from pipeline.engine import Build
 from pipeline.progress import Progress
 from pipeline.records import PAIRS, PLAN, Reason, pair_uid
 from pipeline.runner import parse_beam_options
 from pipeline.stages.balance import QueryKeys
 from pipeline.stages.plan import part_names, run_plan
+from pipeline.units import Marker, UnitOutput
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist, import_allowlist
 

@@ -10,13 +10,14 @@ import webdataset
 from PIL import Image
 
 from pipeline.account import Account, StageAccount
-from pipeline.engine import Build, Marker, UnitOutput
+from pipeline.engine import Build
 from pipeline.progress import Progress
 from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
 from pipeline.runner import parse_beam_options
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.tar import TarWriter
 from pipeline.stages.shards import run_shards, write_manifest
+from pipeline.units import Marker, UnitOutput
 from pipeline.workspace import Workspace
 
 OUTCOMES = [None, None, "timeout", "broken_image", Reason.NEAR_DUPLICATE, Reason.OVER_FINAL_CAP]

@@ -1,0 +1,42 @@
+"""A project: a config file, and what its relative paths mean."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError
+from pipeline.workspace import Workspace
+from queries.allowlist import Allowlist
+
+STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
+"""Named after the folder that each fills."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A config and where it lies: relative paths in it start at its folder."""
+
+    config: Config
+    base_dir: Path
+
+    @classmethod
+    def load(cls, path: Path) -> "Project":
+        return cls(load_config(path), path.resolve().parent)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.resolve(self.config.workspace))
+
+    def resolve(self, path: str) -> str:
+        """Return a path of the config, relative ones starting at the config file; URLs as they are."""
+        return path if "://" in path else str(self.base_dir / path)
+
+    @property
+    def allowlist_path(self) -> str:
+        return self.resolve(self.config.allowlist.path)
+
+    def load_allowlist(self) -> Allowlist:
+        try:
+            return Allowlist.load(self.allowlist_path)
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(f"allowlist.path = {self.config.allowlist.path!r}: {error}") from None
