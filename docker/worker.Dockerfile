@@ -1,0 +1,11 @@
+# Workers on Dataflow:  docker build -f docker/worker.Dockerfile -t REGION-docker.pkg.dev/PROJECT/wit/worker:1 .
+# Beam and Python must be the versions of the machine that submits; Beam's image brings its boot program.
+FROM apache/beam_python3.11_sdk:2.77.0
+WORKDIR /opt/wit
+COPY pyproject.toml constraints.txt README.md ./
+COPY queries queries
+COPY pipeline pipeline
+COPY dedup dedup
+COPY trainer trainer
+RUN pip install --no-cache-dir -c constraints.txt ".[dataflow,s3]"
+WORKDIR /
