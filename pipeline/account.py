@@ -21,6 +21,8 @@ from pipeline.workspace import Workspace
 
 STAGES = ("pool", "planned", "fetched", "unique", "kept", "shards")
 
+_LAST_OF_FOLDER = {"pairs": "pool", "plan": "planned", "fetched": "fetched", "dedup": "kept"}
+
 _REASONS = frozenset(str(reason) for reason in Reason)
 
 
@@ -60,8 +62,16 @@ class Account:
         found = [problem for stage in self.stages for problem in stage.problems()]
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if before.kept != after.inputs:
-                found.append(f"{after.stage}: {before.kept:,} pairs left {before.stage}, but {after.inputs:,} came in")
+                found.append(
+                    f"{after.stage}: {before.kept:,} pairs left {before.stage}, but {after.inputs:,} came in; "
+                    "if a stage was run alone, run `wit build` to bring the later ones up to date"
+                )
         return found
+
+    def up_to(self, folder: str) -> "Account":
+        """Return the part of the account that ends with the stage that fills `folder`."""
+        last = _LAST_OF_FOLDER.get(folder, STAGES[-1])
+        return Account(self.stages[: STAGES.index(last) + 1])
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{"stage": s.stage, "inputs": s.inputs, "kept": s.kept, "reasons": dict(s.reasons)} for s in self.stages]

@@ -41,7 +41,7 @@ def run_build(
     with _only_build(build.workspace):
         _run_stages(project, build, STAGES[: STAGES.index(to) + 1], refetch)
         build.workspace.remove_temporary_files()
-        account = read_account(build.workspace)
+        account = read_account(build.workspace).up_to(to)
     problems = account.problems()
     if problems:
         raise UserError("the account does not close: " + "; ".join(problems))

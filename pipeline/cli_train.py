@@ -1,8 +1,8 @@
-"""`wit train` and `wit evaluate`: thin launchers of the trainer, which lives in a package of its own with its own
-extra."""
+"""`wit train` and `wit evaluate`: launchers of the trainer, which lives in a package of its own with its own extra."""
 
 import argparse
-import subprocess
+import importlib.util
+import os
 import sys
 
 from pipeline.errors import UserError
@@ -20,7 +20,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _launch(args: argparse.Namespace) -> int:
-    found = subprocess.run([sys.executable, "-c", "import torch, open_clip"], capture_output=True, check=False)
-    if found.returncode:
-        raise UserError("training needs PyTorch and open_clip: pip install 'wit-pipeline[train]'")
-    return subprocess.run([sys.executable, "-m", args.module, *args.arguments], check=False).returncode
+    """Become the trainer, so that signals (SIGTERM on preemptible nodes) and the exit code are its own."""
+    missing = [name for name in ("torch", "open_clip") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"training needs {' and '.join(missing)}: pip install 'wit-pipeline[train]'")
+    os.execv(sys.executable, [sys.executable, "-m", args.module, *args.arguments])

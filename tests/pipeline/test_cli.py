@@ -42,6 +42,20 @@ def test_a_build_ends_with_the_account(project, capsys):
     assert "shards" in out
 
 
+def test_a_stage_run_alone_answers_for_itself(project, capsys):
+    run(capsys, "build", "-c", str(project), "--quiet")
+    table = pa.table({"url": ["http://a.example/1.jpg", "http://a.example/2.jpg"], "caption": ["a dog", "a cat"]})
+    pq.write_table(table, project.parent / "table.parquet")
+    code, out, _ = run(capsys, "build", "-c", str(project), "--quiet", "--to", "plan")
+    assert code == 0
+    assert "fetched" not in out
+    code, _, err = run(capsys, "status", "-c", str(project))
+    assert code == 1
+    assert "run `wit build`" in err
+    assert run(capsys, "build", "-c", str(project), "--quiet")[0] == 0
+    assert run(capsys, "status", "-c", str(project))[0] == 0
+
+
 def test_status_before_anything_is_built(project, capsys):
     assert run(capsys, "status", "-c", str(project)) == (0, "nothing is built yet: run `wit build`\n", "")
 
