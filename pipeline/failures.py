@@ -29,6 +29,11 @@ def user_error(error: Exception, log: Path) -> UserError:
     return UserError(f"{name}: {in_one_line(without_step(message))} ({where}the log is in {log})")
 
 
+def is_interruption(error: Exception) -> bool:
+    """Say whether Ctrl-C hit a DoFn: Beam wraps that, too, since it cannot copy an exception without arguments."""
+    return without_step(str(error)).strip() == KeyboardInterrupt.__name__
+
+
 def without_step(message: str) -> str:
     """Drop the "[while running ...]" that Beam adds to the message of an exception."""
     return _STEP.sub("", message)

@@ -30,7 +30,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from pipeline.beam_noise import keep_log, log_file, noise_in_log_file
 from pipeline.beam_options import parse_beam_options
 from pipeline.errors import ConfigError, UserError
-from pipeline.failures import in_one_line, user_error, without_step
+from pipeline.failures import in_one_line, is_interruption, user_error, without_step
 from pipeline.spark import settings as spark
 
 __all__ = ["log_file", "parse_beam_options", "run_pipeline", "worker_count"]
@@ -61,6 +61,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         except UserError as error:
             raise type(error)(without_step(str(error))) from error
         except Exception as error:
+            if is_interruption(error):
+                raise KeyboardInterrupt from None
             raise _failure(error) from error
     if state != PipelineState.DONE:
         raise UserError(f"the job ended as {state}; the log is in {log_file()}")

@@ -117,3 +117,7 @@ def fail_as_user(unit: int) -> int:
 
 def fail_as_bug(unit: int) -> int:
     raise LookupError(f"no such thing: {unit}")
+
+
+def fail_by_ctrl_c(unit: int) -> int:
+    raise KeyboardInterrupt

@@ -61,6 +61,11 @@ def test_a_bug_is_one_line_and_its_traceback_is_in_the_log(args, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_ctrl_c_stays_what_it_is():
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(failing(small_job.fail_by_ctrl_c), parse_beam_options([]))
+
+
 def failing(work):
     def build(pipeline: beam.Pipeline) -> None:
         _ = pipeline | beam.Create([3]) | beam.Reshuffle() | "Fail" >> beam.Map(work)

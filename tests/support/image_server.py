@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client that was killed hangs up in mid-answer."""
+
+
 class ImageServer:
     """Answers for `images` (URL -> bytes), with 404 for anything else; `pause_s` before each answer."""
 
@@ -16,8 +23,7 @@ class ImageServer:
         self.requests: Counter[str] = Counter()
         self._images = images
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _QuietServer(("127.0.0.1", 0), self._handler())
 
     @property
     def gateway(self) -> str:
