@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,12 +173,12 @@ def _evidence(workspace: Workspace, name: str, picked: pa.Table, index: pa.Table
     )
 
 
-def _read_pairs(workspace: Workspace, wanted: Iterable[tuple[int, str]]) -> dict[str, dict[str, object]]:
+def _read_pairs(workspace: Workspace, wanted: Iterable[tuple[int, str]]) -> dict[str, dict[str, Any]]:
     """Return uid -> caption, url, page_url and a small JPEG of pairs given by their shard's number and uid."""
     by_shard: dict[int, set[str]] = {}
     for shard, uid in wanted:
         by_shard.setdefault(shard, set()).add(uid)
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for shard, uids in sorted(by_shard.items()):
         table = workspace.read_table(f"shards/{shard:05d}.parquet", ["uid", "caption", "url", "page_url"])
         rows = table.filter(pc.is_in(table["uid"], pa.array(sorted(uids)))).to_pylist()
