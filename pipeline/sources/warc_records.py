@@ -17,7 +17,7 @@ from pipeline.records import Reason
 
 MAX_BLOCK_BYTES = 32 << 20
 _READ_BYTES = 1 << 18
-_INFLATE_BYTES = 1 << 15  # about two members of a WAT file; what a member leaves over is copied
+_INFLATE_BYTES = 1 << 13  # most members of a WAT file are smaller; what a member leaves over is copied
 _MAX_HEADER_BYTES = 1 << 16
 _InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stubs call it an object
 _GZIP = 31  # zlib's code for a window of 2**15 bytes and gzip framing
@@ -28,8 +28,8 @@ _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
 _USUAL_LENGTH = b"\r\nContent-Length: "
 _VERSION = b"WARC/"
-_RECORD_START = re.compile(rb"\nWARC/\d\.\d{1,3}\r?\n")
-_LONGEST_START = 12
+_RECORD_START = re.compile(rb"WARC/\d\.\d{1,3}\r?\n(?=[A-Za-z-]{1,40}:)")
+_LONGEST_START = 64
 _PADDING = re.compile(rb"\0*+")
 
 
@@ -52,11 +52,16 @@ def read_records(stream: BinaryIO) -> Iterator[WarcRecord | Reason]:
     `DAMAGED_FILE` comes last, where the rest cannot be read: a file cut off in the middle, or no WARC file at all.
     `stream` must be seekable.
     """
-    magic = stream.read(len(_GZIP_MAGIC))
+    gzip_file = _GzipFile(stream)
+    start = stream.read(_READ_BYTES).lstrip(b"\r\n")
     stream.seek(0)
-    if magic == _GZIP_MAGIC:
-        yield from _GzipFile(stream).records()
+    if start.startswith(_GZIP_MAGIC):
+        yield from gzip_file.records()
+    elif start and not start.startswith(_VERSION) and gzip_file.find_member():
+        yield Reason.DAMAGED_RECORD
+        yield from gzip_file.records()
     else:
+        stream.seek(0)
         segment = _Segment(b"", iter(lambda: stream.read(_READ_BYTES), b""))
         if not (yield from segment.records()):
             yield Reason.DAMAGED_FILE
@@ -96,7 +101,11 @@ class _Segment:
 
     def _record(self) -> WarcRecord | None:
         """Read the record at the position; None where it is damaged, the position then being where to search on."""
-        if not self._at_record() or (header_end := self._header_end()) is None:
+        if not self._at_record():
+            return None
+        header_end = self._header_end()
+        if header_end is None:
+            self._position += 1
             return None
         header = self._window[self._position : header_end]
         self._position = header_end
@@ -167,10 +176,10 @@ class _Segment:
                 return None
 
     def _find_record(self) -> bool:
-        """Move to the next record that starts after the position."""
+        """Move to the next record that starts at the position or after it."""
         while True:
             if match := _RECORD_START.search(self._window, self._position):
-                self._position = match.start() + 1
+                self._position = match.start()
                 return True
             self._position = max(self._position, len(self._window) - _LONGEST_START)
             if not self._more():
@@ -199,7 +208,7 @@ class _GzipFile:
                 is_sound = yield from _Segment(first, self._rest(inflater)).records()
             except (_InflateError, EOFError):
                 self._seek(start + 1)
-                if not self._find_member():
+                if not self.find_member():
                     yield Reason.DAMAGED_FILE
                     return
                 is_sound = False
@@ -245,7 +254,7 @@ class _GzipFile:
             if not self._more():
                 return True
 
-    def _find_member(self) -> bool:
+    def find_member(self) -> bool:
         """Move to the next member that holds a record, from the position on."""
         while True:
             found = self._buffer.find(_GZIP_MAGIC, self._position)
