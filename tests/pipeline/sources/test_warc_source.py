@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import tarfile
 from collections import Counter
 
@@ -189,8 +190,8 @@ def pages_in(path) -> list[tuple[str, int, str]]:
 def dom_alts(url: str, text: str) -> list[tuple[str, str]]:
     """Return (address, alt) of the images with an alt in a DOM of the page, spacers and all."""
     nodes = HTMLTree.parse(text).document.get_elements_by_tag_name("img")
-    pairs = [(normalize_url(node.getattr("src", ""), url), " ".join(node.getattr("alt", "").split())) for node in nodes]
-    return [(address, alt) for address, alt in pairs if alt]
+    alts = [" ".join(re.sub("[\x00-\x1f\x80-\x9f]", " ", node.getattr("alt", "")).split()) for node in nodes]
+    return [(normalize_url(node.getattr("src", ""), url), alt) for node, alt in zip(nodes, alts, strict=True) if alt]
 
 
 def test_closed_world_has_nearly_every_picture_it_shows(shared_data):
