@@ -13,11 +13,11 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO
 
 import fsspec
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from fastwarc.warc import ArchiveIterator, WarcRecordType
 from multidict import CIMultiDict
 
 from pipeline.errors import UserError
@@ -34,7 +34,7 @@ _ROWS_PER_COMMIT = 10_000
 _GZIP_MAGIC = b"\x1f\x8b"
 
 _SCHEMA = """
-create table files (id integer primary key, path text not null);
+create table files (id integer primary key, path text not null, is_unpacked integer not null);
 create table responses (url blob primary key, status integer, file integer, offset integer) without rowid;
 """
 _KEEP_BEST = """
@@ -54,7 +54,7 @@ class RecordedAnswer:
 
 
 def build_archive_index(paths: Sequence[str], destination: Path) -> None:
-    """Index the responses in WARC files (local paths or fsspec URLs) into a new folder, `destination`.
+    """Index the responses in WARC files (local paths or fsspec URLs) in a new folder, which may be moved afterwards.
 
     Raises:
         UserError: a file cannot be read, or is no WARC file.
@@ -64,9 +64,13 @@ def build_archive_index(paths: Sequence[str], destination: Path) -> None:
         database.executescript(_SCHEMA)
         for number, path in enumerate(paths):
             try:
-                readable = _enterable(path, destination / f"{number}.warc")
-                database.execute("insert into files values (?, ?)", (number, readable))
-                _insert(database, _responses(number, readable))
+                unpacked = destination / f"{number}.warc"
+                is_unpacked = not _is_enterable(path)
+                if is_unpacked:
+                    _unpack(path, unpacked)
+                _insert(database, _responses(number, str(unpacked) if is_unpacked else path))
+                entry = (number, unpacked.name if is_unpacked else path, is_unpacked)
+                database.execute("insert into files values (?, ?, ?)", entry)
             except (OSError, EOFError, ValueError) as error:
                 raise UserError(f"fetch.archives: {path}: {error or type(error).__name__}") from error
     database.close()
@@ -91,29 +95,22 @@ def _responses(file: int, path: str) -> Iterator[tuple[bytes, int, int, int]]:
                 yield _key(url), status, file, record.stream_pos
 
 
-def _enterable(path: str, unpacked: Path) -> str:
-    """Return `path`, or `unpacked` with its contents where records cannot be read from the middle of the file."""
+def _is_enterable(path: str) -> bool:
+    """Return whether records can be read from the middle of a file: plain, or compressed record by record."""
     with fsspec.open(path, "rb") as stream:
         if stream.read(2) != _GZIP_MAGIC:
-            return path
+            return True
         stream.seek(0)
-        second = next((record.stream_pos for record in list(_first_records(stream, 2))[1:]), None)
-        if second is None or _is_at_member(stream, second):
-            return path
-        stream.seek(0)
-        with unpacked.open("wb") as copy, gzip.open(stream) as plain:
-            shutil.copyfileobj(plain, copy)
-    return str(unpacked)
+        positions = [record.stream_pos for record in islice(ArchiveIterator(stream, parse_http=False), 2)]
+        if len(positions) < 2:
+            return True
+        stream.seek(positions[1])
+        return positions[1] > 0 and stream.read(2) == _GZIP_MAGIC
 
 
-def _first_records(stream: IO[bytes], count: int) -> Iterator[WarcRecord]:
-    for record, _ in zip(ArchiveIterator(stream, parse_http=False), range(count), strict=False):
-        yield record
-
-
-def _is_at_member(stream: IO[bytes], position: int) -> bool:
-    stream.seek(position)
-    return position > 0 and stream.read(2) == _GZIP_MAGIC
+def _unpack(path: str, destination: Path) -> None:
+    with fsspec.open(path, "rb") as stream, gzip.open(stream) as plain, destination.open("wb") as copy:
+        shutil.copyfileobj(plain, copy)
 
 
 def _key(url: str) -> bytes:
@@ -126,7 +123,8 @@ class ArchiveIndex:
     def __init__(self, folder: Path) -> None:
         uri = f"file:{folder / 'index.sqlite'}?mode=ro&immutable=1"
         self._database = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        self._paths: dict[int, str] = dict(self._database.execute("select id, path from files"))
+        rows = self._database.execute("select id, path, is_unpacked from files")
+        self._paths = {number: str(folder / path) if is_unpacked else path for number, path, is_unpacked in rows}
         self._lock = threading.Lock()
 
     def close(self) -> None:

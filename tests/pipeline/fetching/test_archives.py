@@ -88,7 +88,8 @@ def write_archive(folder: Path, form: str) -> str:
 
 @pytest.fixture(params=["by record", "as a whole", "plain"])
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> ArchiveIndex:
-    build_archive_index([write_archive(tmp_path, request.param)], tmp_path / "index")
+    build_archive_index([write_archive(tmp_path, request.param)], tmp_path / "made")
+    (tmp_path / "made").rename(tmp_path / "index")  # it may be moved
     return ArchiveIndex(tmp_path / "index")
 
 
