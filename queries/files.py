@@ -29,8 +29,16 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except EOFError:
-        raise InputError(f"{path}: ends early, in the middle of compressed data; fetch it again") from None
+        raise InputError(f"{path}: {_why_it_ends(path)}") from None
     except ElementTree.ParseError as error:
         raise InputError(f"{path}: the XML is damaged or ends early ({error}); fetch it again") from None
     except (OSError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _why_it_ends(path: str) -> str:
+    """Tell a compressed file that is cut from one that is not compressed: some inflaters call both an early end."""
+    with fsspec.open(path, "rb") as raw:
+        if path.endswith(".gz") and raw.read(2) != b"\x1f\x8b":
+            return "cannot be read (not a gzip file)"
+    return "ends early, in the middle of compressed data; fetch it again"

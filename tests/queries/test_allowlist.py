@@ -136,7 +136,7 @@ def test_any_filesystem_will_do(tmp_path: Path) -> None:
         ("a.txt", b"", "no query to look for"),
         ("a.txt", b"\n?!\n", "no query to look for"),
         ("a.txt", b"dog\nca\xff\n", "line 2 is not UTF-8 .byte 0xff."),
-        ("a.txt.gz", gzip.compress(b"dog\n" * 9)[:-9], "ends early"),
+        ("a.txt.gz", gzip.compress(b"dog\n" * 9, mtime=0)[:-9], "ends early"),
         ("a.txt.bz2", bz2.compress(b"dog\n" * 9)[:-9], "ends early"),
         ("a.txt.gz", b"dog\n", "cannot be read"),
         ("a.json", b"[1]", "list of strings"),
