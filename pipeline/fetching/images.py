@@ -44,8 +44,8 @@ _SVG_HEAD_BYTES = 1024
 _LARGE_PIXELS = 1 << 24
 _one_large_image = threading.Lock()
 
-# JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done only
-# where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
+# JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
+# only where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
 _MIN_SCALED_DECODE = 1.6
 _MAX_LINEAR_FACTOR = 2.0  # from here on linear interpolation skips pixels
 cv2.setNumThreads(1)  # there is a decoder thread for each core
