@@ -56,19 +56,20 @@ def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsC
 def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
     name = PurePosixPath(urlsplit(path).path if "://" in path else path).name.lower()
     stem, _, suffix = name.rpartition(".")
-    if suffix == "parquet":
-        return _parquet_rows(stream, path, source)
     decompress = _COMPRESSIONS.get(suffix)
     if decompress is not None:
         suffix = stem.rpartition(".")[2]
     read_rows = _TEXT_KINDS.get(suffix)
-    if read_rows is None:
+    is_parquet = suffix == "parquet" and decompress is None
+    if not is_parquet and read_rows is None:
         raise UserError(
             f"{path}: not a known kind of table; name it .parquet, .{', .'.join(_TEXT_KINDS)}"
-            f" (or one of these with .{', .'.join(_COMPRESSIONS)})"
+            f" (or one of the last three with .{', .'.join(_COMPRESSIONS)})"
         )
     if not source.header and suffix not in ("csv", "tsv"):
         raise UserError(f"{path}: sources.header = false is for csv and tsv; {suffix} names its columns")
+    if read_rows is None:
+        return _parquet_rows(stream, path, source)
     return _text_rows(_Lines(decompress(stream) if decompress else stream.read), read_rows, path, source)
 
 

@@ -96,7 +96,7 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
     while path >= 0:
         start = block.rfind(b'{"', end, path + 1)
         end = block.find(b'"}', path + len(_IMAGE_LINK) - 1) + 2
-        if start < 0 or end < 2 or block[end - 3] == _BACKSLASH:
+        if start < 0 or end < 2 or not _is_flat_object(block, start, path, end):
             return None
         if block.find(_ALT, start, end) >= 0 or block.find(_TITLE, start, end) >= 0:
             links.append(block[start:end])
@@ -109,6 +109,19 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
     except ValueError:
         return None
     return _Page(parsed, count - len(links), None) if len(parsed) == len(links) else None
+
+
+def _is_flat_object(block: bytes, start: int, path: int, end: int) -> bool:
+    """Say whether the braces found around an image's path are those of one object without others in it.
+
+    They may be text: at the end of a string ("a{", after which no key starts) or before an escaped quote.
+    """
+    return (
+        block[start + 2 : start + 3].isalpha()
+        and block[end - 3] != _BACKSLASH
+        and block.find(b'"}', start, path) < 0
+        and block.find(b'{"', path, end) < 0
+    )
 
 
 def _parse(block: bytes) -> _Page | None:

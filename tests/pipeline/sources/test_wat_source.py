@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from warc_files import Rows, gzipped, image_link, record, rows_of, wat
 
@@ -121,8 +121,10 @@ def test_damaged_json_costs_one_row(block):
 
 WORDS = st.text(st.sampled_from('{}[]",:\\/ab &;é\n') | st.characters(), max_size=12)
 TEXTS = st.dictionaries(st.sampled_from(["alt", "title", "text", "rel", "Base", "path2"]), WORDS, max_size=3)
+NESTED = st.fixed_dictionaries({}, optional={"alt": WORDS, "x": st.just({"y": "z"}), "n": st.integers(0, 9)})
 LINKS = st.lists(
     st.one_of(
+        st.builds(lambda a, b: {**a, "path": "IMG@/src", "url": "a.jpg", **b}, NESTED, NESTED),
         st.builds(lambda url, texts: image_link(url, **texts), WORDS, TEXTS),
         st.builds(lambda url, texts: {**texts, "url": url, "path": "IMG@/src"}, WORDS, TEXTS),
         st.builds(lambda texts: other_link(**texts), TEXTS),
@@ -132,6 +134,7 @@ LINKS = st.lists(
 )
 
 
+@settings(max_examples=300)
 @given(LINKS, st.none() | WORDS)
 def test_the_quick_way_finds_what_the_slow_way_finds(links: list[dict[str, Any]], base: str | None):
     raw = wat(links, **({} if base is None else {"base": base}))
@@ -149,6 +152,22 @@ def test_the_account_closes(links: list[dict[str, Any]]):
     texts = [(link.get("alt", ""), link.get("title", "")) for link in links if link["path"] == "IMG@/src"]
     stated = sum(max(1, sum(bool(clean_text(wat_module._unescape(text))) for text in pair)) for pair in texts)
     assert len(rows) + dropped.total() == stated
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"alt": "{", "path": "IMG@/src", "url": "a.jpg"},
+        {"alt": "dog", "x": {"y": "z"}, "path": "IMG@/src", "url": "a.jpg"},
+        {"path": "IMG@/src", "url": "a.jpg", "x": {"y": "z"}, "alt": "dog"},
+        {"path": "IMG@/src", "url": 'a"}', "alt": "dog"},
+        {"path": "IMG@/src", "url": "a.jpg", "n": 1},
+    ],
+)
+def test_braces_that_are_not_what_they_seem(link):
+    rows, dropped = read(wat([link, image_link("b.jpg", alt="cat")]))
+    assert [row[1] for row in rows] == [*([link["alt"]] if "alt" in link else []), "cat"]
+    assert dropped == ({} if "alt" in link else {Reason.NO_CAPTION: 1})
 
 
 def test_the_quick_way_is_taken(monkeypatch):
