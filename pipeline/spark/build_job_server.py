@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
@@ -82,11 +83,11 @@ def _package(folder: Path) -> Path:
     return folder / "target" / BEAM_JAR
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Build, and say where the jar is."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.spark.build_job_server", description=__doc__)
     parser.add_argument("--again", action="store_true", help="build even if the jar is there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         print(build_job_server(again=args.again))
     except UserError as error:

@@ -63,7 +63,8 @@ def local_cluster(folder: Path, *, workers: int = 2, cores: int = 1, memory: str
 def _start(role: str, options: list[str], log: Path) -> "subprocess.Popen[bytes]":
     """Start `org.apache.spark.deploy.<role>`; without the `spark-class` script, so that its process id is the JVM's."""
     jars = pyspark_jars()[0].parent
-    command = [java(), "-Xmx256m", "-cp", f"{jars}/*", f"org.apache.spark.deploy.{role}"]
+    light = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # they have little to do but to start
+    command = [java(), *light, "-cp", f"{jars}/*", f"org.apache.spark.deploy.{role}"]
     command += ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0", *options]
     core = next(jars.glob("spark-core_*.jar"))  # spark-core_2.12-3.5.9.jar
     environment = os.environ | {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.image_server import ImageServer, serve_images
 from support.recorded_web import make_images, make_project, tree
-from support.spark_cluster import end_job_servers, in_mid_run, kill_worker, on_cluster
+from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
 from pipeline.cli import main
 from pipeline.spark.cluster import Cluster, local_cluster
@@ -21,7 +21,6 @@ from pipeline.spark.cluster import Cluster, local_cluster
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("spark")]
 
 IMAGES = 120
-LOCAL = ["--runner=SparkRunner", "--spark_master_url=local[2]"]
 
 
 @dataclass

@@ -8,7 +8,7 @@ import apache_beam as beam
 import psutil
 import pytest
 import small_job
-from support.spark_cluster import in_mid_run, kill_worker, on_cluster
+from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
 from pipeline.errors import UserError
 from pipeline.runner import log_file, parse_beam_options, run_pipeline
@@ -17,7 +17,6 @@ from pipeline.spark.cluster import local_cluster
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900), pytest.mark.usefixtures("spark")]
 
 UNITS = 30
-LOCAL = ["--runner=SparkRunner", "--spark_master_url=local[2]"]
 
 
 @pytest.fixture(scope="module")
@@ -70,40 +69,39 @@ def failing(work):
     return build
 
 
-def test_the_job_outlives_a_worker_and_its_executor(expected, tmp_path):
-    (tmp_path / "cluster").mkdir()
-    begun = some_units_began(tmp_path / "job")
-    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(begun, lambda: kill_worker(cluster)):
-        run_pipeline(small_job.small_job(tmp_path / "job", UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
-    assert small_job.tree(tmp_path / "job") == expected
-    assert set(small_job.calls(tmp_path / "job")) == set(range(UNITS))
-
-
-def test_the_job_outlives_a_python_process(expected, tmp_path):
-    (tmp_path / "cluster").mkdir()
-
+def test_the_job_outlives_a_python_process(cluster, expected, tmp_path):
     def strike() -> None:
-        small_job.processes(tmp_path / "job").pop().kill()
+        small_job.processes(tmp_path).pop().kill()
 
-    begun = some_units_began(tmp_path / "job")
-    with local_cluster(tmp_path / "cluster") as cluster, in_mid_run(begun, strike):
-        run_pipeline(small_job.small_job(tmp_path / "job", UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
-    assert small_job.tree(tmp_path / "job") == expected
-    assert set(small_job.calls(tmp_path / "job")) == set(range(UNITS))
+    with in_mid_run(some_units_began(tmp_path), strike):
+        run_pipeline(small_job.small_job(tmp_path, UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
+    assert small_job.tree(tmp_path) == expected
+    assert set(small_job.calls(tmp_path)) == set(range(UNITS))
+
+
+def test_the_job_outlives_a_worker_and_its_executor_and_then_nothing_is_left_running(expected, tmp_path):
+    job = tmp_path / "job"
+    (tmp_path / "cluster").mkdir()
+    with local_cluster(tmp_path / "cluster") as cluster:
+        with in_mid_run(some_units_began(job), lambda: kill_worker(cluster)):
+            run_pipeline(small_job.small_job(job, UNITS, 0.3), parse_beam_options(on_cluster(cluster)))
+        started = [
+            child for worker in cluster.workers[1:] for child in psutil.Process(worker.pid).children(recursive=True)
+        ]
+        started += small_job.processes(job)
+        assert started
+    end_job_servers()
+    assert small_job.tree(job) == expected
+    assert set(small_job.calls(job)) == set(range(UNITS))
+    wait_for_the_end_of(started)
 
 
 def some_units_began(root: Path) -> Callable[[], bool]:
     return lambda: len(list(root.glob("calls/*"))) >= 8
 
 
-def test_nothing_is_left_running(tmp_path):
-    (tmp_path / "cluster").mkdir()
-    with local_cluster(tmp_path / "cluster") as cluster:
-        run_pipeline(small_job.small_job(tmp_path / "job", 4), parse_beam_options(on_cluster(cluster)))
-        started = [child for worker in cluster.workers for child in psutil.Process(worker.pid).children(recursive=True)]
-        assert started
-        started += small_job.processes(tmp_path / "job")
+def wait_for_the_end_of(processes: list[psutil.Process]) -> None:
     give_up = time.monotonic() + 120
-    while any(process.is_running() and process.status() != "zombie" for process in started):
-        assert time.monotonic() < give_up, [process.cmdline() for process in started if process.is_running()]
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        assert time.monotonic() < give_up, [process.cmdline() for process in processes if process.is_running()]
         time.sleep(0.2)

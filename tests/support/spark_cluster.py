@@ -9,7 +9,21 @@ from apache_beam.runners.portability.spark_runner import JOB_SERVER_CACHE
 
 from pipeline.spark.cluster import Cluster
 
-CLUSTER_CORES = "--job_server_jvm_properties=-Dspark.cores.max=2"
+# The runs are short: JVMs that start quickly are worth more than JVMs that get quick.
+_QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+QUICK = [f"--job_server_jvm_properties={word}" for word in _QUICK_START.split()]
+LOCAL = ["--runner=SparkRunner", "--spark_master_url=local[2]", *QUICK]
+
+
+def on_cluster(cluster: Cluster) -> list[str]:
+    """Return the options of a build on a cluster with two cores."""
+    return [
+        "--runner=SparkRunner",
+        f"--spark_master_url={cluster.url}",
+        "--job_server_jvm_properties=-Dspark.cores.max=2",
+        f"--job_server_jvm_properties=-Dspark.executor.extraJavaOptions={_QUICK_START}",
+        *QUICK,
+    ]
 
 
 def end_job_servers() -> None:
@@ -17,10 +31,6 @@ def end_job_servers() -> None:
     for server in JOB_SERVER_CACHE.values():
         server.stop()
     JOB_SERVER_CACHE.clear()
-
-
-def on_cluster(cluster: Cluster) -> list[str]:
-    return ["--runner=SparkRunner", f"--spark_master_url={cluster.url}", CLUSTER_CORES]
 
 
 @contextmanager
