@@ -192,7 +192,7 @@ class Crawl:
                 max_bytes=self._config.max_bytes,
                 wants_body=self._wants_body,
                 scratch_dir=job.run.part.scratch_dir,
-                is_last=self._schedule.queued(host) == 0,
+                is_last=self._config.gateway is None and self._schedule.queued(host) == 0,
             )
         except FetchFailure as failure:
             self._note_failure(host, failure)

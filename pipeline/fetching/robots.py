@@ -5,6 +5,7 @@ import math
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from protego import Protego
 
@@ -12,7 +13,7 @@ from pipeline.config import FetchConfig
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Answer, Client
 from pipeline.fetching.outcome import FetchFailure
-from pipeline.fetching.responses import is_redirect, redirect_target
+from pipeline.fetching.responses import is_redirect, redirect_target, retry_after_s
 from pipeline.records import Reason
 
 MAX_BYTES = 500 * 1024  # RFC 9309 section 2.5: at least 500 KiB must be parsed; what is beyond is ignored
@@ -112,7 +113,12 @@ def _rules(answer: Answer, agent: str) -> RobotRules:
             return parse_robots(body.read(), agent)
     if 400 <= answer.status <= 499 and answer.status != _TOO_MANY_REQUESTS:
         return RobotRules(agent)  # section 2.3.1.3: there is no file
-    raise FetchFailure(Reason.ROBOTS_UNREACHABLE, f"HTTP status {answer.status}", is_transient=answer.status >= 400)
+    raise FetchFailure(
+        Reason.ROBOTS_UNREACHABLE,
+        f"HTTP status {answer.status}",
+        is_transient=answer.status >= 400,
+        retry_after_s=retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC)),
+    )
 
 
 class RobotsCache:

@@ -146,6 +146,13 @@ def test_robots_txt_is_asked_for_first_and_retried(server: HostileServer) -> Non
     assert dict(server.hits) == {"a.example/robots.txt": 2}
 
 
+def test_a_host_that_is_busy_for_long_is_left_alone(server: HostileServer) -> None:
+    server.hosts["a.example", "/robots.txt"] = fixed(503, Retry_After="3000")
+    urls = [f"http://a.example/ok.jpg?{number}" for number in range(3)]
+    assert fetch_urls(urls, gateway=server.gateway, retries=3).reasons == ["host_unavailable"] * 3
+    assert dict(server.hits) == {"a.example/robots.txt": 1}
+
+
 def test_each_authority_has_its_own_file_and_redirects_obey_it(server: HostileServer) -> None:
     server.hosts["a.example", "/go"] = fixed(302, Location="http://b.example/ok.jpg")
     server.hosts["b.example", "/robots.txt"] = fixed(200, DISALLOW_ALL)
