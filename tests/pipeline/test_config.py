@@ -73,6 +73,11 @@ def test_a_contact_is_required_before_anything_leaves_the_machine(tmp_path, cont
     load_config(write(tmp_path, SMALLEST.replace('contact = "mailto:you@example.org"', "network = false")))
 
 
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_recipes_load(recipe):
+    load_config(recipe)
+
+
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
         load_config(tmp_path / "none.toml")
