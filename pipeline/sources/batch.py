@@ -39,7 +39,7 @@ class Image(NamedTuple):
     """One image as a page or a WAT record states it."""
 
     url: str  # as written; "" where it names none
-    texts: Sequence[tuple[str, str]]  # (field, text as written)
+    texts: Sequence[tuple[str, str]]  # (field, text as `clean_text` returns it)
 
 
 class BatchBuilder:
@@ -98,8 +98,7 @@ class BatchBuilder:
         seen: set[int] = set()
         for raw_url, texts in images:
             url: str | Reason | None = None
-            for field, text in texts:
-                caption = clean_text(text)
+            for field, caption in texts:
                 if len(caption) < shortest:
                     continue
                 if url is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_ESCAPES = (b"\x1b$", b"\x1b(", b"~{")  # ISO-2022-JP, ISO-2022-KR and HZ are ASCII bytes, so valid UTF-8
+_ESCAPE = b"\x1b"  # the shifts of ISO-2022-JP and ISO-2022-KR, whose bytes are all ASCII, so valid UTF-8
 _HIGH_BYTES = bytes(range(0x80, 0x100))
 _MAX_DAMAGED_SHARE = 0.05  # a UTF-8 page with a few bytes of something else is still a UTF-8 page
 
@@ -23,7 +23,7 @@ def decode_page(page: bytes, http_charset: str | None) -> str:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if page.startswith(mark):
             return page[len(mark) :].decode(encoding, "replace")
-    if not any(escape in page for escape in _ESCAPES) and b"\0" not in page[:64]:
+    if _ESCAPE not in page and b"\0" not in page[:64]:
         try:
             return codecs.utf_8_decode(page, "strict", False)[0]  # not final: a page may be cut within a character
         except UnicodeDecodeError:

@@ -11,11 +11,12 @@ from typing import cast
 
 from lxml import etree
 
-from pipeline.sources.batch import Image
+from pipeline.sources.batch import Image, clean_text
 
 MAX_PAGE_BYTES = 8 << 20  # decoded; Common Crawl cuts at 1 MiB (5 MiB since 2025)
-# Where browsers stop nesting (real pages stay below 50); an unmatched end tag costs time in proportion to the depth.
-_MAX_DEPTH = 512
+# The parser compares an end tag with every open element until one matches (about 4 ns each), and knows neither wbr nor
+# source as elements without content: depth alone is no sign of malice, depth times end tags is.
+_MAX_COMPARISONS = 1_000_000_000
 
 # Where scripts that load images late keep the address meanwhile, the most widespread first.
 _LAZY_SOURCES = ("data-src", "data-lazy-src", "data-original", "data-lazy", "data-original-src", "data-actualsrc")
@@ -49,7 +50,7 @@ def extract_images(html: str) -> Page:
     names, or else the largest of its `srcset` and of its picture's sources. The content of `template` is no part of
     the page.
     """
-    target = _ImageTags()
+    target = _ImageTags(max_depth=_MAX_COMPARISONS // (1 + html.count("</")))
     parser = etree.HTMLParser(target=target)
     is_complete = True
     try:
@@ -72,7 +73,7 @@ class _Figure:
     caption: list[str] = field(default_factory=list)
 
     def close(self) -> None:
-        text = "".join(self.caption)
+        text = clean_text("".join(self.caption))  # once, however many images share it
         for image in self.images:
             image.caption = text
 
@@ -80,7 +81,7 @@ class _Figure:
 @dataclass(slots=True)
 class _Tag:
     attributes: dict[str, str]
-    picture_sources: tuple[str, ...]
+    picture_sources: list[str]
     in_noscript: bool
     caption: str = ""
 
@@ -89,24 +90,24 @@ class _Tag:
         get = self.attributes.get
         source = get("src", "").strip()
         lazy = [value for name in _LAZY_SOURCES if (value := get(name, "").strip()) and not _is_placeholder(value)]
-        sets = [get(name, "") for name in _SOURCE_SETS] + list(self.picture_sources)
+        sets = [get(name, "") for name in _SOURCE_SETS] + self.picture_sources
         largest = largest_source(sets)
         others = lazy + ([largest] if largest else [])
         if not source:
             return others
         return [*others, source] if _is_placeholder(source) else [source, *others]
 
-    def texts(self) -> tuple[tuple[str, str], ...]:
-        found = (("alt", self.attributes.get("alt")), ("title", self.attributes.get("title")))
-        texts = tuple((name, text) for name, text in found if text)
-        return (*texts, ("figcaption", self.caption)) if self.caption else texts
+    def texts(self) -> list[tuple[str, str]]:
+        texts = [(name, clean_text(self.attributes.get(name, ""))) for name in ("alt", "title")]
+        return [(name, text) for name, text in (*texts, ("figcaption", self.caption)) if text]
 
 
 class _ImageTags:
     """The parser's target: follows figures, pictures and noscripts, and notes every `img`."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_depth: int) -> None:
         self.base: str | None = None
+        self._max_depth = max_depth
         self._tags: list[_Tag] = []
         self._depth = 0
         self._noscripts = 0
@@ -114,18 +115,19 @@ class _ImageTags:
         self._muted = 0  # open elements whose text is not for reading
         self._figures: list[_Figure] = []
         self._captions: list[_Figure] = []  # figures whose figcaption is open
-        self._picture_sources: list[str] = []
+        self._pictures = 0
+        self._picture_sources: list[str] = []  # for the next image: a picture has one
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         self._depth += 1
-        if self._depth > _MAX_DEPTH:
+        if self._depth > self._max_depth:
             raise _TooDeep
         if tag == "img":
             self._image(attributes)
-        elif tag == "source":
+        elif tag == "source" and self._pictures:
             self._picture_sources.append(attributes.get("srcset") or attributes.get("data-srcset") or "")
         elif tag == "picture":
-            self._picture_sources = []
+            self._pictures += 1
         elif tag == "figure":
             self._figures.append(_Figure())
         elif tag == "figcaption" and self._figures:
@@ -146,6 +148,7 @@ class _ImageTags:
         elif tag == "figcaption" and self._captions:
             self._captions.pop()
         elif tag == "picture":
+            self._pictures -= 1
             self._picture_sources = []
         elif tag in _NOT_TEXT:
             self._muted -= 1
@@ -164,7 +167,8 @@ class _ImageTags:
     def _image(self, attributes: dict[str, str]) -> None:
         if self._templates:
             return
-        image = _Tag(dict(attributes), tuple(self._picture_sources), self._noscripts > 0)
+        image = _Tag(dict(attributes), self._picture_sources, self._noscripts > 0)
+        self._picture_sources = []
         self._tags.append(image)
         if self._figures:
             self._figures[-1].images.append(image)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
+from typing import Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError
 
@@ -26,12 +28,16 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
     located = pattern if "://" in pattern else str((base_dir / pattern).absolute())
     try:
         fs, inner = fsspec.core.url_to_fs(located)
-        names = [inner] if fs.isfile(inner) or not has_magic(inner) else fs.glob(inner)
-        files = [name for name in names if fs.isfile(name)]
+        found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
         raise ConfigError(f"{key}: {pattern}: {error}") from None
+    files = [name for name, info in found.items() if info["type"] == "file" or _links_to_file(fs, name, info)]
     if not files:
-        hint = f"; to read the files of a folder write {pattern}/*" if fs.isdir(inner) else ""
+        hint = f"; to read the files of a folder write {pattern}/*" if inner in found else ""
         raise ConfigError(f"{key}: {pattern} matches no file (looked for {located}){hint}")
     is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
     return files if is_local else [fs.unstrip_protocol(name) for name in files]
+
+
+def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> bool:
+    return info["type"] != "directory" and bool(fs.isfile(name))

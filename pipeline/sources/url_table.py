@@ -75,7 +75,7 @@ def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | R
 
 def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
     try:
-        table = pq.ParquetFile(stream, pre_buffer=False)
+        table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
         columns = _find_columns(source, table.schema_arrow.names, path)
         for name in columns:
             _check_text(table.schema_arrow.field(name), path)

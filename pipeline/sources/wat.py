@@ -17,7 +17,7 @@ import orjson
 
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
-from pipeline.sources.batch import BatchBuilder, Image, SourceBatch
+from pipeline.sources.batch import BatchBuilder, Image, SourceBatch, clean_text
 from pipeline.sources.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
@@ -73,7 +73,7 @@ def _image(link: dict[str, Any]) -> Image:
     for field in ("alt", "title"):
         text = link.get(field)
         if isinstance(text, str) and text:
-            texts.append((field, _unescape(text)))
+            texts.append((field, clean_text(_unescape(text))))
     url = link.get("url")
     return Image(_unescape(url) if isinstance(url, str) else "", texts)
 

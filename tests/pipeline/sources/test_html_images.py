@@ -12,8 +12,8 @@ from pipeline.sources.html import extract_images, largest_source
 
 
 def images(html: str) -> list[tuple[str, dict[str, str]]]:
-    """Return (address, texts with white space collapsed) of each image."""
-    return [(url, {name: " ".join(text.split()) for name, text in texts}) for url, texts in extract_images(html).images]
+    """Return (address, texts) of each image."""
+    return [(url, dict(texts)) for url, texts in extract_images(html).images]
 
 
 def address(attributes: str) -> str:
@@ -76,6 +76,20 @@ def test_sources_of_a_picture_stand_in_for_a_placeholder():
     assert images(page) == [("b.webp", {"alt": "x"}), ("data:,", {"alt": "y"})]
 
 
+def test_sources_outside_a_picture_are_those_of_films_and_sounds():
+    page = "<video><source srcset=a.jpg></video><img src='data:,'><picture><source srcset=b.jpg><img></picture><img>"
+    assert [url for url, _ in images(page)] == ["data:,", "b.jpg", ""]
+
+
+def test_what_images_share_is_worked_on_once():
+    """A caption or a picture's sources shared by n images must not cost n times their length."""
+    many, long = 20_000, "word " * 200_000
+    figure = extract_images(f"<figure>{'<img src=a>' * many}<figcaption>{long}</figcaption></figure>")
+    assert len({id(image.texts[0][1]) for image in figure.images}) == 1
+    picture = extract_images(f"<picture>{'<source srcset=a.jpg>' * many}{'<img>' * many}</picture>")
+    assert [image.url for image in picture.images[:2]] == ["a.jpg", ""]
+
+
 @pytest.mark.parametrize(
     ("sets", "expected"),
     [
@@ -125,17 +139,24 @@ def test_the_first_base_counts():
         ("<figure><figure><img src=1><figcaption>in</figcaption></figure><img src=2><figcaption>out", ["in", "out"]),
         ("<figure><img src=1></figure><figcaption>stray</figcaption><img src=2>", [None, None]),
         ("<figure><img src=1><figcaption>never closed", ["never closed"]),
-        ("<figure><img src=1><figcaption>  </figcaption></figure>", [""]),
+        ("<figure><img src=1><figcaption>  </figcaption></figure>", [None]),
     ],
 )
 def test_figure_captions(figure, captions):
     assert [texts.get("figcaption") for _, texts in images(figure)] == captions
 
 
-def test_a_page_that_nests_too_deeply_is_read_up_to_there():
-    page = extract_images("<img src=a>" + "<div>" * 100_000 + "<img src=b>")
+def test_a_page_whose_nesting_costs_too_much_is_read_up_to_there():
+    page = extract_images("<img src=a>" + "<div>" * 100_000 + "</p>" * 100_000 + "<img src=b>")
     assert [image.url for image in page.images] == ["a"]
     assert not page.is_complete
+
+
+@pytest.mark.parametrize("tag", ["wbr", "dd", "font", "div", "source", "li"])
+def test_elements_left_open_are_no_harm(tag):
+    page = extract_images(f"<p>{f'<{tag}>x' * 3_000}<img src=a>{'<b>x</b>' * 3_000}")
+    assert [image.url for image in page.images] == ["a"]
+    assert page.is_complete
 
 
 def test_markup_that_multiplies_in_a_tree_stays_small():
@@ -187,9 +208,13 @@ def attributes_by_stream(html: str) -> list[tuple[str, dict[str, str]]]:
 def attributes_in_dom(html: str) -> list[tuple[str, dict[str, str]]]:
     nodes = HTMLTree.parse(html.replace("<noscript>", "<i>")).document.get_elements_by_tag_name("img")
     return [
-        (node.getattr("src", "").strip(), {n: v for n in ("alt", "title") if (v := node.getattr(n, ""))})
+        (node.getattr("src", "").strip(), {n: v for n in ("alt", "title") if (v := collapse(node.getattr(n, "")))})
         for node in nodes
     ]
+
+
+def collapse(text: str) -> str:
+    return " ".join(text.replace("\u200b", " ").split())
 
 
 def test_real_pages_have_the_images_and_captions_of_their_dom(shared_data):
@@ -209,14 +234,14 @@ def test_real_pages_have_the_images_and_captions_of_their_dom(shared_data):
 
 
 def dom_texts(image: DOMNode) -> dict[str, str]:
-    texts = {name: " ".join(v.split()) for name in ("alt", "title") if (v := image.getattr(name, ""))}
+    texts = {name: collapse(image.getattr(name, "")) for name in ("alt", "title")}
     node = image.parent
     while node is not None and node.tag != "figure":
         node = node.parent
     caption = node.query_selector("figcaption") if node is not None else None
     if caption is not None:
-        texts["figcaption"] = " ".join(readable(caption).split())
-    return texts
+        texts["figcaption"] = collapse(readable(caption))
+    return {name: text for name, text in texts.items() if text}
 
 
 INLINE = {"a", "b", "cite", "code", "em", "i", "small", "span", "strong", "sub", "sup", "time", "u"}

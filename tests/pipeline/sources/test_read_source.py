@@ -53,6 +53,13 @@ def test_a_pattern_without_a_file_is_named(folder, pattern, message):
         expand_paths(["b/*.csv", pattern], folder)
 
 
+def test_links_to_files_are_files(folder):
+    (folder / "link.csv").symlink_to(folder / "b/1.csv")
+    (folder / "dead.csv").symlink_to(folder / "nowhere")
+    (folder / "folder.csv").symlink_to(folder / "b")
+    assert names(folder, "*.csv") == ["link.csv", "odd [1].csv"]
+
+
 def test_paths_on_other_file_systems_keep_their_scheme(tmp_path):
     files = MemoryFileSystem()
     for name in ("/pool/2.jsonl", "/pool/1.jsonl"):

@@ -15,8 +15,7 @@ from warc_files import Rows, gzipped, http, page, record, rows_of
 
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
-from pipeline.sources import batch, warc_records
-from pipeline.sources.batch import clean_text
+from pipeline.sources import batch, html, warc_records
 from pipeline.sources.charset import decode_page
 from pipeline.sources.html import extract_images
 from pipeline.sources.http_payload import decode_body, parse_response
@@ -131,6 +130,7 @@ def test_coded_payloads():
 def test_damaged_records_cost_one_row_each(monkeypatch):
     monkeypatch.setattr(warc_records, "MAX_BLOCK_BYTES", 5_000)
     monkeypatch.setattr("pipeline.sources.warc.MAX_PAGE_BYTES", 3_000)
+    monkeypatch.setattr(html, "_MAX_COMPARISONS", 500)
     good = page("<img src=a.jpg alt=x>")
     rows, dropped = read(
         page("<p>" * 1_500),  # larger than a page may be
@@ -165,7 +165,7 @@ def test_any_bytes_as_a_page_and_the_account_closes(body: bytes):
 def rows_stated(content: bytes) -> int:
     """Count the rows of a page without a judgement of its images: their texts, and images without any."""
     images = extract_images(decode_page(content, None)).images
-    return sum(max(1, sum(bool(clean_text(text)) for _, text in image.texts)) for image in images)
+    return sum(max(1, len(image.texts)) for image in images)
 
 
 # Real files
