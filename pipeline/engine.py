@@ -107,8 +107,11 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
     def wire(pipeline: beam.Pipeline) -> None:
         (
             pipeline
-            | "Units" >> beam.Create(units)
-            | "Spread" >> beam.Reshuffle()  # Create is one bundle: without this, one worker would do everything
+            # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The second
+            # would shuffle what is in no order any more. Spark cannot compute that again when a worker dies with its
+            # share, and fails the job.
+            | "Units" >> beam.Create(units, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
             | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare))
         )
 

@@ -105,7 +105,7 @@ class _CountScan:
     def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
-            | "Tasks" >> beam.Create(self.tasks)
+            | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Count" >> beam.Map(self._count)
             | "Sum" >> beam.CombineGlobally(self._sum)
@@ -138,7 +138,7 @@ class _WindowScan:
     def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
-            | "Tasks" >> beam.Create(self.tasks)
+            | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys))
             | "Total" >> beam.CombinePerKey(_total)

@@ -82,7 +82,7 @@ def small_job(root: Path, units: int, pause_s: float = 0.0) -> Callable[[beam.Pi
     def build(pipeline: beam.Pipeline) -> None:
         rows = (
             pipeline
-            | "Units" >> beam.Create(range(units))
+            | "Units" >> beam.Create(range(units), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Write" >> beam.Map(WriteUnit(str(root), pause_s))
             | "Keep" >> beam.Reshuffle()  # two consumers: without it a runner may run the step above twice
@@ -117,6 +117,20 @@ def fail_as_user(unit: int) -> int:
 
 def fail_as_bug(unit: int) -> int:
     raise LookupError(f"no such thing: {unit}")
+
+
+def units_only(root: Path, units: int, pause_s: float = 0.0) -> Callable[[beam.Pipeline], None]:
+    """Return the job that most stages are: nothing follows the units, whose results are on disk."""
+
+    def build(pipeline: beam.Pipeline) -> None:
+        _ = (
+            pipeline
+            | "Units" >> beam.Create(range(units), reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Write" >> beam.Map(WriteUnit(str(root), pause_s))
+        )
+
+    return build
 
 
 def fail_by_ctrl_c(unit: int) -> int:
