@@ -109,9 +109,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="wit-spark-"))
     try:
         with local_cluster(folder, workers=args.workers, cores=args.cores, memory=args.memory) as cluster:
-            print(
-                f"wit build -c wit.toml --runner=SparkRunner --spark_master_url={cluster.url}\nCtrl-C ends the cluster."
-            )
+            size = f"--job_server_jvm_properties=-Dspark.cores.max={args.workers * args.cores}"
+            print(f"wit build -c wit.toml --runner=SparkRunner --spark_master_url={cluster.url} {size}")
+            print("Ctrl-C ends the cluster.", flush=True)
             cluster.master.wait()
     except KeyboardInterrupt:
         pass
