@@ -164,7 +164,7 @@ class Links:
             self._text = []
         elif tag == "img" and "src" in attributes:
             texts = {name: attributes[name] for name in ("alt", "title") if attributes.get(name)}
-            self.links.append({"path": "IMG@/src", "url": attributes["src"], **texts})
+            self.links.append({"path": "IMG@/src", **texts, "url": attributes["src"]})
         elif tag == "meta":
             self.metas.append(dict(attributes))
         elif tag == "link":

@@ -21,6 +21,15 @@ CANDIDATES = pa.schema([PAIRS.field(name) for name in ("url", "caption", "text_f
 
 _BATCH_ROWS = 16_384
 _BATCH_CHARS = 1 << 24  # a page can repeat a long caption on many images: batches are bounded in size as well
+
+# Most addresses are in normal form already, which a pattern sees faster than a parser does: a lower-case host name,
+# printable ASCII, no dot segments (nor their disguise, %2e), no fragment. A test holds the patterns to normalize_url.
+_PLAIN_PATH = (
+    r"(?:/(?:[A-Za-z0-9_!$&'()*+,;=:@~-][A-Za-z0-9_!$&'()*+,;=:@~.-]*+)?+)++(?:\?[A-Za-z0-9_!$&()*+,;=:@~.%/?-]*+)?+"
+)
+_PLAIN_URL = re.compile(r"https?://(?:(?!xn--)[a-z0-9-]++\.)++[a-z]{2,}" + _PLAIN_PATH)
+_PLAIN_REFERENCE = re.compile("(?!//)" + _PLAIN_PATH)
+
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b\ufeff]")  # controls, zero-width space, byte order mark
 
 
@@ -77,7 +86,7 @@ class BatchBuilder:
         if len(caption) < self._limits.min_caption_chars:
             self.dropped[Reason.NO_CAPTION] += 1
             return
-        url = self._address(raw_url, None)
+        url = self._address(raw_url, None, None)
         if isinstance(url, Reason):
             self.dropped[url] += 1
         elif len(caption) > self._limits.max_caption_chars:
@@ -93,6 +102,7 @@ class BatchBuilder:
         """
         page_url = normalize_url(address)
         start = (normalize_url(base, page_url) if base else None) or page_url
+        origin = start[: start.index("/", len("https://"))] if start else None
         shown, shortest, longest = self._shown(page_url), self._limits.min_caption_chars, self._limits.max_caption_chars
         # Hashes, not strings: a page of 400,000 short tags below one long base would fill gigabytes with its addresses.
         seen: set[int] = set()
@@ -102,7 +112,7 @@ class BatchBuilder:
                 if len(caption) < shortest:
                     continue
                 if url is None:
-                    url = self._address(raw_url, start)
+                    url = self._address(raw_url, start, origin)
                 if isinstance(url, Reason):
                     self.dropped[url] += 1
                 elif len(caption) > longest:
@@ -125,10 +135,16 @@ class BatchBuilder:
         """Return the page URL to note beside a candidate, "" where it is no address or too long."""
         return page_url if page_url and len(page_url) <= self._limits.max_url_chars else ""
 
-    def _address(self, raw: str | None, base: str | None) -> str | Reason:
+    def _address(self, raw: str | None, base: str | None, origin: str | None) -> str | Reason:
+        """Return an image's address; `origin` is the part of `base` before the path."""
         if not raw or raw.isspace():
             return Reason.NO_URL
-        url = normalize_url(raw, base)
+        if _PLAIN_URL.fullmatch(raw):
+            url: str | None = raw
+        elif origin is not None and _PLAIN_REFERENCE.fullmatch(raw):
+            url = origin + raw
+        else:
+            url = normalize_url(raw, base)
         return url if url and len(url) <= self._limits.max_url_chars else Reason.BAD_URL
 
 

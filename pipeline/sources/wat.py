@@ -23,7 +23,7 @@ from pipeline.sources.warc_records import WarcRecord, read_records
 _IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, where somebody's JSON has spaces
 _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
-_BACKSLASH = ord("\\")
+_BACKSLASH, _BRACE = b"\\{"
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -94,9 +94,9 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
     links: list[bytes] = []
     count, end, path = 0, 0, first
     while path >= 0:
-        start = block.rfind(b'{"', end, path + 1)
+        start = path - 1 if block[path - 1] == _BRACE else _object_start(block, end, path)
         end = block.find(b'"}', path + len(_IMAGE_LINK) - 1) + 2
-        if start < 0 or end < 2 or not _is_flat_object(block, start, path, end):
+        if start < 0 or end < 2 or block[end - 3] == _BACKSLASH or block.find(b'{"', path, end) >= 0:
             return None
         if block.find(_ALT, start, end) >= 0 or block.find(_TITLE, start, end) >= 0:
             links.append(block[start:end])
@@ -111,17 +111,14 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
     return _Page(parsed, count - len(links), None) if len(parsed) == len(links) else None
 
 
-def _is_flat_object(block: bytes, start: int, path: int, end: int) -> bool:
-    """Say whether the braces found around an image's path are those of one object without others in it.
+def _object_start(block: bytes, earliest: int, path: int) -> int:
+    """Return where the object starts that has a path among its later keys, -1 where that is not plain to see.
 
-    They may be text: at the end of a string ("a{", after which no key starts) or before an escaped quote.
+    The brace found may end a string ("a{", after which no key starts), or the object hold another one.
     """
-    return (
-        block[start + 2 : start + 3].isalpha()
-        and block[end - 3] != _BACKSLASH
-        and block.find(b'"}', start, path) < 0
-        and block.find(b'{"', path, end) < 0
-    )
+    start = block.rfind(b'{"', earliest, path)
+    is_plain = start >= 0 and block[start + 2 : start + 3].isalpha() and block.find(b'"}', start, path) < 0
+    return start if is_plain else -1
 
 
 def _parse(block: bytes) -> _Page | None:
