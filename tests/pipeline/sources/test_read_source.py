@@ -1,5 +1,7 @@
 """From the paths of the config to the candidates of a file."""
 
+import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -101,3 +103,10 @@ def test_batches_of_a_long_table_are_bounded(tmp_path):
     sizes = [b.candidates.num_rows for b in read_source(source("url-table"), str(tmp_path / "t.csv"), PairsConfig())]
     assert sum(sizes) == 40_000
     assert max(sizes) <= 16_384
+
+
+def test_the_examples_of_the_documentation_are_valid():
+    page_of_docs = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
+    examples = re.findall(r"```toml\n(.*?)```", page_of_docs, re.DOTALL)
+    kinds = [SourceConfig.model_validate(table).kind for toml in examples for table in tomllib.loads(toml)["sources"]]
+    assert kinds == ["warc", "warc", "wat", "url-table", "url-table"]
