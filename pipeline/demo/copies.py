@@ -1,7 +1,6 @@
 """Plant copies: of pictures of the web, of pairs, and of evaluation images; and write the evaluation sets."""
 
 import io
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,12 @@ from pipeline.demo.captions import LANGUAGES, english
 from pipeline.demo.drawing import draw, encode
 from pipeline.demo.ledger import Copies, Count, Fate, Overlap
 from pipeline.demo.publishing import PAGE_HOSTS, Mention, Publisher
-from pipeline.demo.scenes import COLOURS, PATTERNS, SHAPES, Scene, Thing, held_out_scenes
+from pipeline.demo.scenes import COLOURS, SHAPES, Scene, Thing, held_out_scenes
 from pipeline.records import Reason
 
 OBJECTS_SET = "objects"  # classes "red circle", ...; copies of some of its pictures are on the web
-PATTERNS_SET = "patterns"  # classes "striped background", ...; none of its pictures is
+SHAPES_SET = "shapes"  # classes "circle", ... in all colours; none of its pictures is
 OBJECTS_PER_CLASS = 4
-PATTERNS_PER_CLASS = 12
 _COPIES_OF_EACH_KIND = 12
 
 
@@ -128,7 +126,7 @@ def plant_evals(web: Publisher, directory: Path) -> None:
     seed = web.ledger.seed
     classes = {english(thing): list(held_out_scenes(thing, seed, OBJECTS_PER_CLASS)) for thing in _things()}
     _write_set(directory / OBJECTS_SET, classes)
-    _write_set(directory / PATTERNS_SET, {f"{pattern} background": _on(pattern, seed) for pattern in PATTERNS})
+    _write_set(directory / SHAPES_SET, {shape: _in_all_colours(shape, seed) for shape in SHAPES})
     examples = [
         (f"{label}/{number:02d}.png", s) for label, scenes in classes.items() for number, s in enumerate(scenes)
     ]
@@ -152,7 +150,7 @@ def plant_evals(web: Publisher, directory: Path) -> None:
         web.ledger.overlaps.append(Overlap(kind, OBJECTS_SET, matches))
     web.ledger.eval_sets = {
         OBJECTS_SET: len(classes) * OBJECTS_PER_CLASS,
-        PATTERNS_SET: len(PATTERNS) * PATTERNS_PER_CLASS,
+        SHAPES_SET: len(SHAPES) * len(COLOURS),
     }
 
 
@@ -160,15 +158,9 @@ def _things() -> list[Thing]:
     return [Thing(colour, shape) for colour in COLOURS for shape in SHAPES]
 
 
-def _on(pattern: str, seed: int) -> list[Scene]:
-    """Return evaluation scenes on one kind of background, each with another object."""
-    rng = random.Random(f"patterns {seed} {pattern}")
-    things = _things()
-    rng.shuffle(things)
+def _in_all_colours(shape: str, seed: int) -> list[Scene]:
     # Another seed than the objects set has, or the two sets would share pictures.
-    scenes = (scene for thing in things for scene in held_out_scenes(thing, seed + 1, 8) if scene.pattern == pattern)
-    one_each = {scene.things: scene for scene in scenes}
-    return list(one_each.values())[:PATTERNS_PER_CLASS]
+    return [scene for colour in COLOURS for scene in held_out_scenes(Thing(colour, shape), seed + 1, 1)]
 
 
 def _write_set(directory: Path, classes: dict[str, list[Scene]]) -> None:

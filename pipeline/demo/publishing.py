@@ -41,7 +41,7 @@ _SUFFIXES = {
 }
 _ENGLISH_SHARE = 0.7
 _DETAILS: tuple[Detail, ...] = ("subject", "background", "all")
-_DETAIL_WEIGHTS = (50, 30, 20)
+_DETAIL_WEIGHTS = (55, 25, 20)
 _FORMATS = (("JPEG", "jpg", "image/jpeg"), ("PNG", "png", "image/png"), ("WEBP", "webp", "image/webp"))
 _FORMAT_WEIGHTS = (90, 6, 4)
 

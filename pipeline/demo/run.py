@@ -65,9 +65,9 @@ kind = "folder"                         # evals/objects/CLASS/*.png
 path = "evals/objects"
 
 [[evals]]
-name = "patterns"                       # none of its pictures is
+name = "shapes"                         # none of its pictures is
 kind = "folder"
-path = "evals/patterns"
+path = "evals/shapes"
 """
 
 

@@ -31,7 +31,7 @@ LEDGER = Ledger(
     ordinary=["plain1", "plain2", "plain3", "plain4"],
     requests={"http://a.example/moved": 2},
     unasked=["http://a.example/private"],
-    eval_sets={"objects": 10, "patterns": 5},
+    eval_sets={"objects": 10, "shapes": 5},
 )
 QUERIES = {"plain1": [0, 1], "plain2": [0], "plain3": [0], "dead1": [0]}
 
@@ -99,7 +99,7 @@ class Made:
         (workspace / "shards" / "sizes.json").write_text(json.dumps({"00000.tar": len(kept)}))
         duplicates = {"uid": list(self.duplicates), "survivor": list(self.duplicates.values())}
         pq.write_table(pa.table(duplicates), workspace / "dedup" / "duplicates.parquet")
-        for name, rows in (("objects", self.overlap), ("patterns", self.unplanted_overlap)):
+        for name, rows in (("objects", self.overlap), ("shapes", self.unplanted_overlap)):
             columns = list(zip(*rows, strict=True)) or [[]] * 4
             kinds = (pa.string(), pa.string(), pa.string(), pa.bool_())
             table = pa.table(
