@@ -33,6 +33,9 @@ _TELLING = frozenset({200, 203, 301, 302, 303, 307, 308, 401, 403, 404, 410, 451
 _ROWS_PER_COMMIT = 10_000
 _GZIP_MAGIC = b"\x1f\x8b"
 
+INDEX_FORMAT = 2
+"""Raised when an index that an older version made can no longer be read."""
+
 _SCHEMA = """
 create table files (id integer primary key, path text not null, is_unpacked integer not null);
 create table responses (url blob primary key, status integer, file integer, offset integer) without rowid;

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.config import Config, FetchConfig
 from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
-from pipeline.fetching.archives import ArchiveIndex, build_archive_index
+from pipeline.fetching.archives import INDEX_FORMAT, ArchiveIndex, build_archive_index
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import FETCHED
 from pipeline.runner import worker_count
@@ -76,7 +76,8 @@ def index_folder(archives: Sequence[str], version: str) -> Path:
 
     It lies in the temporary folder, so that the processes of a machine, and later runs, share it.
     """
-    folder = Path(tempfile.gettempdir()) / f"wit-archives-{os.getuid()}-{version}"
+    key = digest(INDEX_FORMAT, archives, version)  # the index names the files it points into, so paths count too
+    folder = Path(tempfile.gettempdir()) / f"wit-archives-{os.getuid()}-{key}"
     if not folder.exists():
         with tempfile.TemporaryDirectory(prefix="wit-archives-") as scratch:
             made = Path(scratch) / "index"

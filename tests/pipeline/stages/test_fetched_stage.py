@@ -1,0 +1,38 @@
+"""The archive index that the processes of a machine share."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from support.recorded_web import image_url, make_project
+
+from pipeline.fetching import archives
+from pipeline.fetching.archives import ArchiveIndex
+from pipeline.stages import fetched
+from pipeline.stages.fetched import index_folder
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make_project(tmp_path / "project", 10, files=1)
+    return [str(tmp_path / "project/web-0.warc.gz")]
+
+
+def test_it_is_made_once(recordings):
+    folder = index_folder(recordings, "v")
+    made = folder.stat().st_mtime_ns
+    assert index_folder(recordings, "v") == folder
+    assert folder.stat().st_mtime_ns == made
+    answer = ArchiveIndex(folder).get(image_url(1), 1_000_000)
+    assert answer is not None
+    assert answer.status == 200
+
+
+def test_copies_elsewhere_and_other_formats_have_their_own(recordings, tmp_path, monkeypatch):
+    first = index_folder(recordings, "v")
+    copy = tmp_path / "copy.warc.gz"
+    copy.write_bytes(Path(recordings[0]).read_bytes())
+    assert index_folder([str(copy)], "v") != first  # the index of a copy must not point into the original
+    monkeypatch.setattr(fetched, "INDEX_FORMAT", archives.INDEX_FORMAT + 1)
+    assert index_folder(recordings, "v") != first
