@@ -52,14 +52,12 @@ def extract_images(html: str) -> Page:
     """
     target = _ImageTags(max_depth=_MAX_COMPARISONS // (1 + html.count("</")))
     parser = etree.HTMLParser(target=target)
-    is_complete = True
     try:
         parser.feed(html)
         parser.close()
+        is_complete = True
     except _TooDeep:
         is_complete = False
-    except etree.ParserError:  # an empty document
-        pass
     return Page(target.base, target.images(), is_complete)
 
 

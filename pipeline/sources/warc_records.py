@@ -50,19 +50,20 @@ def read_records(stream: BinaryIO) -> Iterator[WarcRecord | Reason]:
     """Yield the records of a file, in place of a damaged one `DAMAGED_RECORD`.
 
     `DAMAGED_FILE` comes last, where the rest cannot be read: a file cut off in the middle, or no WARC file at all.
-    `stream` must be seekable.
+    `stream` is sought only to find the way back after damage.
     """
-    gzip_file = _GzipFile(stream)
-    start = stream.read(_READ_BYTES).lstrip(b"\r\n")
-    stream.seek(0)
-    if start.startswith(_GZIP_MAGIC):
+    head = stream.read(_READ_BYTES)
+    gzip_file = _GzipFile(stream, head)
+    starts_well = not head or head.lstrip(b"\r\n").startswith(_VERSION)
+    if head.startswith(_GZIP_MAGIC):
         yield from gzip_file.records()
-    elif start and not start.startswith(_VERSION) and gzip_file.find_member():
+    elif not starts_well and gzip_file.find_member():
         yield Reason.DAMAGED_RECORD
         yield from gzip_file.records()
     else:
-        stream.seek(0)
-        segment = _Segment(b"", iter(lambda: stream.read(_READ_BYTES), b""))
+        if not starts_well:
+            stream.seek(len(head))  # it was read to its end in search of a gzip member
+        segment = _Segment(head, iter(lambda: stream.read(_READ_BYTES), b""))
         if not (yield from segment.records()):
             yield Reason.DAMAGED_FILE
 
@@ -189,9 +190,9 @@ class _Segment:
 class _GzipFile:
     """The members of a gzip file, and the way back to one after damage."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, head: bytes) -> None:
         self._stream = stream
-        self._buffer = b""
+        self._buffer = head
         self._position = 0  # in the buffer
         self._buffer_start = 0  # in the file
 

@@ -59,7 +59,7 @@ def _add_record(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBat
     status = _STATUS.search(block)
     if status and status[1] != b"200":
         return
-    page = _cut_out(block, first) or _parse(block)
+    page = (_cut_out(block, first) or _parse(block)) if record.is_whole else None
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return

@@ -138,6 +138,24 @@ def test_an_oversized_block_is_cut_and_the_next_record_found(monkeypatch):
         assert second.block == b"x" * 1000
 
 
+class Stream(io.BytesIO):
+    """A stream that cannot be sought, as of a web server without ranges."""
+
+    def seek(self, *_: object) -> int:
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("pack", [b"".join, gzipped])
+def test_sound_files_are_not_sought(pack):
+    assert [_number(found) for found in read_records(Stream(pack(RECORDS)))] == [0, 1, 2, 3, 4]
+
+
+def test_a_file_with_a_damaged_start():
+    assert read(b"junk" * 100_000 + b"".join(RECORDS)) == [DAMAGED, 0, 1, 2, 3, 4]
+    assert read(b"junk" * 100_000 + gzipped(RECORDS)) == [DAMAGED, 0, 1, 2, 3, 4]
+    assert read(b"\r\n\r\n" + b"".join(RECORDS)) == [0, 1, 2, 3, 4]
+
+
 class Trickle(io.BytesIO):
     """A stream whose reads return less than they are asked for, as those of a network may."""
 

@@ -13,6 +13,7 @@ from warc_files import Rows, gzipped, image_link, record, rows_of, wat
 
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
+from pipeline.sources import warc_records
 from pipeline.sources import wat as wat_module
 from pipeline.sources.batch import clean_text
 from pipeline.sources.warc import read_warc
@@ -116,6 +117,13 @@ def test_texts_that_are_none(texts):
 )
 def test_damaged_json_costs_one_row(block):
     rows, dropped = read(record("metadata", block), wat([image_link("a.jpg", alt="x")]))
+    assert (len(rows), dropped) == (1, Counter({Reason.DAMAGED_RECORD: 1}))
+
+
+def test_a_record_too_large_to_keep_whole_is_damaged(monkeypatch):
+    monkeypatch.setattr(warc_records, "MAX_BLOCK_BYTES", 1_000)
+    links = [image_link(f"{n}.jpg", alt=f"number {n}") for n in range(100)]
+    rows, dropped = rows_of(read_wat(io.BytesIO(wat(links) + wat(links[:1])), PairsConfig()))
     assert (len(rows), dropped) == (1, Counter({Reason.DAMAGED_RECORD: 1}))
 
 
