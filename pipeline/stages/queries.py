@@ -43,7 +43,7 @@ PART_BYTES = 32 << 20
 
 _BATCH_CHARS = 4 << 20
 _COUNTS_IN_MEMORY = 2_000_000
-_BYTES_PER_BUCKET = 64 << 20
+_BYTES_PER_BUCKET = 32 << 20
 _TITLE_BUCKETS = 32
 _SPILLED_WORDS = ".wit/words/spilled/"
 _ARTICLES = "words/articles-"
@@ -176,7 +176,7 @@ def _run(build: Build, step: str, units: list[Unit], work: Work) -> dict[str, Ma
 
 def _bucket_count(size_bytes: int) -> int:
     """Return how many buckets keep each small: of a full dump, one holds ten million bigrams."""
-    return min(max(size_bytes // _BYTES_PER_BUCKET, 4), MAX_BUCKETS // 4)
+    return min(max(size_bytes // _BYTES_PER_BUCKET, 4), MAX_BUCKETS // 2)
 
 
 def _bucket_units(buckets: int, stage_digest: str) -> list[Unit]:
