@@ -29,6 +29,9 @@ _LINE_TAGS = frozenset(["br", "hr", "li", "dd", "dt", "p", "div", "blockquote", 
 
 _QUOTES = re.compile("'{2,}")  # italics and bold
 
+# What the parser leaves standing because nothing closes it: "<td>1861<td>1919", "</small>".
+_LONE_TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
+
 # [[fr:Chien]]: until 2013 the links to other languages stood in the text.
 _LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[a-z]+)*|simple):\S")
 
@@ -57,7 +60,7 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
             frames[-1].add(closed.shown())
         else:
             frames[-1].mark(kind)
-    return frames[0].shown()
+    return _LONE_TAG.sub("\n", frames[0].shown())
 
 
 class _Frame:

@@ -31,6 +31,7 @@ NAMESPACES = frozenset({"file", "image", "category", "fails"})
         ("== Head ==\n* one\n* two\n; t : d", "head one two t d"),
         ("&amp;dog&nbsp;house &#233; &#xe9; &ndash;", "& dog house é é"),
         ("{{broken [[dog", "broken dog"),
+        ("<tr><td>Riga<td class=x>''Rīga'' 1 < 2 and 3 > 2</small>", "riga rīga 1 2 and 3 2"),
         ("", ""),
     ],
 )
