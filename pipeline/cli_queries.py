@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import ConfigError, UserError
 from pipeline.progress import Progress
+from pipeline.sources import expand_paths
 from queries.allowlist import Allowlist, import_allowlist, write_allowlist
 from queries.explain import Entry, count_occurrences, explain
 from queries.lint import DEFAULT_MAX_CHARS, DEFAULT_MAX_SHARE, REASONS, Findings, lint
@@ -189,7 +190,11 @@ def _share(text: str) -> float:
 
 def _lint(args: argparse.Namespace) -> int:
     allowlist = Allowlist.load(args.allowlist)
-    captions = (batch for path in args.captions for batch in read_captions(path, args.column))
+    captions = (
+        batch
+        for path in expand_paths(args.captions, Path(), "--captions")
+        for batch in read_captions(path, args.column)
+    )
     queries = allowlist.table["query"].combine_chunks()
     findings = lint(queries, captions, max_chars=args.max_chars, max_share=args.max_share)
     print(f"{args.allowlist}: {len(allowlist):,} queries")
@@ -234,7 +239,13 @@ def _add_show(commands: Subparsers) -> None:
     )
     command.add_argument("word", metavar="WORD")
     command.add_argument("--allowlist", required=True, metavar="FILE")
-    command.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="tables of captions to count it in")
+    command.add_argument(
+        "--pairs",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="tables of captions to count it in; globs and fsspec URLs too",
+    )
     command.add_argument("--column", default="caption", help="column of the captions (default: caption)")
     command.set_defaults(func=_show)
 
@@ -257,7 +268,9 @@ def _show(args: argparse.Namespace) -> int:
             more = f" and {len(entries) - _MOST_SHOWN:,} more" if len(entries) > _MOST_SHOWN else ""
             print(f"  {what}: {names}{more}")
     if args.pairs:
-        captions = (batch for path in args.pairs for batch in read_captions(path, args.column))
+        captions = (
+            batch for path in expand_paths(args.pairs, Path(), "--pairs") for batch in read_captions(path, args.column)
+        )
         seen = count_occurrences(args.word, captions)
         share = seen.matches / seen.captions if seen.captions else 0
         print(f"  found in {seen.matches:,} of {seen.captions:,} captions ({share:.2%})")

@@ -102,7 +102,7 @@ def test_lint_reports_and_fixes(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_show_explains_an_entry(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wit("import words.txt --out q.parquet")
     capsys.readouterr()
-    assert wit("show 'HOT DOG' --allowlist q.parquet --pairs pairs.parquet") == 0
+    assert wit("show 'HOT DOG' --allowlist q.parquet --pairs 'pair*.parquet'") == 0
     assert capsys.readouterr().out.splitlines() == [
         "'HOT DOG' is matched as 'hot dog'",
         "  entry 1, spelled 'hot dog': words",
