@@ -189,7 +189,7 @@ def render_html(data: ReportData) -> str:
             sets=[_set_view(data, report, p) for report, p in zip(data.evals, _corrected(data), strict=True)],
             axis_end=charts.round_ceiling(max(map(_largest_share, data.evals), default=0)),
             balance=_balance_view(data.balance),
-            tested=sum(report.accuracy is not None for report in data.evals),
+            tested=sum(map(_is_tested, data.evals)),
             significance=SIGNIFICANCE,
             style=Markup(style),
             script=Markup(script),
@@ -259,8 +259,16 @@ def _source_hash(content: str) -> str:
 
 def _corrected(data: ReportData) -> list[float | None]:
     """Return the p-value of each set, corrected for the number of sets that were tested."""
-    tested = iter(bonferroni([report.accuracy.p_value for report in data.evals if report.accuracy]))
-    return [next(tested) if report.accuracy else None for report in data.evals]
+    tested = iter(
+        bonferroni([report.accuracy.p_value for report in data.evals if report.accuracy and _is_tested(report)])
+    )
+    return [next(tested) if _is_tested(report) else None for report in data.evals]
+
+
+def _is_tested(report: EvalReport) -> bool:
+    """Tell whether there is something to compare: a model's accuracy, with examples inside the overlap and outside."""
+    accuracy = report.accuracy
+    return accuracy is not None and accuracy.overlap.total > 0 and accuracy.clean.total > 0
 
 
 def _set_view(data: ReportData, report: EvalReport, corrected_p: float | None) -> dict[str, Any]:

@@ -211,6 +211,18 @@ def test_counts_are_those_of_the_evidence() -> None:
     assert "One image passes for 12 different examples" in "".join(page.text)
 
 
+def test_a_set_without_overlap_is_not_tested() -> None:
+    data = report_data()
+    untested = replace(data.evals[2], accuracy=split_accuracy(np.arange(50) % 2 == 0, np.zeros(50, np.bool_)))
+    data = replace(data, evals=(*data.evals[:2], untested))
+    first, _, last = json.loads(render_json(data))["sets"]
+    assert first["accuracy"]["bonferroni_p_value"] == first["accuracy"]["p_value"]
+    assert last["accuracy"]["bonferroni_p_value"] is None
+    page = render_html(data)
+    assert "times the 1 set with an overlap to test" in page
+    assert '<td class="number soft">–</td>' in page
+
+
 def test_json_has_the_numbers() -> None:
     found = json.loads(render_json(report_data()))
     first = found["sets"][0]
