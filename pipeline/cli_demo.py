@@ -6,6 +6,9 @@ from typing import TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+_PICTURES = 4_500
+_TRAIN_PICTURES = 15_000
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `wit demo`."""
@@ -18,7 +21,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     demo.add_argument("--dir", type=Path, default=Path("demo"), help="made and, next time, replaced (default: demo)")
     demo.add_argument("--seed", type=int, default=7, help="another seed, another world (default: 7)")
-    demo.add_argument("--pictures", type=_pictures, default=4_500, help="ordinary pictures (default: 4500)")
+    pictures = f"ordinary pictures (default: {_PICTURES}; with --train {_TRAIN_PICTURES}, which a model needs)"
+    demo.add_argument("--pictures", type=_pictures, help=pictures)
     demo.add_argument("--train", action="store_true", help="then train a tiny model on it: some minutes more")
     demo.add_argument("--quiet", action="store_true", help="no progress")
     demo.set_defaults(func=_demo)
@@ -35,7 +39,8 @@ def _demo(args: argparse.Namespace) -> int:
     from pipeline.demo.run import run_demo  # with Beam, a web server and all: `wit status` need not wait for them
     from pipeline.demo.train import train_demo
 
-    code = run_demo(args.dir, seed=args.seed, pictures=args.pictures, quiet=args.quiet)
+    pictures = args.pictures or (_TRAIN_PICTURES if args.train else _PICTURES)
+    code = run_demo(args.dir, seed=args.seed, pictures=pictures, quiet=args.quiet)
     if args.train and code == 0:
         train_demo(args.dir)
     return code

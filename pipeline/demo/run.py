@@ -71,7 +71,7 @@ path = "evals/shapes"
 """
 
 
-def run_demo(directory: Path, *, seed: int = 7, pictures: int = 4_500, quiet: bool = False) -> int:
+def run_demo(directory: Path, *, seed: int = 7, pictures: int, quiet: bool = False) -> int:
     """Run the whole demo in `directory`; return 0 if everything planted was found and nothing else.
 
     Raises:

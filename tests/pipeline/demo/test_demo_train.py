@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from pipeline.cli import main
 from pipeline.demo import train as demo_train
 from pipeline.demo.train import accuracy_table, write_prompts
 from pipeline.errors import UserError
@@ -51,3 +52,11 @@ def test_accuracies_stand_beside_chance_and_apart_for_clean_and_overlap():
 def test_a_training_that_fails_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match=r"`python -m trainer\.no_such_module` failed"):
         demo_train._run("trainer.no_such_module")
+
+
+def test_training_gets_a_larger_world_unless_told(monkeypatch: pytest.MonkeyPatch):
+    worlds: list[int] = []
+    monkeypatch.setattr("pipeline.demo.run.run_demo", lambda directory, **keys: worlds.append(keys["pictures"]) or 1)
+    for arguments in (["demo"], ["demo", "--train"], ["demo", "--train", "--pictures", "200"]):
+        assert main(arguments) == 1
+    assert worlds == [4_500, 15_000, 200]
