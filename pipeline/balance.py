@@ -38,11 +38,16 @@ def query_keys(queries: Sequence[str], seed: int) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), dtype="<u8")
 
 
+_UID_CHARS = 32
+
+
 def uid_numbers(uids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return the high and low 64 bits of uids (32 hex characters each), two (n,) uint64 arrays."""
     if isinstance(uids, pa.ChunkedArray):
         uids = uids.combine_chunks()
-    text = b"".join(uids.cast(pa.binary()).to_pylist())
+    hexadecimal = uids.cast(pa.binary(_UID_CHARS))
+    first = hexadecimal.offset * _UID_CHARS
+    text = memoryview(hexadecimal.buffers()[1])[first : first + len(hexadecimal) * _UID_CHARS]
     numbers = np.frombuffer(binascii.unhexlify(text), dtype=">u8").reshape(-1, 2).astype("<u8")
     return numbers[:, 0], numbers[:, 1]
 

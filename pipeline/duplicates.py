@@ -4,6 +4,8 @@ dedup/duplicates.py has the rules; here they are applied to a set larger than me
 of the steps.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from pipeline.balance import priorities, query_keys, uid_numbers
 from pipeline.config import DedupConfig
 from pipeline.records import Reason
 from pipeline.shuffle import gather, spill
+from pipeline.stages.plan import bucket_of_part
 from pipeline.units import UnitOutput
 from pipeline.workspace import Workspace
 
@@ -60,6 +63,9 @@ DUPLICATES = pa.schema(
         ("survivor_part", pa.int32()),
     ]
 )
+
+_LOSERS_AT_ONCE = 1 << 19
+"""Rows of some 400 bytes at the peak."""
 
 
 @dataclass(frozen=True)
@@ -182,39 +188,81 @@ class CompareBands:
         return {"inputs": rows.num_rows, "kept": rows.num_rows}
 
 
-def resolve_duplicates(names: list[str], output: UnitOutput) -> Mapping[str, int]:
+@dataclass(frozen=True)
+class ResolveDuplicates:
     """Decide from losers and edges who stands for whom, and write `dedup/duplicates.parquet`, sorted by part and uid.
 
-    The one step that sees all duplicates at once: about 100 bytes each, in one worker.
+    One worker sees all edges at once, between distinct fingerprints that are near each other; of the exact copies,
+    which are far more, it sees some at a time. `ranges` is the number of runs of consecutive parts that are sorted one
+    after the other.
     """
-    read = output.workspace.read_table
-    losers = pa.concat_tables([DUPLICATES.empty_table(), *(read(n) for n in names if "/losers/" in n)])
-    edges = pa.concat_tables([_EDGES.empty_table(), *(read(n) for n in names if "/edges/" in n)])
-    near = near_duplicates(edges)
-    duplicates = pa.concat_tables([follow(losers, near), near])
-    output.write_table("dedup/duplicates.parquet", duplicates.sort_by([("part", "ascending"), ("uid", "ascending")]))
-    return {"inputs": duplicates.num_rows, "kept": duplicates.num_rows}
+
+    parts: int
+    ranges: int
+
+    def __call__(self, names: list[str], output: UnitOutput) -> Mapping[str, int]:
+        near = near_duplicates(_read_all(output.workspace, [n for n in names if "/edges/" in n], _EDGES))
+        losers = [name for name in names if "/losers/" in name]
+        spilled = []
+        for number, rows in enumerate(itertools.chain([near], _resolved(output.workspace, losers, near))):
+            spilled.append(f".wit/dedup/resolved/{number:05d}.parquet")
+            ranges = bucket_of_part(rows["part"].to_numpy(), self.parts, self.ranges)
+            spill(output, spilled[-1], DUPLICATES, [(rows, ranges)])
+        counts = Counter[str]()
+        output.write_batches("dedup/duplicates.parquet", DUPLICATES, self._in_order(output.workspace, spilled, counts))
+        return {"inputs": counts["rows"], "kept": counts["rows"]}
+
+    def _in_order(self, workspace: Workspace, spilled: list[str], counts: Counter[str]) -> Iterator[pa.Table]:
+        for number in range(self.ranges):
+            rows = gather(workspace, spilled, number, DUPLICATES)
+            counts["rows"] += rows.num_rows
+            yield rows.sort_by([("part", "ascending"), ("uid", "ascending")])
+
+
+def _read_all(workspace: Workspace, names: list[str], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *map(workspace.read_table, names)])
+
+
+def _resolved(workspace: Workspace, names: list[str], near: pa.Table) -> Iterator[pa.Table]:
+    """Yield the losers with those who stand for them in the end, many files at a time: `near` is looked up in each."""
+    tables: list[pa.Table] = []
+    for name in names:
+        tables.append(workspace.read_table(name))
+        if sum(table.num_rows for table in tables) >= _LOSERS_AT_ONCE:
+            yield follow(pa.concat_tables(tables), near)
+            tables = []
+    if tables:
+        yield follow(pa.concat_tables(tables), near)
 
 
 def near_duplicates(edges: pa.Table) -> pa.Table:
     """Return the rows of DUPLICATES that edges between distinct fingerprints give."""
-    both = {
-        n: pa.chunked_array([*edges[f"{n}_a"].chunks, *edges[f"{n}_b"].chunks], _EDGES.field(f"{n}_a").type)
-        for n in ("uid", "rank", "part")
-    }
-    nodes = pa.table(both)
-    nodes = nodes.take(pa.array(np.flatnonzero(first_of_each(nodes["uid"]) == np.arange(nodes.num_rows)))).sort_by(
-        "uid"
-    )
-    ends = np.stack([pc.index_in(edges[f"uid_{side}"], nodes["uid"]).to_numpy() for side in "ab"], axis=1).astype(
-        np.int64
-    )
-    place = np.arange(nodes.num_rows)  # nodes are sorted by uid, so places decide ties as uids would
-    survivor = choose_survivors(place, nodes["rank"].to_numpy(), ends)
-    lost = np.flatnonzero(survivor != place)
-    distance = _distances(ends, edges["distance"].to_numpy(), lost, survivor[lost], nodes.num_rows)
+    both = pa.table({name: _both_ends(edges, name) for name in ("uid", "rank", "part")})
+    first, node = _numbered(both["uid"])  # nodes are numbered by uid, so numbers decide ties as uids would
+    ends = node.reshape(2, -1).T
+    numbers = np.arange(len(first))
+    survivor = choose_survivors(numbers, both["rank"].to_numpy()[first], ends)
+    lost = np.flatnonzero(survivor != numbers)
+    distance = _distances(ends, edges["distance"].to_numpy(), lost, survivor[lost], len(first))
     reasons = np.full(len(lost), Reason.NEAR_DUPLICATE)
-    return _duplicates(nodes.take(lost), nodes.take(survivor[lost]), reasons, distance)
+    return _duplicates(both.take(first[lost]), both.take(first[survivor[lost]]), reasons, distance)
+
+
+def _both_ends(edges: pa.Table, name: str) -> pa.ChunkedArray:
+    chunks = [chunk for side in "ab" for chunk in edges[f"{name}_{side}"].chunks]
+    return pa.chunked_array(chunks, _EDGES.field(f"{name}_a").type)
+
+
+def _numbered(uids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the different uids in their order; return a row of each number, and the number of each row, int64."""
+    high, low = uid_numbers(uids)
+    order = np.lexsort((low, high))
+    high, low = high[order], low[order]
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    number = np.empty(len(order), np.int64)
+    number[order] = np.cumsum(is_new) - 1
+    return order[is_new], number
 
 
 def _distances(ends: np.ndarray, bits: np.ndarray, first: np.ndarray, second: np.ndarray, nodes: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.decisions import CollectOverlap, PrepareDecide, PrepareOverlap, Survive
-from pipeline.duplicates import CompareBands, FetchedPart, GroupImages, SpillImages, resolve_duplicates
+from pipeline.duplicates import CompareBands, FetchedPart, GroupImages, ResolveDuplicates, SpillImages
 from pipeline.engine import Build, run_units
 from pipeline.records import Reason
 from pipeline.shuffle import MAX_BUCKETS
@@ -44,6 +44,8 @@ VERSION = 1
 _IMAGES_PER_BUCKET = 50_000
 _IMAGES_PER_BAND_BUCKET = 12_500
 """Every image is in 16 or 32 band buckets."""
+_IMAGES_PER_RANGE = 4_000_000
+"""Of each range of parts, the duplicates are sorted at once."""
 
 
 def run_dedup(
@@ -135,7 +137,8 @@ class _Stage:
         return losers + [name for m in edges.values() for name in m.outputs]
 
     def resolve(self, names: list[str]) -> dict[str, Marker]:
-        return self._run("resolve", {"all": names}, Ready(resolve_duplicates))
+        ranges = min(len(self.parts), max(1, math.ceil(self.images / _IMAGES_PER_RANGE)))
+        return self._run("resolve", {"all": names}, Ready(ResolveDuplicates(len(self.parts), max(1, ranges))))
 
     def survive(self) -> dict[str, Marker]:
         surviving = Survive(self.config.dedup.evals == "remove", len(self.parts))

@@ -8,6 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import duplicates
 from pipeline.config import Config
 from pipeline.decisions import MAX_CAPTIONS
 from pipeline.duplicates import survivor_ranks
@@ -15,6 +16,7 @@ from pipeline.engine import Build
 from pipeline.progress import Progress
 from pipeline.records import FETCHED, Reason, pair_uid
 from pipeline.runner import parse_beam_options
+from pipeline.stages import dedup as stage_of_dedup
 from pipeline.stages.balance import QueryKeys
 from pipeline.stages.dedup import run_dedup
 from pipeline.units import Marker, UnitOutput, read_markers
@@ -179,6 +181,20 @@ def test_the_order_and_the_number_of_parts_do_not_matter(tmp_path):
     many, _ = run_stage(tmp_path / "b", rows[::-1], 4)
     key = lambda row: row["uid"]  # noqa: E731
     assert sorted(decisions(one), key=key) == sorted(decisions(many), key=key)
+
+
+def test_sorting_some_parts_at_a_time_changes_nothing(tmp_path, monkeypatch):
+    rows = make_rows(random_images(np.random.default_rng(4), 120))
+    tables = []
+    for images in (stage_of_dedup._IMAGES_PER_RANGE, 10):
+        monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_RANGE", images)
+        monkeypatch.setattr(duplicates, "_LOSERS_AT_ONCE", images)
+        folder = tmp_path / str(images)
+        folder.mkdir()
+        tables.append(run_stage(folder, rows, 5)[0].read_table("dedup/duplicates.parquet"))
+    assert tables[0].num_rows > 20
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[0].sort_by([("part", "ascending"), ("uid", "ascending")]))
 
 
 def test_near_duplicates_can_be_kept(tmp_path):
