@@ -7,15 +7,16 @@ one query selects it.
 No pair is ever grouped under its query. Scan 1 counts matches per query. For a query with more than `cap`, priorities
 are uniform, so the cap-th smallest lies near cap/count: scan 2 counts the pairs below a narrow window around that
 point and collects only the priorities inside it, which is enough to name the cap-th smallest exactly. Scan 3 compares.
-If a window misses (about once in 10^15, or with too little data to be uniform), scan 2 runs again with the whole range
-for that query.
+Where pairs were chosen before, as they are when the balance runs again after deduplication, priorities are no longer
+uniform, and such a window misses. Then histograms narrow it down from the whole range, 256-fold at a time, until few
+enough keys are inside.
 
 Pure NumPy; the stages wire it into Beam.
 """
 
 import binascii
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 WINDOW_SIGMAS = 8.0
 """Half-width of a window in standard deviations of the cap-th smallest of `count` uniform numbers."""
+
+NARROWING = 256
+"""Into how many parts a histogram cuts a window."""
 
 KEY_FIELDS = ("priority", "high", "low")
 KEY = np.dtype([(name, "<u8") for name in KEY_FIELDS])
@@ -114,10 +118,28 @@ class Windows:
         spread = sigmas * np.sqrt(expected * (1 - expected) / n) + sigmas / n
         return cls(head, _scaled(expected - spread), _scaled(expected + spread))
 
+    @property
+    def steps(self) -> np.ndarray:
+        """Return how wide each of the NARROWING parts of a window is, (h,) uint64."""
+        return (self.high - self.low) // np.uint64(NARROWING) + np.uint64(1)
+
+    def part(self, first: int, last: int) -> "Windows":
+        """Return the windows of a range of heads."""
+        return Windows(self.head[first:last], self.low[first:last], self.high[first:last])
+
     def whole(self, queries: np.ndarray) -> "Windows":
         """Return windows over the whole range for some of these queries."""
         head = np.sort(queries)
         return Windows(head, np.zeros(len(head), np.uint64), np.full(len(head), ALL))
+
+
+def _place(matches: Matches, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, of the matches of head queries, the place in `windows`, the key, and whether it lies below the window."""
+    position = np.searchsorted(windows.head, matches.query)
+    position[position == len(windows.head)] = 0
+    is_head = windows.head[position] == matches.query if len(windows.head) else np.zeros(len(position), bool)
+    position, key = position[is_head], matches.key[is_head]
+    return position, key, key["priority"] < windows.low[position]
 
 
 def _scaled(share: np.ndarray) -> np.ndarray:
@@ -138,12 +160,13 @@ class WindowCount:
     key: np.ndarray  # (k,) KEY
 
     @classmethod
-    def of(cls, matches: Matches, windows: Windows) -> "WindowCount":
-        position = np.searchsorted(windows.head, matches.query)
-        position[position == len(windows.head)] = 0
-        is_head = windows.head[position] == matches.query if len(windows.head) else np.zeros(len(position), bool)
-        position, key = position[is_head], matches.key[is_head]
-        under = key["priority"] < windows.low[position]
+    def of(cls, parts: Iterable[Matches], windows: Windows) -> "WindowCount":
+        """Count and collect from the matches of some pairs."""
+        return cls.total([cls._of(matches, windows) for matches in parts])
+
+    @classmethod
+    def _of(cls, matches: Matches, windows: Windows) -> "WindowCount":
+        position, key, under = _place(matches, windows)
         inside = ~under & (key["priority"] <= windows.high[position])
         return cls(np.bincount(position[under], minlength=len(windows.head)), position[inside], key[inside])
 
@@ -167,6 +190,50 @@ class WindowCount:
             np.concatenate([p.head for p in parts]),
             np.concatenate([p.key for p in parts]),
         )
+
+
+@dataclass(frozen=True)
+class WindowHistogram:
+    """How the priorities of some pairs are spread over the windows."""
+
+    below: np.ndarray  # (h,) int64
+    inside: np.ndarray  # (h, NARROWING) int64
+
+    @classmethod
+    def of(cls, parts: Iterable[Matches], windows: Windows) -> "WindowHistogram":
+        """Count the matches of some pairs."""
+        below = np.zeros(len(windows.head), np.int64)
+        inside = np.zeros((len(windows.head), NARROWING), np.int64)
+        for matches in parts:
+            position, key, under = _place(matches, windows)
+            below += np.bincount(position[under], minlength=len(below))
+            within = ~under & (key["priority"] <= windows.high[position])
+            position, priority = position[within], key["priority"][within]
+            np.add.at(inside, (position, (priority - windows.low[position]) // windows.steps[position]), 1)
+        return cls(below, inside)
+
+    def split(self, bounds: Sequence[tuple[int, int]]) -> list["WindowHistogram"]:
+        """Cut into the counts of consecutive ranges of head queries."""
+        return [WindowHistogram(self.below[a:b], self.inside[a:b]) for a, b in bounds]
+
+    @classmethod
+    def total(cls, parts: Sequence["WindowHistogram"]) -> "WindowHistogram":
+        """Add up the counts of disjoint sets of pairs; none at all is the neutral element."""
+        parts = [p for p in parts if len(p.below)]
+        if not parts:
+            return cls(np.zeros(0, np.int64), np.zeros((0, NARROWING), np.int64))
+        return cls(np.sum([p.below for p in parts], axis=0), np.sum([p.inside for p in parts], axis=0))
+
+    def narrowed(self, windows: Windows, cap: int) -> tuple[Windows, np.ndarray]:
+        """Return the part of each window that holds the cap-th smallest priority, and how many keys are inside it.
+
+        The windows have to hold it.
+        """
+        up_to = self.below[:, None] + np.cumsum(self.inside, axis=1)
+        part = np.argmax(up_to >= cap, axis=1)
+        low = windows.low + part.astype(np.uint64) * windows.steps
+        high = np.minimum(windows.high - low, windows.steps - np.uint64(1)) + low
+        return Windows(windows.head, low, high), self.inside[np.arange(len(part)), part]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Wire the exact balance (pipeline/balance.py) into Beam: two scans over files, two small results.
+"""Wire the exact balance (pipeline/balance.py) into Beam: scans over files, small results.
 
 Used twice: on the candidates before fetching, and on what survived fetching and deduplication.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from pipeline.balance import (
     Matches,
     Thresholds,
     WindowCount,
+    WindowHistogram,
     Windows,
     count_matches,
     find_thresholds,
@@ -34,6 +36,9 @@ _SCAN_TASKS = 256
 
 _WINDOW_BUCKETS = 64
 """Head queries are split so that no single element holds every window: at 400M pairs each is about 16 MB."""
+
+_FEW_KEYS = 1_024
+"""Of one query, so many keys may always be collected; 16 sqrt(cap) where that is more."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,43 @@ def find_balance(
     while len(windows.head):
         name = f".wit/{step}/thresholds-{attempt}.parquet"
         unit = Unit(f"thresholds-{attempt}", digest(covered, keys.seed, cap, attempt))
-        scan = _WindowScan(root, tasks, windows, cap, keys)
+        scan = _Scan(root, tasks, windows, cap, keys, WindowCount)
         run_reduction(build, f"{step}/select-{attempt}", unit, name, scan)
         found = build.workspace.read_table(name)
         missed = found["missed"].to_numpy(zero_copy_only=False)
         heads = found["query"].to_numpy()
         for part in KEY_FIELDS:
             thresholds.key[part][heads[~missed]] = found[part].to_numpy()[~missed]
-        windows = windows.whole(heads[missed])
+        windows = _narrow(build, step, windows.whole(heads[missed]), tasks, counts, keys, cap=cap, covered=covered)
         attempt += 1
     return Balance(counts, thresholds)
+
+
+def _narrow(
+    build: Build,
+    step: str,
+    windows: Windows,
+    tasks: list[list[str]],
+    counts: np.ndarray,
+    keys: QueryKeys,
+    *,
+    cap: int,
+    covered: str,
+) -> Windows:
+    """Return windows with few enough keys inside; `windows` hold what is looked for."""
+    inside = counts[windows.head]
+    few = max(_FEW_KEYS, 16 * math.isqrt(cap))
+    attempt = 0
+    while ((inside > few) & (windows.low < windows.high)).any():
+        name = f".wit/{step}/windows-{attempt}.parquet"
+        unit = Unit(f"windows-{attempt}", digest(covered, keys.seed, cap, attempt))
+        scan = _Scan(build.workspace.root, tasks, windows, cap, keys, WindowHistogram)
+        run_reduction(build, f"{step}/narrow-{attempt}", unit, name, scan)
+        found = build.workspace.read_table(name)
+        windows = Windows(*(found[column].to_numpy() for column in ("query", "low", "high")))
+        inside = found["inside"].to_numpy()
+        attempt += 1
+    return windows
 
 
 def _read_batches(root: str, files: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -125,23 +157,27 @@ class _CountScan:
         return total
 
 
+_Found = WindowCount | WindowHistogram
+
+
 @dataclass(frozen=True)
-class _WindowScan:
-    """Scan 2: the cap-th smallest key of every head query."""
+class _Scan:
+    """Scan 2: look at every key of the head queries, to name the cap-th smallest or to narrow its window."""
 
     root: str
     tasks: list[list[str]]
     windows: Windows
     cap: int
     keys: QueryKeys
+    kind: type[_Found]
 
     def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys))
-            | "Total" >> beam.CombinePerKey(_total)
+            | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys, self.kind))
+            | "Total" >> beam.CombinePerKey(_Total(self.kind))
             | "Find" >> beam.MapTuple(self._find)
             | "Join" >> beam.CombineGlobally(_concat)
         )
@@ -150,31 +186,45 @@ class _WindowScan:
         edges = np.linspace(0, len(self.windows.head), _WINDOW_BUCKETS + 1).astype(int)
         return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
 
-    def _find(self, bucket: int, count: WindowCount) -> pa.Table:
-        first, last = self._bounds()[bucket]
-        windows = Windows(self.windows.head[first:last], self.windows.low[first:last], self.windows.high[first:last])
-        found, missed = find_thresholds(windows, count, self.cap)
-        columns = {"query": windows.head, "missed": missed} | {part: found[part] for part in KEY_FIELDS}
-        return pa.table(columns)
+    def _find(self, bucket: int, found: _Found) -> pa.Table:
+        windows = self.windows.part(*self._bounds()[bucket])
+        if isinstance(found, WindowHistogram):
+            narrow, inside = found.narrowed(windows, self.cap)
+            return pa.table({"query": narrow.head, "low": narrow.low, "high": narrow.high, "inside": inside})
+        keys, missed = find_thresholds(windows, found, self.cap)
+        return pa.table({"query": windows.head, "missed": missed} | {part: keys[part] for part in KEY_FIELDS})
 
 
 class _Look(beam.DoFn):
-    """Count and collect the keys of some files, cut into buckets of head queries."""
+    """Look at the keys of some files; what is found is cut into buckets of head queries."""
 
-    def __init__(self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryKeys) -> None:
-        self._root, self._windows, self._bounds, self._prepare = root, windows, bounds, keys
+    def __init__(
+        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryKeys, kind: type[_Found]
+    ) -> None:
+        self._root, self._windows, self._bounds, self._prepare, self._kind = root, windows, bounds, keys, kind
         self._shared = Shared()
 
     def setup(self) -> None:
         self._keys = self._shared.acquire(lambda: _Held(self._prepare())).keys
 
-    def process(self, files: list[str]) -> Iterator[tuple[int, WindowCount]]:
-        counts = [
-            WindowCount.of(Matches.of(batch.column("uid"), batch.column("query_ids"), self._keys), self._windows)
+    def process(self, files: list[str]) -> Iterator[tuple[int, _Found]]:
+        matches = (
+            Matches.of(batch.column("uid"), batch.column("query_ids"), self._keys)
             for batch in _read_batches(self._root, files, ["uid", "query_ids"])
-        ]
-        if counts:
-            yield from enumerate(WindowCount.total(counts).split(self._bounds))
+        )
+        found = self._kind.of(matches, self._windows)
+        if len(found.below):
+            yield from enumerate(found.split(self._bounds))
+
+
+@dataclass(frozen=True)
+class _Total:
+    """Add up; an empty sum is the neutral element that Beam starts from."""
+
+    kind: type[_Found]
+
+    def __call__(self, found: Iterable[_Found]) -> _Found:
+        return self.kind.total(list(found))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -182,11 +232,6 @@ class _Held:
     """An array that Beam's Shared can hold: it needs something that takes a weak reference."""
 
     keys: np.ndarray
-
-
-def _total(counts: Iterable[WindowCount]) -> WindowCount:
-    """Add up; an empty sum is the neutral element that Beam starts from."""
-    return WindowCount.total(list(counts))
 
 
 def _concat(tables: Iterable[pa.Table]) -> pa.Table:

@@ -14,13 +14,22 @@ from pipeline.balance import (
     Matches,
     Thresholds,
     WindowCount,
+    WindowHistogram,
     Windows,
     count_matches,
     find_thresholds,
     query_keys,
     selected_lists,
 )
+from pipeline.beam_options import parse_beam_options
+from pipeline.engine import Build
+from pipeline.progress import Progress
 from pipeline.records import pair_uid
+from pipeline.stages import balance as stage
+from pipeline.stages.balance import QueryKeys, find_balance
+from pipeline.units import UnitOutput
+from pipeline.workspace import Workspace
+from queries.allowlist import Allowlist, import_allowlist
 
 QUERIES = 12
 
@@ -46,14 +55,16 @@ def oracle(pairs: pa.Table, keys: np.ndarray, cap: int) -> dict[str, list[int]]:
     return dict(selected)
 
 
-def run_scans(batches: list[pa.Table], keys: np.ndarray, cap: int, sigmas: float) -> dict[str, list[int]]:
-    """Run the three scans over batches, as the stage does."""
+def run_scans(
+    batches: list[pa.Table], keys: np.ndarray, cap: int, sigmas: float, narrowings: int = 0
+) -> dict[str, list[int]]:
+    """Run the three scans over batches, as the stage does; windows that missed are narrowed so many times."""
     matches = [Matches.of(b["uid"], b["query_ids"], keys) for b in batches]
     counts = sum((count_matches(b["query_ids"], QUERIES) for b in batches), np.zeros(QUERIES, np.int64))
     thresholds, windows = Thresholds.unlimited(QUERIES), Windows.around(counts, cap, sigmas)
     while len(windows.head):
         bounds = [(0, len(windows.head) // 2), (len(windows.head) // 2, len(windows.head))]
-        split = [WindowCount.of(m, windows).split(bounds) for m in matches]
+        split = [WindowCount.of([m], windows).split(bounds) for m in matches]
         missed_heads = []
         for i, (a, b) in enumerate(bounds):
             if a == b:
@@ -63,6 +74,10 @@ def run_scans(batches: list[pa.Table], keys: np.ndarray, cap: int, sigmas: float
             thresholds.key[part.head[~missed]] = key[~missed]
             missed_heads.append(part.head[missed])
         windows = windows.whole(np.concatenate(missed_heads))
+        for _ in range(narrowings):
+            histogram = WindowHistogram.total([WindowHistogram.of([m], windows) for m in matches])
+            windows, inside = histogram.narrowed(windows, cap)
+            assert (WindowHistogram.of(matches, windows).inside.sum(axis=1) == inside).all()
     selected = {}
     for batch, m in zip(batches, matches, strict=True):
         lists = selected_lists(m, thresholds.selects(m), batch.num_rows)
@@ -77,8 +92,15 @@ head_heavy = st.lists(
 
 
 @settings(deadline=None, max_examples=150)
-@given(head_heavy, st.integers(1, 12), st.sampled_from([0.0, 0.5, 8.0]), st.integers(1, 20), st.randoms())
-def test_equals_the_oracle_in_any_order_and_batching(query_lists, cap, sigmas, batch_rows, random):
+@given(
+    head_heavy,
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.5, 8.0]),
+    st.integers(1, 20),
+    st.integers(0, 9),
+    st.randoms(),
+)
+def test_equals_the_oracle_in_any_order_and_batching(query_lists, cap, sigmas, batch_rows, narrowings, random):
     pairs = make_pairs(query_lists)
     keys = query_keys([f"query {i}" for i in range(QUERIES)], seed=7)
     order = list(range(pairs.num_rows))
@@ -86,7 +108,7 @@ def test_equals_the_oracle_in_any_order_and_batching(query_lists, cap, sigmas, b
     shuffled = pairs.take(pa.array(order, pa.int64()))
     batches = [shuffled.slice(i, batch_rows) for i in range(0, shuffled.num_rows, batch_rows)]
     batches = [pa.table(b.to_pydict(), schema=pairs.schema) for b in batches]
-    assert run_scans(batches, keys, cap, sigmas) == oracle(pairs, keys, cap)
+    assert run_scans(batches, keys, cap, sigmas, narrowings) == oracle(pairs, keys, cap)
 
 
 @pytest.mark.parametrize("bits", [0, 1, 3])
@@ -98,7 +120,7 @@ def test_ties_are_broken_by_uid_and_the_cap_stays_exact(monkeypatch, bits):
     pairs = make_pairs([[0, 1] if i % 3 else [0] for i in range(200)])
     keys = query_keys([f"query {i}" for i in range(QUERIES)], seed=1)
     selected = run_scans([pairs], keys, 20, 8.0)
-    assert selected == oracle(pairs, keys, 20)
+    assert selected == oracle(pairs, keys, 20) == run_scans([pairs], keys, 20, 0.0, narrowings=8)
     assert [sum(q in s for s in selected.values()) for q in (0, 1)] == [20, 20]
 
 
@@ -107,10 +129,34 @@ def test_a_full_size_head_is_found_in_its_window_at_the_first_look():
     pairs = make_pairs([[0]] * 60_000)
     matches = Matches.of(pairs["uid"], pairs["query_ids"], keys)
     windows = Windows.around(np.array([60_000]), 20_000)
-    count = WindowCount.of(matches, windows)
+    count = WindowCount.of([matches], windows)
     _, missed = find_thresholds(windows, count, 20_000)
     assert not missed.any()
     assert len(count.key) < 4_000  # only the neighbourhood of the threshold is collected
+
+
+def test_a_second_balance_collects_few_keys_as_well(tmp_path, monkeypatch):
+    """What is left of a plan: the smallest priorities of a query, a fifth lost, and pairs that others selected."""
+    cap = 400
+    monkeypatch.setattr(stage, "_FEW_KEYS", 64)
+    (tmp_path / "queries.txt").write_text("dog\ncat\n")
+    path = str(tmp_path / "queries.parquet")
+    import_allowlist([str(tmp_path / "queries.txt")], path)
+    keys = QueryKeys(path, 5)
+    pool = make_pairs([[0]] * 20_000)
+    priority = Matches.of(pool["uid"], pool["query_ids"], keys()).key["priority"]
+    planned = np.sort(np.concatenate([np.argsort(priority)[: 2 * cap], np.arange(0, 20_000, 40)]))
+    pairs = pool.take(pa.array(np.unique(planned)[np.arange(len(np.unique(planned))) % 5 > 0]))
+    workspace = Workspace(str(tmp_path / "w"))
+    UnitOutput(workspace).write_table("pairs.parquet", pairs)
+    build = Build(workspace, parse_beam_options([]), Progress(None))
+    found = find_balance(build, "again", ["pairs.parquet"], Allowlist.load(path), keys, cap=cap, inputs="x")
+    matches = Matches.of(pairs["uid"], pairs["query_ids"], keys())
+    chosen = found.thresholds.selects(matches)
+    assert sorted(matches.key["priority"][chosen]) == sorted(matches.key["priority"])[:cap]
+    last = sorted(workspace.sizes(".wit/again"))
+    narrowed = workspace.read_table([name for name in last if "windows-" in name][-1])
+    assert narrowed["inside"].to_pylist()[0] <= 16 * 20
 
 
 def test_priorities_are_uniform_and_independent_between_queries():
