@@ -37,7 +37,7 @@ def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not empty and not a demo"):
-        run_demo(tmp_path)
+        run_demo(tmp_path, pictures=150)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
