@@ -68,7 +68,7 @@ class Reason(StrEnum):
     DAMAGED_RECORD = "damaged_record"  # a record or line that cannot be parsed
     DAMAGED_FILE = "damaged_file"  # the rest of a file that cannot be read (truncated gzip); counted once per file
     NO_URL = "no_url"
-    BAD_URL = "bad_url"  # not http(s), no host, or too long
+    BAD_URL = "bad_url"  # not http(s), no host, a blocked port, or too long
     NO_CAPTION = "no_caption"
     CAPTION_TOO_LONG = "caption_too_long"
     REPEATED_TEXT = "repeated_text"  # the same image and text again on one page (a title equal to the alt)

@@ -18,8 +18,13 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # The only block that IANA gives out for hosts on the Internet; the rest is link-local, unique local, multicast ...
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-# In newer IANA tables than the one in Python 3.11: documentation (RFC 9637), and the retired 6to4 relays (RFC 7526).
-_NOT_HOSTS = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88.99.0/24"))
+_NOT_HOSTS = (
+    ipaddress.IPv6Network("3fff::/20"),  # documentation (RFC 9637)
+    ipaddress.IPv4Network("192.88.99.0/24"),  # the retired 6to4 relays (RFC 7526)
+    ipaddress.IPv4Network("192.0.0.0/24"),  # protocol assignments; one cloud's metadata service is at 192.0.0.192
+    ipaddress.IPv4Network("168.63.129.16/32"),  # public by its number, but the host agent of every Azure machine
+)
+"""Blocks without public hosts that Python 3.11's `is_global` lets pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,10 @@ def read_exif(encoded: bytes, file_format: str) -> Image.Exif | None:
     if marker is None or encoded.find(marker, 0, None if file_format == "WEBP" else _SEARCHED_BYTES) < 0:
         return None
     try:
-        return Image.open(io.BytesIO(encoded), formats=(file_format,)).getexif()
+        image = Image.open(io.BytesIO(encoded), formats=(file_format,))
+        if file_format == "PNG":  # its own `getexif` decodes all pixels, to find EXIF data behind them
+            return Image.Image.getexif(image)
+        return image.getexif()
     except (
         Exception
     ):  # the picture may be sound where its EXIF data is not; parsers raise what hostile bytes lead them to

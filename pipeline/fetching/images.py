@@ -5,6 +5,7 @@ The shorter side becomes `image_size`, nothing is ever enlarged (img2dataset's `
 same bytes give the same JPEG.
 """
 
+import contextlib
 import io
 import threading
 import warnings
@@ -43,6 +44,11 @@ _SVG_HEAD_BYTES = 1024
 # Decoded pixels of one image stay below 4 bytes x 2 x max_pixels; only one image above this size is decoded at a time.
 _LARGE_PIXELS = 1 << 24
 _one_large_image = threading.Lock()
+
+# A progressive JPEG costs its whole size again for each scan, and a scan can be a few bytes. Encoders write about ten.
+_MAX_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+_PROGRESSIVE = b"\xff\xc2"
 
 # JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
 # only where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
@@ -117,6 +123,8 @@ def _sniff(encoded: bytes) -> str:
 def _decode(encoded: bytes, file_format: str, config: FetchConfig, turn: int) -> tuple[np.ndarray, Size]:
     """Return the upright, shrunk pixels, (height, width, 3) uint8, and the upright size that the file announces."""
     if file_format == "JPEG":
+        if encoded.count(_START_OF_SCAN) > _MAX_SCANS:
+            raise FetchFailure(Reason.BROKEN_IMAGE, f"more than {_MAX_SCANS} scans")
         try:
             return _decode_jpeg(encoded, config, turn)
         except ValueError:
@@ -131,7 +139,10 @@ def _decode_jpeg(encoded: bytes, config: FetchConfig, turn: int) -> tuple[np.nda
     _check_size((width, height), turn, config)
     is_scaled = min(width, height) >= _MIN_SCALED_DECODE * config.image_size
     at_least = config.image_size if is_scaled else 0
-    rgb = simplejpeg.decode_jpeg(encoded, "RGB", min_height=at_least, min_width=at_least)
+    # Scans in rows are decoded row by row; progressive ones, scaled or not, keep every coefficient in memory.
+    is_large = width * height >= _LARGE_PIXELS and _PROGRESSIVE in encoded
+    with _one_large_image if is_large else contextlib.nullcontext():
+        rgb = simplejpeg.decode_jpeg(encoded, "RGB", min_height=at_least, min_width=at_least)
     rgb = _shrink(rgb, _stored_size((width, height), config.image_size))
     if turn != 1:
         rgb = np.asarray(Image.fromarray(rgb).transpose(ORIENTATIONS[turn]))

@@ -28,6 +28,8 @@ ABSOLUTE = {
     "http://0x7f.1/": "http://127.0.0.1/",
     "http://0177.0.0.1/": "http://127.0.0.1/",
     "http://[::FFFF:127.0.0.1]/": "http://[::ffff:7f00:1]/",
+    "http://[2606:4700::6000]/": "http://[2606:4700::6000]/",
+    "http://example.com:8080/": "http://example.com:8080/",
     "http://example.com/\ud800.jpg": "http://example.com/%EF%BF%BD.jpg",
 }
 
@@ -43,6 +45,9 @@ REFUSED = [
     "http://",
     "http://a b/",
     "http://example.com:99999/",
+    "http://example.com:25/",
+    "https://example.com:6667/a.jpg",
+    "http://[2606:4700::1111]:22/",
     "http://user@example.com/",
     "http://user:secret@example.com/",
     "http://[fe80::1%25eth0]/",

@@ -221,7 +221,7 @@ def default_routes() -> dict[str, Route]:
         "/to-file": fixed(302, Location="file:///etc/passwd"),
         "/to-data": fixed(302, Location="data:image/png;base64,AAAA"),
         "/to-private": fixed(302, Location="http://10.0.0.1/secret.jpg"),
-        "/to-localhost": fixed(302, Location="http://2130706433:1/secret.jpg"),
+        "/to-localhost": fixed(302, Location="http://2130706433:8/secret.jpg"),
         "/to-nowhere": fixed(302),
         "/slow-headers": slow_headers,
         "/drip": drip,

@@ -15,6 +15,7 @@ from fetching_support import config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
 from dedup.fingerprint import decode_rgb, fingerprint
 from pipeline.fetching.exif import ORIENTATIONS
@@ -172,12 +173,13 @@ def test_the_fingerprint_is_that_of_the_picture() -> None:
     assert 0 <= stored.pdq_quality <= 100
 
 
-def png_header(width: int, height: int) -> bytes:
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
+
+def png_header(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(10_000)))
 
 
 def test_bombs_are_found_in_the_header() -> None:
@@ -187,6 +189,21 @@ def test_bombs_are_found_in_the_header() -> None:
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"
     assert reason_of(bytes(jpeg)) == Reason.TOO_MANY_PIXELS
+
+
+def test_exif_data_of_a_png_is_read_without_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = bytearray(png_header(12_000, 8_000))
+    end_of_header = bomb.index(b"IDAT") - 4
+    bomb[end_of_header:end_of_header] = png_chunk(b"tEXt", b"Comment\0eXIf")
+    monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("decoded before its size was judged"))
+    assert reason_of(bytes(bomb)) == Reason.TOO_MANY_PIXELS
+
+
+def test_a_jpeg_of_endless_scans_is_not_decoded() -> None:
+    progressive = encode(gradient(), "JPEG", progressive=True)
+    assert store_image(progressive, config()).size == (341, 256)
+    last = progressive[progressive.rindex(b"\xff\xda") : -2]
+    assert reason_of(progressive[:-2] + last * 200 + progressive[-2:]) == Reason.BROKEN_IMAGE
 
 
 def test_sizes_that_are_not_wanted() -> None:
