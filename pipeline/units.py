@@ -178,9 +178,10 @@ def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
 
 
 def settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | None = None) -> dict[str, Marker]:
-    """Return the units that are done; remove the markers, then the files, of those that no longer are.
+    """Return the units that are done; remove the files, then the markers, of those that no longer are.
 
-    With `only`, look at that one unit and leave the others alone.
+    Files first: a run that is killed in between finds the marker again and removes the rest. With `only`, look at that
+    one unit and leave the others alone.
     """
     wanted = {unit.name: unit.digest for unit in units}
     if only is None:
@@ -196,5 +197,5 @@ def settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | N
         if wanted.get(name) == m.digest and all(sizes.get(f) == facts.bytes for f, facts in m.outputs.items())
     }
     for name in markers.keys() - done.keys():
-        workspace.remove([marker_name(step, name), *markers[name].outputs])
+        workspace.remove([*markers[name].outputs, marker_name(step, name)])
     return done

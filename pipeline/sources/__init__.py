@@ -5,7 +5,7 @@ that is no candidate is counted with its reason.
 """
 
 from pipeline.sources.batch import CANDIDATES, SourceBatch
-from pipeline.sources.paths import expand_paths
+from pipeline.sources.paths import expand_paths, file_versions
 from pipeline.sources.read import read_source
 
-__all__ = ["CANDIDATES", "SourceBatch", "expand_paths", "read_source"]
+__all__ = ["CANDIDATES", "SourceBatch", "expand_paths", "file_versions", "read_source"]

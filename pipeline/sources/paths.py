@@ -1,4 +1,4 @@
-"""From the patterns of `sources.paths` to a list of files."""
+"""From the patterns of `sources.paths` to a list of files, and which version of them is there."""
 
 from collections.abc import Sequence
 from glob import has_magic
@@ -41,3 +41,26 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
 
 def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> bool:
     return info["type"] != "directory" and bool(fs.isfile(name))
+
+
+def file_versions(path: str) -> list[list[object]]:
+    """Say which versions are there of a file, of the files under a folder, or of those that match a pattern.
+
+    Nothing is read: each version is a name, a size, and the time of the last change or the store's own tag.
+    """
+    fs, inner = fsspec.core.url_to_fs(path)
+    if fs.isfile(inner):
+        found = {inner: fs.info(inner)}
+    elif fs.exists(inner):
+        found = fs.find(inner, detail=True)
+    else:
+        found = fs.glob(inner, detail=True)
+    folder = inner.split("*")[0].rpartition("/")[0]
+    return [
+        [
+            name.removeprefix(folder),
+            info.get("size"),
+            info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("updated"),
+        ]
+        for name, info in sorted(found.items())
+    ]

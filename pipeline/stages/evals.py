@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 
 from dedup.eval_sets import threshold_bits
@@ -14,6 +13,7 @@ from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config, EvalConfig
 from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
+from pipeline.sources import file_versions
 from pipeline.units import Ready, Unit, UnitOutput, digest
 from pipeline.workspace import Workspace
 
@@ -79,16 +79,8 @@ def max_distance_bits(config: Config, evaluation: EvalConfig) -> int:
 
 def _unit(evaluation: EvalConfig, base_dir: Path) -> Unit:
     path = evaluation.path if "://" in evaluation.path else str(base_dir / evaluation.path)
-    covered = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), _identity(path))
+    covered = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), file_versions(path))
     return Unit(evaluation.name, covered, _Set(evaluation, path))
-
-
-def _identity(path: str) -> list[tuple[str, int]]:
-    """Say which version of a set this is, without reading it: names and sizes of its files."""
-    fs, inner = fsspec.core.url_to_fs(path)
-    found = fs.glob(inner, detail=True) if any(c in inner for c in "*?[") else fs.find(inner, detail=True)
-    start = len(inner.split("*")[0].rsplit("/", 1)[0])
-    return sorted((name[start:], int(info.get("size") or 0)) for name, info in found.items())
 
 
 def _index_set(task: _Set, output: UnitOutput) -> Mapping[str, int]:

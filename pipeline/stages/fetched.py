@@ -4,7 +4,7 @@ The unit is a plan part. The fetcher of a process (event loop, connections, robo
 parts.
 """
 
-import contextlib
+import fcntl
 import os
 import tempfile
 import weakref
@@ -23,8 +23,7 @@ from pipeline.fetching.archives import INDEX_FORMAT, ArchiveIndex, build_archive
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import FETCHED
 from pipeline.runner import worker_count
-from pipeline.sources import expand_paths
-from pipeline.stages.pairs import file_version
+from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
 from pipeline.units import Marker, Unit, UnitOutput, Work, digest, outdated
 
@@ -39,7 +38,7 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
         UserError: parts fetched for another plan would be thrown away and `refetch` does not allow it.
     """
     archives = expand_paths(config.fetch.archives, base_dir, "fetch.archives")
-    recorded = digest([(Path(path).name, file_version(path)) for path in archives])
+    recorded = digest([file_versions(path) for path in archives])
     decides = config.fetch.content() | {"archives": recorded}
     units = [Unit(_stem(name), digest(VERSION, decides, plan.outputs[name].sha256), name) for name in part_names(plan)]
     stale = outdated(build.workspace, "fetched", units)
@@ -77,12 +76,17 @@ def index_folder(archives: Sequence[str], version: str) -> Path:
     It lies in the temporary folder, so that the processes of a machine, and later runs, share it.
     """
     key = digest(INDEX_FORMAT, archives, version)  # the index names the files it points into, so paths count too
-    folder = Path(tempfile.gettempdir()) / f"wit-archives-{os.getuid()}-{key}"
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(prefix="wit-archives-") as scratch:
-            made = Path(scratch) / "index"
-            build_archive_index(archives, made)
-            with contextlib.suppress(OSError):  # another process was quicker
+    shared = Path(tempfile.gettempdir()) / f"wit-archives-{os.getuid()}"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    if shared.stat().st_uid != os.getuid():
+        raise UserError(f"{shared} belongs to another user; set TMPDIR to a folder of your own")
+    folder = shared / key
+    with (shared / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even where its holder is killed
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(prefix="making-", dir=shared) as scratch:
+                made = Path(scratch) / "index"
+                build_archive_index(archives, made)
                 made.rename(folder)
     return folder
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,7 @@ from pipeline.engine import Build, run_units
 from pipeline.errors import ConfigError
 from pipeline.language import identify_languages
 from pipeline.records import PAIRS, Reason, pair_uid
-from pipeline.sources import SourceBatch, expand_paths, read_source
+from pipeline.sources import SourceBatch, expand_paths, file_versions, read_source
 from pipeline.units import Marker, Unit, UnitOutput, Work, digest
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
@@ -71,15 +70,8 @@ def _short_name(path: str, base_dir: Path) -> str:
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
     reads = file.source.model_dump(exclude={"paths"})
-    covered = digest(VERSION, reads, file.name, file_version(file.path), config.pairs.model_dump(), allowlist.sha256)
+    covered = digest(VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256)
     return Unit(file.unit, covered, file)
-
-
-def file_version(path: str) -> list[object]:
-    """Say which version of a file this is: its size, and its time of change or the store's own tag."""
-    fs, inner = fsspec.core.url_to_fs(path)
-    info = fs.info(inner)
-    return [info.get("size"), info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("updated")]
 
 
 @dataclass(frozen=True)

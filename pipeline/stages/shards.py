@@ -4,6 +4,7 @@ Fetched part i becomes shard i, so no image moves between workers. `manifest.jso
 and written last: where it stands, the set is whole.
 """
 
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from pipeline.units import Marker, Ready, Unit, UnitOutput, digest, unfinished
 
 VERSION = 1
 """Raised when the same decisions would give other bytes."""
+
+_SHARD_FILE = re.compile(r"[0-9]{5,}(\.tar|\.parquet|_stats\.json)")
 
 DROPPED = "dropped"
 """`status` of a pair that was fetched but is not in the tar; its `reason` says why."""
@@ -60,8 +63,13 @@ def _unit(number: int, name: str, fetched: Marker, decided: Marker) -> Unit:
 def write_manifest(
     build: Build, shards: Mapping[str, Marker], account: Account, recipe: Mapping[str, Any], code_version: str
 ) -> None:
-    """Write `sizes.json`, then `manifest.json`; leave them alone where they already say so."""
+    """Write `sizes.json`, then `manifest.json`; leave them alone where they already say so.
+
+    Shards of a run that was killed and that this set does not have are removed: who reads `*.tar` would find them.
+    """
     files = {name.rsplit("/", 1)[1]: f for marker in shards.values() for name, f in marker.outputs.items()}
+    found = {name.rsplit("/", 1)[1] for name in build.workspace.sizes("shards")}
+    build.workspace.remove(f"shards/{name}" for name in sorted(found - files.keys()) if _SHARD_FILE.fullmatch(name))
     samples = {f"{name}.tar": marker.counts["kept"] for name, marker in shards.items()}
     content = {
         "format": FORMAT,

@@ -12,7 +12,7 @@ from pipeline.engine import Build, run_reduction, run_units
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.runner import parse_beam_options
-from pipeline.units import Unit, UnitOutput, digest, finish_stage, finished_stage, outdated, read_markers
+from pipeline.units import Unit, UnitOutput, digest, finish_stage, finished_stage, outdated, read_markers, settle
 from pipeline.workspace import Workspace
 
 
@@ -73,6 +73,24 @@ def test_only_what_changed_is_redone_and_what_is_not_wanted_goes(build, log):
     run_units(build, "step", changed, WriteAndLog(str(log)))
     assert runs(log) == [1, 2, 2, 3]
     assert set(tree(build.workspace.root)) == {".wit/step/u1.json", ".wit/step/u2.json", "out/1.txt", "out/2.txt"}
+
+
+def test_a_run_killed_while_it_removes_leaves_nothing_without_an_owner(build, log, monkeypatch):
+    run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    for kills_before in (0, 1, 2):  # the n-th removal is never made
+        removals = iter(range(100))
+
+        def rm_file(path, at=kills_before, removals=removals):
+            if next(removals) == at:
+                raise KeyboardInterrupt
+            Path(path).unlink()
+
+        with monkeypatch.context() as killed:
+            killed.setattr(build.workspace.fs, "rm_file", rm_file)
+            with pytest.raises(KeyboardInterrupt):
+                settle(build.workspace, "step", units(1))
+    run_units(build, "step", units(1), WriteAndLog(str(log)))
+    assert set(tree(build.workspace.root)) == {".wit/step/u1.json", "out/1.txt"}
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda p: p.write_bytes(b"x")])

@@ -1,5 +1,6 @@
 """From the paths of the config to the candidates of a file."""
 
+import os
 import re
 import tomllib
 from collections import Counter
@@ -12,7 +13,7 @@ from warc_files import gzipped, image_link, page, rows_of, wat
 
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import ConfigError, UserError
-from pipeline.sources import CANDIDATES, expand_paths, read_source
+from pipeline.sources import CANDIDATES, expand_paths, file_versions, read_source
 
 ROW = ("http://a.example/dir/a.jpg", "A dog")
 
@@ -71,6 +72,17 @@ def test_paths_on_other_file_systems_keep_their_scheme(tmp_path):
     rows, _ = rows_of(read_source(source("url-table"), paths[0], PairsConfig()))
     assert [row[:2] for row in rows] == [ROW]
     assert expand_paths(["zip://a.csv::memory://pool/b.zip"], tmp_path) == ["zip://a.csv::memory://pool/b.zip"]
+
+
+@pytest.mark.parametrize("name", ["b/1.csv", "b", "b/*.csv", "odd [1].csv"])
+def test_another_version_of_a_file_shows_though_its_size_is_the_same(folder: Path, name: str) -> None:
+    before = file_versions(str(folder / name))
+    assert file_versions(str(folder / name)) == before
+    changed = folder / (name if name.endswith("].csv") else "b/1.csv")
+    os.utime(changed, (1, 1))
+    after = file_versions(str(folder / name))
+    assert [v[:2] for v in after] == [v[:2] for v in before]
+    assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
 
 
 def test_each_kind_of_source_gives_the_same_columns(tmp_path):

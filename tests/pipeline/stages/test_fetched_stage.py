@@ -1,6 +1,8 @@
 """The archive index that the processes of a machine share."""
 
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,20 @@ def test_it_is_made_once(recordings):
     answer = ArchiveIndex(folder).get(image_url(1), 1_000_000)
     assert answer is not None
     assert answer.status == 200
+
+
+def test_one_process_makes_it_while_the_others_wait(recordings, monkeypatch):
+    builds = []
+
+    def build_slowly(paths, folder):
+        builds.append(paths)
+        time.sleep(0.2)
+        archives.build_archive_index(paths, folder)
+
+    monkeypatch.setattr(fetched, "build_archive_index", build_slowly)
+    with ThreadPoolExecutor(4) as workers:  # every call opens the lock file anew, as another process would
+        folders = set(workers.map(lambda _: index_folder(recordings, "v"), range(4)))
+    assert len(folders) == len(builds) == 1
 
 
 def test_copies_elsewhere_and_other_formats_have_their_own(recordings, tmp_path, monkeypatch):

@@ -127,3 +127,14 @@ def test_the_same_decisions_give_the_same_bytes(tmp_path):
         workspace, _ = make_shards(tmp_path / name)
         trees.append({n: workspace.read_bytes(n) for n in workspace.sizes("shards")})
     assert trees[0] == trees[1]
+
+
+def test_shards_of_a_killed_run_with_more_parts_are_removed_and_notes_of_users_are_not(tmp_path):
+    for name in ("00007.tar", "00007.parquet", "00007_stats.json", "notes.txt"):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        (tmp_path / "shards" / name).write_text("left")
+    make_shards(tmp_path)
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert names == {"notes.txt", "manifest.json", "sizes.json"} | {
+        f"0000{part}{end}" for part in (0, 1) for end in (".tar", ".parquet", "_stats.json")
+    }
