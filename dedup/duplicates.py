@@ -19,6 +19,10 @@ from dedup.index import EXACT_BITS, all_band_keys, band_keys, distances_bits, ex
 # Candidate pairs measured at once: bounds the memory of a bucket of any size to some 100 MB.
 _CANDIDATES = 1 << 18
 
+MAX_BETTER = 64
+"""Of an image's better-ranked neighbours in a bucket, so many of the best keep their edge. A picture that is on the web
+in a hundred thousand versions, all near each other, would have 5 * 10^9 edges."""
+
 
 class Edges(NamedTuple):
     """Pairs of rows within the distance, `first < second`, sorted; three arrays of one length."""
@@ -41,8 +45,9 @@ def find_edges(bands: np.ndarray, hashes: np.ndarray, max_distance_bits: int) ->
     """Return the edges between rows that share a bucket: `bands[i]` is the band that brought row i here.
 
     Rows are (band, hash) records, `(n,)` and `(n, 32)` uint8; the bucket of a row is its band and the hash's value in
-    that band. A pair of hashes is reported only by the first band in which the two agree, so over all buckets each edge
-    comes up once. The hashes of one band should be distinct (see the module).
+    that band. Rows come in the order of rank, the best first. A pair of hashes is reported only by the first band in
+    which the two agree, so over all buckets each edge comes up once; and, of a row's edges to better rows, only those
+    to the MAX_BETTER best. The hashes of one band should be distinct (see the module).
     """
     values = band_values(hashes, max_distance_bits)
     buckets = bands.astype(np.int64) << 16 | values[np.arange(len(bands)), bands]
@@ -50,15 +55,28 @@ def find_edges(bands: np.ndarray, hashes: np.ndarray, max_distance_bits: int) ->
     after = np.arange(1, len(order) + 1)
     rest = np.searchsorted(buckets[order], buckets[order], side="right") - after
     found = [Edges(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.uint16)))]
+    better = np.zeros(len(bands), np.int64)  # edges found so far from each row to better ones
     for left, right in expand_ranges(after, rest, _CANDIDATES):
         first, second = order[left], order[right]
         distances = distances_bits(hashes[first], hashes[second])
         shared = np.argmax(values[first] == values[second], axis=1)
         is_edge = (distances <= max_distance_bits) & (shared == bands[first])
-        found.append(Edges(first[is_edge], second[is_edge], distances[is_edge]))
+        edges = Edges(first[is_edge], second[is_edge], distances[is_edge])
+        is_kept = better[edges.second] + _earlier_equals(edges.second) < MAX_BETTER
+        np.add.at(better, edges.second, 1)
+        found.append(Edges(*(column[is_kept] for column in edges)))
     first, second, distances = (np.concatenate(column) for column in zip(*found, strict=True))
     by_row = np.lexsort((second, first))
     return Edges(first[by_row], second[by_row], distances[by_row])
+
+
+def _earlier_equals(values: np.ndarray) -> np.ndarray:
+    """Return for each value how many equal ones come before it, (n,) int64."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    earlier = np.empty(len(values), np.int64)
+    earlier[order] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
+    return earlier
 
 
 def choose_survivors(ids: np.ndarray, ranks: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -136,6 +138,35 @@ def test_records_of_many_bands_can_come_mixed(bits: int, random: object) -> None
     assert found == ({(0, 3, 2), (1, 4, 2), (2, 5, 2)} if bits >= 2 else set())
     assert len(edges.first) == len(found)
     assert (edges.first < edges.second).all()
+
+
+@given(hash_sets(), st.integers(0, 15), st.integers(1, 4))
+def test_of_many_better_neighbours_in_a_bucket_the_best_keep_their_edge(
+    hashes: np.ndarray, max_distance_bits: int, most: int
+) -> None:
+    bands = np.zeros(len(hashes), np.int32)
+    every = find_edges(bands, hashes, max_distance_bits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup.duplicates, "_CANDIDATES", 5)
+        patch.setattr(dedup.duplicates, "MAX_BETTER", most)
+        found = find_edges(bands, hashes, max_distance_bits)
+    by_row: dict[int, list[int]] = {}
+    for a, b, _ in sorted(zip(*every, strict=True)):
+        by_row.setdefault(int(b), []).append(int(a))
+    expected = {(a, b) for b, betters in by_row.items() for a in betters[:most]}
+    assert {(int(a), int(b)) for a, b in zip(found.first, found.second, strict=True)} == expected
+
+
+def test_a_picture_in_thousands_of_versions_has_few_edges_and_one_survivor() -> None:
+    random = np.random.default_rng(1)
+    bits = np.tile(random.integers(0, 2, 256, dtype=np.uint8), (3_000, 1))
+    versions = np.array(list(combinations(range(100, 200), 2)))[:3_000]  # two flipped bits each: all within 4 bits
+    bits[np.arange(3_000)[:, None], versions] ^= 1
+    hashes = np.packbits(bits, axis=1)
+    found = edges_over_all_buckets(hashes, 15)
+    assert len(found) < 3_000 * 64
+    pairs = np.array([(a, b) for a, b, _ in found])
+    assert (choose_survivors(np.arange(3_000), np.arange(3_000).astype(np.uint64), pairs) == 0).all()
 
 
 @given(hash_sets(), st.integers(0, 15))
