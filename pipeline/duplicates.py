@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dedup.duplicates import band_values, choose_survivors, find_edges
+from dedup.duplicates import Edges, band_values, choose_survivors, find_edges
 from dedup.overlap import hash_matrix
-from pipeline.balance import priorities, query_keys, uid_numbers
+from pipeline.balance import PACKED_UID, pack_uids, priorities, query_keys, uid_numbers, unpack_uids
 from pipeline.config import DedupConfig
 from pipeline.records import Reason
 from pipeline.shuffle import gather, spill
@@ -25,7 +25,7 @@ from pipeline.workspace import Workspace
 
 _IMAGES = pa.schema(
     [
-        ("uid", pa.string()),
+        ("uid", PACKED_UID),
         ("rank", pa.uint64()),
         ("part", pa.int32()),
         ("sha256", pa.string()),
@@ -36,7 +36,7 @@ _IMAGES = pa.schema(
 
 _BANDED = pa.schema(
     [
-        ("uid", pa.string()),
+        ("uid", PACKED_UID),
         ("rank", pa.uint64()),
         ("part", pa.int32()),
         ("pdq", pa.binary(32)),
@@ -48,7 +48,7 @@ _EDGES = pa.schema(
     [
         (f"{name}_{side}", kind)
         for side in "ab"
-        for name, kind in (("uid", pa.string()), ("rank", pa.uint64()), ("part", pa.int32()))
+        for name, kind in (("uid", PACKED_UID), ("rank", pa.uint64()), ("part", pa.int32()))
     ]
     + [("distance", pa.int32())]
 )
@@ -64,13 +64,19 @@ DUPLICATES = pa.schema(
     ]
 )
 
+_FOUND = pa.schema(
+    [field.with_type(PACKED_UID) if field.name in ("uid", "survivor") else field for field in DUPLICATES]
+)
+"""DUPLICATES before they are written out."""
+
+_EDGES_AT_ONCE = 1 << 20
 _LOSERS_AT_ONCE = 1 << 19
 """Rows of some 400 bytes at the peak."""
 
 
 @dataclass(frozen=True)
 class FetchedPart:
-    """One fetched part."""
+    """One fetched part: the number'th of all."""
 
     number: int
     name: str
@@ -89,23 +95,40 @@ def in_evals(workspace: Workspace, part: FetchedPart) -> pa.ChunkedArray:
 
 
 @dataclass(frozen=True)
+class PartGroup:
+    """Consecutive parts that a unit handles together, so that few files are gathered from, however many parts."""
+
+    name: str
+    parts: tuple[FetchedPart, ...]
+
+    def rows(self, folder: str) -> str:
+        """Return the name of the spilled file of the group."""
+        return f"{folder}/{self.name}.rows"
+
+
+@dataclass(frozen=True)
 class SpillImages:
     buckets: int
     seed: int
     remove_evals: bool
 
-    def __call__(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
-        images = successes(output.workspace, part, ["uid", "sha256", "pdq", "pdq_quality"])
-        if self.remove_evals:
-            images = images.filter(pc.invert(pc.is_in(images["uid"], in_evals(output.workspace, part))))
-        ranked = images.append_column("rank", pa.array(survivor_ranks(images["uid"], self.seed)))
-        ranked = ranked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), images.num_rows))
-        batch = (ranked.select(_IMAGES.names), bucket_of_hash(ranked["pdq"], self.buckets))
-        rows = spill(output, part.file(".wit/dedup/images"), _IMAGES, [batch])
+    def __call__(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
+        batches = (self._routed(output.workspace, part) for part in group.parts)
+        rows = spill(output, group.rows(".wit/dedup/images"), _IMAGES, self.buckets, batches)
         return {"inputs": rows, "kept": rows}
 
+    def _routed(self, workspace: Workspace, part: FetchedPart) -> tuple[pa.Table, np.ndarray]:
+        images = successes(workspace, part, ["uid", "sha256", "pdq", "pdq_quality"])
+        if self.remove_evals:
+            images = images.filter(pc.invert(pc.is_in(images["uid"], in_evals(workspace, part))))
+        packed = pack_uids(images["uid"])
+        ranked = images.set_column(0, "uid", packed)
+        ranked = ranked.append_column("rank", pa.array(survivor_ranks(packed, self.seed)))
+        ranked = ranked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), images.num_rows))
+        return ranked.select(_IMAGES.names), bucket_of_hash(ranked["pdq"], self.buckets)
 
-def survivor_ranks(uids: pa.ChunkedArray, seed: int) -> np.ndarray:
+
+def survivor_ranks(uids: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     """Return the seeded rank of pairs, (n,) uint64: of two copies the one with the smaller rank survives."""
     high, low = uid_numbers(uids)
     return priorities(np.broadcast_to(query_keys(["\0survivor"], seed), len(high)), high, low)
@@ -141,7 +164,7 @@ class GroupImages:
         )
         output.write_table(f".wit/dedup/losers/{bucket:05d}.parquet", losers)
         kept = rows.filter(pa.array(~lost & comparable))
-        spill(output, f".wit/dedup/banded/{bucket:05d}.parquet", _BANDED, self._banded(kept))
+        spill(output, f".wit/dedup/banded/{bucket:05d}.rows", _BANDED, self.band_buckets, self._banded(kept))
         return {"inputs": rows.num_rows, "kept": rows.num_rows}
 
     def _banded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -168,9 +191,9 @@ def _duplicates(losers: pa.Table, survivors: pa.Table, reasons: np.ndarray, dist
     columns = [losers["uid"], survivors["uid"], reasons, distances.astype(np.int32), losers["part"], survivors["part"]]
     arrays = [
         c if isinstance(c, pa.ChunkedArray) else pa.array(c.tolist(), kind)
-        for c, kind in zip(columns, DUPLICATES.types, strict=True)
+        for c, kind in zip(columns, _FOUND.types, strict=True)
     ]
-    return pa.table(arrays, DUPLICATES)
+    return pa.table(arrays, _FOUND)
 
 
 @dataclass(frozen=True)
@@ -179,13 +202,18 @@ class CompareBands:
     max_distance_bits: int
 
     def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        rows = gather(output.workspace, self.banded, bucket, _BANDED)
+        by_rank = [("rank", "ascending"), ("uid", "ascending")]
+        rows = gather(output.workspace, self.banded, bucket, _BANDED).sort_by(by_rank)
         edges = find_edges(rows["band"].to_numpy(), hash_matrix(rows["pdq"]), self.max_distance_bits)
-        sides = [rows.select(["uid", "rank", "part"]).take(pa.array(side)) for side in (edges.first, edges.second)]
-        columns = [column for side in sides for column in side.columns]
-        table = pa.table([*columns, pa.array(edges.distances.astype(np.int32))], _EDGES)
-        output.write_table(f".wit/dedup/edges/{bucket:05d}.parquet", table)
+        images = rows.select(["uid", "rank", "part"]).combine_chunks()
+        output.write_batches(f".wit/dedup/edges/{bucket:05d}.parquet", _EDGES, self._tables(images, edges))
         return {"inputs": rows.num_rows, "kept": rows.num_rows}
+
+    def _tables(self, images: pa.Table, edges: Edges) -> Iterator[pa.Table]:
+        for start in range(0, len(edges.first), _EDGES_AT_ONCE):
+            first, second, distances = (column[start : start + _EDGES_AT_ONCE] for column in edges)
+            columns = [column for side in (first, second) for column in images.take(pa.array(side)).columns]
+            yield pa.table([*columns, pa.array(distances.astype(np.int32))], _EDGES)
 
 
 @dataclass(frozen=True)
@@ -205,18 +233,20 @@ class ResolveDuplicates:
         losers = [name for name in names if "/losers/" in name]
         spilled = []
         for number, rows in enumerate(itertools.chain([near], _resolved(output.workspace, losers, near))):
-            spilled.append(f".wit/dedup/resolved/{number:05d}.parquet")
+            spilled.append(f".wit/dedup/resolved/{number:05d}.rows")
             ranges = bucket_of_part(rows["part"].to_numpy(), self.parts, self.ranges)
-            spill(output, spilled[-1], DUPLICATES, [(rows, ranges)])
+            spill(output, spilled[-1], _FOUND, self.ranges, [(rows, ranges)])
         counts = Counter[str]()
         output.write_batches("dedup/duplicates.parquet", DUPLICATES, self._in_order(output.workspace, spilled, counts))
         return {"inputs": counts["rows"], "kept": counts["rows"]}
 
     def _in_order(self, workspace: Workspace, spilled: list[str], counts: Counter[str]) -> Iterator[pa.Table]:
         for number in range(self.ranges):
-            rows = gather(workspace, spilled, number, DUPLICATES)
+            rows = gather(workspace, spilled, number, _FOUND).sort_by([("part", "ascending"), ("uid", "ascending")])
             counts["rows"] += rows.num_rows
-            yield rows.sort_by([("part", "ascending"), ("uid", "ascending")])
+            for name in ("uid", "survivor"):
+                rows = rows.set_column(rows.column_names.index(name), name, unpack_uids(rows[name]))
+            yield rows
 
 
 def _read_all(workspace: Workspace, names: list[str], schema: pa.Schema) -> pa.Table:
@@ -236,7 +266,7 @@ def _resolved(workspace: Workspace, names: list[str], near: pa.Table) -> Iterato
 
 
 def near_duplicates(edges: pa.Table) -> pa.Table:
-    """Return the rows of DUPLICATES that edges between distinct fingerprints give."""
+    """Return the rows of _FOUND that edges between distinct fingerprints give."""
     both = pa.table({name: _both_ends(edges, name) for name in ("uid", "rank", "part")})
     first, node = _numbered(both["uid"])  # nodes are numbered by uid, so numbers decide ties as uids would
     ends = node.reshape(2, -1).T
@@ -280,4 +310,4 @@ def follow(losers: pa.Table, near: pa.Table) -> pa.Table:
     for name in moved.column_names:
         column = pc.coalesce(moved[name], losers[name])
         losers = losers.set_column(losers.column_names.index(name), name, column)
-    return losers.cast(DUPLICATES)
+    return losers.cast(_FOUND)

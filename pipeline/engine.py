@@ -5,10 +5,13 @@ A bundle that a runner repeats finds its markers and does nothing, so nothing he
 
 import copy
 import logging
+import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import apache_beam as beam
 import pyarrow as pa
@@ -22,6 +25,9 @@ from pipeline.units import Marker, Prepare, Unit, UnitOutput, read_marker, settl
 from pipeline.workspace import Workspace
 
 logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_UNITS_PER_PACK = 1_000
 
 Reduction = Callable[[beam.Pipeline], beam.pvalue.PCollection]
 """Wires a pipeline that yields one pa.Table."""
@@ -55,14 +61,22 @@ class _RunUnit(beam.DoFn):
 
 
 def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> dict[str, Marker]:
-    """Run the units of a step that are not done yet; return the markers of all of them, in the order of `units`."""
+    """Run the units of a step that are not done yet; return the markers of all of them, in the order of `units`.
+
+    A runner may give a unit to two workers at once, and the files of one can then stand beside the marker of the other:
+    fetched twice, a page need not answer alike. Such a unit is not done, and runs again.
+    """
     done = settle(build.workspace, step, units)
-    todo = [unit for unit in units if unit.name not in done]
     with build.progress.step(step, len(units), done) as bar:
-        if todo:
+        for _ in range(_ATTEMPTS):
+            todo = [unit for unit in units if unit.name not in done]
+            if not todo:
+                break
             with _watching(build.workspace, step, todo, bar):
                 _run_on_beam(build, step, todo, prepare)
-            done |= {unit.name: _finished(build.workspace, step, unit) for unit in todo}
+            done = settle(build.workspace, step, units)
+        else:
+            _check_done(step, units, done)
         bar.finish(done)
     return {unit.name: done[unit.name] for unit in units}
 
@@ -74,7 +88,8 @@ def run_reduction(build: Build, step: str, unit: Unit, output: str, wire: Reduct
         if not done:
             writer = _WriteReduction(build.workspace.root, step, unit, output)
             run_pipeline(lambda pipeline: wire(pipeline) | "Write" >> beam.Map(writer), build.options)
-            done = {unit.name: _finished(build.workspace, step, unit)}
+            done = settle(build.workspace, step, [unit])
+            _check_done(step, [unit], done)
         bar.finish(done)
     return done[unit.name]
 
@@ -94,13 +109,12 @@ class _WriteReduction:
         return self.unit.name
 
 
-def _finished(workspace: Workspace, step: str, unit: Unit) -> Marker:
-    marker = read_marker(workspace, step, unit.name)
-    if marker is None or marker.digest != unit.digest:
-        raise UserError(
-            f"{step}: the runner reported success, but unit {unit.name} left no result; run again to resume"
-        )
-    return marker
+def _check_done(step: str, units: Sequence[Unit], done: Mapping[str, Marker]) -> None:
+    for unit in units:
+        if unit.name not in done:
+            raise UserError(
+                f"{step}: the runner reported success, but unit {unit.name} left no result; run again to resume"
+            )
 
 
 def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> None:
@@ -110,12 +124,23 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
             # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The second
             # would shuffle what is in no order any more. Spark cannot compute that again when a worker dies with its
             # share, and fails the job.
-            | "Units" >> beam.Create(units, reshuffle=False)
+            | "Packs" >> beam.Create(_packs(units), reshuffle=False)
+            | "Units" >> beam.FlatMap(_unpack)
             | "Spread" >> beam.Reshuffle()
             | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare))
         )
 
     run_pipeline(wire, build.options if len(units) > 1 else _in_this_process(build.options))
+
+
+def _packs(units: Sequence[Unit]) -> list[bytes]:
+    """Pickle units, many together: they travel in the job's graph, and Dataflow takes no graph above 10 MB."""
+    packs = (units[start : start + _UNITS_PER_PACK] for start in range(0, len(units), _UNITS_PER_PACK))
+    return [zlib.compress(pickle.dumps(pack)) for pack in packs]
+
+
+def _unpack(pack: bytes) -> list[Unit]:
+    return cast(list[Unit], pickle.loads(zlib.decompress(pack)))
 
 
 def _in_this_process(options: PipelineOptions) -> PipelineOptions:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,7 @@ class Workspace:
         return f"{self._base}/{name}"
 
     def exists(self, name: str) -> bool:
+        self.fs.invalidate_cache()  # the workers of a cluster write here too
         return bool(self.fs.exists(self.path(name)))
 
     def sizes(self, folder: str) -> dict[str, int]:
@@ -104,6 +105,12 @@ class Workspace:
 
     def read_bytes(self, name: str) -> bytes:
         return cast(bytes, self.fs.cat_file(self.path(name)))
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Return the bytes of each (name, start, end), read together where the store can."""
+        paths = [self.path(name) for name, _, _ in ranges]
+        starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
+        return cast(list[bytes], self.fs.cat_ranges(paths, starts, ends, on_error="raise"))
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -43,11 +43,16 @@ def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> b
     return info["type"] != "directory" and bool(fs.isfile(name))
 
 
-def file_versions(path: str) -> list[list[object]]:
-    """Say which versions are there of a file, of the files under a folder, or of those that match a pattern.
+class FileVersion(NamedTuple):
+    """Which version of a file is there: `changed` is the time of its last change, or the store's own tag."""
 
-    Nothing is read: each version is a name, a size, and the time of the last change or the store's own tag.
-    """
+    name: str
+    bytes: int | None
+    changed: object
+
+
+def file_versions(path: str) -> list[FileVersion]:
+    """Return the versions of a file, of the files under a folder, or of those that match a pattern, without reading."""
     fs, inner = fsspec.core.url_to_fs(path)
     if fs.isfile(inner):
         found = {inner: fs.info(inner)}
@@ -56,11 +61,8 @@ def file_versions(path: str) -> list[list[object]]:
     else:
         found = fs.glob(inner, detail=True)
     folder = inner.split("*")[0].rpartition("/")[0]
+    tags = ("ETag", "etag", "mtime", "updated")
     return [
-        [
-            name.removeprefix(folder),
-            info.get("size"),
-            info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("updated"),
-        ]
+        FileVersion(name.removeprefix(folder), info.get("size"), next((info[t] for t in tags if info.get(t)), None))
         for name, info in sorted(found.items())
     ]

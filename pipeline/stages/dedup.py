@@ -3,26 +3,31 @@
 Steps (scratch results lie under `.wit/dedup/` until the stage is done):
 
     overlap    fetched part -> matches with every evaluation set, before anything is removed
-    spill      fetched part -> image facts, in buckets of equal fingerprints
+    spill      fetched parts -> image facts, in buckets of equal fingerprints
     group      bucket -> exact copies leave; one row per distinct fingerprint, in buckets of equal hash bands
     compare    band bucket -> edges: fingerprints within `max_distance_bits`, verified
     resolve    edges -> dedup/duplicates.parquet: who stands for whom
-    survive    fetched part -> the pairs that are no duplicates
+    survive    fetched parts -> the pairs that are no duplicates
     count, select                                            } pipeline/stages/balance.py, with the final cap
-    decide     fetched part -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
+    decide     fetched parts -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
     collect    evaluation set -> dedup/overlap/<name>.parquet
 
-Decisions are data: nothing is deleted here, and the shards stage carries them out.
+Where parts are many, a unit has several of them. Decisions are data: nothing is deleted here, and the shards stage
+carries them out.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config import Config
-from pipeline.decisions import CollectOverlap, PrepareDecide, PrepareOverlap, Survive
-from pipeline.duplicates import CompareBands, FetchedPart, GroupImages, ResolveDuplicates, SpillImages
+from pipeline.decisions import CollectOverlap, PrepareDecide, PrepareOverlap, Survive, group_of_part
+from pipeline.duplicates import CompareBands, FetchedPart, GroupImages, PartGroup, ResolveDuplicates, SpillImages
 from pipeline.engine import Build, run_units
 from pipeline.records import Reason
 from pipeline.shuffle import MAX_BUCKETS
@@ -38,8 +43,8 @@ from pipeline.stages.evals import EvalIndexes, run_evals
 from pipeline.units import Marker, Ready, Unit, Work, add_counts, digest, finish_stage, finished_stage
 from queries.allowlist import Allowlist
 
-VERSION = 1
-"""Raised when the same images would give other decisions."""
+VERSION = 2
+"""Raised when the same images would give other decisions, or scratch files another format."""
 
 _IMAGES_PER_BUCKET = 50_000
 _IMAGES_PER_BAND_BUCKET = 12_500
@@ -112,16 +117,22 @@ class _Stage:
         units = [Unit(name, digest(self.stage_digest, step, name), payload) for name, payload in payloads.items()]
         return run_units(self.build, f"dedup/{step}", units, prepare)
 
-    def _part_tasks(self) -> dict[str, object]:
+    def _parts(self) -> dict[str, FetchedPart]:
         return {name: FetchedPart(number, name) for number, name in enumerate(self.parts)}
+
+    def _groups(self) -> dict[str, PartGroup]:
+        numbers = group_of_part(np.arange(len(self.parts)), len(self.parts))
+        grouped = itertools.groupby(zip(numbers, self._parts().values(), strict=True), key=itemgetter(0))
+        groups = [PartGroup(f"{number:05d}", tuple(part for _, part in parts)) for number, parts in grouped]
+        return {group.name: group for group in groups}
 
     def overlap(self) -> dict[str, Marker]:
         prepare = PrepareOverlap(self.build.workspace.root, self.indexes, self.config.dedup.min_quality)
-        return self._run("overlap", self._part_tasks(), prepare)
+        return self._run("overlap", self._parts(), prepare)
 
     def group(self) -> dict[str, Marker]:
         spilling = SpillImages(self.buckets, self.config.seed, self.config.dedup.evals == "remove")
-        spilled = self._run("spill", self._part_tasks(), Ready(spilling))
+        spilled = self._run("spill", self._groups(), Ready(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
         grouping = GroupImages(names, self.config.dedup, self.band_buckets)
         return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Ready(grouping))
@@ -142,19 +153,20 @@ class _Stage:
 
     def survive(self) -> dict[str, Marker]:
         surviving = Survive(self.config.dedup.evals == "remove", len(self.parts))
-        return self._run("survive", self._part_tasks(), Ready(surviving))
+        return self._run("survive", self._groups(), Ready(surviving))
 
     def decide(self, balance: Balance, keys: QueryKeys) -> dict[str, Marker]:
         thresholds = ".wit/dedup/thresholds.parquet"
         save_thresholds(self.build.workspace, thresholds, balance.thresholds)
-        captions = [f".wit/dedup/captions/{part}.parquet" for part in self.parts]
+        captions = [group.rows(".wit/dedup/captions") for group in self._groups().values()]
         prepare = PrepareDecide(
             PrepareSelect(self.build.workspace.root, thresholds, keys),
             captions,
             len(self.parts),
             self.config.dedup.evals == "remove",
         )
-        return self._run("decide", self._part_tasks(), prepare)
+        return self._run("decide", self._groups(), prepare)
 
     def collect(self) -> dict[str, Marker]:
-        return self._run("collect", {name: name for name in self.indexes.names}, Ready(CollectOverlap(self.parts)))
+        marked = [f".wit/dedup/marked/{name}.parquet" for name in self._groups()]
+        return self._run("collect", {name: name for name in self.indexes.names}, Ready(CollectOverlap(marked)))

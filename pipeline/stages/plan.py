@@ -39,8 +39,8 @@ from pipeline.units import Marker, Ready, Unit, UnitOutput, Work, add_counts, di
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 
-VERSION = 1
-"""Raised when the same pairs would give another plan."""
+VERSION = 2
+"""Raised when the same pairs would give another plan, or scratch files another format."""
 
 _SPILL_ROWS = 2_000_000
 """Pairs files are spilled together until they hold this many rows: fewer, larger files to gather from."""
@@ -135,7 +135,9 @@ class _SpillPairs:
     seed: int
 
     def __call__(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
-        rows = spill(output, f".wit/plan/spilled/{task.name}.parquet", _ROUTED, self._routed(output.workspace, task))
+        rows = spill(
+            output, f".wit/plan/spilled/{task.name}.rows", _ROUTED, self.buckets, self._routed(output.workspace, task)
+        )
         return {"inputs": rows, "kept": rows}
 
     def _routed(self, workspace: Workspace, task: _Spill) -> Iterator[tuple[pa.Table, np.ndarray]]:

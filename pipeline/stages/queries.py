@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +25,7 @@ import pyarrow.compute as pc
 from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
 from pipeline.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.sources.paths import FileVersion, file_versions
 from pipeline.units import Marker, Ready, Unit, UnitOutput, Work, add_counts, digest, finish_stage, finished_stage
 from pipeline.workspace import Workspace
 from queries.errors import InputError
@@ -35,8 +35,8 @@ from queries.sources.page_views import VIEWS, read_views
 from queries.sources.titles import keep_articles, rank_titles, why_not_a_title
 from queries.sources.wikitext import plain_text
 
-VERSION = 1
-"""Raised when the same dump would give other counts."""
+VERSION = 2
+"""Raised when the same dump would give other counts, or scratch files another format."""
 
 PART_BYTES = 32 << 20
 """Compressed bytes of a multistream dump in one unit: about a minute of work."""
@@ -105,8 +105,8 @@ def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PAR
         UserError: a file is missing or damaged, or no page-view file, or of another wiki.
     """
     build.workspace.remove_temporary_files()
-    covered = digest(VERSION, [(path, _version_of(path)) for path in inputs.dumps], inputs.min_count, part_bytes)
-    views = [(path, _version_of(path)) for path in inputs.page_views]
+    covered = digest(VERSION, _versions(inputs.dumps), inputs.min_count, part_bytes)
+    views = _versions(inputs.page_views)
     titles_digest = digest(covered, views, inputs.project, inputs.min_views, inputs.max_titles)
     titles = _finished(build, "titles", titles_digest)
     # Before the dump: whether these files are of the same wiki is known in minutes, not after hours.
@@ -116,18 +116,12 @@ def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PAR
     return _read(build.workspace, words, titles, inputs)
 
 
-def _version_of(path: str) -> list[object]:
-    """Say which version of a file this is: its size, and its time of change or the store's own tag."""
-    filesystem, name = fsspec.core.url_to_fs(path)
-    try:
-        info = filesystem.info(name)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    return [info.get("size"), info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("updated")]
-
-
-def _bytes(paths: Sequence[str]) -> int:
-    return sum(int(str(_version_of(path)[0])) for path in paths)
+def _versions(paths: Sequence[str]) -> list[FileVersion]:
+    found = {path: file_versions(path) for path in paths}
+    for path, versions in found.items():
+        if not versions:
+            raise UserError(f"{path}: no such file")
+    return [version for versions in found.values() for version in versions]
 
 
 def _finished(build: Build, stage: str, stage_digest: str) -> Marker | None:
@@ -140,7 +134,7 @@ def _finished(build: Build, stage: str, stage_digest: str) -> Marker | None:
 def _count_words(build: Build, inputs: WikipediaInputs, part_bytes: int, stage_digest: str) -> Marker:
     with _for_users():
         parts = [part for path in inputs.dumps for part in split_dump(path, part_bytes)]
-    buckets = _bucket_count(_bytes(inputs.dumps)) if parts else 0
+    buckets = _bucket_count(sum(version.bytes or 0 for version in _versions(inputs.dumps))) if parts else 0
     tasks = _units([(part.path, part) for part in parts], stage_digest)
     counted = _run(build, "words/count", tasks, _CountPart(inputs.site, buckets))
     spilled = [name for marker in counted.values() for name in marker.outputs if name.startswith(_SPILLED_WORDS)]
@@ -207,10 +201,10 @@ class _CountPart:
         counts: Counter[str] = Counter(inputs=0, kept=0)
         titles: list[str] = []
         with _for_users():
-            spill(output, f"{_SPILLED_WORDS}{name}.parquet", COUNTS, self._words(part, titles, counts))
+            spill(output, f"{_SPILLED_WORDS}{name}.rows", COUNTS, self.buckets, self._words(part, titles, counts))
         articles = pa.table([pa.array(titles, pa.string())], schema=_TITLES)
         routed = [(articles, _buckets_of(articles["title"], _TITLE_BUCKETS))]
-        spill(output, f"{_ARTICLES}{name}.parquet", _TITLES, routed)
+        spill(output, f"{_ARTICLES}{name}.rows", _TITLES, _TITLE_BUCKETS, routed)
         return counts
 
     def _words(self, part: DumpPart, titles: list[str], counts: Counter[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -273,7 +267,7 @@ class _ReadViews:
         name, path = task
         with _for_users():
             routed = ((views, _buckets_of(views["title"], self.buckets)) for views in self._views(path))
-            rows = spill(output, f".wit/titles/spilled/{name}.parquet", VIEWS, routed)
+            rows = spill(output, f".wit/titles/spilled/{name}.rows", VIEWS, self.buckets, routed)
         return {"inputs": rows, "kept": rows}
 
     def _views(self, path: str) -> Iterator[pa.Table]:

@@ -8,7 +8,8 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from pipeline.engine import Build, run_reduction, run_units
+from pipeline.duplicates import FetchedPart
+from pipeline.engine import Build, _packs, _unpack, run_reduction, run_units
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.runner import parse_beam_options
@@ -106,6 +107,53 @@ def test_repeated_bundles_work_once(build, log):
     options = parse_beam_options(["--direct_runner_bundle_repeat=2"])
     run_units(Build(build.workspace, options, Progress(None)), "step", units(1, 2), WriteAndLog(str(log)))
     assert runs(log) == [1, 2]
+
+
+@dataclass(frozen=True)
+class OvertakenByATwin:
+    """The first run of a unit is overtaken: the file that stands in the end is another worker's."""
+
+    log: str
+
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        counts = WriteAndLog(self.log).work(payload, output)
+        if runs(Path(self.log)) == [payload]:
+            with output.workspace.create(f"out/{payload}.txt") as out:
+                out.write(b"other answers")
+        return counts
+
+
+def test_a_unit_whose_files_are_not_those_of_its_marker_runs_again(build, log):
+    run_units(build, "step", units(3), OvertakenByATwin(str(log)))
+    assert runs(log) == [3, 3]
+    assert (Path(build.workspace.root) / "out/3.txt").read_bytes() == b"xxx"
+
+
+@dataclass(frozen=True)
+class LeaveNothing:
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        with output.create("out/gone.txt") as out:
+            out.write(b"gone")
+        output.workspace.remove(["out/gone.txt"])
+        return {"inputs": 1, "kept": 1}
+
+
+def test_a_unit_that_never_leaves_a_result_is_named(build):
+    with pytest.raises(UserError, match="unit u3 left no result"):
+        run_units(build, "step", units(3), LeaveNothing())
+
+
+def test_ten_thousands_of_units_fit_into_the_graph_of_a_job(build, log):
+    many = [Unit(f"part-{n:05d}", digest(n), FetchedPart(n, f"part-{n:05d}")) for n in range(40_000)]
+    packs = _packs(many)
+    assert [unit for pack in packs for unit in _unpack(pack)] == many
+    assert sum(map(len, packs)) < 3_000_000  # Dataflow takes 10 MB, and JSON has a third more
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,19 @@ def test_sorting_some_parts_at_a_time_changes_nothing(tmp_path, monkeypatch):
     assert tables[0].equals(tables[0].sort_by([("part", "ascending"), ("uid", "ascending")]))
 
 
+def test_units_of_several_parts_decide_the_same(tmp_path, monkeypatch):
+    rows = make_rows(random_images(np.random.default_rng(5), 120))
+    trees = []
+    for most_groups in (1_024, 3):
+        monkeypatch.setattr("pipeline.decisions.MAX_BUCKETS", most_groups)
+        folder = tmp_path / str(most_groups)
+        folder.mkdir()
+        workspace, _ = run_stage(folder, rows, 7)
+        trees.append({name: workspace.read_bytes(name) for name in workspace.sizes("dedup")})
+    assert len([name for name in trees[0] if "decisions" in name]) == 7
+    assert trees[0] == trees[1]
+
+
 def test_near_duplicates_can_be_kept(tmp_path):
     rows = make_rows(random_images(np.random.default_rng(4), 60))
     workspace, _ = run_stage(tmp_path, rows, 2, near_duplicates=False)
