@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.units import UnitOutput
 from pipeline.workspace import Workspace
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 32 << 20
 MAX_BUCKETS = 1_024
 _OFFSET = np.dtype("<i8")
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
