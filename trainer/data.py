@@ -5,9 +5,7 @@ the same bytes in any worker of any rank. A sample that cannot be used is counte
 its shard takes its place.
 """
 
-import io
 import signal
-import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import orjson
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -27,17 +24,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.balance import BalancedOrder
 from trainer.errors import TrainerError
+from trainer.images import decode_rgb
 from trainer.order import Addresses, SampleOrder, rank_share, uniform
-from trainer.shards import ShardSet
+from trainer.shards import Sample, ShardSet
 
 Broken = Literal["no_image", "no_caption", "broken_image", "too_many_pixels"]
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 MAX_CHUNK = 256
 """Samples that one worker prepares at a time; the step's batch is put together from these."""
 LAST_STEP_S = 60
 """How long a worker goes on after SIGTERM, if its training process does not end it before."""
 MAX_CACHED_WORDS = 500_000
 """Words whose tokens a worker remembers: about 100 MB."""
+SYMBOLS_PER_TOKEN = 64
+"""How much of a word is looked at: no token is longer than 32 symbols, and as much again is for what the cut changes,
+which is a few symbols before it."""
 _CROP_STREAM, _CAPTION_STREAM = 2, 3  # order.py uses 0 and 1
 
 
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     tokens: Tensor  # (n, context) int64
     shards: Tensor  # (n,) int64, with `indices` the samples' addresses
     indices: Tensor
-    broken: dict[str, int]  # samples met on the way that could not be used
+    broken: dict[str, int]  # by reason, positions of the stream whose own sample cannot be used
 
 
 @dataclass(frozen=True)
@@ -108,49 +108,71 @@ class Pairs(Dataset[Batch | TrainerError]):
         self, addresses: Addresses, row: int, draws: NDArray[np.float64], image: NDArray[np.uint8], broken: Counter[str]
     ) -> tuple[int, str]:
         """Write the sample's image, or that of the next usable one of its shard; return its index and caption."""
+        met: Counter[str] = Counter()
         epoch, shard, wanted = (int(column[row]) for column in (addresses.epoch, addresses.shard, addresses.index))
         reader = self._shards.reader(shard)
         for number in (*range(wanted, len(reader)), *range(wanted)):
             sample = reader.read(number, with_json=self._view.captions == "any")
-            caption = self._caption(sample.text, sample.json, epoch, shard, number)
+            caption = self._caption(stored_captions(sample), epoch, shard, number)
             problem = (
                 "no_caption" if caption is None else decode_crop(sample.image, draws, self._view.crop_scale, image)
             )
             if problem is None and caption is not None:
                 return number, caption
-            broken[str(problem)] += 1
-        raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(broken)}")
+            met[str(problem)] += 1
+            if number == wanted:  # those after it are counted where the stream itself comes to them
+                broken[str(problem)] += 1
+        raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(met)}")
 
-    def _caption(self, text: bytes | None, metadata: bytes | None, epoch: int, shard: int, number: int) -> str | None:
-        captions = [text.decode("utf-8", "replace").strip()] if text is not None else []
-        if self._view.captions == "any" and metadata is not None:
-            captions = _captions(metadata) or captions
-        usable = [caption for caption in captions if caption]
+    def _caption(self, usable: list[str], epoch: int, shard: int, number: int) -> str | None:
         if len(usable) < 2:
             return usable[0] if usable else None
         return usable[int(uniform(self._view.seed, _CAPTION_STREAM, epoch, shard, number)[0] * len(usable))]
 
 
+class _Tokenizer(SimpleTokenizer):
+    """open_clip's, which merges every word whole, in time quadratic in its length, before it cuts the text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the text's tokens, or at least the first `context_length` of them."""
+        tokens: list[int] = []
+        for word in self.pat.finditer(self.clean_fn(text)):
+            if len(tokens) >= self.context_length:
+                break
+            symbols = "".join(self.byte_encoder[byte] for byte in word.group().encode())
+            near = symbols[: SYMBOLS_PER_TOKEN * self.context_length]
+            tokens += [self.encoder[token] for token in self.bpe(near).split(" ")]
+        return tokens
+
+
 @cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+def _tokenizer(context_length: int) -> _Tokenizer:
+    return _Tokenizer(context_length=context_length)
 
 
 def tokenize(texts: list[str], context_length: int) -> Tensor:
     """Return the texts' tokens, (n, context_length) int64, zero-padded; longer texts are cut (CLIP section 2.4)."""
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(context_length)
     if len(tokenizer.cache) > MAX_CACHED_WORDS:
         tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
-    tokens: Tensor = tokenizer(texts, context_length)
+    tokens: Tensor = tokenizer(texts)
     return tokens
 
 
-def _captions(metadata: bytes) -> list[str]:
+def stored_captions(sample: Sample) -> list[str]:
+    """Return the `captions` of the sample's json if it was read and lists any, else its txt; none of them blank."""
+    captions = _listed_captions(sample.json or b"")
+    if not captions and sample.text is not None:
+        captions = [sample.text.decode("utf-8", "replace")]
+    return [stripped for caption in captions if (stripped := caption.strip())]
+
+
+def _listed_captions(metadata: bytes) -> list[str]:
     try:
         captions = orjson.loads(metadata).get("captions")
     except (orjson.JSONDecodeError, AttributeError):
         return []
-    return [c.strip() for c in captions if isinstance(c, str)] if isinstance(captions, list) else []
+    return [c for c in captions if isinstance(c, str)] if isinstance(captions, list) else []
 
 
 def _listing(counts: dict[str, int]) -> str:
@@ -171,40 +193,16 @@ def decode_crop(
     low, high = crop_scale
     side_share = float(np.sqrt(low + draws[0] * (high - low)))
     try:
-        image = _decode(encoded, min_side=int(np.ceil(size / side_share)))
+        image = decode_rgb(encoded, min_side=int(np.ceil(size / side_share)))
     except Image.DecompressionBombError:
         return "too_many_pixels"
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombWarning):
+    except Exception:  # decoders raise whatever hostile bytes lead them to: RuntimeError, IndexError, struct.error ...
         return "broken_image"
     side = min(image.size) * side_share
     left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], image.size, strict=True))
     box = (left, top, left + side, top + side)
     out[:] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
     return None
-
-
-def _decode(encoded: bytes, min_side: int) -> Image.Image:
-    """Decode to RGB; a JPEG at the smallest eighth of its scale whose sides are not below `min_side`.
-
-    Raises:
-        Image.DecompressionBombError: more than `MAX_PIXELS`; nothing was decoded.
-        OSError, ValueError, SyntaxError, EOFError: a decoder refused it.
-    """
-    if encoded[:2] == b"\xff\xd8":
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded, min_side, min_side)
-            if int(height) * int(width) > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            if colours != "CMYK":
-                return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB", False, False, min_side, min_side))
-        except ValueError:
-            pass  # Pillow mends more than libjpeg-turbo's strict mode does, and has the last word
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            return image.convert("RGB")
 
 
 @dataclass(frozen=True)

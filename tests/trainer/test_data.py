@@ -1,13 +1,18 @@
 """Batches: the same bytes from any workers and ranks, crops and captions by hash, broken samples counted."""
 
 import io
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from scene_shards import draw_scene, scene_of, write_scene_shards
 
@@ -24,9 +29,11 @@ from trainer.data import (
     tokenize,
 )
 from trainer.errors import TrainerError
+from trainer.images import MAX_SCANS
 from trainer.order import SampleOrder, rank_share
 from trainer.shards import ShardCache, ShardSet, find_shards
 
+PLAIN_TOKENIZER = SimpleTokenizer()
 VIEW = View(image_size=32, context_length=16, seed=3)
 
 
@@ -94,8 +101,17 @@ def test_broken_samples_are_counted_and_the_next_good_one_takes_their_place(tmp_
     order = SampleOrder(shards.counts, seed=3, lanes=4, window=32).at(np.arange(12)).index.tolist()
     stand_in = {1: 3, 2: 3, 5: 7, 6: 7, 8: 10, 9: 10}
     assert sorted(batch.indices.tolist()) == sorted(stand_in.get(index, index) for index in order)
-    # Samples 2, 6 and 9 are met twice: once as themselves, once after the broken one before them.
-    assert Counter(batch.broken) == {"no_image": 3, "broken_image": 2, "too_many_pixels": 1, "no_caption": 3}
+    assert Counter(batch.broken) == {"no_image": 2, "broken_image": 1, "too_many_pixels": 1, "no_caption": 2}
+
+
+def test_broken_neighbours_are_counted_once_each_in_any_workers_and_ranks(tmp_path: Path):
+    write_scene_shards(tmp_path / "shards", (40, 8), {"jpg": dict.fromkeys(range(9, 21), b"damaged")})
+    shards = _shards(tmp_path / "shards", tmp_path)
+    plain = [Counter(batch.broken) for batch in _steps(shards, steps=(0, 8), batch=12)]
+    assert sum(plain[:4], Counter()) == sum(plain[4:], Counter()) == {"broken_image": 12}  # one epoch, then another
+    assert [Counter(batch.broken) for batch in _steps(shards, steps=(3, 8), workers=2, batch=12)] == plain[3:]
+    ranks = [_steps(shards, steps=(0, 8), rank=rank, world=2, batch=12) for rank in range(2)]
+    assert [Counter(one.broken) + Counter(other.broken) for one, other in zip(*ranks, strict=True)] == plain
 
 
 def test_a_shard_without_any_usable_sample_stops_the_run(tmp_path: Path):
@@ -136,6 +152,112 @@ def test_the_crop_is_a_square_of_the_image_at_the_drawn_place(width: int, height
             expected = 255 * (np.array([edge + side / 64, edge + side * 63 / 64]) - 0.5) / (length - 1)
             line = out[16, [0, 31], 0] if axis == 0 else out[[0, 31], 16, 1]
             assert line == pytest.approx(expected, abs=4)
+
+
+def _damaged_avif() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 50, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "AVIF")
+    whole = stream.getvalue()
+    start = whole.index(b"mdat") + 4
+    return whole[:start] + bytes(len(whole) - start)
+
+
+def _dds_of_unknown_pixels() -> bytes:
+    head = struct.pack("<7I44x", 124, 0x1007, 50, 60, 0, 0, 0)
+    return b"DDS " + head + struct.pack("<2I4s5I20x", 32, 4, b"ZZZZ", 0, 0, 0, 0, 0) + bytes(100)
+
+
+def _blp_of_unknown_encoding() -> bytes:
+    return b"BLP2" + struct.pack("<iBBBB2I", 1, 9, 9, 9, 9, 60, 50) + bytes(2_000)
+
+
+@pytest.mark.parametrize("encoded", [_damaged_avif(), _dds_of_unknown_pixels(), _blp_of_unknown_encoding()])
+def test_whatever_a_decoder_raises_is_a_broken_image(encoded: bytes):
+    with pytest.raises((RuntimeError, NotImplementedError)):  # both, and no OSError
+        Image.open(io.BytesIO(encoded)).load()
+    assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "broken_image"
+
+
+def test_formats_of_other_programs_are_not_opened():
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(stream, "PCX")
+    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "broken_image"
+
+
+def _jpeg(progressive: bool) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (40, 40), 90).save(stream, "JPEG", progressive=progressive)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_too_many_pixels_is_not_decoded(progressive: bool, monkeypatch: pytest.MonkeyPatch):
+    decoded: list[bytes] = []
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, *how: decoded.append(data) or decode(data, *how))
+    whole = _jpeg(progressive)
+    frame = whole.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    out = np.empty((16, 16, 3), np.uint8)
+    for side, problem in ((9_460, "too_many_pixels"), (40, None)):  # 9,460 squared is just above the limit
+        encoded = whole[: frame + 5] + struct.pack(">2H", side, side) + whole[frame + 9 :]
+        assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), out) == problem
+    assert decoded == [whole]
+
+
+def test_a_jpeg_of_endless_scans_is_broken():
+    whole = _jpeg(progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    out = np.empty((16, 16, 3), np.uint8)
+    scans = whole.count(b"\xff\xda")
+    for count, problem in ((MAX_SCANS, None), (MAX_SCANS + 1, "broken_image")):
+        encoded = whole[:last] + whole[last:-2] * (count - scans + 1) + whole[-2:]
+        assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), out) == problem
+
+
+@pytest.mark.parametrize(("kind", "file_format"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF"), ("<i4", "TIFF")])
+def test_deep_greys_keep_their_brightness(kind: str, file_format: str):
+    ramp = np.broadcast_to(np.linspace(0, 65_535, 32), (32, 32)).astype(kind)
+    stream = io.BytesIO()
+    Image.fromarray(ramp).save(stream, file_format)
+    out = np.empty((32, 32, 3), np.uint8)
+    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) is None
+    assert (out == (ramp.astype(np.int64) // 256)[..., None]).all()
+
+
+def test_floating_point_pixels_are_refused():
+    stream = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(stream, "TIFF")
+    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "broken_image"
+
+
+_words = st.sampled_from(["banjo", "charlottesville", "photography", "aa", "ab", "ba", "😂", "é", "!", "x", "qz"])
+_texts = st.one_of(
+    st.text(max_size=40),
+    st.builds(lambda words, times: "".join(words) * times, st.lists(_words, max_size=12), st.integers(1, 60)),
+    st.text("abcdeilnorst", min_size=250, max_size=600),
+)
+
+
+@given(texts=st.lists(_texts, min_size=1, max_size=3), context=st.integers(4, 16))
+@settings(max_examples=200, deadline=None)
+def test_tokens_are_those_of_open_clip(texts: list[str], context: int):
+    assert torch.equal(tokenize(texts, context), PLAIN_TOKENIZER(texts, context))
+
+
+def test_of_an_endless_word_only_its_beginning_is_merged(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    merge = SimpleTokenizer.bpe
+
+    def bpe(self: SimpleTokenizer, token: str) -> str:
+        seen.append(len(token))
+        return str(merge(self, token))
+
+    monkeypatch.setattr(SimpleTokenizer, "bpe", bpe)
+    word = "".join(np.random.default_rng(1).choice(list("abcdefghijklmnopqrstuvwxyz"), 60_000))
+    cut = tokenize([word, f"{word} {word}"], 16)
+    assert sum(seen) <= 2 * 64 * 16
+    assert torch.equal(cut, PLAIN_TOKENIZER([word[:2_000]] * 2, 16))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from torch import Tensor
 
 from trainer import checkpoint
 from trainer.config import EvaluateConfig
-from trainer.data import MAX_PIXELS
+from trainer.data import tokenize
 from trainer.distributed import pick_device
 from trainer.errors import TrainerError
 from trainer.export import PREPROCESSING
+from trainer.images import open_image
 from trainer.model import build_model
 from trainer.train import autocast, pick_precision
 
@@ -52,7 +53,7 @@ class Encoder:
             tokens = self.tokenize(texts[start : start + self.batch]).to(self.device)
             with autocast(self.device, self.precision):
                 parts.append(self.model.encode_text(tokens))
-        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+        return F.normalize(self._finite(torch.cat(parts).float().cpu()), dim=-1)
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[bytes]) -> Iterator[tuple[Tensor, list[bool]]]:
@@ -66,14 +67,24 @@ class Encoder:
                 if readable:
                     with autocast(self.device, self.precision):
                         features = self.model.encode_image(torch.stack(readable).to(self.device)).float().cpu()
-                yield features, [image is not None for image in pixels]
+                yield self._finite(features), [image is not None for image in pixels]
+
+    def _finite(self, features: Tensor) -> Tensor:
+        if not features.isfinite().all():
+            raise TrainerError(
+                f"the features of {self.name} are not finite numbers: "
+                'evaluate an earlier checkpoint, or set evaluate.precision = "fp32"'
+            )
+        return features
 
     def _pixels(self, encoded: bytes) -> Tensor | None:
         try:
-            with Image.open(BytesIO(encoded)) as image:
-                return self.preprocess(image) if image.width * image.height <= MAX_PIXELS else None
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+            image = open_image(encoded)
+        except (
+            Exception
+        ):  # decoders raise whatever hostile bytes lead them to: RuntimeError, IndexError, struct.error ...
             return None
+        return self.preprocess(image)
 
 
 def open_encoder(path: str, architecture: str | None, name: str | None, config: EvaluateConfig) -> Encoder:
@@ -88,7 +99,12 @@ def open_encoder(path: str, architecture: str | None, name: str | None, config: 
     device = pick_device(config.device)
     logging.getLogger().setLevel(logging.WARNING)  # open_clip tells every step of building a model
     model, preprocess, context_length = _open(path, architecture)
-    tokenizer = open_clip.get_tokenizer(architecture or "ViT-B-32", context_length=context_length)
+    _check_weights(model, path)
+    tokenizer = (
+        partial(tokenize, context_length=context_length)
+        if architecture is None
+        else open_clip.get_tokenizer(architecture, context_length=context_length)
+    )
     return Encoder(
         name or _default_name(path, architecture), model.to(device).eval(), preprocess, tokenizer, device,
         pick_precision(config.precision, device), config.batch, config.workers,
@@ -116,12 +132,22 @@ def _open_training_checkpoint(path: Path) -> tuple[Any, Callable[[Image.Image], 
     if not path.exists():
         raise TrainerError(f"no checkpoint {path}")
     content = checkpoint.load(path)
-    identity = content["identity"]
-    model = build_model(identity["train.architecture"], objective=identity["train.objective"])
-    model.load_state_dict(content["model"])
+    try:
+        identity = content["identity"]
+        model = build_model(identity["train.architecture"], objective=identity["train.objective"])
+        model.load_state_dict(content["model"])
+    except Exception as error:  # what is missing or does not fit shows wherever it is used
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise TrainerError(f"{path} is not a whole checkpoint ({reason}): evaluate another one") from error
     size = model.visual.image_size
     preprocess = image_transform_v2(PreprocessCfg(size=size, **PREPROCESSING), is_train=False)
     return model, preprocess, model.context_length
+
+
+def _check_weights(model: Any, path: str) -> None:
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise TrainerError(f"{path}: the weights {name} are not finite numbers: evaluate an earlier checkpoint")
 
 
 def _default_name(path: str, architecture: str | None) -> str:

@@ -1,6 +1,5 @@
 """Image-text retrieval on shards: recall at 1, 5 and 10 in both directions (CLIP table 13)."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data import stored_captions
 from trainer.errors import TrainerError
 from trainer.evaluation.models import Encoder
 from trainer.shards import ShardSet
@@ -60,8 +60,7 @@ def _images(shards: ShardSet, captions: list[list[str]]) -> Iterator[bytes]:
         reader = shards.reader(shard)
         for number in range(len(reader)):
             sample = reader.read(number, with_json=True)
-            listed = json.loads(sample.json).get("captions") if sample.json else None
-            own = listed or ([sample.text.decode("utf-8", "replace")] if sample.text else [])
+            own = stored_captions(sample)
             if sample.image and own:
                 captions.append(own)
                 yield sample.image
