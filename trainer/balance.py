@@ -17,6 +17,8 @@ from trainer.errors import TrainerError
 from trainer.order import Addresses, Int64s, SampleOrder, hash64, uniform
 from trainer.shards import ShardSet
 
+MAX_QUERIES = 1 << 27
+"""Far above any list of queries; eight bytes are held for each up to the largest."""
 _BALANCE_STREAM = 4  # order.py and data.py use 0 to 3
 
 
@@ -40,12 +42,20 @@ def _query_ids(tar: str, samples: int) -> pa.ListArray:
     try:
         with fsspec.open(path, "rb") as file:
             table = pq.read_table(file, columns=["status", "query_ids"])
+        kept = table.filter(pc.equal(table["status"], "success"))["query_ids"].cast(pa.list_(pa.int32()))
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise TrainerError(f"train.balance_cap needs the query_ids of {path}: {error}") from error
-    kept = table.filter(pc.equal(table["status"], "success"))["query_ids"].combine_chunks()
+        reason = str(error).partition("\n")[0]
+        raise TrainerError(f"train.balance_cap needs the query_ids of {path}: {reason}") from error
     if len(kept) != samples:
         raise TrainerError(f"{path} lists {len(kept)} samples where {tar} has {samples}: write the set again")
-    return kept
+    lists: pa.ListArray = kept.combine_chunks()
+    ids = lists.flatten()
+    if ids.null_count or not all(0 <= id < MAX_QUERIES for id in pc.min_max(ids).as_py().values() if id is not None):
+        raise TrainerError(
+            f"query_ids of {path} are not all numbers from 0 to {MAX_QUERIES - 1}: write the set again, "
+            "or leave out train.balance_cap"
+        )
+    return lists
 
 
 def _probabilities(lists: pa.ListArray, counts: Int64s, cap: int) -> NDArray[np.float32]:

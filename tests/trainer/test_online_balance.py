@@ -73,6 +73,41 @@ def test_a_position_means_the_same_however_the_stream_is_read(counts: list[int],
     assert all(index < counts[shard] for _, shard, index in read(0, 60))
 
 
+def _one_shard(folder: Path, query_ids: pa.Array | None) -> ShardSet:
+    write_scene_shards(folder / "shards", (3,))
+    columns = {"status": ["success"] * 3} | ({} if query_ids is None else {"query_ids": query_ids})
+    pq.write_table(pa.table(columns), folder / "shards" / "00000.parquet")
+    return find_shards((f"{folder}/shards/*.tar",), ShardCache(folder / "cache", 2**30))
+
+
+@pytest.mark.parametrize(
+    "query_ids",
+    [
+        pa.array([[0, None], [1], [1]]),
+        pa.array([[0, -1], [1], [1]]),
+        pa.array([[0, 1 << 27], [1], [1]]),
+        pa.array([[1 << 40], [1], [1]]),
+        pa.array([["cat"], ["dog"], []]),
+        pa.array([1, 2, 3]),
+        pa.array([{"a": 1}] * 3),
+        None,
+    ],
+    ids=["null", "negative", "large", "larger", "text", "no lists", "structs", "missing"],
+)
+def test_queries_that_are_no_numbers_are_one_line(tmp_path: Path, query_ids: pa.Array | None):
+    with pytest.raises(TrainerError, match=r"query_ids of .*00000\.parquet") as caught:
+        keep_probabilities(_one_shard(tmp_path, query_ids), 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "query_ids",
+    [pa.nulls(3), pa.array([None, [], None], pa.list_(pa.int64())), pa.array([[]] * 3, pa.list_(pa.null()))],
+)
+def test_samples_without_queries_stay(tmp_path: Path, query_ids: pa.Array):
+    assert keep_probabilities(_one_shard(tmp_path, query_ids), 1).tolist() == [1, 1, 1]
+
+
 def test_a_run_balances_and_says_what_it_misses(tmp_path: Path):
     shards = _shards(tmp_path, [[[0]] * 30 + [[1]] * 10])
     assert train(tiny_settings(tmp_path, tmp_path / "out", balance_cap=10, batch=10, steps=3)) is not None
