@@ -15,7 +15,7 @@ from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
 from pipeline.stages.balance import QueryKeys
 from pipeline.stages.dedup import run_dedup
-from pipeline.stages.fetched import run_fetched
+from pipeline.stages.fetched import check_fetched, run_fetched
 from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan
 from pipeline.stages.report import run_report
@@ -61,6 +61,8 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
     allowlist = project.load_allowlist()
     keys = QueryKeys(project.allowlist_path, config.seed)
     build.workspace.remove_temporary_files()
+    if "fetched" in stages and not refetch:
+        check_fetched(build.workspace, config, base_dir)
 
     pairs = run_pairs(build, config, base_dir, allowlist, project.allowlist_path)
     if "plan" not in stages:

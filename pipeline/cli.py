@@ -100,7 +100,11 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_config(build)
     build.add_argument("--to", choices=STAGES, default=STAGES[-1], help="the last stage to run (default: report)")
-    build.add_argument("--refetch", action="store_true", help="fetch again what was fetched for another plan")
+    build.add_argument(
+        "--refetch",
+        action="store_true",
+        help="fetch everything again that was fetched for another plan or under other settings",
+    )
     build.add_argument("--quiet", action="store_true", help="no progress")
     build.set_defaults(func=_build, takes_beam_options=True)
 

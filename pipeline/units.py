@@ -165,12 +165,6 @@ def read_stage(workspace: Workspace, stage: str) -> Marker | None:
     return read_marker(workspace, _STAGES, stage)
 
 
-def outdated(workspace: Workspace, step: str, units: Sequence[Unit]) -> list[str]:
-    """Return the names of the finished units whose output a run would throw away: changed, or no longer wanted."""
-    wanted = {unit.name: unit.digest for unit in units}
-    return sorted(name for name, m in read_markers(workspace, step).items() if wanted.get(name) != m.digest)
-
-
 def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
     """Tell whether a run of these units would do anything."""
     markers = read_markers(workspace, step)

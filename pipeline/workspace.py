@@ -181,6 +181,17 @@ class Workspace:
         with self.open(name) as source:
             return pq.read_table(source, columns=columns, use_threads=False)
 
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name; on a local file system in one step."""
+        target = self.path(to)
+        if self._renames:
+            self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        if self.is_local:
+            os.replace(self.path(name), target)
+        else:
+            self.remove([to])
+            self.fs.mv(self.path(name), target)
+
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
             if self.exists(name):

@@ -94,14 +94,14 @@ class Crawl:
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, part: Part) -> None:
-        """Give every URL of `part` its outcome."""
-        targets = [_target_or_failure(url) for url in part.urls]
-        limit_s = part_limit_s([t for t in targets if isinstance(t, Target)], self._config, self._workers)
+        """Give every URL of `part` that has none yet its outcome."""
+        targets = [(number, _target_or_failure(url)) for number, url in part.pending()]
+        limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config, self._workers)
         run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
         expiry = self._loop.call_at(run.ends_at_s, self._give_up, run)
         self._runs.add(run)
         try:
-            for number, target in enumerate(targets):
+            for number, target in targets:
                 if isinstance(target, Target):
                     self._enqueue(_Job(run, number, target, self._config.timeout_s))
                 else:

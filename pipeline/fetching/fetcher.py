@@ -10,6 +10,7 @@ import asyncio
 import os
 import resource
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -21,6 +22,7 @@ from pipeline.config import FetchConfig
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client
 from pipeline.fetching.crawl import Crawl
+from pipeline.fetching.earlier import EarlierPart, reuse
 from pipeline.fetching.part import Part
 
 _OPEN_FILES = 4_096
@@ -49,14 +51,19 @@ class Fetcher:
         client = Client(self._config)
         return client, Crawl(self._config, workers=workers, client=client, decoders=self._decoders, archives=archives)
 
-    def fetch_part(self, plan: pa.Table, *, tar_stream: BinaryIO, scratch_dir: Path) -> pa.Table:
+    def fetch_part(
+        self, plan: pa.Table, *, tar_stream: BinaryIO, scratch_dir: Path, earlier: Iterable[EarlierPart] = ()
+    ) -> pa.Table:
         """Ask for every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
 
         Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
         must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
+        URLs that `earlier` has are not asked for.
         """
         part = Part(plan, scratch_dir)
         try:
+            for known in earlier:
+                reuse(part, known)
             crawling = asyncio.run_coroutine_threadsafe(self._crawl.run(part), self._loop)
             try:
                 crawling.result()

@@ -36,6 +36,10 @@ class Part:
         """Delete the temporary file."""
         self._images.close()
 
+    def pending(self) -> list[tuple[int, str]]:
+        """Return the URLs that have no outcome yet, each with its number."""
+        return [(n, url) for n, url in enumerate(self.urls) if self._outcomes[n] is None]
+
     def keep(self, jpeg: bytes) -> tuple[int, int]:
         """Keep an image until the tar is written; return where."""
         offset = self._size_bytes

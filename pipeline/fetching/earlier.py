@@ -1,0 +1,48 @@
+"""What is known of a part already: its URLs as fetched for an earlier plan, under the same settings."""
+
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline.fetching.outcome import Outcome
+from pipeline.fetching.part import Part
+from pipeline.records import Reason
+
+_FACTS = [field.name for field in fields(Outcome) if field.name != "jpeg"]
+
+
+@dataclass(frozen=True)
+class EarlierPart:
+    """The table (schema `FETCHED`) and the tar of a part as an earlier plan had it."""
+
+    rows: pa.Table
+    tar: BinaryIO
+
+
+def reuse(part: Part, earlier: EarlierPart) -> None:
+    """Give each URL of `part` that has no outcome yet the one it had in the earlier plan, failures included."""
+    numbers = {url: number for number, url in part.pending()}
+    wanted: dict[str, tuple[int, Mapping[str, Any]]] = {}  # of images in the tar: uid -> number and facts of the URL
+    for row in earlier.rows.select(["uid", "url", *_FACTS]).to_pylist():
+        number = numbers.pop(row["url"], None)
+        if number is not None and row["reason"] is not None:
+            part.finish(number, _outcome(row))
+        elif number is not None:
+            wanted[row["uid"]] = number, row
+    with tarfile.open(fileobj=earlier.tar, mode="r|") as tar:
+        for member in tar:
+            uid = member.name.removesuffix(".jpg")
+            if uid in wanted:
+                number, row = wanted.pop(uid)
+                image = tar.extractfile(member)
+                assert image is not None
+                part.finish(number, _outcome(row, part.keep(image.read())))
+
+
+def _outcome(row: Mapping[str, Any], jpeg: tuple[int, int] | None = None) -> Outcome:
+    facts = {name: row[name] for name in _FACTS}
+    reason = None if row["reason"] is None else Reason(row["reason"])
+    return Outcome(**facts | {"reason": reason}, jpeg=jpeg)

@@ -1,0 +1,98 @@
+"""Another cap, after everything was fetched: only what is new is asked for, and the set is that of a fresh build."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.image_server import ImageServer, serve_images
+from support.recorded_web import make_images, make_project, tree
+
+from pipeline.cli import main
+from pipeline.errors import UserError
+from pipeline.stages import fetched
+
+pytestmark = pytest.mark.slow
+
+IMAGES = 120
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[ImageServer]:
+    with serve_images(make_images(IMAGES)) as server:
+        yield server
+
+
+@pytest.fixture
+def project(tmp_path: Path, web: ImageServer) -> Path:
+    """A project whose set is built, with a cap of 15."""
+    config = make_project(
+        tmp_path / "project",
+        IMAGES,
+        archives=[],
+        network=True,
+        gateway=web.gateway,
+        contact="mailto:test@example.org",
+        host_interval_s=0.0,
+    )
+    assert build(config, web, cap=15)
+    return config
+
+
+def build(config: Path, web: ImageServer, *options: str, cap: int) -> list[str]:
+    """Build with another cap; return the URLs that the web was asked for."""
+    lines = [f"cap = {cap}" if line.startswith("cap =") else line for line in config.read_text().splitlines()]
+    config.write_text("\n".join(lines))
+    web.requests.clear()
+    assert main(["build", "-c", str(config), "--quiet", *options]) == 0
+    return sorted(url for url in web.requests.elements() if not url.endswith("robots.txt"))
+
+
+def fresh(config: Path, web: ImageServer, folder: Path, cap: int) -> tuple[Path, list[str]]:
+    shutil.copytree(config.parent, folder, ignore=shutil.ignore_patterns("work"))
+    asked = build(folder / "wit.toml", web, cap=cap)
+    return folder / "work", asked
+
+
+def test_another_cap_asks_only_for_what_is_new(project: Path, web: ImageServer, tmp_path: Path) -> None:
+    _, asked_at_15 = fresh(project, web, tmp_path / "15", 15)
+    small, asked_at_5 = fresh(project, web, tmp_path / "5", 5)
+    large, asked_at_30 = fresh(project, web, tmp_path / "30", 30)
+    assert set(asked_at_5) < set(asked_at_15) < set(asked_at_30)
+
+    assert build(project, web, cap=30) == sorted(set(asked_at_30) - set(asked_at_15))
+    assert tree(project.parent / "work") == tree(large)
+    assert build(project, web, cap=5) == []
+    assert tree(project.parent / "work") == tree(small)
+
+
+@pytest.mark.parametrize("units_done", [0, 3])
+def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
+    project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, units_done: int
+) -> None:
+    before = tree(project.parent / "work")
+
+    def stop(build, step, units, prepare):
+        run_units(build, step, units[:units_done], prepare)
+        raise UserError("stopped")
+
+    run_units = fetched.run_units
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fetched, "run_units", stop)
+        with pytest.raises(AssertionError):
+            build(project, web, cap=5)
+    assert build(project, web, cap=15) == []
+    assert tree(project.parent / "work") == before
+
+
+def test_other_settings_are_refused_before_anything_changes(
+    project: Path, web: ImageServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(project.parent / "work")
+    text = project.read_text()
+    for change in (("image_size = 64", "image_size = 80"), ("parts = 6", "parts = 5"), ("seed = 3", "seed = 4")):
+        project.write_text(text.replace(*change))
+        assert main(["build", "-c", str(project), "--quiet"]) == 1
+        assert "6 parts in fetched/ were fetched under other settings" in capsys.readouterr().err
+        assert tree(project.parent / "work") == before
+    assert build(project, web, "--refetch", cap=15)
