@@ -31,12 +31,13 @@ from pipeline.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 
-VERSION = 1
+VERSION = 2
 """Raised when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
 _QUERY_ROWS = 20
 _THUMBNAIL_PX = 128
+_RESULTS = pa.schema([("eval_id", pa.string()), ("correct", pa.bool_())])  # of what `wit evaluate` writes
 
 
 def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
@@ -144,7 +145,7 @@ def _eval_report(workspace: Workspace, config: Config, evaluation: EvalConfig) -
         evidence=_evidence(workspace, name, pick_evidence(overlap, EVIDENCE_PER_SET), index),
         flat=pc.sum(pc.less(readable["quality"], config.dedup.min_quality)).as_py() or 0,
         left_out={row["values"]: row["counts"] for row in left_out},
-        accuracy=_accuracy(workspace, name, overlap),
+        accuracy=read_accuracy(workspace, name, index, overlap),
     )
 
 
@@ -196,12 +197,33 @@ def _small(jpeg: bytes) -> bytes:
         return thumbnail(np.asarray(image.convert("RGB")), _THUMBNAIL_PX)
 
 
-def _accuracy(workspace: Workspace, name: str, overlap: pa.Table) -> SplitAccuracy | None:
-    """Join the per-example results of the evaluated model with the overlap; of several models the first by name."""
+def read_accuracy(workspace: Workspace, name: str, index: pa.Table, overlap: pa.Table) -> SplitAccuracy | None:
+    """Join the per-example results of the evaluated model with the overlap; of several models the first by name.
+
+    Examples that the index has, but could not read, were compared with nothing and are left out.
+
+    Raises:
+        UserError: the results are not of the set in the index, or no results.
+    """
     results = sorted(n for n in workspace.sizes(f"evals/{name}/results") if n.endswith(".parquet"))
     if not results:
         return None
-    table = workspace.read_table(results[0], ["eval_id", "correct"])
+    file, way_out = f"{workspace.root}/{results[0]}", "evaluate the model on the set as it is now, or delete the file"
+    try:
+        table = workspace.read_table(results[0], _RESULTS.names).cast(_RESULTS)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file} holds no per-example results ({reason}): {way_out}") from error
+    unknown = table.filter(pc.invert(pc.is_in(table["eval_id"], index["eval_id"])))
+    if unknown.num_rows:
+        raise UserError(
+            f"{file}: {unknown.num_rows:,} of {table.num_rows:,} examples are not in evals/{name}/index.parquet, such "
+            f"as {unknown['eval_id'][0].as_py()!r}: {way_out}"
+        )
+    if table["correct"].null_count or len(pc.unique(table["eval_id"])) < table.num_rows:
+        raise UserError(f"{file} has an example twice, or one that is neither correct nor wrong: {way_out}")
+    readable = index.filter(pc.is_null(index["reason"]))
+    table = table.filter(pc.is_in(table["eval_id"], readable["eval_id"]))
     kept = overlap.filter(overlap["kept"])
     found = pc.is_in(table["eval_id"], pc.unique(kept["eval_id"]))
     return split_accuracy(table["correct"].to_numpy(), found.to_numpy())

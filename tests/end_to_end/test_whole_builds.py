@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.recorded_web import caption, image_url, make_project, tree
@@ -121,3 +122,36 @@ def test_a_changed_config_redoes_what_it_touches_or_refuses(project, tmp_path, c
     config.write_text(text)
     assert main(["build", "-c", str(config), "--quiet"]) == 0
     assert tree(work) == tree(project.parent / "work")
+
+
+def test_results_of_a_model_are_split_in_the_report_and_others_refused(project, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(project.parent, tmp_path / "evaluated")
+    config, work = tmp_path / "evaluated/wit.toml", tmp_path / "evaluated/work"
+    overlap = pq.read_table(work / "dedup/overlap/shapes.parquet").to_pylist()
+    found = {row["eval_id"] for row in overlap if row["kept"]}
+    ids = [
+        row["eval_id"] for row in pq.read_table(work / "evals/shapes/index.parquet").to_pylist() if not row["reason"]
+    ]
+    assert 0 < len(found) < len(ids)
+    results = work / "evals/shapes/results/model.parquet"
+    results.parent.mkdir()
+    pq.write_table(pa.table({"eval_id": ids, "correct": [eval_id in found for eval_id in ids]}), results)
+    assert main(["report", "-c", str(config)]) == 0
+    (shapes,) = json.loads((work / "report/overlap.json").read_text())["sets"]
+    split = {
+        part: (shapes["accuracy"][part]["count"], shapes["accuracy"][part]["total"]) for part in ("overlap", "clean")
+    }
+    assert split == {"overlap": (len(found), len(found)), "clean": (0, len(ids) - len(found))}
+    pq.write_table(pa.table({"eval_id": [*ids, "class0/gone.png"], "correct": [True] * (len(ids) + 1)}), results)
+    before = (work / "report/overlap.json").read_bytes()
+    capsys.readouterr()
+    assert main(["report", "-c", str(config)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"1 of {len(ids) + 1} examples are not in evals/shapes/index.parquet, such as 'class0/gone.png'" in error
+    assert (work / "report/overlap.json").read_bytes() == before
+    assert main(["build", "-c", str(config), "--quiet"]) == 1
+    results.unlink()
+    assert main(["build", "-c", str(config), "--quiet"]) == 0
