@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import TINY, tiny_settings
-from scene_shards import COLOURS, draw_scene, scene_of
+from scene_shards import COLOURS, draw_scene, scene_of, write_scene_shards
 
 from dedup.eval_sets import known_sets
 from dedup.eval_sets.read import read_examples
@@ -174,13 +176,26 @@ def test_imagenets_names_and_templates_come_with_open_clip():
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"a": {"classes": ["x"]}}', '{"a": {"classes": ["x"], "templates": ["no"]}}', "{}"]
+    "content",
+    [
+        "{",
+        "{}",
+        '{"a": {"classes": ["x"]}}',
+        '{"a": {"classes": ["x"], "templates": ["no"]}}',
+        '{"a": {"classes": [["x"], []], "templates": ["{}"]}}',
+        '{"a": {"classes": [[1], [2]], "templates": ["{}"]}}',
+        '{"a": {"classes": "xy", "templates": ["{}"]}}',
+        '{"a": {"classes": ["x"], "templates": [1]}}',
+        '{"a": {"classes": ["\\ud800", "x"], "templates": ["{}"]}}',
+        "[" * 100_000,
+    ],
 )
 def test_unusable_prompts_are_one_line(tmp_path: Path, content: str):
     path = tmp_path / "prompts.json"
     path.write_text(content)
-    with pytest.raises(TrainerConfigError, match=r"prompts\.json"):
+    with pytest.raises(TrainerConfigError, match=r"prompts\.json") as caught:
         read_prompts(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_retrieval_counts_ranks_over_all_captions(scenes: Path, tmp_path: Path):
@@ -208,6 +223,66 @@ def test_retrieval_counts_ranks_over_all_captions(scenes: Path, tmp_path: Path):
         assert result.text_recall[k] == pytest.approx(np.mean(hits))
         hits = [(scores[:, j] > scores[j // 3, j]).sum() < k for j in range(39)]
         assert result.image_recall[k] == pytest.approx(np.mean(hits))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "captions"),
+    [(b"[1]", 1), (b"{", 1), (b'{"captions": [1, 2]}', 1), (b'{"captions": "abc"}', 1), (b'{"captions": {"a": 1}}', 1),
+     (b'{"captions": 5}', 1), (b'{"captions": ["a red one", " ", 3, "the red one"]}', 2)],
+)  # fmt: skip
+def test_captions_of_any_json_are_text_or_the_txt(tmp_path: Path, metadata: bytes, captions: int):
+    write_scene_shards(tmp_path / "shards", (1,), {"json": {0: metadata}})
+    shards = find_shards((f"{tmp_path}/shards/*.tar",), ShardCache(tmp_path / "cache", 2**30))
+    result = retrieve(_colour_encoder(), shards)
+    assert (result.images, result.captions) == (1, captions)
+
+
+@pytest.mark.parametrize("classes", [("red cat",), ("red cat", "red dog", "red cow")])
+def test_roc_auc_needs_two_classes(tmp_path: Path, classes: tuple[str, ...]):
+    for name in classes:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.jpg").write_bytes(draw_scene("red", "circle", 0))
+    source = EvalSetConfig(name="hateful-memes", kind="folder", path=str(tmp_path / "images"))
+    prompts = Prompts(tuple((name,) for name in classes), PLAIN_TEMPLATES)
+    with pytest.raises(TrainerError, match=f"hateful-memes: ROC AUC needs .* two classes; {len(classes)} of"):
+        zero_shot(_colour_encoder(), source, prompts)
+    two = Prompts((("red cat",), ("green dog",)), PLAIN_TEMPLATES)
+    if len(classes) == 1:
+        with pytest.raises(TrainerError, match="two classes; 1 of 2"):
+            zero_shot(_colour_encoder(), source, two)
+
+
+def test_examples_of_one_name_are_refused(tmp_path: Path):
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for key, label in (("k", b"red"), ("j", b"blue"), ("k", b"green")):
+            for suffix, content in (("jpg", draw_scene("red", "circle", 0)), ("cls", label)):
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    source = EvalSetConfig(name="pets", kind="webdataset", path=str(tmp_path / "set.tar"))
+    with pytest.raises(TrainerError, match="evaluation set pets: 2 examples are called 'set/k'"):
+        zero_shot(_colour_encoder(), source, None)
+
+
+def _sixteen_bit_png(colour: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((20, 20), colour, np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_evaluation_images_are_decoded_as_the_trainings_are():
+    stream = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 0.5, np.float32)).save(stream, "TIFF")
+    avif = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 50, 3), np.uint8)).save(avif, "AVIF")
+    start = avif.getvalue().index(b"mdat") + 4
+    damaged = avif.getvalue()[:start] + bytes(2_000)
+    ppm = b"P6 2 2 255\n" + bytes([100] * 12)
+    encoder = replace(_colour_encoder(), preprocess=lambda image: torch.tensor(np.asarray(image.convert("RGB"))[0, 0]))
+    images = [_sixteen_bit_png(0x4000), stream.getvalue(), damaged, ppm]
+    assert [None if pixels is None else pixels.tolist() for pixels in map(encoder._pixels, images)] == [
+        [64] * 3, None, None, [100] * 3
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +365,109 @@ def test_mistakes_are_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "set_name"),
+    [
+        ("a/b", "scenes"),
+        ("../../../esc", "scenes"),
+        ("..", "scenes"),
+        ("", "scenes"),
+        ("run", "x/../../y"),
+        ("run", ".."),
+    ],
+)
+def test_results_stay_in_their_folder(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, set_name: str
+):
+    source = _scene_folder(tmp_path / "images", 4).model_copy(update={"name": set_name})
+    workspace = tmp_path / "a" / "b"
+    workspace.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    config = _config(workspace, source)
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model"), "--name", name]) == 2
+    error = capsys.readouterr().err
+    assert "is no file name" in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, config])
+
+
+def _one_line_about(path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["-c", str(config), "--checkpoint", str(path), "--name", "run"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(config.parent.rglob("*.parquet*"))
+    return error
+
+
+def test_weights_that_are_not_finite_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = _config(tmp_path, _scene_folder(tmp_path / "images", 4))
+    whole = torch.load(trained / "checkpoints" / "step-000000002.pt", weights_only=True)
+    for name, value, message in (
+        ("logit_scale", float("nan"), "the weights logit_scale are not finite"),
+        ("visual.proj", float("inf"), "the weights visual.proj are not finite"),
+        ("visual.ln_post.weight", 3e38, "the features of run are not finite"),
+    ):
+        weights = dict(whole["model"])
+        weights[name] = torch.full_like(weights[name], value)
+        torch.save({**whole, "model": weights}, tmp_path / "other.pt")
+        assert message in _one_line_about(tmp_path / "other.pt", config, capsys)
+
+
+@pytest.mark.parametrize("damage", ["identity", "model", "architecture", "logit_scale", "shape"])
+def test_a_checkpoint_that_lacks_something_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+):
+    config = _config(tmp_path, _scene_folder(tmp_path / "images", 4))
+    content = torch.load(trained / "checkpoints" / "step-000000002.pt", weights_only=True)
+    if damage == "architecture":
+        content["identity"]["train.architecture"] = {}
+    elif damage == "shape":
+        content["model"]["ln_final.weight"] = torch.zeros(3)
+    else:
+        del (content["model"] if damage == "logit_scale" else content)[damage]
+    torch.save(content, tmp_path / "other.pt")
+    assert "other.pt" in _one_line_about(tmp_path / "other.pt", config, capsys)
+
+
+def test_a_probe_of_one_example_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    one = _scene_folder(tmp_path / "one", 1)
+    config = _config(tmp_path, _scene_folder(tmp_path / "images", 4), f'probe_train = {{ scenes = "{one.path}" }}')
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 1
+    error = capsys.readouterr().err
+    assert "evaluate.probe_train.scenes: one example" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("moment", ["encoding", "writing"])
+def test_sigterm_ends_an_evaluation_without_half_results(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    """The signal comes while images are encoded, or when half of the results are written."""
+    config = _config(tmp_path, _scene_folder(tmp_path / "images", 4))
+
+    def terminated(*arguments: Any) -> None:
+        if moment == "writing":
+            arguments[1].write(b"half")
+            arguments[1].flush()
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+
+    place = "trainer.evaluation.examples._Reader.take" if moment == "encoding" else "pyarrow.parquet.write_table"
+    monkeypatch.setattr(place, terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.startswith("stopped")
+    assert [path for path in (tmp_path / "evals").rglob("*") if path.is_file()] == []
+
+
+def test_results_that_cannot_be_written_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = _config(tmp_path, _scene_folder(tmp_path / "images", 4))
+    (tmp_path / "evals").write_text("in the way")
+    assert "cannot write" in _one_line_about(trained / "model", config, capsys)
 
 
 def test_a_missing_set_is_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

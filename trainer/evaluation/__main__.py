@@ -1,8 +1,11 @@
 """`python -m trainer.evaluation -c wit.toml --checkpoint PATH`: score a checkpoint on the config's evaluation sets."""
 
 import argparse
+import re
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 from rich.console import Console
@@ -21,22 +24,51 @@ from trainer.shards import ShardCache, find_shards
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong request."""
+    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong request, 130 or 143 stopped by a signal."""
     options = _parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        settings = load_settings(options.config)
-        sets = _chosen(settings, options.sets)
-        if not sets and options.retrieval is None:
-            raise TrainerConfigError(f"{options.config} has no [[evals]]: add a set, or ask for --retrieval SHARDS")
-        encoder = open_encoder(options.checkpoint, options.model, options.name, settings.evaluate)
-        if sets:
-            _classify(settings, encoder, sets)
-        if options.retrieval is not None:
-            _retrieve(settings, encoder, options.retrieval)
+        _run(options)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except _Stopped:
+        print("stopped; the results of sets that were done are written", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class _Stopped(BaseException):
+    """SIGTERM arrived."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = load_settings(options.config)
+    sets = _chosen(settings, options.sets)
+    if not sets and options.retrieval is None:
+        raise TrainerConfigError(f"{options.config} has no [[evals]]: add a set, or ask for --retrieval SHARDS")
+    _check_file_name("--name", options.name)
+    for source in sets:
+        _check_file_name("evals.name", source.name)
+    encoder = open_encoder(options.checkpoint, options.model, options.name, settings.evaluate)
+    if sets:
+        _classify(settings, encoder, sets)
+    if options.retrieval is not None:
+        _retrieve(settings, encoder, options.retrieval)
+
+
+def _check_file_name(key: str, name: str | None) -> None:
+    """Results must stay in their folder, and the name in one part of their path."""
+    if name is not None and not re.fullmatch(r"[^./\0][^/\0]*", name):
+        raise TrainerConfigError(f"{key} {name!r} is no file name: it must not be empty, begin with . or contain /")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,6 +133,8 @@ def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts:
     with without_projection(encoder.model):
         train = encode_set(encoder, source.model_copy(update={"path": path}))
         test = encode_set(encoder, source)
+    if len(train.labels) < 2:
+        raise TrainerError(f"evaluate.probe_train.{source.name}: one example at {path}; a probe needs two or more")
     prompts, positive = number_labels(source.name, train.labels + test.labels, prompts, several=False)
     labels = positive.argmax(axis=1)
     features = np.asarray(train.features.double()), np.asarray(test.features.double())

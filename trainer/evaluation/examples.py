@@ -1,5 +1,6 @@
 """Evaluation examples: read from any registered layout, encoded once, with their labels as class numbers."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
@@ -58,7 +59,7 @@ def encode_set(encoder: Encoder, source: EvalSetConfig) -> EncodedSet:
     """Read and encode a set.
 
     Raises:
-        TrainerError: it cannot be read, or has no labelled example.
+        TrainerError: it cannot be read, has no labelled example, or two of one name.
     """
     reader = _Reader(source)
     parts: list[Tensor] = []
@@ -73,6 +74,11 @@ def encode_set(encoder: Encoder, source: EvalSetConfig) -> EncodedSet:
     if not kept:
         raise TrainerError(f"evaluation set {source.name}: no example at {source.path} has an image and a label")
     eval_ids, labels = (list(column) for column in zip(*kept, strict=True))
+    repeated, times = Counter(eval_ids).most_common(1)[0]
+    if times > 1:
+        raise TrainerError(
+            f"evaluation set {source.name}: {times} examples are called {repeated!r}: rename all but one"
+        )
     return EncodedSet(eval_ids, labels, torch.cat(parts), reader.left_out)
 
 

@@ -22,6 +22,7 @@ from trainer.errors import TrainerConfigError
 PLAIN_TEMPLATES = ("a photo of a {}.",)
 _SECTION = re.compile(r"^## (?P<title>.+?)\s*$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _LISTS = re.compile(r"^(classes|templates) = (\[.*?^\])", re.MULTILINE | re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _OTHER_TITLES = {
     "voc2007": "PascalVOC2007",
     "fer2013": "FacialEmotionRecognition2013",
@@ -73,7 +74,7 @@ def read_prompts(path: Path) -> dict[str, Prompts]:
         else:
             found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         prompts = {_slug(name): _checked(entry) for name, entry in found.items()}
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TrainerConfigError(f"cannot read prompts from {path}: {error}") from error
     if not prompts:
         raise TrainerConfigError(f"{path} holds no prompts: it needs `## Set` sections with `classes` and `templates`")
@@ -90,11 +91,16 @@ def _read_markdown(text: str) -> dict[str, dict[str, Any]]:
 
 
 def _checked(entry: Any) -> Prompts:
-    classes = tuple((names,) if isinstance(names, str) else tuple(names) for names in entry["classes"])
-    templates = tuple(entry["templates"])
-    if not classes or not all(classes) or not all("{}" in template for template in templates) or not templates:
-        raise ValueError("`classes` needs names, and every template a {}")
-    return Prompts(classes, templates)
+    classes, templates = entry["classes"], entry["templates"]
+    names = [[own] if isinstance(own, str) else own for own in classes]
+    if not all(isinstance(part, list) and part for part in (classes, templates, *names)):
+        raise ValueError("`classes` and `templates` need lists of text")
+    for text in (*templates, *(name for own in names for name in own)):
+        if not isinstance(text, str) or _SURROGATE.search(text):
+            raise ValueError(f"{text!r} is not text")
+    if not all("{}" in template for template in templates):
+        raise ValueError("every template needs a {}")
+    return Prompts(tuple(map(tuple, names)), tuple(templates))
 
 
 def _slug(name: str) -> str:

@@ -5,6 +5,7 @@ Per-example results go to `<workspace>/evals/<set>/results/<model>.parquet`, whe
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from dedup.eval_sets import find_set
 from trainer.config import EvalSetConfig
+from trainer.errors import TrainerError
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.metrics import accuracy, evaluate, label_ranks
 from trainer.evaluation.models import Encoder
@@ -63,7 +65,7 @@ def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) 
     """Classify a set; the metric is the registered one, accuracy for a set of the user's own.
 
     Raises:
-        TrainerError: the set cannot be read, or its labels do not fit the prompts.
+        TrainerError: the set cannot be read, or its labels do not fit the prompts or the metric.
     """
     known = find_set(source.name)
     metric = known.metric if known else "accuracy"
@@ -71,6 +73,11 @@ def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) 
     several = metric == "11-point-map"
     prompts, positive = number_labels(source.name, examples.labels, prompts, several=several)
     similarity = F.normalize(examples.features, dim=-1) @ classifier(encoder, prompts).T
+    if metric == "roc-auc" and (positive.shape[1] != 2 or not positive.any(axis=0).all()):
+        raise TrainerError(
+            f"evaluation set {source.name}: ROC AUC needs examples of two classes; {positive.any(axis=0).sum()} of "
+            f"{positive.shape[1]} have any: correct the labels, or the prompts in evaluate.prompts"
+        )
     scores = (similarity * encoder.model.logit_scale.detach().exp().item()).double().numpy()
     return ZeroShotResult(
         name=source.name,
@@ -101,18 +108,29 @@ def _table(eval_ids: list[str], scores: NDArray[np.float64], positive: NDArray[n
 
 
 def write_results(workspace: str, model: str, result: ZeroShotResult) -> str:
-    """Write the per-example results of a set where the report looks for them; return the path."""
+    """Write the per-example results of a set where the report looks for them, whole or not at all; return the path.
+
+    Raises:
+        TrainerError: they cannot be written.
+    """
     about = {"model": model, "metric": result.metric, "value": result.value, "accuracy": result.accuracy}
     table = result.table.replace_schema_metadata({"wit": json.dumps(about)})
     filesystem, root = fsspec.core.url_to_fs(workspace)
     folder = f"{root}/evals/{result.name}/results"
-    filesystem.makedirs(folder, exist_ok=True)
     target = f"{folder}/{model}.parquet"
     partial = f"{target}.partial"
-    with filesystem.open(partial, "wb") as file:
-        pq.write_table(table, file)
-    if "://" in workspace:
-        filesystem.mv(partial, target)
-    else:
-        os.replace(partial, target)
+    try:
+        filesystem.makedirs(folder, exist_ok=True)
+        with filesystem.open(partial, "wb") as file:
+            pq.write_table(table, file)
+        if "://" in workspace:
+            filesystem.mv(partial, target)
+        else:
+            os.replace(partial, target)
+    except BaseException as error:
+        with suppress(OSError):
+            filesystem.rm_file(partial)
+        if isinstance(error, OSError):
+            raise TrainerError(f"cannot write {target}: {error.strerror or error}") from error
+        raise
     return str(Path(target)) if "://" not in workspace else filesystem.unstrip_protocol(target)
