@@ -15,3 +15,16 @@ class TrainerConfigError(TrainerError):
     """The request itself is wrong; nothing was started."""
 
     exit_code = 2
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why an operation failed, in one line: the system's reason if that is behind the error, or its cause's."""
+    last, chained = error, [error]
+    while (before := last.__cause__ or last.__context__) is not None:
+        chained.append(last := before)
+    for cause in chained:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0] or type(error).__name__

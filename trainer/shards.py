@@ -12,23 +12,27 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.manifest import Shard, read_manifest
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, reason_of
+from trainer.remote import Version, expand, fetch, version_of
+from trainer.tar_index import Index, index_tar
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_MEMBERS = {**dict.fromkeys(IMAGE_SUFFIXES, 0), "txt": 1, "json": 2}
 MAX_OPEN_SHARDS = 128
 """Per loader process; far below the usual limit of 1,024 open files."""
+MAX_SAMPLES = 2**40
+"""Of a shard; what announces more is no count."""
+_ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)  # or HTTP's 403: stores refuse what is not there
 
 
 @dataclass(frozen=True)
@@ -47,102 +51,132 @@ class ShardCache:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def open(self, path: str) -> BinaryIO:
-        """Open a local file with the content of `path`; fetch it first if it is remote and not here.
+    def open(self, path: str, announced: int | None = None) -> tuple[BinaryIO, Index]:
+        """Open a local file with the content of `path`, and find its samples; fetch it if it is remote and not here.
 
         Raises:
-            TrainerError: it cannot be read.
+            TrainerError: it cannot be read, is damaged, or does not hold the `announced` samples.
         """
-        try:
-            if "://" not in path:
-                return Path(path).open("rb", buffering=0)
-            copy = self._folder / "shards" / f"{_digest(path)}.tar"
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(copy.with_suffix(".lock")):
-                if not copy.exists():
-                    self._fetch(path, copy)
-                file = copy.open("rb", buffering=0)  # from here on it may be dropped: an open file stays
-            os.utime(file.fileno())  # the least recently opened copies are dropped first
-            return file
-        except OSError as error:
-            raise TrainerError(f"cannot read shard {path}: {error.strerror or error}") from error
+        file, index = self._open_copy(path, announced) if "://" in path else self._open_local(path)
+        if announced not in (None, len(index)):
+            file.close()
+            raise TrainerError(
+                f"shard {path} holds {len(index)} samples where {announced} are announced: "
+                "it was cut or replaced; write the set again"
+            )
+        return file, index
 
-    def _fetch(self, path: str, copy: Path) -> None:
+    def _open_local(self, path: str) -> tuple[BinaryIO, Index]:
+        try:
+            file = Path(path).open("rb", buffering=0)  # noqa: SIM115  # its reader keeps it open
+            stat = os.fstat(file.fileno())
+            return file, self._index(file, path, _digest(f"{path} {stat.st_size} {stat.st_mtime_ns}"))
+        except OSError as error:
+            raise TrainerError(f"cannot read shard {path}: {error.strerror}") from error
+
+    def _open_copy(self, path: str, announced: int | None) -> tuple[BinaryIO, Index]:
+        version = version_of(path)
+        copy = self._folder / "shards" / f"{_digest(f'{path} {version}')}.tar"
+        with self._writing():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked(copy.with_suffix(".lock")):
+            file, index = self._kept(path, copy, version, announced) or self._fetch(path, copy, version)
+        with self._writing():
+            os.utime(file.fileno())  # the least recently opened copies are dropped first
+        return file, index
+
+    def _kept(self, path: str, copy: Path, version: Version, announced: int | None) -> tuple[BinaryIO, Index] | None:
+        """Open a copy; None where it is not here, or turns out to be bad, so that another has to be fetched."""
+        try:
+            file = copy.open("rb", buffering=0)
+        except OSError:  # another process may drop a copy at any time, until it is open
+            return None
+        if version.size in (None, os.fstat(file.fileno()).st_size):
+            with suppress(TrainerError):
+                index = self._index(file, path, copy.stem)
+                if announced in (None, len(index)):
+                    return file, index
+        file.close()
+        return None
+
+    def _fetch(self, path: str, copy: Path, version: Version) -> tuple[BinaryIO, Index]:
         partial = copy.with_suffix(".part")
-        filesystem, remote = fsspec.core.url_to_fs(path)
-        filesystem.get_file(remote, str(partial))
-        os.replace(partial, copy)
+        try:
+            fetch(path, partial, version.size)
+            with self._writing():
+                file = partial.open("rb", buffering=0)  # from here on it may be dropped: an open file stays
+            index = index_tar(file, path)
+            with self._writing():
+                self._store(index, copy.stem)
+                os.replace(partial, copy)
+        finally:
+            partial.unlink(missing_ok=True)
         self._drop_oldest(copy)
+        return file, index
 
     def _drop_oldest(self, newest: Path) -> None:
         """Keep the copies below the limit. A process that has one open goes on reading it: unlinking is safe."""
-        copies = sorted((c.stat().st_mtime, c.stat().st_size, c) for c in newest.parent.glob("*.tar") if c != newest)
-        excess = newest.stat().st_size + sum(size for _, size, _ in copies) - self._max_bytes
-        for _, size, copy in copies:
-            if excess <= 0:
-                return
-            copy.unlink(missing_ok=True)
-            excess -= size
+        with self._locked(newest.parent / "dropping.lock"):
+            copies = sorted((c.stat().st_mtime, c.stat().st_size, c) for c in newest.parent.glob("*.tar"))
+            excess = sum(size for _, size, _ in copies) - self._max_bytes
+            for _, size, copy in copies:
+                if excess > 0 and copy != newest:
+                    copy.unlink()
+                    excess -= size
 
-    def index(self, path: str, file: BinaryIO) -> NDArray[np.int64]:
-        """Return the shard's index, (samples, 3, 2): offset and size of image, text and json; -1 where missing."""
-        stat = os.fstat(file.fileno())
-        stored = self._folder / "index" / f"{_digest(f'{path} {stat.st_size} {stat.st_mtime_ns}')}.npy"
-        if stored.exists():
-            found: NDArray[np.int64] = np.load(stored)
-            return found
-        made = index_tar(file, path)
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=stored.parent, suffix=".part", delete=False) as partial:
-            np.save(partial, made)
-        os.replace(partial.name, stored)
+    def _index(self, file: BinaryIO, path: str, name: str) -> Index:
+        """Return the stored index of this name, or make it."""
+        try:
+            stored: Index = np.load(self._index_path(name))
+            return stored
+        except (OSError, ValueError):  # not there, or not whole
+            made = index_tar(file, path)
+        with self._writing():
+            self._store(made, name)
         return made
+
+    def _store(self, index: Index, name: str) -> None:
+        target = self._index_path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as partial:
+            try:
+                np.save(partial, index)
+                partial.flush()
+                os.replace(partial.name, target)
+            except OSError:
+                os.unlink(partial.name)
+                raise
+
+    def _index_path(self, name: str) -> Path:
+        return self._folder / "index" / f"{name}.npy"
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        with self._writing():
+            file = path.open("w")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with file:
+            yield
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainerError(
+                f"the folder {self._folder} of copies and indexes cannot be written: {reason_of(error)}; "
+                "free space, or set train.cache to another folder"
+            ) from error
 
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def index_tar(file: BinaryIO, name: str) -> NDArray[np.int64]:
-    """Find each sample's members in a tar: consecutive files with one key, as WebDataset defines it.
-
-    Raises:
-        TrainerError: the file is not a tar, or it ends inside a member.
-    """
-    rows: list[list[list[int]]] = []
-    previous = None
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                key, _, suffix = base.partition(".")
-                place = _MEMBERS.get(suffix.lower())
-                if (folder, key) != previous:
-                    rows.append([[-1, 0], [-1, 0], [-1, 0]])
-                    previous = (folder, key)
-                if place is not None:
-                    rows[-1][place] = [member.offset_data, member.size]
-            end = tar.offset
-    except (OSError, tarfile.TarError) as error:
-        raise TrainerError(f"shard {name} is damaged: {error}; write it again, or leave it out") from error
-    if end > os.fstat(file.fileno()).st_size:
-        raise TrainerError(f"shard {name} ends in the middle of a sample: write it again, or leave it out")
-    return np.array(rows, np.int64).reshape(-1, 3, 2)
-
-
 class ShardReader:
     """Random access to the samples of one local tar."""
 
-    def __init__(self, file: BinaryIO, index: NDArray[np.int64]) -> None:
+    def __init__(self, file: BinaryIO, index: Index) -> None:
         self._file = file
         self._index = index
 
@@ -197,61 +231,77 @@ class ShardSet:
 
     def _open(self, number: int) -> ShardReader:
         shard = self.shards[number]
-        file = self.cache.open(shard.path)
-        index = self.cache.index(shard.path, file)
-        if len(index) != shard.samples:
-            raise TrainerError(
-                f"shard {shard.path} holds {len(index)} samples where {shard.samples} are announced: "
-                "it was cut or replaced; write the set again"
-            )
-        return ShardReader(file, index)
+        return ShardReader(*self.cache.open(shard.path, shard.samples))
 
 
 def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
-    """List the shards that match and count their samples.
+    """List the shards that match, each once, and count their samples.
 
     Counts come from the folder's `manifest.json` or `sizes.json`; a shard that neither names is opened and counted.
 
     Raises:
         TrainerError: nothing matches, no shard holds a sample, or a shard to be counted cannot be read.
     """
-    paths = [path for pattern in globs for path in _expand(pattern)]
+    found = {pattern: expand(pattern) for pattern in globs}
+    paths = list(dict.fromkeys(path for matches in found.values() for path in matches))
     if not paths:
         raise TrainerError(f"no shards match {', '.join(globs)}: build them first, or set train.shards")
     announced: dict[str, int] = {}
     for folder in sorted({path.rpartition("/")[0] for path in paths}):
-        announced |= _announced_counts(folder)
+        source, counts = _announced_counts(folder)
+        if source == "manifest.json":
+            _check_all_there(folder, counts, found)
+        announced |= counts
     counted = ShardSet(tuple(Shard(path, _count(path, announced, cache)) for path in paths), cache)
     if not counted.counts.sum():
         raise TrainerError(f"the {len(paths)} shards that match {', '.join(globs)} hold no samples")
     return counted
 
 
-def _expand(pattern: str) -> list[str]:
-    filesystem, path = fsspec.core.url_to_fs(pattern)
-    found = sorted(filesystem.glob(path)) if any(c in pattern for c in "*?[") else [path] * filesystem.exists(path)
-    return [filesystem.unstrip_protocol(p) if "://" in pattern else str(p) for p in found]
+def _check_all_there(folder: str, counts: dict[str, int], found: dict[str, list[str]]) -> None:
+    """Raise if a glob that looks into this folder would match a tar that only the manifest has."""
+    for pattern, matches in found.items():
+        if any(path.rpartition("/")[0] == folder for path in matches):
+            for path in sorted(counts.keys() - set(matches)):
+                if fnmatchcase(path.rpartition("/")[2], pattern.rpartition("/")[2]):
+                    raise TrainerError(
+                        f"{folder}/manifest.json lists {path}, which is not there: copy it, or name in train.shards "
+                        "the tars to train on"
+                    )
 
 
-def _announced_counts(folder: str) -> dict[str, int]:
-    """Read how many samples each shard of a folder holds, as far as the folder says."""
-    try:
-        return {shard.path: shard.samples for shard in read_manifest(folder).shards}
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainerError(f"{folder}/manifest.json cannot be used: {error}") from error
-    try:
-        with fsspec.open(f"{folder}/sizes.json", "rb") as file:
-            return {f"{folder}/{name}": int(count) for name, count in json.load(file).items()}
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return {}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise TrainerError(f"{folder}/sizes.json cannot be used: {error}") from error
+def _announced_counts(folder: str) -> tuple[str, dict[str, int]]:
+    """Return the file that says how many samples each shard of a folder holds, and what it says, if there is one.
+
+    Raises:
+        TrainerError: what it says cannot be read, or is no number of samples.
+    """
+    for name, read in (("manifest.json", _manifest_counts), ("sizes.json", _sizes)):
+        try:
+            counts = read(folder)
+        except Exception as error:  # JSON of any shape, and what each file system raises
+            if isinstance(error, _ABSENT) or getattr(error, "status", None) == 403:
+                continue
+            raise TrainerError(f"{folder}/{name} cannot be used: {reason_of(error)}") from error
+        for path, count in counts.items():
+            if type(count) is not int or not 0 <= count <= MAX_SAMPLES:
+                raise TrainerError(f"{folder}/{name} cannot be used: {path} holds {count!r} samples")
+        return name, counts
+    return "", {}
+
+
+def _manifest_counts(folder: str) -> dict[str, Any]:
+    return {shard.path: shard.samples for shard in read_manifest(folder).shards}
+
+
+def _sizes(folder: str) -> dict[str, Any]:
+    with fsspec.open(f"{folder}/sizes.json", "rb") as file:
+        return {f"{folder}/{name}": count for name, count in json.load(file).items()}
 
 
 def _count(path: str, announced: dict[str, int], cache: ShardCache) -> int:
     if path in announced:
         return announced[path]
-    with cache.open(path) as file:
-        return len(cache.index(path, file))
+    file, index = cache.open(path)
+    file.close()
+    return len(index)

@@ -123,3 +123,96 @@ def test_remote_shards_are_kept_in_a_bounded_folder(scenes: Path, tmp_path: Path
             assert kept <= 2 * largest
         found = ShardSet(found.shards, cache)
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def _set_without_counts(folder: Path, samples: int = 20) -> Path:
+    """Write one tar of generated scenes, three members a sample, and nothing that says how many."""
+    write_scene_shards(folder, (samples,))
+    for name in ("manifest.json", "sizes.json"):
+        (folder / name).unlink()
+    return folder / "00000.tar"
+
+
+def _damaged(tar: Path) -> str:
+    with pytest.raises(TrainerError) as caught:
+        find_shards((str(tar),), _cache(tar.parent))
+    assert f"shard {tar}" in _one_line(caught)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["flipped bit", "overwritten", "cut", "cut before", "another tar"])
+def test_a_tar_that_tarfile_would_read_in_part_is_refused(tmp_path: Path, where: str):
+    path = _set_without_counts(tmp_path)
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[30].offset
+    if where == "flipped bit":
+        content[header + 130] ^= 1
+    elif where == "overwritten":
+        content[header : header + 512] = b"Z" * 512
+    elif where == "cut":
+        del content[header + 100 :]
+    elif where == "cut before":
+        del content[header:]
+    else:
+        content += bytes(content)
+    path.write_bytes(content)
+    with tarfile.open(path) as tar:
+        assert 30 <= len(tar.getmembers()) <= 60, "tarfile sees no fault"
+    message = _damaged(path)
+    assert "was cut" in message if where == "cut before" else "is damaged" in message
+
+
+@pytest.mark.parametrize("zeros", [512, 1024, 4096, 100_000])
+def test_any_number_of_zero_blocks_ends_a_tar(tmp_path: Path, zeros: int):
+    path = _set_without_counts(tmp_path)
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    end = last.offset_data + -(-last.size // 512) * 512
+    path.write_bytes(path.read_bytes()[:end] + bytes(zeros))
+    assert find_shards((str(path),), _cache(tmp_path)).counts.tolist() == [20]
+    path.write_bytes(path.read_bytes()[:end] + bytes(100))
+    assert "was cut" in _damaged(path)
+
+
+def _manifest(shards: object) -> str:
+    return json.dumps({"format": "wit-shards/1", "samples": 20, "shards": shards})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", "[]"),
+        ("manifest.json", ""),
+        ("manifest.json", '{"format": "wit-shards/1"}'),
+        *(
+            ("manifest.json", _manifest([{"tar": "00000.tar", "samples": count}]))
+            for count in ("abc", "20", None, 20.5, True, -5, 10**30, 2**62)
+        ),
+        ("sizes.json", "[1]"),
+        ("sizes.json", '{"00000.tar": null}'),
+        ("sizes.json", '{"00000.tar": Infinity}'),
+    ],
+)
+def test_counts_that_are_none_are_one_clear_line(tmp_path: Path, name: str, content: str):
+    _set_without_counts(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(TrainerError) as caught:
+        find_shards((f"{tmp_path}/*.tar",), _cache(tmp_path))
+    assert _one_line(caught).startswith(f"{tmp_path}/{name} cannot be used: ")
+
+
+def test_a_tar_that_only_the_manifest_has_is_missed(tmp_path: Path):
+    write_scene_shards(tmp_path, (5, 4, 3))
+    (tmp_path / "00001.tar").unlink()
+    with pytest.raises(TrainerError) as caught:
+        find_shards((f"{tmp_path}/*.tar",), _cache(tmp_path))
+    assert f"lists {tmp_path}/00001.tar, which is not there" in _one_line(caught)
+    chosen = find_shards((f"{tmp_path}/00000.tar", f"{tmp_path}/0000[23].tar"), _cache(tmp_path))
+    assert chosen.counts.tolist() == [5, 3]
+
+
+def test_a_tar_in_two_globs_is_read_once(tmp_path: Path):
+    write_scene_shards(tmp_path, (5, 4))
+    found = find_shards((f"{tmp_path}/00001.tar", f"{tmp_path}/*.tar"), _cache(tmp_path))
+    assert found.counts.tolist() == [4, 5]
