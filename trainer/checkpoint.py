@@ -6,6 +6,7 @@ between DDP and FSDP. `step` counts finished steps; the order of samples follows
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, reason_of
 
 FORMAT = "wit-train/1"
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -67,20 +68,28 @@ def _with_scalars_of_shape(state: dict[str, Any], shape: torch.Size) -> dict[str
 
 
 def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
-    """Write a checkpoint atomically, then drop all but the newest `keep`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint atomically, then drop all but the newest `keep`.
+
+    Raises:
+        TrainerError: it cannot be written; nothing of it is left.
+    """
     partial = path.with_suffix(".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise TrainerError(f"cannot write {path}: {error.strerror}") from error
-    os.replace(partial, path)
-    for old in list_checkpoints(path.parent)[:-keep]:
-        old.unlink()
+        os.replace(partial, path)
+        for old in list_checkpoints(path.parent)[:-keep]:
+            old.unlink()
+    except (OSError, RuntimeError) as error:  # torch's writer covers the system's error with one of its own
+        with suppress(OSError):
+            partial.unlink()
+        raise TrainerError(
+            f"cannot write {path}: {reason_of(error)}; free space or set train.output, and run again to go on from "
+            "the checkpoint before"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:

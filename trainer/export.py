@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer import checkpoint
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, reason_of
 from trainer.model import open_clip_config
 
 PREPROCESSING = {
@@ -27,7 +28,7 @@ def export_model(source: Path, folder: Path) -> Path:
     """Write `open_clip_config.json` and `open_clip_model.safetensors` to `folder`; each file appears whole.
 
     Raises:
-        TrainerError: `source` is not a checkpoint of this trainer.
+        TrainerError: `source` is not a checkpoint of this trainer, or the folder cannot be written.
     """
     content = checkpoint.load(source)
     identity = content["identity"]
@@ -35,13 +36,19 @@ def export_model(source: Path, folder: Path) -> Path:
         "model_cfg": open_clip_config(identity["train.architecture"], identity["train.objective"]),
         "preprocess_cfg": PREPROCESSING,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in content["model"].items() if torch.is_tensor(tensor)}
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
-        save_file(weights, Path(partial) / "open_clip_model.safetensors", metadata={"format": "pt"})
-        (Path(partial) / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in ("open_clip_model.safetensors", "open_clip_config.json"):
-            os.replace(Path(partial) / name, folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as partial:
+            save_file(weights, Path(partial) / "open_clip_model.safetensors", metadata={"format": "pt"})
+            (Path(partial) / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+            for name in ("open_clip_model.safetensors", "open_clip_config.json"):
+                os.replace(Path(partial) / name, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise TrainerError(
+            f"cannot write the model to {folder}: {reason_of(error)}; its checkpoint {source} is whole: free space or "
+            "choose another folder, and export it again"
+        ) from error
     return folder
 
 
