@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from pipeline.beam_options import parse_beam_options
 from pipeline.build import run_build
 from pipeline.demo.compare import Verdict, compare
+from pipeline.demo.copies import IMAGE_SIZE
 from pipeline.demo.failures import RETRIES
 from pipeline.demo.server import serve
 from pipeline.demo.world import make_world
@@ -49,7 +51,7 @@ slack = 1.5                             # planned before fetching: cap x slack, 
 parts = 8                               # -> one part becomes one shard: some 10,000 pairs each
 contact = "mailto:demo@wit.example"     # -> yours; part of the User-Agent
 gateway = "{gateway}"     # -> remove this line: it sends every request to the simulated web
-image_size = 128                        # -> 256
+image_size = {image_size}                        # -> 256
 min_image_size = 32
 max_bytes = 2_000_000                   # -> remove from here down: the simulated web is small and quick
 timeout_s = 3
@@ -88,16 +90,18 @@ def run_demo(directory: Path, *, seed: int = 7, pictures: int, quiet: bool = Fal
     cap = max(_LEAST_CAP, pictures // _PICTURES_PER_CAP)
     with serve(directory / "web") as web:
         config = directory / "wit.toml"
-        config.write_text(_CONFIG.format(cap=cap, gateway=web.gateway, retries=RETRIES), encoding="utf-8")
+        config.write_text(
+            _CONFIG.format(cap=cap, image_size=IMAGE_SIZE, gateway=web.gateway, retries=RETRIES), encoding="utf-8"
+        )
         project = Project.load(config)
         run_build(project, parse_beam_options([]), progress=Progress(None) if quiet else Progress())
         requests = web.requests()
     (directory / "web" / "requests.json").write_text(json.dumps(requests, indent=0, sort_keys=True), encoding="utf-8")
     verdicts = compare(directory / "work", ledger, cap, requests)
     print_verdicts(console, verdicts)
-    is_right = all(verdict.is_right for verdict in verdicts)
-    _say_what_next(console, directory, is_right, time.monotonic() - started_s)
-    return 0 if is_right else 1
+    wrong = [verdict.kind for verdict in verdicts if not verdict.is_right]
+    _say_what_next(console, directory, wrong, time.monotonic() - started_s)
+    return 1 if wrong else 0
 
 
 def _clear(directory: Path) -> None:
@@ -131,9 +135,9 @@ def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
     console.print(table)
 
 
-def _say_what_next(console: Console, directory: Path, is_right: bool, seconds: float) -> None:
-    verdict = "everything planted was found, and nothing else" if is_right else "see the red lines above"
-    console.print(f"\n[bold]{'ok' if is_right else 'not ok'}[/]: {verdict} ({seconds:.0f} s)\n")
+def _say_what_next(console: Console, directory: Path, wrong: list[str], seconds: float) -> None:
+    verdict = f"see above: {'; '.join(wrong)}" if wrong else "everything planted was found, and nothing else"
+    console.print(f"\n[bold]{'not ok' if wrong else 'ok'}[/]: {verdict} ({seconds:.0f} s)\n")
     for what, where in (
         ("overlap report", "work/report/index.html"),
         ("shards", "work/shards/"),
@@ -142,10 +146,11 @@ def _say_what_next(console: Console, directory: Path, is_right: bool, seconds: f
     ):
         console.print(f"{what:18}{directory / where}", highlight=False, soft_wrap=True)
     config = directory / "wit.toml"
+    wit = "wit" if shutil.which("wit") else sys.argv[0]  # `make demo` runs it from an environment not on the PATH
     console.print("\nNext:")
     for command, why in (
-        (f"wit status -c {config}", "what became of every pair"),
-        (f"wit build -c {config}", "run it again: everything is done already"),
+        (f"{wit} status -c {config}", "what became of every pair"),
+        (f"{wit} build -c {config}", "run it again: everything is done already"),
         (f"tar tf {directory / 'work/shards/00000.tar'} | head", "the first samples"),
     ):
         console.print(f"  {command}  [dim]# {why}[/]", highlight=False, soft_wrap=True)
