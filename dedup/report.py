@@ -189,6 +189,7 @@ def render_html(data: ReportData) -> str:
             sets=[_set_view(data, report, p) for report, p in zip(data.evals, _corrected(data), strict=True)],
             axis_end=charts.round_ceiling(max(map(_largest_share, data.evals), default=0)),
             balance=_balance_view(data.balance),
+            evaluated=any(report.accuracy for report in data.evals),
             tested=sum(map(_is_tested, data.evals)),
             significance=SIGNIFICANCE,
             style=Markup(style),

@@ -223,6 +223,14 @@ def test_a_set_without_overlap_is_not_tested() -> None:
     assert '<td class="number soft">–</td>' in page
 
 
+def test_accuracies_are_shown_where_no_set_has_an_overlap() -> None:
+    data = report_data()
+    evaluated = replace(data.evals[2], accuracy=split_accuracy(np.arange(50) % 5 == 0, np.zeros(50, np.bool_)))
+    page = render_html(replace(data, evals=(evaluated,)))
+    assert '<td class="number">20.0\u00a0%</td>' in page
+    assert "Bonferroni" not in page
+
+
 def test_json_has_the_numbers() -> None:
     found = json.loads(render_json(report_data()))
     first = found["sets"][0]
