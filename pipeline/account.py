@@ -64,9 +64,13 @@ class Account:
             if before.kept != after.inputs:
                 found.append(
                     f"{after.stage}: {before.kept:,} pairs left {before.stage}, but {after.inputs:,} came in; "
-                    "if a stage was run alone, run `wit build` to bring the later ones up to date"
+                    "the build is not finished: run `wit build` to bring the later stages up to date"
                 )
         return found
+
+    def emptied_by(self) -> StageAccount | None:
+        """Return the first stage that kept nothing, if there is one: a set that is empty, though all went well."""
+        return next((stage for stage in self.stages if not stage.kept), None)
 
     def up_to(self, folder: str) -> "Account":
         """Return the part of the account that ends with the stage that fills `folder`."""

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
 from pipeline.engine import Build
 from pipeline.errors import ConfigError, UserError
@@ -50,10 +52,12 @@ def run_build(
 
 def _check_inputs(project: Project) -> None:
     """Refuse a build whose later stages would find nothing, before the first one works for hours."""
-    for number, evaluation in enumerate(project.config.evals):
-        path = project.resolve(evaluation.path)
-        if "://" not in path and not any(c in path for c in "*?[") and not Path(path).exists():
-            raise ConfigError(f"evals[{number}].path = {evaluation.path!r}: no such file or folder")
+    for evaluation in project.config.evals:
+        path, kind = project.resolve(evaluation.path), evaluation.kind
+        try:
+            next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"evals: {evaluation.name}: {error}") from None
 
 
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
@@ -94,11 +98,19 @@ def _only_build(workspace: Workspace) -> Iterator[None]:
     if not workspace.is_local:
         yield
         return
-    lock = Path(workspace.path(".wit/lock"))
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with _open_lock(Path(workspace.path(".wit/lock"))) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{workspace.root}: another build is running in this workspace") from None
         yield
+
+
+def _open_lock(lock: Path) -> TextIO:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"workspace = {str(lock.parent.parent)!r} cannot be written ({error.strerror}); name a folder where you may"
+        ) from None

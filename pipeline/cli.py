@@ -170,3 +170,7 @@ def print_account(account: Account) -> None:
         for reason, count in sorted(stage.reasons.items(), key=lambda item: -item[1]):
             table.add_row(f"  {reason}", f"-{count:,}", "", f"{count / stage.inputs:.1%}", style="dim")
     Console().print(table)
+    empty = account.emptied_by()
+    if empty is not None:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in empty.reasons.items())
+        print(f"wit: the set is empty: {empty.stage} kept none of {empty.inputs:,} rows ({reasons})", file=sys.stderr)

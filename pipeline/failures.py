@@ -5,7 +5,9 @@ process only text arrives: Python tracebacks within each other, on Spark wrapped
 raised is the first one after the last "Traceback" line.
 """
 
+import errno
 import re
+import tempfile
 from pathlib import Path
 
 from pipeline.errors import ConfigError, UserError
@@ -24,6 +26,9 @@ def user_error(error: Exception, log: Path) -> UserError:
         return _USER_ERRORS[name](without_step(message))
     step = _STEP.search(message)
     where = f"in step {step['step']!r}; " if step else ""
+    if f"[Errno {errno.ENOSPC}]" in message:
+        disks = f"the disk of the workspace or of {tempfile.gettempdir()}"
+        return UserError(f"no space left on {disks}; make room and run again: what is done stays done ({where[:-2]})")
     if name == "RuntimeError":  # Beam's own wrapping of what has no Python traceback, and of odd exception classes
         return UserError(f"{_java_cause(without_step(message))} ({where}the log is in {log})")
     return UserError(f"{name}: {in_one_line(without_step(message))} ({where}the log is in {log})")

@@ -94,6 +94,35 @@ def test_what_is_wrong_is_one_line(project, capsys, change, line):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("kind", "path"), [("parquet", "evals"), ("folder", "absent"), ("webdataset", "evals/*.tar")])
+def test_an_evaluation_set_that_is_none_is_told_before_anything_is_built(project, capsys, kind, path):
+    (project.parent / "evals").mkdir()
+    (project.parent / "evals/a.png").touch()
+    project.write_text(project.read_text() + f'[[evals]]\nname = "shapes"\nkind = "{kind}"\npath = "{path}"\n')
+    code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
+    assert code == 2
+    assert err.startswith("wit: evals: shapes: ")
+    assert err.count("\n") == 1
+    assert not (project.parent / "work").exists()
+
+
+@pytest.mark.parametrize("workspace", ["wit.toml/work", "/proc/work"])
+def test_a_workspace_that_cannot_be_written_is_named(project, capsys, workspace):
+    project.write_text(project.read_text().replace('workspace = "work"', f'workspace = "{workspace}"'))
+    code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
+    assert code == 2
+    assert "cannot be written" in err
+    assert err.count("\n") == 1
+
+
+def test_an_empty_set_is_no_success_without_a_word(project, capsys):
+    (project.parent / "other.txt").write_text("zebra\n")
+    import_allowlist(str(project.parent / "other.txt"), str(project.parent / "queries.parquet"))
+    code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
+    assert code == 0
+    assert err == "wit: the set is empty: pool kept none of 1 rows (no_match 1)\n"
+
+
 @pytest.mark.parametrize("options", [("--direct_num_wrkers=2",), ("--", "--nonsense"), ("--runner", "NoRunner")])
 def test_misspelt_beam_options_are_refused(project, capsys, options):
     code, _, err = run(capsys, "build", "-c", str(project), "--quiet", *options)

@@ -63,6 +63,15 @@ def test_a_bug_is_named_with_its_step_and_the_log(text):
     assert str(found) == "KeyError: 'url' (in step 'Stage/Work'; the log is in /tmp/run.log)"
 
 
+@pytest.mark.parametrize("where", ["", "in step 'Run'"])
+def test_a_full_disk_says_what_to_do(where):
+    step = " [while running 'Run']" if where else ""
+    found = user_error(OSError(f"[Errno 28] No space left on device{step}"), LOG)
+    assert str(found).startswith("no space left on the disk of the workspace or of ")
+    assert "run again" in str(found)
+    assert where in str(found)
+
+
 def test_an_exception_from_this_process_is_named_too():
     found = user_error(ZeroDivisionError("division by zero [while running 'Sum']"), LOG)
     assert str(found) == "ZeroDivisionError: division by zero (in step 'Sum'; the log is in /tmp/run.log)"
