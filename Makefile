@@ -12,14 +12,14 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,s3,train]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,s3,train,starter]"
 	touch $@
 
 demo: setup
 	$(BIN)/wit demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not spark"
+	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "not spark"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -149,7 +149,9 @@ def _prepare_dataflow(options: PipelineOptions) -> None:
     try:
         create_runner("DataflowRunner")
     except ImportError as error:
-        raise ConfigError("DataflowRunner is not installed: pip install 'wit-pipeline[dataflow]'") from error
+        raise ConfigError(
+            "DataflowRunner is not installed: run pip install '.[dataflow]' in the project's folder"
+        ) from error
     cloud = options.view_as(GoogleCloudOptions)
     missing = [name for name in ("project", "region", "temp_location") if not getattr(cloud, name)]
     if missing:

@@ -63,7 +63,7 @@ def pyspark_jars() -> list[Path]:
     """
     spec = importlib.util.find_spec("pyspark")
     if spec is None or spec.origin is None:
-        raise ConfigError("SparkRunner needs pyspark: pip install 'wit-pipeline[spark]'")
+        raise ConfigError("SparkRunner needs pyspark: run pip install '.[spark]' in the project's folder")
     return sorted(Path(spec.origin).parent.joinpath("jars").glob("*.jar"))
 
 

@@ -26,7 +26,9 @@ def word_frequency_queries(language: str = "en") -> pa.Table:
     try:
         from wordfreq import get_frequency_dict
     except ImportError:
-        raise InputError("--starter needs the package wordfreq: pip install 'wit-pipeline[starter]'") from None
+        raise InputError(
+            "--starter needs the package wordfreq: run pip install '.[starter]' in the project's folder"
+        ) from None
     frequencies = get_frequency_dict(language, wordlist="large")
     words = {word: frequency for word, frequency in frequencies.items() if not _DIGITS.search(word)}
     ranked = sorted(words, key=lambda word: (-words[word], word))

@@ -1,6 +1,6 @@
 """Dataflow, as far as it can be checked without Google: every job of a build is translated as if it were submitted.
 
-Needs `apache-beam[gcp]` (`pip install 'wit-pipeline[dataflow]'`); nothing leaves the machine.
+Needs `apache-beam[gcp]` (`pip install '.[dataflow]'`); nothing leaves the machine.
 """
 
 import json
