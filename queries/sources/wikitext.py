@@ -12,6 +12,8 @@ from typing import Any
 
 from mwparserfromhell.parser import ParserError, tokens
 
+from queries.sources.markup_cost import is_too_slow
+
 try:
     from mwparserfromhell.parser._tokenizer import CTokenizer as Tokenizer
 except ImportError:  # no wheel for this platform: the same, in Python
@@ -29,6 +31,9 @@ _LINE_TAGS = frozenset(["br", "hr", "li", "dd", "dt", "p", "div", "blockquote", 
 
 _QUOTES = re.compile("'{2,}")  # italics and bold
 
+# Headings have a line of their own anyway, and thousands of "=" on one line overflow the parser's stack.
+_HEADING = re.compile("^=", re.MULTILINE)
+
 # What the parser leaves standing because nothing closes it: "<td>1861<td>1919", "</small>".
 _LONE_TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
 
@@ -44,8 +49,11 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
     Raises:
         ValueError: the markup cannot be parsed.
     """
+    markup = _prepared(markup)
+    if is_too_slow(markup):
+        raise ValueError("markup that takes too long: thousands of marks that nothing closes")
     try:
-        stream = Tokenizer().tokenize(_QUOTES.sub("", markup), 0, True)
+        stream = Tokenizer().tokenize(markup, 0, True)
     except ParserError as error:
         raise ValueError(f"markup that cannot be parsed: {error}") from None
     frames = [_Frame(namespaces)]
@@ -61,6 +69,13 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
         else:
             frames[-1].mark(kind)
     return _LONE_TAG.sub("\n", frames[0].shown())
+
+
+def _prepared(markup: str) -> str:
+    """Take out what the tokenizer makes much work of and shows no differently."""
+    before, end, after = markup.rpartition("-->")
+    closed = before + end + after.replace("<!--", "<! --")  # comments that do not end
+    return _HEADING.sub(" =", _QUOTES.sub("", closed))
 
 
 class _Frame:
@@ -91,11 +106,6 @@ class _Frame:
 class _Hidden(_Frame):
     def shown(self) -> str:
         return ""
-
-
-class _Heading(_Frame):
-    def shown(self) -> str:
-        return f"\n{super().shown()}\n"
 
 
 class _Wikilink(_Frame):
@@ -159,7 +169,6 @@ _OPENING: dict[type[Any], Callable[[Container[str]], _Frame]] = {
     tokens.CommentStart: _Hidden,
     tokens.WikilinkOpen: _Wikilink,
     tokens.ExternalLinkOpen: _ExternalLink,
-    tokens.HeadingStart: _Heading,
     tokens.HTMLEntityStart: _Entity,
     tokens.TagOpenOpen: _Tag,
 }
@@ -171,7 +180,6 @@ _CLOSING = frozenset(
         tokens.CommentEnd,
         tokens.WikilinkClose,
         tokens.ExternalLinkClose,
-        tokens.HeadingEnd,
         tokens.HTMLEntityEnd,
         tokens.TagCloseClose,
         tokens.TagCloseSelfclose,

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from queries.normalize import normalize
+from queries.sources.markup_cost import is_too_slow
 from queries.sources.wikitext import plain_text
 
 NAMESPACES = frozenset({"file", "image", "category", "fails"})
@@ -31,6 +32,7 @@ NAMESPACES = frozenset({"file", "image", "category", "fails"})
         ("== Head ==\n* one\n* two\n; t : d", "head one two t d"),
         ("&amp;dog&nbsp;house &#233; &#xe9; &ndash;", "& dog house é é"),
         ("{{broken [[dog", "broken dog"),
+        ("a <!-- b --> c <!-- d", "a c d"),
         ("<tr><td>Riga<td class=x>''Rīga'' 1 < 2 and 3 > 2</small>", "riga rīga 1 2 and 3 2"),
         ("", ""),
     ],
@@ -41,7 +43,7 @@ def test_what_a_reader_sees_is_left(markup: str, words: str) -> None:
 
 def test_paragraphs_headings_and_items_are_lines() -> None:
     lines = plain_text("One.\n\nTwo.\n== H ==\n* a\n* b<br>c", frozenset()).split("\n")
-    assert [line.strip() for line in lines if line.strip()] == ["One.", "Two.", "H", "a", "b", "c"]
+    assert [normalize(line) for line in lines if normalize(line)] == ["one", "two", "h", "a", "b", "c"]
 
 
 PIECES = [
@@ -73,3 +75,41 @@ def test_any_markup_gives_text(markup: str) -> None:
 @given(st.lists(st.sampled_from([*"ab:|='\n *!-=", "[http://a ", "<b>", "&amp;", "-->"]), max_size=25).map("".join))
 def test_whatever_a_template_holds_is_left_out(markup: str) -> None:
     assert plain_text(f"dog{{{{t|{markup}}}}}house", NAMESPACES) == "doghouse"
+
+
+UNCLOSED = [
+    "[http://a ",
+    "<ref>",
+    "<br ",
+    "</br ",
+    "<b",
+    '<a b="',
+    "<math>",
+    "[[a|",
+    "{{a|",
+    "\n{|a",
+    "a[//b [[<i>",
+    "<!--<b>",
+]
+
+
+@pytest.mark.parametrize("mark", UNCLOSED)
+def test_marks_that_nothing_closes_are_refused_before_they_take_hours(mark: str) -> None:
+    with pytest.raises(ValueError, match="too long"):
+        plain_text(mark * (2_000_000 // len(mark)), NAMESPACES)
+
+
+@pytest.mark.parametrize("mark", UNCLOSED)
+def test_a_few_of_them_are_text(mark: str) -> None:
+    assert plain_text("dog\n" + mark * 20, NAMESPACES).startswith("dog")
+
+
+@pytest.mark.parametrize(
+    "closed", ["[http://a b]", "<ref>a</ref>", "<br>", "[[a|b]]", "{{a|{{{b|}}}}}", "<li>", "<!--a-->"]
+)
+def test_marks_that_close_are_read_however_many(closed: str) -> None:
+    assert not is_too_slow((closed + "\n") * (400_000 // len(closed)))
+
+
+def test_a_line_of_equals_signs_is_text() -> None:
+    assert normalize(plain_text("=" + "a=" * 500_000, NAMESPACES)).startswith("a a")
