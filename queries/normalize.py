@@ -103,6 +103,8 @@ def _character_set(*classes: int) -> str:
 _IGNORED_RUN = re.compile(f"[{_character_set(_IGNORED)}]+")
 # What NFKC would join to the word before: "Lego™" must not become "legotm", nor "5½" "51/2".
 _JOINED_BY_NFKC = re.compile("[™℠]|(?=[¼½¾⅐-⅟↉])")
+# "İ" folds to "i" and a dot above; outside Turkish rules nobody writes the dot ("Istanbul").
+_DOTTED_I = re.compile("i\u0307+")
 _TOKEN = re.compile(
     f"[{_character_set(_ALONE)}][{_character_set(_MARK)}]*|[{_character_set(_WORD)}][{_character_set(_WORD, _MARK)}]*"
 )
@@ -117,8 +119,9 @@ def _fold(text: str) -> str:
     """Apply NFKC and case folding, after the removal of what must not take part in composition."""
     text = _JOINED_BY_NFKC.sub(" ", _IGNORED_RUN.sub("", text))
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # "İ" folds to "i" and a dot above; outside Turkish rules nobody writes the dot ("Istanbul").
-    return unicodedata.normalize("NFKC", folded.replace("i\u0307", "i"))
+    if "i\u0307" in folded:
+        folded = _DOTTED_I.sub("i", folded)
+    return unicodedata.normalize("NFKC", folded)
 
 
 def normalize_batch(texts: pa.Array) -> pa.Array:

@@ -40,6 +40,7 @@ CASES = [
     ("straße STRASSE", "strasse strasse"),
     ("ΌΔΟΣ όδος", "όδοσ όδοσ"),
     ("İstanbul I\u0307", "istanbul i"),
+    ("İ\u0307 i\u0307\u0307\u0301", "i í"),
     # marks
     ("naive naïve nai\u0308ve", "naive naïve naïve"),
     ("\u0301dog", "dog"),
@@ -104,6 +105,20 @@ def test_a_batch_gives_what_single_texts_give_for_every_character() -> None:
 @given(TEXTS)
 def test_the_normal_form_is_its_own_normal_form(text: str) -> None:
     assert normalize(normalize(text)) == normalize(text)
+
+
+@pytest.mark.parametrize(
+    "frame", ["{}", "{}\u0307", "{}\u0307\u0307", "{0}\u0307{0}", "i{}\u0307", "İ{}\u0323", "a{}\u0345", "{}\U00016ff0"]
+)
+def test_the_normal_form_is_its_own_normal_form_with_every_character(frame: str) -> None:
+    texts = [frame.format(chr(c)) for c in range(0x32400) if unicodedata.category(chr(c)) not in ("Cs", "Co", "Cn")]
+    normal = normalize_batch(pa.array(texts))
+    pairs = zip(texts, normal.to_pylist(), normalize_batch(normal).to_pylist(), strict=True)
+    assert [text for text, once, twice in pairs if once != twice] == []
+
+
+def test_thousands_of_dots_are_one() -> None:
+    assert normalize("I" + "\u0307" * 500_000 + "x") == "ix"
 
 
 @given(TEXTS)
