@@ -38,17 +38,18 @@ def explain(allowlist: Allowlist, text: str) -> Explanation:
     form = normalize(text)
     normal = normalize_batch(allowlist.table["query"].combine_chunks())
     is_same = pc.equal(normal, form or None)
-    is_inside = pc.and_not(pc.is_in(normal, pa.array(_spans(form), pa.string())), is_same)
+    lengths = pc.unique(pc.add(pc.count_substring(normal, " "), 1)).to_pylist()
+    is_inside = pc.and_not(pc.is_in(normal, pa.array(_spans(form, lengths), pa.string())), is_same)
     is_around = pc.and_not(_contains(normal, form), is_same)
     same, inside, around = (_entries(allowlist, mask) for mask in (is_same, is_inside, is_around))
     return Explanation(form, same[0] if same else None, inside, around)
 
 
-def _spans(form: str) -> list[str]:
-    """Return every run of the tokens of a normal form."""
+def _spans(form: str, lengths: Iterable[int]) -> list[str]:
+    """Return the runs of the tokens of a normal form, of these lengths."""
     tokens = form.split(" ") if form else []
-    ends = range(1, len(tokens) + 1)
-    return [" ".join(tokens[start:end]) for end in ends for start in range(end)]
+    starts = ((start, length) for length in lengths for start in range(len(tokens) - length + 1))
+    return list({" ".join(tokens[start : start + length]) for start, length in starts})
 
 
 def _contains(normal: pa.Array, form: str) -> pa.Array:

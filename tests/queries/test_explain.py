@@ -39,6 +39,13 @@ def test_a_text_that_is_no_entry() -> None:
     assert found.around == []
 
 
+def test_a_long_text_is_no_harder_than_the_lengths_of_the_entries() -> None:
+    rows = [*ROWS, ("x " * 100_000, ["web"], [None])]
+    table = pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], schema=SCHEMA)
+    found = explain(Allowlist(table, "0"), "y " * 30_000 + "hot dog")
+    assert names(found.inside) == ["Dog", "hot dog", "hot"]
+
+
 def test_a_text_that_never_matches() -> None:
     found = explain(LIST, "?!")
     assert (found.normal_form, found.entry, found.inside, found.around) == ("", None, [], [])
