@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError, UserError
 from pipeline.progress import Progress
 from pipeline.sources import expand_paths
-from queries.allowlist import Allowlist, import_allowlist, write_allowlist
+from queries.allowlist import Allowlist, import_allowlist, keep_inputs, write_allowlist
 from queries.explain import Entry, count_occurrences, explain
 from queries.lint import DEFAULT_MAX_CHARS, DEFAULT_MAX_SHARE, REASONS, Findings, lint
 from queries.list_files import read_captions
@@ -110,6 +110,7 @@ def _build(args: argparse.Namespace) -> int:
     folder = Path(args.out).parent
     if "://" not in args.out and not folder.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {folder}")
+    keep_inputs(args.out, [*args.dump, *args.pageviews])
     if args.starter:
         if args.dump or args.pageviews or args.wordnet is None:
             raise ConfigError("--starter takes the place of --dump and --pageviews, and needs --wordnet")
@@ -190,11 +191,10 @@ def _share(text: str) -> float:
 
 def _lint(args: argparse.Namespace) -> int:
     allowlist = Allowlist.load(args.allowlist)
-    captions = (
-        batch
-        for path in expand_paths(args.captions, Path(), "--captions")
-        for batch in read_captions(path, args.column)
-    )
+    samples = expand_paths(args.captions, Path(), "--captions")
+    if args.fix:
+        keep_inputs(args.out or args.allowlist, samples)
+    captions = (batch for path in samples for batch in read_captions(path, args.column))
     queries = allowlist.table["query"].combine_chunks()
     findings = lint(queries, captions, max_chars=args.max_chars, max_share=args.max_share)
     print(f"{args.allowlist}: {len(allowlist):,} queries")

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from queries.errors import InputError
-from queries.list_files import SCHEMA, read_bytes, read_list
+from queries.list_files import SCHEMA, parse_parquet, read_bytes, read_list
 from queries.normalize import normalize_batch
 
 
@@ -45,10 +45,9 @@ class Allowlist:
             InputError: the file is missing, is no Parquet, has not the columns of a list, or is empty.
         """
         content = read_bytes(path)
-        try:
-            table = pq.read_table(pa.BufferReader(content))
-        except pa.ArrowInvalid:
-            raise InputError(f"{path} is not a Parquet file; `wit queries import` makes an allowlist of it") from None
+        if content[:4] != b"PAR1":
+            raise InputError(f"{path} is not a Parquet file; `wit queries import` makes an allowlist of it")
+        table = parse_parquet(path, content)
         _check(path, table)
         return cls(table.select(SCHEMA.names), hashlib.sha256(content).hexdigest())
 
@@ -84,12 +83,41 @@ def import_allowlist(sources: str | Sequence[str], out_path: str, *, column: str
         InputError: a file is missing, damaged or of the wrong kind, or nothing is left to look for.
     """
     paths = [sources] if isinstance(sources, str) else list(sources)
+    keep_inputs(out_path, [path for path in paths if _place(path) != _place(out_path) or not _is_allowlist(path)])
     read = [read_list(path, column) for path in paths]
     table, dropped = merge_candidates(pa.concat_tables(read))
     if table.num_rows == 0:
         raise InputError(f"{', '.join(paths)}: no query to look for ({sum(t.num_rows for t in read)} lines read)")
     files = [{"path": path, "queries": rows.num_rows} for path, rows in zip(paths, read, strict=True)]
     return write_allowlist(table, out_path, {"source": files, "dropped": dropped})
+
+
+def keep_inputs(out_path: str, inputs: Sequence[str]) -> None:
+    """Refuse to write a list, or its manifest, over a file that it is made of.
+
+    Raises:
+        InputError: that is what `out_path` asks for.
+    """
+    written = {_place(out_path), _place(manifest_path(out_path))}
+    for path in inputs:
+        if _place(path) in written:
+            raise InputError(f"{path}: --out {out_path} would write over this input; give another name")
+
+
+def _place(path: str) -> str:
+    try:
+        filesystem, name = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError):  # reading or writing says what is wrong with it
+        return path
+    return os.path.realpath(name) if "file" in filesystem.protocol else path
+
+
+def _is_allowlist(path: str) -> bool:
+    try:
+        Allowlist.load(path)
+    except InputError:
+        return False
+    return True
 
 
 def merge_candidates(candidates: pa.Table) -> tuple[pa.Table, dict[str, int]]:

@@ -6,10 +6,12 @@
 .csv .tsv a header with `query`, and perhaps `score`
 """
 
+import csv
 import io
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -57,15 +59,47 @@ def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
     if not path.endswith(".parquet"):
         yield read_list(path, column)["query"].combine_chunks()
         return
-    with reading(path) as file:
-        try:
-            table = pq.ParquetFile(file)
-        except pa.ArrowInvalid:
-            raise InputError(f"{path}: not a Parquet file, or a damaged one") from None
-        if column not in table.schema_arrow.names:
-            raise InputError(f"{path}: no column {column!r} (there are: {', '.join(table.schema_arrow.names)})")
+    with reading(path) as file, _reading_parquet(path):
+        table = pq.ParquetFile(file)
+        names = table.schema_arrow.names
+        if names.count(column) != 1:
+            raise InputError(f"{path}: no column {column!r}, or several (there are: {', '.join(names)})")
+        _check_text(path, column, table.schema_arrow.field(column).type)
         for batch in table.iter_batches(columns=[column]):
-            yield batch.column(0).cast(pa.string())
+            captions = batch.column(0).cast(pa.string())
+            captions.validate(full=True)
+            yield captions
+
+
+@contextmanager
+def _reading_parquet(path: str) -> Iterator[None]:
+    """Turn what Arrow says of a file into one line that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a Parquet file, or a damaged one ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def parse_parquet(path: str, content: bytes) -> pa.Table:
+    """Return the table of a Parquet file's content; its text is UTF-8.
+
+    Raises:
+        InputError: it is no Parquet file, or a damaged one.
+    """
+    with _reading_parquet(path):
+        table = pq.read_table(pa.BufferReader(content))
+        table.validate(full=True)
+    return table
+
+
+def _check_text(path: str, column: str, kind: pa.DataType) -> None:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)):
+        raise InputError(f"{path}: column {column!r} holds {kind}, not text; name another with --column")
 
 
 def read_bytes(path: str) -> bytes:
@@ -102,23 +136,29 @@ def _read_json(path: str, origin: str, content: bytes, _: str) -> pa.Table:
         raise InputError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
     except RecursionError:
         value = None
+    except ValueError:  # of Python's own, against conversions that take hours
+        raise InputError(f"{path}: a number in it has thousands of digits") from None
     if isinstance(value, list) and all(isinstance(query, str) for query in value):
         return _candidates(value, origin, None)
     if isinstance(value, dict) and all(_is_number(score) for score in value.values()):
-        return _candidates(list(value), origin, [float(score) for score in value.values()])
+        return _candidates(list(value), origin, [_score(path, *entry) for entry in value.items()])
     raise InputError(f"{path}: the JSON must be a list of strings, or an object with a number for each query")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole or (isinstance(value, float) and math.isfinite(value))
+
+
+def _score(path: str, query: str, number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        raise InputError(f"{path}: the number of {query[:40]!r} is above 1.8e308, the largest there is") from None
 
 
 def _read_parquet(path: str, origin: str, content: bytes, column: str) -> pa.Table:
-    try:
-        table = pq.read_table(pa.BufferReader(content))
-    except pa.ArrowInvalid:
-        raise InputError(f"{path}: not a Parquet file, or a damaged one") from None
-    return _from_table(path, origin, table, column)
+    return _from_table(path, origin, parse_parquet(path, content), column)
 
 
 def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table]:
@@ -126,16 +166,33 @@ def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table
         text = _decode(path, content)
         if not text.strip():
             raise InputError(f"{path}: the file is empty")
+        _check_quotes(path, text, delimiter)
         parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         # Without fixed types, a column of words such as "null" and "true" would not be text.
         convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=False)
         try:
             table = pa.csv.read_csv(io.BytesIO(text.encode()), parse_options=parse, convert_options=convert)
         except pa.ArrowInvalid as error:
-            raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{path}: {_first_line(error)}") from None
         return _from_table(path, origin, table, column)
 
     return read
+
+
+def _check_quotes(path: str, text: str, delimiter: str) -> None:
+    """Refuse quotes that Arrow would take for the beginning of a field that goes on over the rows below."""
+    if '"' not in text:
+        return
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first = 1
+    try:
+        for _ in rows:
+            first = rows.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: line {first}: a field in quotes does not end as it should ({error}); "
+            "write quotes inside a field twice"
+        ) from None
 
 
 def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Table:
@@ -144,17 +201,16 @@ def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Tabl
         what = f"{names.count(column)} columns are called {column!r} (all: {', '.join(names)})"
         raise InputError(f"{path}: {what}; name one with --column")
     queries = table[column]
-    if pa.types.is_dictionary(queries.type):
-        queries = queries.cast(queries.type.value_type)
-    if not (pa.types.is_string(queries.type) or pa.types.is_large_string(queries.type)):
-        raise InputError(f"{path}: column {column!r} holds {queries.type}, not text; name another with --column")
+    _check_text(path, column, queries.type)
     if all(field in table.schema for field in SCHEMA):
         return _from_allowlist(path, table)
     queries = pc.fill_null(queries.cast(pa.string()), "")
     scores = table["score"] if names.count("score") == 1 else pa.nulls(len(queries), pa.float64())
     if not (pa.types.is_integer(scores.type) or pa.types.is_floating(scores.type)):
         raise InputError(f"{path}: column 'score' holds {scores.type}, not numbers")
-    return pa.table([queries, pa.repeat(origin, len(queries)), scores.cast(pa.float64())], schema=CANDIDATES)
+    return pa.table(
+        [queries, pa.repeat(origin, len(queries)), scores.cast(pa.float64(), safe=False)], schema=CANDIDATES
+    )
 
 
 def _from_allowlist(path: str, table: pa.Table) -> pa.Table:

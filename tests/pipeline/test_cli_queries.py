@@ -13,6 +13,7 @@ from wiki_files import dump_xml, page, wordnet_folder
 from pipeline import cli_queries
 from pipeline.errors import ConfigError, UserError
 from queries.allowlist import Allowlist
+from queries.normalize import normalize
 
 
 def wit(command: str) -> int:
@@ -57,8 +58,9 @@ def test_the_starter_list_says_what_it_lacks(
     queries = Allowlist.load("q.parquet").queries
     assert {"dog", "ice cream", "the"} <= set(queries)
     assert not any("00" in query for query in queries)
+    assert [query for query in queries if " " in normalize(query)] == ["ice cream"]
     monkeypatch.setitem(sys.modules, "wordfreq", None)
-    with pytest.raises(ValueError, match=r"wit-pipeline\[starter\]"):
+    with pytest.raises(ValueError, match=r"\.\[starter\]"):
         wit("build --starter --wordnet dict --out q.parquet")
 
 
@@ -97,6 +99,16 @@ def test_lint_reports_and_fixes(folder: Path, capsys: pytest.CaptureFixture[str]
     assert Allowlist.load("q.parquet").queries == ["dog", "hot dog", "the"]
     with pytest.raises(UserError, match="would leave no query"):
         wit("lint --allowlist q.parquet --captions pairs.parquet --max-share 0 --fix")
+
+
+def test_inputs_are_not_written_over(folder: Path) -> None:
+    wit("import words.txt --out q.parquet")
+    for command in (
+        "build --dump dump.xml --out dump.xml",
+        "lint --allowlist q.parquet --captions words.txt --column query --fix --out words.txt",
+    ):
+        with pytest.raises(ValueError, match="would write over this input"):
+            wit(command)
 
 
 def test_show_explains_an_entry(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

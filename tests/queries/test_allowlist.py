@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from queries.allowlist import Allowlist, import_allowlist, manifest_path, merge_candidates
 from queries.errors import InputError
-from queries.list_files import CANDIDATES, SCHEMA
+from queries.list_files import CANDIDATES, SCHEMA, read_captions, read_list
 from queries.normalize import normalize
 
 
@@ -188,3 +188,101 @@ def test_what_is_no_allowlist_is_refused(tmp_path: Path) -> None:
         Allowlist.load(write(tmp_path / "e.parquet", SCHEMA.empty_table()))
     with pytest.raises(InputError, match="1 queries that are null"):
         Allowlist.load(write(tmp_path / "z.parquet", pa.table([[None], [["x"]], [[1.0]]], schema=SCHEMA)))
+
+
+def test_scores_beyond_what_a_double_counts_are_rounded(tmp_path: Path) -> None:
+    for source in (
+        write(tmp_path / "a.csv", f"query,score\ndog,{2**53 + 1}\n"),
+        write(tmp_path / "b.parquet", pa.table({"query": ["dog"], "score": pa.array([2**64 - 1], pa.uint64())})),
+    ):
+        rows, _ = imported(source, out=tmp_path / "out.parquet")
+        assert rows[0]["score"][0] in (2.0**53, 2.0**64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"dog": 1' + b"0" * 400 + b"}", "a.json: the number of 'dog' is above 1.8e308"),
+        (b'{"dog": ' + b"1" * 5_000 + b"}", "a.json: a number in it has thousands of digits"),
+    ],
+)
+def test_numbers_too_large_are_one_clear_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        import_allowlist(str(tmp_path / "a.json"), str(tmp_path / "out.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [('query\n"abc\ndef\n', 2), ('query\ndog\n"abc\n"def"\nghi\n', 3), ('query\n"the "best" dog"\n', 2)],
+)
+def test_a_quote_that_swallows_rows_is_refused(tmp_path: Path, content: str, line: int) -> None:
+    with pytest.raises(InputError, match=f"a.csv: line {line}: a field in quotes does not end"):
+        import_allowlist(write(tmp_path / "a.csv", content), str(tmp_path / "out.parquet"))
+
+
+def test_quotes_that_end_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'query,n\n"a ""big"" dog",1\n"two\nlines",2\n5" pipe,3\r\n')
+    rows, _ = imported(path, out=tmp_path / "out.parquet")
+    assert [row["query"] for row in rows] == ['a "big" dog', "two\nlines", '5" pipe']
+
+
+def test_any_damage_to_a_parquet_file_is_one_clear_line(tmp_path: Path) -> None:
+    good = Path(write(tmp_path / "a.parquet", pa.table({"query": [f"word {n}" for n in range(3_000)]}))).read_bytes()
+    rng = random.Random(1)
+    said = []
+    for _ in range(150):
+        bad = bytearray(good)
+        for _ in range(rng.randint(1, 5)):
+            low = len(bad) - 400 if rng.random() < 0.6 else 0
+            bad[rng.randrange(low, len(bad))] = rng.randrange(256)
+        (tmp_path / "a.parquet").write_bytes(bad)
+        for read in (read_list, Allowlist.load, lambda path: list(read_captions(path, "query"))):
+            try:
+                read(str(tmp_path / "a.parquet"))
+            except InputError as error:
+                said.append(str(error))
+    assert len(said) > 100
+    assert [line for line in said if str(tmp_path / "a.parquet") not in line or "\n" in line] == []
+
+
+def not_utf8() -> pa.Array:
+    offsets = pa.array([0, 3, 6], pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"\xff\xfeadog")])
+
+
+def test_text_that_is_not_utf8_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", pa.table({"query": not_utf8()}))
+    for read in (read_list, lambda path: list(read_captions(path, "query"))):
+        with pytest.raises(InputError, match=r"a\.parquet: .*UTF8"):
+            read(path)
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"]], [{"a": "dog"}], [b"dog"], [1.5]])
+def test_captions_that_are_no_text_are_refused_with_their_type(tmp_path: Path, values: list[Any]) -> None:
+    table = pa.table({"caption": values})
+    kind = str(table.schema.field("caption").type).split("<")[0]
+    with pytest.raises(InputError, match=f"column 'caption' holds {kind}.*, not text"):
+        list(read_captions(write(tmp_path / "c.parquet", table)))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_captions_of_any_type_of_text_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    path = write(tmp_path / "c.parquet", pa.table({"caption": pa.array(["dog", None], kind)}))
+    assert [batch.to_pylist() for batch in read_captions(path)] == [["dog", None]]
+
+
+def test_a_list_is_not_written_over_what_it_is_made_of(tmp_path: Path) -> None:
+    words = write(tmp_path / "w.txt", "dog\ncat\n")
+    table = write(tmp_path / "t.parquet", pa.table({"query": ["dog"]}))
+    facts = str(tmp_path / "q.manifest.json")
+    Path(facts).write_text('["dog"]')
+    (tmp_path / "link.txt").symlink_to(words)
+    for source, out in ((words, words), (table, table), (str(tmp_path / "link.txt"), words), (facts, "q.parquet")):
+        before = Path(source).read_bytes()
+        with pytest.raises(InputError, match="would write over this input"):
+            import_allowlist(source, str(tmp_path / out))
+        assert Path(source).read_bytes() == before
+    import_allowlist(words, table)
+    import_allowlist([table, words], table)
+    assert Allowlist.load(table).queries == ["dog", "cat"]
