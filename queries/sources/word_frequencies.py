@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from queries.errors import InputError
 from queries.list_files import CANDIDATES
+from queries.normalize import normalize_batch
 
 ORIGIN = "wordfreq"
 
@@ -30,7 +31,10 @@ def word_frequency_queries(language: str = "en") -> pa.Table:
             "--starter needs the package wordfreq: run pip install '.[starter]' in the project's folder"
         ) from None
     frequencies = get_frequency_dict(language, wordlist="large")
-    words = {word: frequency for word, frequency in frequencies.items() if not _DIGITS.search(word)}
-    ranked = sorted(words, key=lambda word: (-words[word], word))
-    scores = [round(words[word] * 1e9, 3) for word in ranked]
+    words = [word for word in frequencies if not _DIGITS.search(word)]
+    tokens = normalize_batch(pa.array(words, pa.string())).to_pylist()
+    # "in.the" and "don't" are several tokens: as queries they would be phrases, "in the" and "don t".
+    ranked = [word for word, normal in zip(words, tokens, strict=True) if " " not in normal]
+    ranked.sort(key=lambda word: (-frequencies[word], word))
+    scores = [round(frequencies[word] * 1e9, 3) for word in ranked]
     return pa.table([pa.array(ranked), pa.repeat(ORIGIN, len(ranked)), pa.array(scores)], schema=CANDIDATES)
