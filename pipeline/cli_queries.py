@@ -1,6 +1,7 @@
 """`wit queries`: make, check and explain allowlists."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -116,13 +117,18 @@ def _build(args: argparse.Namespace) -> int:
             raise ConfigError("--starter takes the place of --dump and --pageviews, and needs --wordnet")
         manifest = build_starter(args.size, args.wordnet, args.out)
     else:
-        inputs = Inputs(tuple(args.dump), tuple(args.pageviews), args.wordnet, args.project)
+        inputs = Inputs(_each_once(args.dump), _each_once(args.pageviews), args.wordnet, args.project)
         options = parse_beam_options(getattr(args, "beam_args", []))
         work = args.work or args.out.removesuffix(".parquet") + ".counts"
         progress = Progress(None if args.quiet else sys.stderr)
         manifest = build_allowlist(inputs, asked, args.out, work=work, options=options, progress=progress)
     _print_manifest(args.out, manifest)
     return 0
+
+
+def _each_once(paths: list[str]) -> tuple[str, ...]:
+    """Return the files without those that are named again: they would be counted twice."""
+    return tuple({path if "://" in path else os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
 
 
 def _print_manifest(out: str, manifest: dict[str, Any]) -> None:

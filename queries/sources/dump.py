@@ -7,6 +7,7 @@ that comes with it is not needed. Any other file (one bz2 stream, gz, plain XML)
 import bz2
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import urlsplit
@@ -67,12 +68,15 @@ def read_site(path: str) -> Site:
         head = stream.read(_HEAD_BYTES)
     if b"<mediawiki" not in head[:1_000]:
         raise InputError(f"{path}: not a MediaWiki XML dump; it begins with {head[:40]!r}")
-    info = _site_info(head)
+    info = _site_info(path, head)
     if info is None:
         raise InputError(f"{path}: not a MediaWiki XML dump; there is no <siteinfo> at its beginning")
     values = {_name(element): element.text or "" for element in info}
     names = [element.text or "" for element in info.iter() if element.get("key", "0") != "0"]
-    host = urlsplit(values.get("base", "")).hostname or ""
+    try:
+        host = urlsplit(values.get("base", "")).hostname or ""
+    except ValueError as error:
+        raise InputError(f"{path}: its <base>, {values['base']!r}, is no address ({error})") from None
     return Site(
         values.get("dbname") or host,
         host.removesuffix(".org").removeprefix("www."),
@@ -80,16 +84,27 @@ def read_site(path: str) -> Site:
     )
 
 
-def _site_info(head: bytes) -> ElementTree.Element | None:
+def _site_info(path: str, head: bytes) -> ElementTree.Element | None:
     parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(["end"])
     try:
-        parser.feed(head)
+        with _known_encoding(path):
+            parser.feed(head)
         for _, element in cast(Iterator[tuple[str, ElementTree.Element]], parser.read_events()):
             if _name(element) == "siteinfo":
                 return element
     except ElementTree.ParseError:
         pass
     return None
+
+
+@contextmanager
+def _known_encoding(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, ValueError) as error:  # what the parser raises for an encoding that it does not know
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: the XML is in an encoding that cannot be read ({error}); dumps are UTF-8") from None
 
 
 def split_dump(path: str, part_bytes: int) -> list[DumpPart]:
@@ -123,12 +138,12 @@ def read_pages(part: DumpPart) -> Iterator[Page]:
     if part.end is not None:
         yield from _pages_of_streams(part, part.end)
         return
-    with reading(part.path) as stream:
+    with reading(part.path) as stream, _known_encoding(part.path):
         for event, element in ElementTree.iterparse(stream, ["start", "end"]):
             if event == "start" and _name(element) == "mediawiki":
                 root = element
             elif event == "end" and _name(element) == "page":
-                page = _page(element)
+                page = _page(part.path, element)
                 root.clear()  # else the tree would grow to the size of the dump
                 if page is not None:
                     yield page
@@ -139,7 +154,7 @@ def _pages_of_streams(part: DumpPart, end: int) -> Iterator[Page]:
         for content in _streams(file, part.start, end):
             inner = re.sub(rb"^\s*<mediawiki[^>]*>|</mediawiki>\s*$", b"", content)
             for element in ElementTree.fromstring(b"<pages>" + inner + b"</pages>"):
-                page = _page(element) if _name(element) == "page" else None
+                page = _page(part.path, element) if _name(element) == "page" else None
                 if page is not None:
                     yield page
 
@@ -165,12 +180,15 @@ def _streams(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
             pieces.append(decompressor.decompress(more))
         content = b"".join(pieces)
         yield content
+        is_last = content.rstrip().endswith(b"</mediawiki>")
         pending = decompressor.unused_data or file.read(_READ_BYTES)
-        if not pending and not content.endswith((b"</mediawiki>", b"</mediawiki>\n")):
+        while is_last and pending and not (pending := pending.lstrip(b"\0")):  # some copies fill up their last block
+            pending = file.read(_READ_BYTES)
+        if not pending and not is_last:
             raise EOFError
 
 
-def _page(element: ElementTree.Element) -> Page | None:
+def _page(path: str, element: ElementTree.Element) -> Page | None:
     """Make a Page of its element; None when its text is no wiki markup (style sheets, data)."""
     title, namespace, is_redirect, markup = "", 0, False, ""
     for child in element:
@@ -178,7 +196,11 @@ def _page(element: ElementTree.Element) -> Page | None:
         if name == "title":
             title = child.text or ""
         elif name == "ns":
-            namespace = int(child.text or 0)
+            try:
+                namespace = int(child.text or 0)
+            except ValueError:
+                what = f"{path}: the namespace of page {title[:80]!r} is {(child.text or '')[:40]!r}"
+                raise InputError(f"{what}, not a number; fetch the dump again") from None
         elif name == "redirect":
             is_redirect = True
         elif name == "revision":

@@ -21,6 +21,7 @@ VIEWS = pa.schema([("title", pa.string()), ("views", pa.int64())])
 
 _READ_BYTES = 8 << 20
 _TITLES_IN_MEMORY = 1_000_000
+_MOST_DIGITS = 12  # of the views of a title; millions of such lines fit into an int64
 
 # What follows the language in the codes of hourly files; nothing for Wikipedia.
 _HOURLY_SUFFIXES = {
@@ -51,7 +52,7 @@ def read_views(path: str, project: str) -> Iterator[pa.Table]:
         for block in _blocks(stream):
             line = line or _line_pattern(path, block, project)
             for title, count in line.findall(block):
-                views[title] += int(count)
+                views[title] += _count(path, title, count)
             if len(views) >= _TITLES_IN_MEMORY:
                 found = True
                 yield _table(views)
@@ -61,6 +62,12 @@ def read_views(path: str, project: str) -> Iterator[pa.Table]:
         seen = ", ".join(name.decode(errors="replace") for name, _ in projects) or "nothing"
         raise InputError(f"{path}: no views of {project} (there is {seen}); name the project with --project")
     yield _table(views)
+
+
+def _count(path: str, title: bytes, digits: bytes) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise InputError(f"{path}: the views of {title[:80].decode(errors='replace')!r} have {len(digits)} digits")
+    return int(digits)
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:

@@ -45,7 +45,7 @@ def wordnet_queries(folder: str, *, synonyms: bool = False) -> pa.Table:
 def _index(path: Path) -> Iterator[tuple[str, int]]:
     """Read lines like "dog n 7 5 @ ~ ...", lemma and number of synsets (wndb(5WN), index file format)."""
     for number, fields in _lines(path):
-        if len(fields) < 4 or not fields[2].isdecimal():
+        if len(fields) < 4 or not fields[2].isdecimal() or len(fields[2]) > 4:
             raise InputError(f"{path}: line {number} is not one of WordNet's index")
         yield fields[0], int(fields[2])
 

@@ -101,6 +101,14 @@ def test_lint_reports_and_fixes(folder: Path, capsys: pytest.CaptureFixture[str]
         wit("lint --allowlist q.parquet --captions pairs.parquet --max-share 0 --fix")
 
 
+def test_a_file_that_is_named_twice_counts_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("views").write_text("xx.wikipedia Dog 1 desktop 5 A5\n")
+    wit("build --dump dump.xml ./dump.xml --pageviews views views --size 9 --min-count 9 --out q.parquet --quiet")
+    rows = {row["query"]: row for row in Allowlist.load("q.parquet").table.to_pylist()}
+    assert rows["dog"]["origins"] == ["unigram", "title"]
+    assert rows["dog"]["score"] == [9.0, 5.0]
+
+
 def test_inputs_are_not_written_over(folder: Path) -> None:
     wit("import words.txt --out q.parquet")
     for command in (

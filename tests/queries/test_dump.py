@@ -84,6 +84,9 @@ def test_parts_of_any_size_share_out_the_pages(part_bytes: int, per_stream: int,
         ("a.xml", b"<mediawiki>", "no <siteinfo>"),
         ("a.xml", b"<mediawiki><siteinfo></mediawiki>", "no <siteinfo>"),
         ("a.xml.bz2", bz2.compress(dump_xml(PAGES))[:20], "ends early"),
+        ("a.xml", b'<?xml version="1.0" encoding="foo"?>' + dump_xml(PAGES), "in an encoding that cannot be read"),
+        ("a.xml", b'<?xml version="1.0" encoding="gbk"?>' + dump_xml(PAGES), "in an encoding that cannot be read"),
+        ("a.xml", dump_xml(PAGES).replace(b"https://", b"http://["), "its <base>, .* is no address"),
     ],
 )
 def test_what_is_no_dump_is_refused_before_any_work(
@@ -124,3 +127,36 @@ def test_a_damaged_dump_is_one_clear_line(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"cannot be read|damaged|ends early"):
         all_pages(path)
+
+
+@pytest.mark.parametrize("write", [dump_xml, multistream])
+@pytest.mark.parametrize("namespace", ["abc", "1" * 5_000])
+def test_a_namespace_that_is_no_number_names_the_file_and_the_page(
+    tmp_path: Path, write: Callable[[list[str]], bytes], namespace: str
+) -> None:
+    path = tmp_path / ("dump.xml" if write is dump_xml else "dump.xml.bz2")
+    path.write_bytes(write([*PAGES, page("Odd").replace("<ns>0", f"<ns>{namespace}")]))
+    with pytest.raises(InputError, match=f"{path}: the namespace of page 'Odd' is '{namespace[:3]}"):
+        all_pages(path)
+
+
+@pytest.mark.parametrize("read_bytes", [20, 1 << 20])
+@pytest.mark.parametrize(
+    ("last", "after"), [("</mediawiki>\n\n", b""), ("</mediawiki>", bytes(1_000)), (" </mediawiki>\r\n", bytes(9))]
+)
+def test_what_follows_the_end_of_a_multistream_dump_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, after: bytes, read_bytes: int
+) -> None:
+    whole = multistream(PAGES)
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(whole.removesuffix(bz2.compress(b"</mediawiki>\n")) + bz2.compress(last.encode()) + after)
+    parts = split_dump(str(path), 300)
+    monkeypatch.setattr(dump, "_READ_BYTES", read_bytes)
+    assert [p for part in parts for p in read_pages(part)] == READ
+
+
+def test_what_is_no_stream_at_the_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(multistream(PAGES) + b"\0\0hello")
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_pages(DumpPart(str(path), 0, path.stat().st_size)))

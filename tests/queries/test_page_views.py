@@ -85,6 +85,14 @@ def test_wrong_files_are_one_clear_line(tmp_path: Path, name: str, content: byte
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("digits", [13, 20, 5_000])
+@pytest.mark.parametrize("line", [b"en Dog %s 0\n", b"en.wikipedia Dog 5 desktop %s A1\n"])
+def test_more_views_than_there_are_name_the_file(tmp_path: Path, digits: int, line: bytes) -> None:
+    (tmp_path / "views").write_bytes(line % b"5" + line % (b"9" * digits))
+    with pytest.raises(InputError, match=f"views: the views of 'Dog' have {digits} digits"):
+        list(read_views(str(tmp_path / "views"), "en.wikipedia"))
+
+
 def test_an_unknown_family_is_refused_for_hourly_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(HOURLY)
     with pytest.raises(InputError, match="do not know how hourly"):

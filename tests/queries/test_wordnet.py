@@ -41,7 +41,16 @@ def test_no_folder_is_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["index.noun", "data.noun"])
-@pytest.mark.parametrize("content", [b"<html>\n", b"00 03 n zz dog\n", b"\xff\xfe", b"one two three four five six\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>\n",
+        b"00 03 n zz dog\n",
+        b"\xff\xfe",
+        b"one two three four five six\n",
+        b"cat n " + b"9" * 5_000 + b" 1 @\n",
+    ],
+)
 def test_files_that_are_not_wordnets_are_one_clear_line(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
