@@ -190,6 +190,7 @@ def settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | N
         for name, m in markers.items()
         if wanted.get(name) == m.digest and all(sizes.get(f) == facts.bytes for f, facts in m.outputs.items())
     }
-    for name in markers.keys() - done.keys():
-        workspace.remove([*markers[name].outputs, marker_name(step, name)])
+    lost = sorted(markers.keys() - done.keys())
+    workspace.remove(file for name in lost for file in markers[name].outputs)
+    workspace.remove(marker_name(step, name) for name in lost)
     return done

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,21 +181,26 @@ class Workspace:
         with self.open(name) as source:
             return pq.read_table(source, columns=columns, use_threads=False)
 
-    def move(self, name: str, to: str) -> None:
-        """Give a file another name; on a local file system in one step."""
-        target = self.path(to)
-        if self._renames:
-            self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        if self.is_local:
-            os.replace(self.path(name), target)
-        else:
+    def move(self, names: Mapping[str, str]) -> None:
+        """Give each file, named by a key, the name in its value; together where the store can."""
+        if not self._renames:
+            self.fs.copy([self.path(name) for name in names], [self.path(to) for to in names.values()])
+            self.remove(names)
+            return
+        for name, to in names.items():
+            self.fs.makedirs(self.path(to).rsplit("/", 1)[0], exist_ok=True)
             self.remove([to])
-            self.fs.mv(self.path(name), target)
+            self.fs.mv(self.path(name), self.path(to))
 
     def remove(self, names: Iterable[str]) -> None:
-        for name in names:
-            if self.exists(name):
-                self.fs.rm_file(self.path(name))
+        """Remove files, those that are there, in any order; together where the store can."""
+        names = list(names)
+        if self._renames or len(names) == 1:
+            for name in names:
+                if self.exists(name):
+                    self.fs.rm_file(self.path(name))
+        elif names:
+            self.fs.rm([self.path(name) for name in names])
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and what is in it, if it is there. It must lie inside the workspace."""

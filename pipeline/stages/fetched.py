@@ -92,15 +92,19 @@ _EARLIER = ".wit/earlier"
 def _set_aside(workspace: Workspace, settings: _Settings, units: Sequence[Unit]) -> None:
     """Move the parts of another plan away, to take from them what this one has too.
 
-    The marker goes last: a run that is killed before finds it again, and moves the rest.
+    The markers go last: a run that is killed before finds them again, and moves the rest.
     """
     wanted = {unit.name: unit.digest for unit in units}
-    for name, marker in read_markers(workspace, "fetched").items():
-        if settings.made(marker) and wanted.get(name) != marker.digest:
-            for file in marker.outputs:
-                if workspace.exists(file):
-                    workspace.move(file, f"{_EARLIER}/{marker.digest[-16:]}/{file}")
-            workspace.remove([marker_name("fetched", name)])
+    earlier = {
+        name: marker
+        for name, marker in read_markers(workspace, "fetched").items()
+        if settings.made(marker) and wanted.get(name) != marker.digest
+    }
+    there = workspace.sizes("fetched")
+    workspace.move(
+        {file: f"{_EARLIER}/{m.digest[-16:]}/{file}" for m in earlier.values() for file in m.outputs if file in there}
+    )
+    workspace.remove(marker_name("fetched", name) for name in earlier)
 
 
 def _earlier_plans(workspace: Workspace) -> tuple[str, ...]:

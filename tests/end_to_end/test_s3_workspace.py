@@ -62,3 +62,11 @@ def test_the_same_shards_as_on_disk(s3, tmp_path: Path):
     before = {item["Key"]: item["LastModified"] for item in s3.list_objects_v2(Bucket="wit")["Contents"]}
     assert main(["build", "-c", str(remote), "--quiet"]) == 0
     assert {item["Key"]: item["LastModified"] for item in s3.list_objects_v2(Bucket="wit")["Contents"]} == before
+
+    for config in (local, remote):
+        config.write_text(config.read_text().replace("cap = 15", "cap = 3"))
+        assert main(["build", "-c", str(config), "--quiet"]) == 0
+    on_disk = tree(local.parent / "work" / "shards")
+    shards = bucket_tree(s3, "work/shards/")
+    assert {n for n in on_disk if shards[n] != on_disk[n]} == {"manifest.json"}
+    assert not any("earlier" in name for name in bucket_tree(s3, "work/"))
