@@ -126,7 +126,7 @@ def _read_text(path: str, origin: str, content: bytes, _: str) -> pa.Table:
     lines = _decode(path, content).split("\n")
     if lines[-1] == "":
         lines.pop()
-    return _candidates([line.removesuffix("\r") for line in lines], origin, None)
+    return _candidates(path, [line.removesuffix("\r") for line in lines], origin, None)
 
 
 def _read_json(path: str, origin: str, content: bytes, _: str) -> pa.Table:
@@ -139,9 +139,9 @@ def _read_json(path: str, origin: str, content: bytes, _: str) -> pa.Table:
     except ValueError:  # of Python's own, against conversions that take hours
         raise InputError(f"{path}: a number in it has thousands of digits") from None
     if isinstance(value, list) and all(isinstance(query, str) for query in value):
-        return _candidates(value, origin, None)
+        return _candidates(path, value, origin, None)
     if isinstance(value, dict) and all(_is_number(score) for score in value.values()):
-        return _candidates(list(value), origin, [_score(path, *entry) for entry in value.items()])
+        return _candidates(path, list(value), origin, [_score(path, *entry) for entry in value.items()])
     raise InputError(f"{path}: the JSON must be a list of strings, or an object with a number for each query")
 
 
@@ -216,17 +216,19 @@ def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Tabl
 def _from_allowlist(path: str, table: pa.Table) -> pa.Table:
     origins, scores = (table[name].combine_chunks() for name in ("origins", "score"))
     sizes = pc.list_value_length(origins)
-    if not sizes.equals(pc.list_value_length(scores)) or pc.min(sizes).as_py() == 0:
+    if sizes.null_count or not sizes.equals(pc.list_value_length(scores)) or pc.min(sizes).as_py() == 0:
         raise InputError(f"{path}: each query needs as many scores as origins, and one at least")
+    if pc.list_flatten(origins).null_count:
+        raise InputError(f"{path}: an origin is null; each needs a name")
     queries = table["query"].combine_chunks().take(pc.list_parent_indices(origins))
     return pa.table([queries, pc.list_flatten(origins), pc.list_flatten(scores)], schema=CANDIDATES)
 
 
-def _candidates(queries: list[str], origin: str, scores: list[float] | None) -> pa.Table:
+def _candidates(path: str, queries: list[str], origin: str, scores: list[float] | None) -> pa.Table:
     try:
         column = pa.array(queries, pa.string())
     except UnicodeEncodeError:
-        raise InputError(f"{origin}: a query has half of a surrogate pair, which is no text") from None
+        raise InputError(f"{path}: a query has half of a surrogate pair, which is no text") from None
     score = pa.nulls(len(column), pa.float64()) if scores is None else pa.array(scores, pa.float64())
     return pa.table([column, pa.repeat(origin, len(column)), score], schema=CANDIDATES)
 

@@ -286,3 +286,16 @@ def test_a_list_is_not_written_over_what_it_is_made_of(tmp_path: Path) -> None:
     import_allowlist(words, table)
     import_allowlist([table, words], table)
     assert Allowlist.load(table).queries == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(("origins", "score"), [(None, None), ([None], [1.0])])
+def test_entries_without_an_origin_are_refused_not_lost(tmp_path: Path, origins: Any, score: Any) -> None:
+    table = pa.table([["dog", "cat"], [origins, ["x"]], [score, [1.0]]], schema=SCHEMA)
+    with pytest.raises(InputError, match=r"a\.parquet: .*origin"):
+        import_allowlist(write(tmp_path / "a.parquet", table), str(tmp_path / "out.parquet"))
+
+
+def test_half_a_surrogate_pair_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'["\\ud800"]')
+    with pytest.raises(InputError, match=r"a\.json: a query has half of a surrogate pair"):
+        import_allowlist(str(tmp_path / "a.json"), str(tmp_path / "out.parquet"))
