@@ -9,20 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from trainer.errors import TrainerConfigError
 from trainer.loss import Objective
 from trainer.model import TextTower, named_architecture, with_text_tower
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Table(BaseModel):
-    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4)."""
+    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4), no infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TrainConfig(Table):
@@ -37,7 +38,7 @@ class TrainConfig(Table):
     shards: tuple[str, ...] = Field(default=(), strict=False)  # globs of tars; default: `<workspace>/shards/*.tar`
     output: str | None = None  # default: `<workspace>/train`
     cache: str | None = None  # where remote shards are kept; default: `<output>/cache`
-    cache_gib: Annotated[float, Field(gt=0)] = 64.0
+    cache_gib: Annotated[float, Field(gt=0, le=2**30)] = 64.0
     lanes: Positive = 8
     window: Positive = 65_536
     workers: Annotated[int, Field(ge=0)] = 4
@@ -49,15 +50,15 @@ class TrainConfig(Table):
 
     # the objective and the recipe
     objective: Objective = "infonce"
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0, le=1e6)]
     steps: Positive | None = None  # instead of `epochs`
     batch: Positive  # over all ranks
     micro_batch: Positive | None = None  # per rank; default: batch / ranks, that is, no accumulation
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    beta1: Fraction
-    beta2: Fraction
+    beta1: Decay
+    beta2: Decay
     eps: Annotated[float, Field(gt=0)]
     max_logit_scale: Annotated[float, Field(gt=1)]
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
@@ -77,6 +78,13 @@ class TrainConfig(Table):
     log_steps: Positive = 10
     tensorboard: bool = True
     wandb_project: str | None = None
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _check_crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be the smallest area and the largest, both above 0")
+        return value
 
 
 class EvaluateConfig(Table):
@@ -175,13 +183,17 @@ def load_settings(path: Path) -> Settings:
 
 def settings_from(document: dict[str, Any], folder: Path) -> Settings:
     """Check the tables of `document`, fill in the preset and resolve paths relative to `folder`."""
-    train = dict(document.get("train", {}))
+    given = document.get("train", {})
+    if not isinstance(given, dict):
+        raise TrainerConfigError(f"train = {given!r}: must be one table, [train]")
+    train = dict(given)
     model = train.get("model", TrainConfig.model_fields["model"].default)
     if not isinstance(model, str):
         raise TrainerConfigError(f"train.model = {model!r}: must be a name in quotes, such as {preset_names()[5]!r}")
     train = {**preset(model), **train}
     try:
-        train["architecture"] = with_text_tower(train["architecture"], train.get("text", "transformer"))
+        if isinstance(train["architecture"], dict):
+            train["architecture"] = with_text_tower(train["architecture"], train.get("text", "transformer"))
         settings = Settings.model_validate({**document, "train": train})
     except ValidationError as error:
         raise TrainerConfigError(_one_line(error)) from error

@@ -64,6 +64,17 @@ def test_any_open_clip_architecture_trains_with_its_familys_values(tmp_path: Pat
         ("model = 3", "train.model = 3"),
         ('precision = "int8"', "train.precision = 'int8'"),
         ("= 3", "cannot read"),
+        ("epochs = inf", "train.epochs = inf: input should be"),
+        ("epochs = 1e300", "train.epochs = 1e+300: input should be less than"),
+        ("steps = 1_000_000_000_000_000_000_000", "train.steps = 1000000000000000000000: "),
+        ("cache_gib = inf", "train.cache_gib = inf: input should be"),
+        ("cache_gib = 1e300", "train.cache_gib = 1e+300: input should be less than"),
+        ("weight_decay = nan", "train.weight_decay = nan: input should be a finite number"),
+        ("beta1 = 1.0", "train.beta1 = 1.0: input should be less than 1"),
+        ("crop_scale = [0, 0]", "train.crop_scale = [0, 0]: value error, must be the smallest area and the largest"),
+        ("crop_scale = [1.0, 0.5]", "train.crop_scale = [1.0, 0.5]: value error, must be the smallest"),
+        ("architecture = 5", "train.architecture = 5: input should be a valid dictionary"),
+        ('[[train]]\nmodel = "tiny"', "cannot read"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(tmp_path: Path, text: str, message: str):
@@ -71,6 +82,12 @@ def test_wrong_values_are_refused_in_one_line(tmp_path: Path, text: str, message
         _load(tmp_path, f"[train]\n{text}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["train = 5", '[[train]]\nmodel = "tiny"'])
+def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str):
+    with pytest.raises(TrainerConfigError, match=r"^train = .*: must be one table, \[train\]$"):
+        _load(tmp_path, text)
 
 
 def test_a_remote_workspace_needs_a_local_output(tmp_path: Path):
