@@ -6,6 +6,7 @@ between DDP and FSDP. `step` counts finished steps; the order of samples follows
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from trainer.errors import TrainerError, reason_of
 
 FORMAT = "wit-train/1"
+_PARTS = {"identity": dict, "model": dict, "optimizer": dict, "scaler": dict, "broken": dict, "step": int}
 _NAME = re.compile(r"step-(\d{9})\.pt")
 _SCALARS = {"logit_scale", "logit_bias"}  # of shape (1,) under FSDP
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -49,11 +52,28 @@ def capture(model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore(model: CLIP, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put captured state into a model and optimiser of any sharding. Every process calls this with the same state."""
+    """Put captured state into a model and optimiser of any sharding. Every process calls this with the same state.
+
+    The hyper-parameters stay the optimiser's own, not those that the state was captured with.
+
+    Raises:
+        ValueError: a tensor of the model, or all of the optimiser's, are missing; torch raises others.
+    """
+    if state["model"].keys() != model.state_dict().keys() or not state["optimizer"].get("state"):
+        raise ValueError("its tensors are others")
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     fitting = _with_scalars_of_shape(state, model.logit_scale.shape)
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, fitting["model"], options=options)
     set_optimizer_state_dict(model, optimizer, fitting["optimizer"], options=options)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
+
+
+def is_finite(tensors: Iterable[Any]) -> bool:
+    """Return whether no number of these tensors, or of this process's shards of them, is infinite or none."""
+    shards = (t.to_local() if isinstance(t, DTensor) else t for t in tensors if torch.is_tensor(t))
+    return all(bool(torch.isfinite(shard).all()) for shard in shards)
 
 
 def _with_scalars_of_shape(state: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
@@ -107,4 +127,9 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainerError(f"{path} is not a checkpoint of this trainer")
+    bad = [key for key, kind in _PARTS.items() if not isinstance(content.get(key), kind)]
+    if bad or not content["identity"].keys() >= {"train.architecture", "train.objective"}:
+        raise TrainerError(
+            f"checkpoint {path} has no {bad[0] if bad else 'whole identity'}: delete it to go on from the one before"
+        )
     return content

@@ -2,15 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from trainer.errors import TrainerError
+from trainer.errors import PeerError, TrainerError
 
 START_TIMEOUT = timedelta(minutes=30)  # a rank may wait while another counts or fetches shards
 
@@ -28,13 +29,28 @@ class World:
         """Whether this process writes what a run writes once."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process."""
         if self.size == 1:
-            return flag
-        value = torch.tensor(int(flag))
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value)
+            return list(flags)
+        values = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return [bool(value) for value in values]
+
+    def in_first(self, work: Callable[[], Any]) -> None:
+        """Do something in the first process; the others wait for it.
+
+        Raises:
+            TrainerError: the work's in the first process, a `PeerError` in the others.
+        """
+        failure = None
+        if self.is_first:
+            try:
+                work()
+            except TrainerError as error:
+                failure = error
+        if any(self.any(failure is not None)):
+            raise failure or PeerError()
 
     def mean(self, value: torch.Tensor) -> float:
         """Return the mean of a scalar over the processes."""
@@ -50,11 +66,6 @@ class World:
         everyones: list[Counter[str]] = [Counter() for _ in range(self.size)]
         dist.all_gather_object(everyones, counts)
         return sum(everyones, Counter())
-
-    def wait(self) -> None:
-        """Wait for the other processes."""
-        if self.size > 1:
-            dist.barrier()
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -77,7 +88,11 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def open_world(device: str) -> Iterator[World]:
-    """Join the processes that torchrun started, and leave them at the end."""
+    """Join the processes that torchrun started, and leave them at the end.
+
+    Raises:
+        PeerError: the connection to another process broke.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     own = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if own.type == "cuda":
@@ -85,9 +100,14 @@ def open_world(device: str) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, own)
         return
-    # Flags and counts travel between CPUs, so that asking "does anyone stop?" never waits for a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=START_TIMEOUT)
     try:
+        # Flags and counts travel between CPUs, so that asking "does anyone stop?" never waits for a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=START_TIMEOUT)
         yield World(dist.get_rank(), size, own)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise PeerError from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

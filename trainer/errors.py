@@ -1,6 +1,7 @@
 """Errors that stop a training or evaluation run, each with one line that names the value and the way out.
 
 TrainerError          exit 1: the run cannot go on (no shards, a broken checkpoint, a loss that is not finite)
+  PeerError           exit 1: it cannot because another of its processes cannot, which says why
   TrainerConfigError  exit 2: a key of `[train]` or `[evaluate]`, or a flag, is wrong
 """
 
@@ -9,6 +10,13 @@ class TrainerError(Exception):
     """The run cannot go on."""
 
     exit_code = 1
+
+
+class PeerError(TrainerError):
+    """Another process of the run has failed or ended."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has failed or ended; its own message says why")
 
 
 class TrainerConfigError(TrainerError):

@@ -28,7 +28,7 @@ def export_model(source: Path, folder: Path) -> Path:
     """Write `open_clip_config.json` and `open_clip_model.safetensors` to `folder`; each file appears whole.
 
     Raises:
-        TrainerError: `source` is not a checkpoint of this trainer, or the folder cannot be written.
+        TrainerError: `source` is not a checkpoint of this trainer or not finite, or the folder cannot be written.
     """
     content = checkpoint.load(source)
     identity = content["identity"]
@@ -37,6 +37,8 @@ def export_model(source: Path, folder: Path) -> Path:
         "preprocess_cfg": PREPROCESSING,
     }
     weights = {name: tensor.contiguous() for name, tensor in content["model"].items() if torch.is_tensor(tensor)}
+    if not checkpoint.is_finite(weights.values()):
+        raise TrainerError(f"the weights of {source} are not finite: export the checkpoint before it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as partial:

@@ -4,7 +4,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,10 +15,11 @@ from open_clip.model import CLIP
 
 from trainer import checkpoint
 from trainer.balance import BalancedOrder, keep_probabilities
+from trainer.claim import claimed
 from trainer.config import Settings, TrainConfig
 from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
 from trainer.distributed import World, open_world
-from trainer.errors import TrainerConfigError, TrainerError
+from trainer.errors import PeerError, TrainerConfigError, TrainerError
 from trainer.export import export_model
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
@@ -29,6 +30,7 @@ from trainer.shards import ShardCache, find_shards
 from trainer.step import Stepper, wrap
 
 log = logging.getLogger(__name__)
+CALMER = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
 StepHook = Callable[[int, Batch], None]
 
 
@@ -43,8 +45,16 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
     """
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
-    with open_world(settings.train.device) as world:
+    with open_world(settings.train.device) as world, _claimed_by_first(settings.output, world):
         return _Run(settings, world).go(on_step)
+
+
+@contextmanager
+def _claimed_by_first(output: Path, world: World) -> Iterator[None]:
+    """Hold the output folder in the first process; fail in all of them if it cannot."""
+    with ExitStack() as held:
+        world.in_first(lambda: held.enter_context(claimed(output)))
+        yield
 
 
 class _Run:
@@ -59,7 +69,13 @@ class _Run:
         self.order = self._order()
         _check_batch(config, world, self.order.samples)
         self.total_steps = config.steps or int(config.epochs * self.order.samples / config.batch)
-        self.done_steps = 0
+        if not self.total_steps:
+            raise TrainerConfigError(
+                f"train.epochs = {config.epochs} of {self.order.samples} samples are no step of train.batch = "
+                f"{config.batch}: raise train.epochs, or lower train.batch"
+            )
+        self.done_steps = self.saved_steps = self.unlogged_steps = 0
+        self.loss_sum = torch.zeros((), device=world.device)
         self.broken: Counter[str] = Counter()
         self.stepper = self._stepper()
         self._resume()
@@ -122,9 +138,15 @@ class _Run:
                 raise TrainerError(
                     f"{found[-1]} is of another run ({detail}): set train.output to a new folder, or restore the value"
                 )
-        checkpoint.restore(self.stepper.core, self.stepper.optimizer, state)
-        self.stepper.scaler.load_state_dict(state["scaler"])
-        self.done_steps = state["step"]
+        try:
+            checkpoint.restore(self.stepper.core, self.stepper.optimizer, state)
+            self.stepper.scaler.load_state_dict(state["scaler"])
+        except Exception as error:  # torch raises whatever its loaders do
+            reason = " ".join(str(error).split())
+            raise TrainerError(
+                f"checkpoint {found[-1]} does not fit the model: {reason}; delete it to go on from the one before"
+            ) from error
+        self.done_steps = self.saved_steps = state["step"]
         self.broken = Counter(state["broken"]) if self.world.is_first else Counter()
         if self.world.is_first:
             log.info("going on from %s", found[-1])
@@ -152,9 +174,9 @@ class _Run:
             self.config, self.settings.output, start=self.done_steps, total=self.total_steps, shown=self.world.is_first
         )
         self.stepper.model.train()
-        with closing(progress), closing(steps), _stop_signal() as stop_asked:
+        with _stop_signal() as stop_asked, closing(progress), closing(steps):
             stopped = self._loop(steps, progress, stop_asked, on_step)
-        return None if stopped else self._finish()
+            return None if stopped else self._finish()
 
     def _loop(
         self,
@@ -163,35 +185,51 @@ class _Run:
         stop_asked: Callable[[], bool],
         on_step: StepHook | None,
     ) -> bool:
-        """Step until the end or a signal; return whether a signal stopped it."""
+        """Step until the end or a signal; return whether a signal stopped it. What was done is saved.
+
+        Raises:
+            TrainerError: the run cannot go on; where only the next data are missing, what was done is saved.
+        """
         config, watch = self.config, Stopwatch()
-        loss_sum, unlogged = torch.zeros((), device=self.world.device), 0
-        for step, batch in enumerate(steps, start=self.done_steps):
+        while True:
+            batch, failure = _next_of(steps)
             watch.data_arrived()
+            is_stopping, is_failing = self.world.any(stop_asked(), failure is not None)
+            if is_stopping or is_failing or batch is None:
+                break
             if on_step is not None:
-                on_step(step, batch)
+                on_step(self.done_steps, batch)
             self.broken.update(batch.broken)
-            rate = learning_rate(
-                step, peak=config.learning_rate, warmup_steps=config.warmup_steps, total_steps=self.total_steps
-            )
             images = to_model_input(batch.images, self.world.device, channels_last=config.channels_last)
             tokens = batch.tokens.to(self.world.device, non_blocking=True)
-            loss_sum += self.stepper.step(images, tokens, rate)
-            self.done_steps, unlogged = step + 1, unlogged + 1
-            is_stopping = self.world.any(stop_asked())
-            is_saving = is_stopping or self.done_steps % config.checkpoint_steps == 0
-            if is_saving or self.done_steps % config.log_steps == 0 or self.done_steps == self.total_steps:
-                figures = self._figures(loss_sum / unlogged, unlogged) | watch.lap(unlogged * config.batch)
-                progress.update(self.done_steps, figures | {"learning_rate": rate})
-                loss_sum, unlogged = torch.zeros_like(loss_sum), 0
-            if is_stopping:
-                steps.close()  # the workers need not live through the saving
+            self.loss_sum += self.stepper.step(images, tokens, self._rate(self.done_steps))
+            self.done_steps, self.unlogged_steps = self.done_steps + 1, self.unlogged_steps + 1
+            is_saving = self.done_steps % config.checkpoint_steps == 0
+            if is_saving or self.done_steps % config.log_steps == 0:
+                self._report(progress, watch)
             if is_saving:
                 self._save()
-            if is_stopping:
-                return True
             watch.step_ended()
-        return False
+        steps.close()  # the workers need not live through the saving
+        if self.unlogged_steps:
+            self._report(progress, watch)
+        self._save()
+        if is_failing:
+            raise failure or PeerError()
+        return self.done_steps < self.total_steps
+
+    def _rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate(
+            step, peak=config.learning_rate, warmup_steps=config.warmup_steps, total_steps=self.total_steps
+        )
+
+    def _report(self, progress: RunProgress, watch: Stopwatch) -> None:
+        """Show the figures of the steps since the last report."""
+        steps = self.unlogged_steps
+        figures = self._figures(self.loss_sum / steps, steps) | watch.lap(steps * self.config.batch)
+        progress.update(self.done_steps, figures | {"learning_rate": self._rate(self.done_steps - 1)})
+        self.loss_sum, self.unlogged_steps = torch.zeros_like(self.loss_sum), 0
 
     def _figures(self, mean_loss: torch.Tensor, steps: int) -> dict[str, float]:
         """Return what is worth showing of the last steps.
@@ -203,7 +241,7 @@ class _Run:
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainerError(
                 f"the loss is {loss} between steps {self.done_steps - steps + 1} and {self.done_steps}; no checkpoint "
-                'of them is kept: try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
+                f"of them is kept: {CALMER}"
             )
         broken = self.world.sum_counts(self.broken)
         seen = self.done_steps * self.config.batch
@@ -221,28 +259,39 @@ class _Run:
         return figures
 
     def _save(self) -> None:
+        """Write a checkpoint of the finished steps, unless there is one.
+
+        Raises:
+            TrainerError: a weight is no number any more, or the file cannot be written.
+        """
+        if self.saved_steps == self.done_steps:
+            return
+        self._check_finite()
         state = checkpoint.capture(self.stepper.core, self.stepper.optimizer)
         broken = self.world.sum_counts(self.broken)
-        if self.world.is_first:
-            content = {
-                **state,
-                "step": self.done_steps,
-                "samples_seen": self.done_steps * self.config.batch,
-                "identity": self._identity,
-                "broken": dict(broken),
-                "scaler": self.stepper.scaler.state_dict(),
-            }
-            path = checkpoint.checkpoint_path(self.checkpoints, self.done_steps)
-            checkpoint.save(path, content, keep=self.config.keep_checkpoints)
-        self.world.wait()
+        content = {
+            **state,
+            "step": self.done_steps,
+            "samples_seen": self.done_steps * self.config.batch,
+            "identity": self._identity,
+            "broken": dict(broken),
+            "scaler": self.stepper.scaler.state_dict(),
+        }
+        path = checkpoint.checkpoint_path(self.checkpoints, self.done_steps)
+        self.world.in_first(lambda: checkpoint.save(path, content, keep=self.config.keep_checkpoints))
+        self.saved_steps = self.done_steps
+
+    def _check_finite(self) -> None:
+        moments = [value for state in self.stepper.optimizer.state.values() for value in state.values()]
+        is_finite = checkpoint.is_finite([*self.stepper.core.state_dict().values(), *moments])
+        if any(self.world.any(not is_finite)):
+            raise TrainerError(
+                f"the weights are not finite after step {self.done_steps}; no checkpoint of them is kept: {CALMER}"
+            )
 
     def _finish(self) -> Path:
-        if self.done_steps % self.config.checkpoint_steps:
-            self._save()
-        target = self.settings.output / "model"
-        if self.world.is_first:
-            export_model(checkpoint.checkpoint_path(self.checkpoints, self.done_steps), target)
-        self.world.wait()
+        saved, target = checkpoint.checkpoint_path(self.checkpoints, self.done_steps), self.settings.output / "model"
+        self.world.in_first(lambda: export_model(saved, target))
         return target
 
     def _describe(self) -> None:
@@ -252,6 +301,25 @@ class _Run:
                 self.config.model, self.world.size, self.world.device.type, self.order.samples,
                 len(self.shards.shards), self.total_steps, self.config.batch,
             )  # fmt: skip
+
+
+def _next_of(steps: Generator[Batch, None, None]) -> tuple[Batch | None, TrainerError | None]:
+    """Return the next step's samples, or why there are none; neither at the end."""
+    try:
+        return next(steps, None), None
+    except TrainerError as error:
+        return None, error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = str(error).partition("\n")[0]
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in the middle of a step
+    # The loader ends its processes once its traceback is gone, which is now.
+    return None, TrainerError(
+        f"a loader process ended ({reason.rstrip('. ')}), often for lack of memory or of /dev/shm: lower train.workers "
+        "or train.prefetch, and run again to go on"
+    )
 
 
 def _check_batch(config: TrainConfig, world: World, samples: int) -> None:

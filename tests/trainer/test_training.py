@@ -222,6 +222,7 @@ def test_a_loss_that_is_no_number_stops_the_run_without_a_checkpoint(scenes: Pat
         ({"batch": 300}, 1, "train.batch = 300 is more than the 200 samples"),
         ({"batch": 25}, 2, "train.batch = 25 cannot be shared evenly by 2 processes"),
         ({"micro_batch": 7}, 1, "train.micro_batch = 7 does not divide the 24 samples"),
+        ({"steps": None, "epochs": 0.1}, 1, "train.epochs = 0.1 of 200 samples are no step of train.batch = 24"),
         ({"device": "cuda"}, 1, "no GPU found"),
         ({"initial": "missing.pt"}, 1, "train.initial"),
     ],
