@@ -35,7 +35,7 @@ from queries.sources.page_views import VIEWS, read_views
 from queries.sources.titles import keep_articles, rank_titles, why_not_a_title
 from queries.sources.wikitext import plain_text
 
-VERSION = 2
+VERSION = 3
 """Raised when the same dump would give other counts, or scratch files another format."""
 
 PART_BYTES = 32 << 20

@@ -12,6 +12,9 @@ from mwparserfromhell.definitions import is_parsable, is_single, is_single_only
 MAX_STEPS = 100_000_000
 """What one page may take, a few seconds. The most of any page of the wikis this was made with is 2,000,000."""
 
+MAX_CHARS = 16_000_000
+"""MediaWiki itself takes no page of more than 2 MB, as it comes."""
+
 _SLOW = 10
 """Inside "<a ", "{{a|" and "{|", a character takes as long as this many elsewhere."""
 
@@ -24,6 +27,8 @@ _MARK = re.compile(
 
 def is_too_slow(markup: str) -> bool:
     """Tell markup that takes more than MAX_STEPS: characters read in vain, about 20 ns each."""
+    if len(markup) > MAX_CHARS:
+        return True
     opening = 2 * markup.count("<") + markup.count("{") + markup.count("[")
     return _SLOW * opening * len(markup) > MAX_STEPS and _Scan(markup).run() > MAX_STEPS
 
@@ -41,7 +46,7 @@ class _Scan:
 
     def run(self) -> int:
         position = 0
-        while (mark := _MARK.search(self.markup, position)) is not None:
+        while self.steps <= MAX_STEPS and (mark := _MARK.search(self.markup, position)) is not None:
             position = self._take(mark.group().strip().lower(), mark.start(), mark.end())
         while self.open:
             self._fail(len(self.markup))
@@ -57,11 +62,17 @@ class _Scan:
         elif mark == "]]" and start == self.bracket:
             return start + 1
         elif mark.startswith("</") and not is_single_only(mark[2:]):
-            self._close_tag(mark[2:], start)
+            if self._close_tag(mark[2:], start):
+                return self._after_name(end)
         elif mark.startswith("<"):
             self.open.append(("<", mark.lstrip("</"), start))
-        elif mark == ">" and innermost == "<":
-            _, name, opened = self.open.pop()
+        elif mark in (">", "/>") and innermost == "<":
+            _, name, opened = self.open[-1]
+            if _has_open_quote(self.markup[opened : min(start, opened + _LOOK)]):
+                return end
+            self.open.pop()
+            if mark == "/>":
+                return end
             if not is_parsable(name):
                 return self._skip(f"</{name}", opened, end)
             if not is_single_only(name):
@@ -85,12 +96,15 @@ class _Scan:
         found = self._find(closing, end)
         if found < len(self.markup):
             return found + len(closing)
-        self.steps += found - opened
+        self.steps += (found - opened) * (1 + self.markup.count("</", end) // _SLOW)
         return end
 
     def _external_link(self, start: int) -> None:
         line_end, self.bracket = self._find("\n", start), self._find("]", start)
-        if line_end <= self.bracket:  # both are at the end if there are none
+        end = min(line_end, self.bracket)
+        if _holds_open_mark(self.markup[start : min(end, start + _LOOK)]):
+            self.steps += _SLOW * (len(self.markup) - start)
+        elif line_end <= self.bracket:  # both are at the end if there are none
             self.steps += line_end - start
 
     def _find(self, text: str, position: int) -> int:
@@ -100,12 +114,17 @@ class _Scan:
             self.next[text] = found if found >= 0 else len(self.markup)
         return self.next[text]
 
-    def _close_tag(self, name: str, position: int) -> None:
+    def _close_tag(self, name: str, position: int) -> bool:
         while self.open and self.open[-1][0] == "<>":
             if self.open[-1][1] == name:
                 self.open.pop()
-                return
+                return True
             self._fail(position)
+        return False
+
+    def _after_name(self, position: int) -> int:
+        end = _END_OF_TAG.match(self.markup, position)
+        return end.end() if end else position
 
     def _close_braces(self, closing: int) -> None:
         """Close arguments, of three braces, and templates, of two; those that begin in a row share a mark."""
@@ -120,4 +139,21 @@ class _Scan:
 
 
 _MOST_BRACES = 300  # the tokenizer goes no deeper
-_OPENED_BY = {"/>": "<", "]]": "[[", "|}": "{|"}
+_LOOK = 1_000
+"""Characters looked at to find out whether a link or a tag closes."""
+
+_END_OF_TAG = re.compile(r"\s{0,9}>")
+_QUOTED = re.compile(r"""=\s*+(?:"[^"]*+"|'[^']*+')""")
+_OPEN_QUOTE = re.compile(r"""=\s*+["']""")
+
+
+def _has_open_quote(attributes: str) -> bool:
+    return _OPEN_QUOTE.search(_QUOTED.sub("", attributes)) is not None
+
+
+def _holds_open_mark(link: str) -> bool:
+    """Tell whether in a link something opens that closes outside it, and may hold the end of the line."""
+    return link.count("<") != link.count(">") or link.count("{{") != link.count("}}")
+
+
+_OPENED_BY = {"]]": "[[", "|}": "{|"}

@@ -17,15 +17,16 @@ ORIGIN = "title"
 # Disambiguation pages are marked by a template, called differently in each language; these are the largest Wikipedias'.
 # "{{disambiguation needed}}" stands beside links in articles.
 _DISAMBIGUATION = re.compile(
-    r"""\{\{\s*(?:
-        (?!disambiguation\ (?:link\ )?needed)[^{}|\n]*disambig[^{}|\n]*
-        | dab | hndis | geodis | schooldis | hospitaldis | numberdis | roaddis | mathdab
+    r"""dab | hndis | geodis | schooldis | hospitaldis | numberdis | roaddis | mathdab
         | begriffsklärung | homonymie | desambiguaci[oó]n | desambiguação | disambigua | dp | ujednoznacznienie
         | неоднозначность | багатозначність | grensida? | förgrening
         | 曖昧さ回避 | aimai | 消歧义 | 消歧義 | 동음이의 | توضيح | ابهام‌زدایی | פירושונים | trang\ định\ hướng
-    )\s*[|}]|__DISAMBIG__""",
+    """,
     re.IGNORECASE | re.VERBOSE,
 )
+_DISAMBIGUATION_NEEDED = re.compile(r"disambiguation (?:link )?needed", re.IGNORECASE)
+_MAGIC_WORD = re.compile("__DISAMBIG__", re.IGNORECASE)
+_TEMPLATE_NAME = re.compile(r"\{\{\s*+([^{}|\n]*+)\s*+[|}]")
 _LIST = re.compile(
     r"(?:Lists? of|Outline of|Index of|Liste d|Lista d|Elenco d|Lijst van|Lista över|Список|Daftar )",
     re.IGNORECASE,
@@ -42,9 +43,20 @@ def why_not_a_title(page: Page) -> str | None:
         return "namespace"
     if page.is_redirect:
         return "redirect"
-    if _DISAMBIGUATION.search(page.markup) or _DISAMBIGUATION_TITLE.search(page.title):
+    if _is_disambiguation(page.markup) or _DISAMBIGUATION_TITLE.search(page.title):
         return "disambiguation"
     return "list" if _LIST.match(page.title) else None
+
+
+def _is_disambiguation(markup: str) -> bool:
+    names = (match[1].strip() for match in _TEMPLATE_NAME.finditer(markup))
+    return _MAGIC_WORD.search(markup) is not None or any(_says_disambiguation(name) for name in names)
+
+
+def _says_disambiguation(name: str) -> bool:
+    if "disambig" in name.lower():
+        return _DISAMBIGUATION_NEEDED.match(name) is None
+    return _DISAMBIGUATION.fullmatch(name) is not None
 
 
 def keep_articles(views: pa.Table, articles: pa.Array | None) -> pa.Table:

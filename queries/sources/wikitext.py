@@ -12,7 +12,7 @@ from typing import Any
 
 from mwparserfromhell.parser import ParserError, tokens
 
-from queries.sources.markup_cost import is_too_slow
+from queries.sources.markup_cost import MAX_CHARS, is_too_slow
 
 try:
     from mwparserfromhell.parser._tokenizer import CTokenizer as Tokenizer
@@ -49,7 +49,8 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
     Raises:
         ValueError: the markup cannot be parsed.
     """
-    markup = _prepared(markup)
+    if len(markup) <= MAX_CHARS:
+        markup = _prepared(markup)
     if is_too_slow(markup):
         raise ValueError("markup that takes too long: thousands of marks that nothing closes")
     try:

@@ -53,3 +53,8 @@ def test_without_a_dump_the_title_itself_must_do() -> None:
 def test_no_views_give_no_titles() -> None:
     for articles in (None, pa.array(["Dog"])):
         assert title_queries(keep_articles(VIEWS.empty_table(), articles)).num_rows == 0
+
+
+@pytest.mark.parametrize("markup", ["{{" + " " * 2_000_000, "{{" + "disambig " * 200_000, "{{a" * 600_000])
+def test_markup_that_names_no_template_is_read_once(markup: str) -> None:
+    assert why_not_a_title(Page("Dog", 0, False, markup)) is None

@@ -113,3 +113,8 @@ def test_marks_that_close_are_read_however_many(closed: str) -> None:
 
 def test_a_line_of_equals_signs_is_text() -> None:
     assert normalize(plain_text("=" + "a=" * 500_000, NAMESPACES)).startswith("a a")
+
+
+def test_a_page_of_hundreds_of_megabytes_is_refused() -> None:
+    with pytest.raises(ValueError, match="too long"):
+        plain_text("dog house " * 2_000_000, NAMESPACES)
