@@ -15,6 +15,7 @@ from trainer.errors import TrainerConfigError
 from trainer.loss import Objective
 from trainer.model import TextTower, named_architecture, with_text_tower
 
+VOCABULARY = 49_408  # of CLIP's tokenizer
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -159,7 +160,7 @@ def preset(model: str) -> dict[str, Any]:
     models = _presets()["models"]
     own = dict(models.get(model) or {"open_clip": model, "learning_rate": models["ViT-B/32"]["learning_rate"]})
     architecture = own.pop("architecture", None) or named_architecture(own["open_clip"])
-    is_resnet = isinstance(architecture["vision_cfg"]["layers"], list)
+    is_resnet = isinstance(architecture["vision_cfg"].get("layers"), list)
     family = own.pop("family", "resnet" if is_resnet else "vit")
     own.pop("open_clip", None)
     return {**_presets()["common"], **_presets()["families"][family], "architecture": architecture, **own}
@@ -191,13 +192,33 @@ def settings_from(document: dict[str, Any], folder: Path) -> Settings:
     if not isinstance(model, str):
         raise TrainerConfigError(f"train.model = {model!r}: must be a name in quotes, such as {preset_names()[5]!r}")
     train = {**preset(model), **train}
+    _check_architecture(train["architecture"])
     try:
-        if isinstance(train["architecture"], dict):
-            train["architecture"] = with_text_tower(train["architecture"], train.get("text", "transformer"))
+        train["architecture"] = with_text_tower(train["architecture"], train.get("text", "transformer"))
         settings = Settings.model_validate({**document, "train": train})
     except ValidationError as error:
         raise TrainerConfigError(_one_line(error)) from error
     return _resolve_paths(settings, folder)
+
+
+def _check_architecture(architecture: Any) -> None:
+    """Raise unless the table has what the data depend on; open_clip checks the rest."""
+    try:
+        numbers = [
+            architecture["embed_dim"],
+            architecture["vision_cfg"]["image_size"],
+            architecture["text_cfg"]["context_length"],
+            architecture["text_cfg"]["width"],
+            architecture["text_cfg"]["vocab_size"] - VOCABULARY + 1,
+        ]
+        is_usable = all(isinstance(number, int) and number > 0 for number in numbers)
+    except (TypeError, KeyError):
+        is_usable = False
+    if not is_usable:
+        raise TrainerConfigError(
+            f"train.architecture = {architecture!r}: must be an open_clip model config, with embed_dim, "
+            f"vision_cfg.image_size, text_cfg.context_length, .width and .vocab_size (at least {VOCABULARY})"
+        )
 
 
 def _one_line(error: ValidationError) -> str:

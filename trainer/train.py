@@ -19,7 +19,7 @@ from trainer.claim import claimed
 from trainer.config import Settings, TrainConfig
 from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
 from trainer.distributed import World, open_world
-from trainer.errors import PeerError, TrainerConfigError, TrainerError
+from trainer.errors import PeerError, TrainerConfigError, TrainerError, reason_of
 from trainer.export import export_model
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
@@ -45,8 +45,11 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
     """
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
-    with open_world(settings.train.device) as world, _claimed_by_first(settings.output, world):
-        return _Run(settings, world).go(on_step)
+    try:
+        with open_world(settings.train.device) as world, _claimed_by_first(settings.output, world):
+            return _Run(settings, world).go(on_step)
+    except OSError as error:  # what TensorBoard or W&B cannot write, and what a machine has run out of
+        raise TrainerError(f"the run cannot go on: {error}; rerun it to go on from the last checkpoint") from error
 
 
 @contextmanager
@@ -91,9 +94,12 @@ class _Run:
         config, device = self.config, self.world.device
         torch.manual_seed(self.settings.seed)
         is_sharded = config.parallel == "fsdp" and self.world.size > 1
-        model = build_model(
-            config.architecture, text=config.text, objective=config.objective, flat_logit_scale=is_sharded
-        )
+        try:
+            model = build_model(
+                config.architecture, text=config.text, objective=config.objective, flat_logit_scale=is_sharded
+            )
+        except Exception as error:  # open_clip takes any table, and fails where it uses it
+            raise TrainerConfigError(f"train.architecture cannot be built: {reason_of(error)}") from error
         if config.initial is not None:
             _load_initial(model, config.initial)
         model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)

@@ -50,6 +50,14 @@ def test_a_checkpoint(scenes: Path, tmp_path: Path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_the_records_of_a_run(scenes: Path, tmp_path: Path):
+    settings = tiny_settings(scenes, tmp_path / "run", steps=2, tensorboard=True, cache=str(tmp_path / "cache"))
+    find_shards(settings.shard_globs, ShardCache(settings.cache, 2**30)).reader(0)
+    message = _on_a_full_disk(lambda: train(settings), limit=50)
+    assert message.startswith("the run cannot go on: ")
+    assert "File too large" in message
+
+
 def test_an_exported_model(scenes: Path, tmp_path: Path):
     train(tiny_settings(scenes, tmp_path / "run", steps=1))
     (saved,) = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")

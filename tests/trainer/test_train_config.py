@@ -52,6 +52,7 @@ def test_the_config_overrides_the_preset_and_leaves_the_pipelines_tables_alone(t
 def test_any_open_clip_architecture_trains_with_its_familys_values(tmp_path: Path):
     train = _load(tmp_path, '[train]\nmodel = "ViT-S-16"').train
     assert (train.learning_rate, train.beta2) == (5e-4, 0.98)
+    assert _load(tmp_path, '[train]\nmodel = "convnext_base"').train.beta2 == 0.98
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,8 @@ def test_any_open_clip_architecture_trains_with_its_familys_values(tmp_path: Pat
         ("beta1 = 1.0", "train.beta1 = 1.0: input should be less than 1"),
         ("crop_scale = [0, 0]", "train.crop_scale = [0, 0]: value error, must be the smallest area and the largest"),
         ("crop_scale = [1.0, 0.5]", "train.crop_scale = [1.0, 0.5]: value error, must be the smallest"),
-        ("architecture = 5", "train.architecture = 5: input should be a valid dictionary"),
+        ("architecture = 5", "train.architecture = 5: must be an open_clip model config"),
+        ('text = "bag-of-words"\narchitecture = { embed_dim = 3 }', "train.architecture = {'embed_dim': 3}: must be"),
         ('[[train]]\nmodel = "tiny"', "cannot read"),
     ],
 )
