@@ -43,9 +43,10 @@ def _on_a_full_disk(work: Callable[[], Any], limit: int = LIMIT) -> str:
     return str(message)
 
 
-def test_a_checkpoint(scenes: Path, tmp_path: Path):
+@pytest.mark.parametrize("limit", [LIMIT, 1_000_000, 5_000_000])
+def test_a_checkpoint(scenes: Path, tmp_path: Path, limit: int):
     settings = tiny_settings(scenes, tmp_path, steps=2, checkpoint_steps=1)
-    message = _on_a_full_disk(lambda: train(settings))
+    message = _on_a_full_disk(lambda: train(settings), limit)
     assert message.startswith(f"cannot write {tmp_path}/checkpoints/step-000000001.pt: File too large")
     assert not list((tmp_path / "checkpoints").iterdir())
 

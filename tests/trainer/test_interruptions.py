@@ -71,7 +71,7 @@ def test_a_shard_that_cannot_be_read_ends_the_run_with_what_was_done(tmp_path: P
     write_scene_shards(tmp_path / "shards", (30, 30))
     tar = tmp_path / "shards" / "00001.tar"
     os.truncate(tar, tar.stat().st_size // 2)
-    settings = tiny_settings(tmp_path, tmp_path / "out", batch=1, steps=60, lanes=1, window=1)
+    settings = tiny_settings(tmp_path, tmp_path / "out", batch=1, steps=60, checkpoint_steps=100, lanes=1, window=1)
     for seed in range(10):  # one that begins with the whole shard
         message = _fails(settings.model_copy(update={"seed": seed}))
         assert f"shard {tar}" in message
