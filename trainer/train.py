@@ -315,10 +315,11 @@ def _next_of(steps: Generator[Batch, None, None]) -> tuple[Batch | None, Trainer
         return next(steps, None), None
     except TrainerError as error:
         return None, error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        # A dead process is noticed as such, or where the tensors that it has announced cannot be had from it.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = reason_of(error)
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in the middle of a step
     # The loader ends its processes once its traceback is gone, which is now.

@@ -1,10 +1,12 @@
 """What comes between: signals at the end, loader processes that die, a second run, weights that overflow."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,21 @@ def test_a_killed_loader_process_ends_the_run_with_what_was_done(
     (line,) = [line for line in output.out.splitlines() if line.startswith("error: ")]
     assert "lower train.workers or train.prefetch" in line
     assert _saved_step(tmp_path) >= 8
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), FileNotFoundError(2, "no socket"), EOFError()])
+def test_tensors_that_died_with_their_process_end_the_run_likewise(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    load = train.load_steps
+
+    def dying(*arguments: Any, **keys: Any) -> Iterator[Batch]:
+        yield from itertools.islice(load(*arguments, **keys), 3)
+        raise error
+
+    monkeypatch.setattr(train, "load_steps", dying)
+    assert "a loader process ended" in _fails(tiny_settings(scenes, tmp_path))
+    assert _saved_step(tmp_path) == 3
 
 
 def test_a_shard_that_cannot_be_read_ends_the_run_with_what_was_done(tmp_path: Path):
