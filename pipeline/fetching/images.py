@@ -7,6 +7,7 @@ same bytes give the same JPEG.
 
 import contextlib
 import io
+import re
 import threading
 import warnings
 from dataclasses import dataclass
@@ -47,8 +48,8 @@ _one_large_image = threading.Lock()
 
 # A progressive JPEG costs its whole size again for each scan, and a scan can be a few bytes. Encoders write about ten.
 _MAX_SCANS = 100
-_START_OF_SCAN = b"\xff\xda"
-_PROGRESSIVE = b"\xff\xc2"
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in pixels, 0xff comes with a zero or a restart number
+_FRAMES_OF_ONE_SCAN = frozenset([0xC0, 0xC1])
 
 # JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
 # only where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
@@ -123,24 +124,40 @@ def _sniff(encoded: bytes) -> str:
 def _decode(encoded: bytes, file_format: str, config: FetchConfig, turn: int) -> tuple[np.ndarray, Size]:
     """Return the upright, shrunk pixels, (height, width, 3) uint8, and the upright size that the file announces."""
     if file_format == "JPEG":
-        if encoded.count(_START_OF_SCAN) > _MAX_SCANS:
+        scans = _scans(encoded)
+        if scans > _MAX_SCANS:
             raise FetchFailure(Reason.BROKEN_IMAGE, f"more than {_MAX_SCANS} scans")
         try:
-            return _decode_jpeg(encoded, config, turn)
+            return _decode_jpeg(encoded, config, turn, scans)
         except ValueError:
             pass  # CMYK, or damage that simplejpeg is strict about: Pillow tells what is harmless from what is cut off
     return _decode_with_pillow(encoded, file_format, config, turn)
 
 
-def _decode_jpeg(encoded: bytes, config: FetchConfig, turn: int) -> tuple[np.ndarray, Size]:
+def _scans(encoded: bytes) -> int:
+    """Return the number of scans of a JPEG file, two or more of a progressive one, up to its end."""
+    scans, at = 0, 2
+    while (found := _JPEG_MARKER.search(encoded, at)) is not None:
+        marker, at = encoded[found.start() + 1], found.end()
+        if marker == 0xD9:
+            break
+        if marker in (0x01, 0xD8):  # these two are alone, the others begin with their length
+            continue
+        scans += marker == 0xDA
+        scans += 0xC0 <= marker <= 0xCF and marker not in (*_FRAMES_OF_ONE_SCAN, 0xC4, 0xC8, 0xCC)
+        at += int.from_bytes(encoded[at : at + 2])
+    return scans
+
+
+def _decode_jpeg(encoded: bytes, config: FetchConfig, turn: int, scans: int) -> tuple[np.ndarray, Size]:
     height, width, colour_space, _ = simplejpeg.decode_jpeg_header(encoded)
     if colour_space in ("CMYK", "YCCK"):
         raise ValueError("Pillow knows how Adobe inverts these")
     _check_size((width, height), turn, config)
     is_scaled = min(width, height) >= _MIN_SCALED_DECODE * config.image_size
     at_least = config.image_size if is_scaled else 0
-    # Scans in rows are decoded row by row; progressive ones, scaled or not, keep every coefficient in memory.
-    is_large = width * height >= _LARGE_PIXELS and _PROGRESSIVE in encoded
+    # A single scan is decoded row by row; of several, scaled or not, every coefficient is kept in memory.
+    is_large = width * height >= _LARGE_PIXELS and scans > 1
     with _one_large_image if is_large else contextlib.nullcontext():
         rgb = simplejpeg.decode_jpeg(encoded, "RGB", min_height=at_least, min_width=at_least)
     rgb = _shrink(rgb, _stored_size((width, height), config.image_size))

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from dedup.fingerprint import decode_rgb, fingerprint
 from pipeline.fetching.exif import ORIENTATIONS
-from pipeline.fetching.images import StoredImage, store_image
+from pipeline.fetching.images import StoredImage, _scans, store_image
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import RESIZE_REASONS, Reason
 
@@ -204,6 +204,22 @@ def test_a_jpeg_of_endless_scans_is_not_decoded() -> None:
     assert store_image(progressive, config()).size == (341, 256)
     last = progressive[progressive.rindex(b"\xff\xda") : -2]
     assert reason_of(progressive[:-2] + last * 200 + progressive[-2:]) == Reason.BROKEN_IMAGE
+
+
+def test_what_follows_the_end_of_a_jpeg_does_not_count_as_scans() -> None:
+    stored = store_image(encode(gradient(), "JPEG"), config())
+    with_film = encode(gradient(), "JPEG") + b"\xff\xda" * 200
+    assert store_image(with_film, config()) == stored
+
+
+def test_jpegs_of_several_scans_are_known() -> None:
+    assert _scans(encode(gradient(), "JPEG")) == 1
+    assert _scans(encode(gradient(), "JPEG", quality=100, restart_marker_blocks=1)) == 1
+    assert _scans(encode(gradient(), "JPEG", progressive=True)) > 1
+    thumbnail = encode(gradient(32, 32), "JPEG", progressive=True)
+    exif = Image.Exif()
+    exif[0x9286] = thumbnail  # a picture within a segment
+    assert _scans(encode(gradient(), "JPEG", exif=exif)) == 1
 
 
 def test_sizes_that_are_not_wanted() -> None:
