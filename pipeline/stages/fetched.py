@@ -40,8 +40,10 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
         UserError: parts in fetched/ were fetched under other settings.
     """
     settings = _Settings.of(config, base_dir)
-    others = [name for name, marker in read_markers(workspace, "fetched").items() if not settings.made(marker)]
-    if others and config.fetch.network:
+    made = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
+    made |= {name.split("/")[-1].split(".")[0]: name.split("/")[2] for name in workspace.sizes(_EARLIER)}
+    others = [name for name, how in made.items() if not how.startswith((settings.name, _FROM_ARCHIVES))]
+    if others:
         raise UserError(
             f"{len(others)} parts in fetched/ were fetched under other settings (keys of [fetch] that decide what an "
             "image is, fetch.parts, or seed); undo the change, build in another workspace, or add --refetch to fetch "
@@ -55,69 +57,97 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
     Where another plan was fetched before under the same settings, only what is new is asked for, unless `refetch`.
     """
     settings = _Settings.of(config, base_dir)
-    units = [Unit(_stem(name), settings.digest_of(plan.outputs[name].sha256), name) for name in part_names(plan)]
-    if not refetch:
-        _set_aside(build.workspace, settings, units)
-    prepare = _Prepare(config.fetch, settings, _earlier_plans(build.workspace), worker_count(build.options))
+    digests = {name: f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
+    if refetch:
+        build.workspace.remove_folder(_EARLIER)
+    else:
+        _set_aside(build.workspace, settings, {_stem(name): covered for name, covered in digests.items()})
+    earlier = _earlier_parts(build.workspace, settings)
+    units = [
+        Unit(_stem(name), covered, _PlannedPart(name, tuple(earlier.get(_stem(name), []))))
+        for name, covered in digests.items()
+    ]
+    prepare = _Prepare(config.fetch, settings, worker_count(build.options))
     markers = run_units(build, "fetched", units, prepare)
     build.workspace.remove_folder(_EARLIER)
     return markers
 
 
+_FROM_ARCHIVES = "archives-"
+_EARLIER = ".wit/earlier"
+"""Holds, while a plan is fetched, what was fetched for another: <settings>/<part>.<plan>.tar and .parquet."""
+
+
 @dataclass(frozen=True)
 class _Settings:
-    """What decides, beside the plan, what a fetched part is. `recorded` says which versions of the archives."""
+    """What decides, beside the plan, what a fetched part is: `name`. `recorded` is the version of the archives."""
 
     archives: tuple[str, ...]
     recorded: str
-    digest: str
+    name: str
 
     @classmethod
     def of(cls, config: Config, base_dir: Path) -> "_Settings":
         archives = expand_paths(config.fetch.archives, base_dir, "fetch.archives")
         recorded = digest([file_versions(path) for path in archives])
         content = config.fetch.content() | {"archives": recorded}
-        return cls(tuple(archives), recorded, digest(VERSION, content, config.fetch.parts, config.seed))
-
-    def digest_of(self, plan_sha256: str) -> str:
-        return f"{self.digest}-{plan_sha256}"
+        covered = digest(VERSION, content, config.fetch.parts, config.seed)
+        return cls(tuple(archives), recorded, ("web-" if config.fetch.network else _FROM_ARCHIVES) + covered)
 
     def made(self, marker: Marker) -> bool:
-        return marker.digest.startswith(f"{self.digest}-")
+        return marker.digest.startswith(f"{self.name}-")
+
+    def aside(self, file: str, marker: Marker) -> str:
+        """Return where a file of a part is kept while another plan is fetched."""
+        stem, _, suffix = file.rsplit("/", 1)[1].partition(".")
+        return f"{_EARLIER}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
 
 
-_EARLIER = ".wit/earlier"
-
-
-def _set_aside(workspace: Workspace, settings: _Settings, units: Sequence[Unit]) -> None:
+def _set_aside(workspace: Workspace, settings: _Settings, wanted: Mapping[str, str]) -> None:
     """Move the parts of another plan away, to take from them what this one has too.
 
-    The markers go last: a run that is killed before finds them again, and moves the rest.
+    The markers go last: a run that is killed before finds them again, and moves the rest. If the change was taken back
+    instead, what was moved comes back.
     """
-    wanted = {unit.name: unit.digest for unit in units}
-    earlier = {
-        name: marker
-        for name, marker in read_markers(workspace, "fetched").items()
-        if settings.made(marker) and wanted.get(name) != marker.digest
-    }
-    there = workspace.sizes("fetched")
-    workspace.move(
-        {file: f"{_EARLIER}/{m.digest[-16:]}/{file}" for m in earlier.values() for file in m.outputs if file in there}
-    )
-    workspace.remove(marker_name("fetched", name) for name in earlier)
+    markers = {n: m for n, m in read_markers(workspace, "fetched").items() if settings.made(m)}
+    there, aside = workspace.sizes("fetched"), workspace.sizes(_EARLIER)
+    moves: dict[str, str] = {}
+    gone = []
+    for name, marker in markers.items():
+        places = {file: settings.aside(file, marker) for file in marker.outputs}
+        standing = [file for file, facts in marker.outputs.items() if there.get(file) == facts.bytes]
+        moved = [file for file, facts in marker.outputs.items() if aside.get(places[file]) == facts.bytes]
+        if wanted.get(name) == marker.digest:
+            moves |= {places[file]: file for file in moved if file not in standing}
+        elif {*standing, *moved} == places.keys():
+            moves |= {file: places[file] for file in standing}
+            gone.append(marker_name("fetched", name))
+    workspace.move(moves)
+    workspace.remove(gone)
 
 
-def _earlier_plans(workspace: Workspace) -> tuple[str, ...]:
-    """Return a folder for each earlier plan: there are several where a build was stopped and its config changed."""
-    return tuple(sorted({"/".join(name.split("/")[:3]) for name in workspace.sizes(_EARLIER)}))
+def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, list[str]]:
+    """Return part -> what is kept of it, without suffixes: several where a build was stopped and its config changed."""
+    folder = f"{_EARLIER}/{settings.name}"
+    names = workspace.sizes(folder).keys()
+    found: dict[str, list[str]] = {}
+    for table in sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet")):
+        if f"{table}.tar" in names:
+            found.setdefault(_stem(table), []).append(table)
+    return found
 
 
-def _earlier_parts(workspace: Workspace, plans: Sequence[str], stem: str) -> Iterator[EarlierPart]:
-    for folder in plans:
-        table, tar = f"{folder}/fetched/{stem}.parquet", f"{folder}/fetched/{stem}.tar"
-        if workspace.exists(table) and workspace.exists(tar):
-            with workspace.open(tar) as stream:
-                yield EarlierPart(workspace.read_table(table), stream)
+@dataclass(frozen=True)
+class _PlannedPart:
+    """One unit: a part of the plan, and what earlier plans had of it."""
+
+    name: str
+    earlier: tuple[str, ...]
+
+    def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
+        for name in self.earlier:
+            with workspace.open(f"{name}.tar") as tar:
+                yield EarlierPart(workspace.read_table(f"{name}.parquet"), tar)
 
 
 def _stem(name: str) -> str:
@@ -128,14 +158,13 @@ def _stem(name: str) -> str:
 class _Prepare:
     config: FetchConfig
     settings: _Settings
-    earlier_plans: tuple[str, ...]
     workers: int
 
     def __call__(self) -> Work:
         recorded = self.settings.archives
         archives = ArchiveIndex(index_folder(recorded, self.settings.recorded)) if recorded else None
         fetcher = Fetcher(self.config, workers=self.workers, archives=archives)
-        work = _FetchPart(fetcher, self.earlier_plans)
+        work = _FetchPart(fetcher)
         weakref.finalize(work, fetcher.close)
         return work
 
@@ -164,11 +193,10 @@ def index_folder(archives: Sequence[str], version: str) -> Path:
 @dataclass(frozen=True)
 class _FetchPart:
     fetcher: Fetcher
-    earlier_plans: tuple[str, ...]
 
-    def __call__(self, part: str, output: UnitOutput) -> Mapping[str, int]:
-        plan = output.workspace.read_table(part)
-        tar_name = f"fetched/{_stem(part)}.tar"
+    def __call__(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
+        plan, stem = output.workspace.read_table(part.name), _stem(part.name)
+        tar_name = f"fetched/{stem}.tar"
         with (
             tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch,
             output.create(tar_name) as tar,
@@ -177,9 +205,9 @@ class _FetchPart:
                 plan,
                 tar_stream=cast(BinaryIO, tar),
                 scratch_dir=Path(scratch),
-                earlier=_earlier_parts(output.workspace, self.earlier_plans, _stem(part)),
+                earlier=part.open_earlier(output.workspace),
             )
-        output.write_table(f"fetched/{_stem(part)}.parquet", rows.cast(FETCHED))
+        output.write_table(f"fetched/{stem}.parquet", rows.cast(FETCHED))
         return count_outcomes(rows)
 
 

@@ -1,9 +1,11 @@
 """Another cap, after everything was fetched: only what is new is asked for, and the set is that of a fresh build."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support.image_server import ImageServer, serve_images
 from support.recorded_web import make_images, make_project, tree
@@ -85,14 +87,54 @@ def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
     assert tree(project.parent / "work") == before
 
 
+@pytest.mark.parametrize("refetch", [(), ("--refetch",)])
+def test_a_change_that_is_stopped_lends_nothing_to_other_settings(
+    project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, refetch: tuple[str, ...]
+) -> None:
+    def stop(build, step, units, prepare):
+        raise UserError("stopped")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fetched, "run_units", stop)
+        with pytest.raises(AssertionError):
+            build(project, web, cap=5)
+    project.write_text(project.read_text().replace("image_size = 64", "image_size = 32"))
+    if not refetch:
+        assert main(["build", "-c", str(project), "--quiet"]) == 1
+        return
+    assert build(project, web, *refetch, cap=15)
+    for table in (project.parent / "work/fetched").glob("*.parquet"):
+        rows = pq.read_table(table).to_pylist()
+        assert {min(row["width"], row["height"]) for row in rows if row["status"] == "success"} <= {32}
+
+
+def test_a_part_that_was_half_moved_comes_back(project: Path, web: ImageServer) -> None:
+    before = tree(project.parent / "work")
+    work = project.parent / "work"
+    marker = json.loads((work / ".wit/fetched/part-00002.json").read_text())
+    settings, _, plan = marker["digest"].rpartition("-")
+    aside = work / ".wit/earlier" / settings / f"part-00002.{plan[-16:]}.tar"
+    aside.parent.mkdir(parents=True)
+    (work / "fetched/part-00002.tar").rename(aside)
+    assert build(project, web, cap=15) == []
+    assert tree(work) == before
+
+
 def test_other_settings_are_refused_before_anything_changes(
     project: Path, web: ImageServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree(project.parent / "work")
     text = project.read_text()
-    for change in (("image_size = 64", "image_size = 80"), ("parts = 6", "parts = 5"), ("seed = 3", "seed = 4")):
+    changes = [
+        ("image_size = 64", "image_size = 80"),
+        ("parts = 6", "parts = 5"),
+        ("seed = 3", "seed = 4"),
+        ("network = true", "network = false"),
+    ]
+    for change in changes:
         project.write_text(text.replace(*change))
         assert main(["build", "-c", str(project), "--quiet"]) == 1
         assert "6 parts in fetched/ were fetched under other settings" in capsys.readouterr().err
         assert tree(project.parent / "work") == before
+    project.write_text(text.replace(*changes[0]))
     assert build(project, web, "--refetch", cap=15)
