@@ -200,7 +200,11 @@ class Workspace:
                 if self.exists(name):
                     self.fs.rm_file(self.path(name))
         elif names:
-            self.fs.rm([self.path(name) for name in names])
+            try:
+                self.fs.rm([self.path(name) for name in names])
+            except FileNotFoundError:  # stores differ in when they say so, and in whether they go on
+                for name in names:
+                    self.remove([name])
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and what is in it, if it is there. It must lie inside the workspace."""

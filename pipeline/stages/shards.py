@@ -7,7 +7,7 @@ and written last: where it stands, the set is whole.
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 
 from pipeline.account import Account
 from pipeline.engine import Build, run_units
+from pipeline.errors import UserError
 from pipeline.records import SHARD
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
 from pipeline.units import Marker, Ready, Unit, UnitOutput, digest, unfinished
+from pipeline.workspace import Workspace
 
 VERSION = 1
 """Raised when the same decisions would give other bytes."""
@@ -68,8 +70,9 @@ def write_manifest(
     Shards of a run that was killed and that this set does not have are removed: who reads `*.tar` would find them.
     """
     files = {name.rsplit("/", 1)[1]: f for marker in shards.values() for name, f in marker.outputs.items()}
-    found = {name.rsplit("/", 1)[1] for name in build.workspace.sizes("shards")}
-    build.workspace.remove(f"shards/{name}" for name in sorted(found - files.keys()) if _SHARD_FILE.fullmatch(name))
+    build.workspace.remove(_strays(build.workspace, files.keys()))
+    if strays := _strays(build.workspace, files.keys()):
+        raise UserError(f"{strays[0]} is of another set and cannot be removed; remove it, and run again")
     samples = {f"{name}.tar": marker.counts["kept"] for name, marker in shards.items()}
     content = {
         "format": FORMAT,
@@ -83,6 +86,11 @@ def write_manifest(
     for name, value in (("shards/sizes.json", samples), ("shards/manifest.json", content)):
         if not build.workspace.exists(name) or build.workspace.read_json(name) != value:
             build.workspace.write_json(name, value)
+
+
+def _strays(workspace: Workspace, own: Set[str]) -> list[str]:
+    found = {name.rsplit("/", 1)[1] for name in workspace.sizes("shards")}
+    return [f"shards/{name}" for name in sorted(found - own) if _SHARD_FILE.fullmatch(name)]
 
 
 def write_shard(part: Part, output: UnitOutput) -> Mapping[str, int]:

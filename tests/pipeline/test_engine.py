@@ -93,6 +93,15 @@ def test_a_run_killed_while_it_removes_leaves_nothing_without_an_owner(build, lo
     assert set(tree(build.workspace.root)) == {".wit/step/u1.json", "out/1.txt"}
 
 
+def test_a_store_may_say_that_files_to_remove_are_not_there():
+    workspace = Workspace("memory://bucket/work")
+    workspace.write_json("b.json", 1)
+    workspace.write_json("d.json", 1)
+    workspace.remove(["a.json", "b.json", "c.json", "d.json"])
+    assert workspace.sizes("") == {}
+    workspace.remove(["a.json", "b.json"])
+
+
 @pytest.mark.parametrize("damage", [Path.unlink, lambda p: p.write_bytes(b"x")])
 def test_a_lost_or_cut_output_is_made_again(build, log, damage):
     run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
