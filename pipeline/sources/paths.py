@@ -54,12 +54,11 @@ class FileVersion(NamedTuple):
 def file_versions(path: str) -> list[FileVersion]:
     """Return the versions of a file, of the files under a folder, or of those that match a pattern, without reading."""
     fs, inner = fsspec.core.url_to_fs(path)
-    if fs.isfile(inner):
-        found = {inner: fs.info(inner)}
-    elif fs.exists(inner):
-        found = fs.find(inner, detail=True)
-    else:
-        found = fs.glob(inner, detail=True)
+    try:
+        info = fs.info(inner)
+        found = {inner: info} if info["type"] == "file" else fs.find(inner, detail=True)
+    except FileNotFoundError:
+        found = fs.glob(inner, detail=True) if has_magic(inner) else {}
     folder = inner.split("*")[0].rpartition("/")[0]
     tags = ("ETag", "etag", "mtime", "updated")
     return [

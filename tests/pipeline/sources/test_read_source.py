@@ -74,6 +74,19 @@ def test_paths_on_other_file_systems_keep_their_scheme(tmp_path):
     assert expand_paths(["zip://a.csv::memory://pool/b.zip"], tmp_path) == ["zip://a.csv::memory://pool/b.zip"]
 
 
+def test_no_version_of_what_is_not_there(folder: Path) -> None:
+    assert file_versions(str(folder / "absent.csv")) == file_versions(str(folder / "*.absent")) == []
+
+
+def test_a_hiccup_of_a_store_is_no_other_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, path: str, **keys: object) -> None:
+        raise OSError("503")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.info", fail)
+    with pytest.raises(OSError, match="503"):
+        file_versions(str(folder / "b/1.csv"))
+
+
 @pytest.mark.parametrize("name", ["b/1.csv", "b", "b/*.csv", "odd [1].csv"])
 def test_another_version_of_a_file_shows_though_its_size_is_the_same(folder: Path, name: str) -> None:
     before = file_versions(str(folder / name))
