@@ -13,6 +13,7 @@ from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
 from pipeline.engine import Build
 from pipeline.errors import ConfigError, UserError
+from pipeline.failures import in_one_line
 from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
 from pipeline.stages.balance import QueryKeys
@@ -56,8 +57,8 @@ def _check_inputs(project: Project) -> None:
         path, kind = project.resolve(evaluation.path), evaluation.kind
         try:
             next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"evals: {evaluation.name}: {error}") from None
+        except Exception as error:  # whatever a store raises without its package, or without credentials
+            raise ConfigError(f"evals: {evaluation.name}: {in_one_line(str(error))}") from None
 
 
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:

@@ -39,7 +39,7 @@ def spill(
         for table, numbers in _chunks(batches):
             order = np.argsort(numbers, kind="stable")
             rows += len(order)
-            ordered = table.cast(schema).combine_chunks().take(pa.array(order)).combine_chunks().to_batches()[0]
+            (ordered,) = table.cast(schema).combine_chunks().take(pa.array(order)).combine_chunks().to_batches()
             edges = [0, *(np.flatnonzero(np.diff(numbers[order])) + 1), len(order)]
             for start, end in pairwise(map(int, edges)):
                 at = scratch.tell()

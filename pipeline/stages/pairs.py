@@ -3,6 +3,7 @@
 One unit per source file; nothing is shared between units but the matcher, built once per process.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class SourceFile:
     @property
     def unit(self) -> str:
         """Name the unit and its output: the file's stem for people, a hash of the whole name to tell twins apart."""
-        stem = Path(urlsplit(self.name).path).name.split(".")[0][:40]
+        stem = re.sub(r"[^\w-]", "_", Path(urlsplit(self.name).path).name.split(".")[0][:40])  # "[" would be a pattern
         return f"{stem}-{digest(self.name)[:8]}"
 
 
