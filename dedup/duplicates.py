@@ -2,7 +2,7 @@
 
 An edge joins two images whose PDQ hashes are within a distance. An image is dropped if, and only if, it has an edge to
 a better-ranked image that itself survives; the best-ranked such neighbour is its survivor. Nothing is dropped because
-of a chain: if A is near B and B near C, but A not near C, then A and C can both stay.
+of a chain: if A is near B and B near C, but A not near C, then A and C can both stay. `MAX_BETTER` sets the one limit.
 
 Images with equal hashes have the same edges, so all but the best-ranked of them can leave before any edge is looked
 for: what they would be dropped for is their representative, or what that one is dropped for. Callers do that first (a
