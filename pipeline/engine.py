@@ -66,6 +66,8 @@ def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) 
     A runner may give a unit to two workers at once, and the files of one can then stand beside the marker of the other:
     fetched twice, a page need not answer alike. Such a unit is not done, and runs again.
     """
+    if len({unit.name for unit in units}) < len(units):
+        raise ValueError(f"{step}: two units of the same name would be taken for one")
     done = settle(build.workspace, step, units)
     with build.progress.step(step, len(units), done) as bar:
         for _ in range(_ATTEMPTS):

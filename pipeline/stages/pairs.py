@@ -40,7 +40,7 @@ class SourceFile:
     def unit(self) -> str:
         """Name the unit and its output: the file's stem for people, a hash of the whole name to tell twins apart."""
         stem = re.sub(r"[^\w-]", "_", Path(urlsplit(self.name).path).name.split(".")[0][:40])  # "[" would be a pattern
-        return f"{stem}-{digest(self.name)[:8]}"
+        return f"{stem}-{digest(self.name)[:16]}"
 
 
 def run_pairs(

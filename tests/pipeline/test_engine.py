@@ -214,3 +214,10 @@ def test_digests_follow_values_not_order_of_keys():
     assert digest({"a": 1, "b": [2]}) == digest(json.loads('{"b": [2], "a": 1}'))
     assert digest({"a": 1}) != digest({"a": "1"})
     assert digest("a", "b") != digest("ab")
+
+
+def test_units_of_one_name_are_refused(build, log):
+    twins = [Unit("u", "1", 1), Unit("u", "2", 2)]
+    with pytest.raises(ValueError, match="two units of the same name"):
+        run_units(build, "step", twins, WriteAndLog(str(log)))
+    assert runs(log) == []
