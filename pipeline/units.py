@@ -168,7 +168,7 @@ def read_stage(workspace: Workspace, stage: str) -> Marker | None:
 def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
     """Tell whether a run of these units would do anything."""
     markers = read_markers(workspace, step)
-    return {unit.name: unit.digest for unit in units} != {name: m.digest for name, m in markers.items()}
+    return not {unit.name for unit in units} == markers.keys() == _done(workspace, markers, units).keys()
 
 
 def settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | None = None) -> dict[str, Marker]:
@@ -177,20 +177,25 @@ def settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | N
     Files first: a run that is killed in between finds the marker again and removes the rest. With `only`, look at that
     one unit and leave the others alone.
     """
-    wanted = {unit.name: unit.digest for unit in units}
     if only is None:
         markers = read_markers(workspace, step)
     else:
         one = read_marker(workspace, step, only)
         markers = {} if one is None else {only: one}
-    folders = {name.rsplit("/", 1)[0] for m in markers.values() for name in m.outputs}
-    sizes = {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
-    done = {
-        name: m
-        for name, m in markers.items()
-        if wanted.get(name) == m.digest and all(sizes.get(f) == facts.bytes for f, facts in m.outputs.items())
-    }
+    done = _done(workspace, markers, units)
     lost = sorted(markers.keys() - done.keys())
     workspace.remove(file for name in lost for file in markers[name].outputs)
     workspace.remove(marker_name(step, name) for name in lost)
     return done
+
+
+def _done(workspace: Workspace, markers: Mapping[str, Marker], units: Sequence[Unit]) -> dict[str, Marker]:
+    """Return the markers that say what `units` ask for, and whose files are there."""
+    wanted = {unit.name: unit.digest for unit in units}
+    folders = {name.rsplit("/", 1)[0] for m in markers.values() for name in m.outputs}
+    sizes = {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
+    return {
+        name: m
+        for name, m in markers.items()
+        if wanted.get(name) == m.digest and all(sizes.get(f) == facts.bytes for f, facts in m.outputs.items())
+    }

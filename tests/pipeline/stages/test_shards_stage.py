@@ -6,16 +6,19 @@ import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import webdataset
 from PIL import Image
 
 from pipeline.account import Account, StageAccount
 from pipeline.engine import Build
+from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
 from pipeline.runner import parse_beam_options
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.tar import TarWriter
+from pipeline.stages import shards
 from pipeline.stages.shards import run_shards, write_manifest
 from pipeline.units import Marker, UnitOutput
 from pipeline.workspace import Workspace
@@ -29,7 +32,7 @@ def jpeg(shade: int) -> bytes:
     return out.getvalue()
 
 
-def fetched_part(workspace: Workspace, part: int) -> tuple[Marker, dict, list[dict]]:
+def fetched_part(workspace: Workspace, part: int, shade: int) -> tuple[Marker, dict, list[dict]]:
     """Write one fetched part with every kind of outcome and its decisions."""
     rows, decisions = [], []
     for i, outcome in enumerate(OUTCOMES):
@@ -61,17 +64,17 @@ def fetched_part(workspace: Workspace, part: int) -> tuple[Marker, dict, list[di
     with output.create(f"fetched/part-{part:05d}.tar") as out, TarWriter(out) as tar:
         for i, row in enumerate(rows):
             if row["reason"] is None:
-                tar.add(f"{row['uid']}.jpg", jpeg(i))
+                tar.add(f"{row['uid']}.jpg", jpeg(shade + i))
     output.write_table(f"fetched/part-{part:05d}.parquet", pa.Table.from_pylist(rows, FETCHED))
     decided.write_table(f"dedup/decisions/part-{part:05d}.parquet", pa.Table.from_pylist(decisions, DECISIONS))
     return Marker("d", output.files, {"inputs": 6, "kept": 4}), decided.files, rows
 
 
-def make_shards(root) -> tuple[Workspace, list[list[dict]]]:
+def make_shards(root, *, shade: int = 0) -> tuple[Workspace, list[list[dict]]]:
     workspace = Workspace(str(root))
     fetched, decided, rows = {}, {}, []
     for part in range(2):
-        marker, files, part_rows = fetched_part(workspace, part)
+        marker, files, part_rows = fetched_part(workspace, part, shade)
         fetched[f"part-{part:05d}"] = marker
         decided |= files
         rows.append(part_rows)
@@ -138,3 +141,23 @@ def test_shards_of_a_killed_run_with_more_parts_are_removed_and_notes_of_users_a
     assert names == {"notes.txt", "manifest.json", "sizes.json"} | {
         f"0000{part}{end}" for part in (0, 1) for end in (".tar", ".parquet", "_stats.json")
     }
+
+
+@pytest.mark.parametrize("change", ["other images", "a shard is gone", "a shard is cut"])
+def test_where_the_manifest_stands_the_set_is_whole(tmp_path, monkeypatch, change):
+    make_shards(tmp_path)
+    if change == "a shard is gone":
+        (tmp_path / "shards/00001.tar").unlink()
+    if change == "a shard is cut":
+        (tmp_path / "shards/00001.tar").write_bytes((tmp_path / "shards/00001.tar").read_bytes()[:-512])
+
+    def stopped(part, output):
+        raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", stopped)
+        with pytest.raises(UserError, match="the machine is gone"):
+            make_shards(tmp_path, shade=100 * (change == "other images"))
+    assert not (tmp_path / "shards/manifest.json").exists()
+    make_shards(tmp_path)
+    assert read_manifest(f"{tmp_path}/shards").samples == 4
