@@ -158,7 +158,7 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int, scratch_dir: P
     body: IO[bytes] = SpooledTemporaryFile(_MEMORY_BYTES, dir=str(scratch_dir or gettempdir()))  # noqa: SIM115
     try:
         size = 0
-        async for piece in _pieces(response, max_bytes + 1):
+        async for piece in _pieces(response, max_bytes):
             size += len(piece)
             if size > max_bytes and not is_cut:
                 raise FetchFailure(Reason.TOO_LARGE, f"more than {max_bytes} bytes")
@@ -172,11 +172,12 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int, scratch_dir: P
     return body
 
 
-async def _pieces(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator[bytes]:
-    """Yield the body, content coding undone, in pieces of at most `limit` bytes, however well it was compressed.
+async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body, content coding undone, in small pieces, however well it was compressed.
 
     Raises:
-        FetchFailure: a coding that was not asked for and is not known, or one that is damaged.
+        FetchFailure: a coding that was not asked for and is not known, one that is damaged, or more than `max_bytes`
+            sent in one: it need not unpack to anything.
     """
     coding = response.headers.get("Content-Encoding", "").strip().lower()
     if coding in ("", "identity", "none"):
@@ -186,11 +187,17 @@ async def _pieces(response: aiohttp.ClientResponse, limit: int) -> AsyncIterator
     if coding not in _INFLATED:
         raise FetchFailure(Reason.PROTOCOL_ERROR, f"content coding {coding[:20]!r} was not asked for")
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+    sent = 0
     try:
         async for chunk in response.content.iter_any():
-            yield inflater.decompress(chunk, limit)
+            sent += len(chunk)
+            if sent > max_bytes:
+                raise FetchFailure(Reason.TOO_LARGE, f"more than {max_bytes} bytes, packed")
+            if inflater.eof:
+                continue  # what follows the end is no part of the body, and zlib would collect it
+            yield inflater.decompress(chunk, max_bytes + 1)
             while inflater.unconsumed_tail:
-                yield inflater.decompress(inflater.unconsumed_tail, limit)
+                yield inflater.decompress(inflater.unconsumed_tail, max_bytes + 1)
     except zlib.error as error:
         raise FetchFailure(Reason.TRUNCATED, f"damaged {coding} body") from error
     if not inflater.eof:

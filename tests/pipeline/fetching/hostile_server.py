@@ -189,6 +189,20 @@ async def endless(request: Request) -> None:
         await request.raw(b"\xff\xd8\xff" + bytes(1 << 16))
 
 
+async def gzip_of_nothing(request: Request) -> None:
+    """Send empty gzip blocks without end: they unpack to nothing."""
+    await request.raw(head(200, {"Content-Encoding": "gzip"}) + gzip.compress(b"")[:10])
+    while True:
+        await request.raw(b"\0\0\0\xff\xff" * 10_000)
+
+
+async def gzip_and_more(request: Request) -> None:
+    """Send a whole gzip body, and other bytes after it without end."""
+    await request.raw(head(200, {"Content-Encoding": "gzip"}) + gzip.compress(GOOD))
+    while True:
+        await request.raw(bytes(1 << 16))
+
+
 async def reset(request: Request) -> None:
     """Break the connection instead of answering."""
     request.writer.transport.abort()
@@ -234,6 +248,9 @@ def default_routes() -> dict[str, Route]:
         "/too-short-length": raw(head(200, {"Content-Length": str(len(GOOD) // 2)}), GOOD),
         "/half.jpg": fixed(200, GOOD[: len(GOOD) // 2]),
         "/gzip-bomb": fixed(200, GZIP_BOMB, Content_Encoding="gzip"),
+        "/gzip-of-nothing": gzip_of_nothing,
+        "/gzip-and-more": gzip_and_more,
+        "/gzip-padded.jpg": fixed(200, gzip.compress(GOOD) + bytes(512), Content_Encoding="gzip"),
         "/gzip-garbage": fixed(200, b"not gzip at all", Content_Encoding="gzip"),
         "/gzip-cut": fixed(200, gzip.compress(GOOD)[:-20], Content_Encoding="gzip"),
         "/br": fixed(200, GOOD, Content_Encoding="br"),
