@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -143,6 +144,18 @@ def test_grey_in_8_and_16_bits_and_two_colours() -> None:
     stored = pixels(store_image(encode(Image.fromarray(grey).convert("1")), config()))
     assert stored.min() < 60
     assert stored.max() > 200
+
+
+@pytest.mark.parametrize(("kind", "image_format"), [(np.uint16, "PNG"), (np.int32, "TIFF")])
+def test_deep_grey_is_scaled_without_copies_of_its_pixels(kind: type, image_format: str) -> None:
+    deep = np.arange(1500 * 1500).reshape(1500, 1500) % 65_536
+    picture = encode(Image.fromarray(deep.astype(kind)), image_format)
+    tracemalloc.start()
+    stored = store_image(picture, config(image_size=1500))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 10 * deep.size
+    assert abs(pixels(stored)[..., 0].astype(int) - (deep >> 8)).mean() < 4
 
 
 def test_cmyk_jpegs_have_their_colours() -> None:
