@@ -24,6 +24,8 @@ _IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be e
 _IMAGE = b'"IMG@/src"'  # the value alone, where somebody's JSON has spaces
 _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH, _BRACE = b"\\{"
+_BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
+_OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -98,6 +100,8 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
         end = block.find(b'"}', path + len(_IMAGE_LINK) - 1) + 2
         if start < 0 or end < 2 or block[end - 3] == _BACKSLASH or block.find(b'{"', path, end) >= 0:
             return None
+        if block[end - 3] in _BEFORE_STRINGS and block[max(0, end - 10) : end - 2].rstrip().endswith(_OPENS_STRING):
+            return None  # the quote begins a string, "}...", and does not end the object
         if block.find(_ALT, start, end) >= 0 or block.find(_TITLE, start, end) >= 0:
             links.append(block[start:end])
         count += 1

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from warc_files import Rows, gzipped, image_link, record, rows_of, wat
 
@@ -144,6 +144,9 @@ LINKS = st.lists(
 
 @settings(max_examples=300)
 @given(LINKS, st.none() | WORDS)
+@example([image_link("}", alt="a")], None)
+@example([image_link("},", alt="a"), image_link("b.jpg", alt="ends so: ")], None)
+@example([{"path": "IMG@/src", "}": "x", "url": "a.jpg", "alt": "b"}], None)
 def test_the_quick_way_finds_what_the_slow_way_finds(links: list[dict[str, Any]], base: str | None):
     raw = wat(links, **({} if base is None else {"base": base}))
     quick = read(raw)
