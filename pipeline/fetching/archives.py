@@ -2,7 +2,8 @@
 
 The index is one SQLite file, built in one pass over the archives: the blake2b-128 of each normalised URL, and where its
 record begins. Of several captures of a URL the first with status 200 counts, else the first. Files that are not
-compressed record by record cannot be entered in the middle; they are unpacked beside the index first.
+compressed record by record cannot be entered in the middle; they are unpacked beside the index first. What is damaged
+is left out, and said in the log.
 """
 
 import gzip
@@ -11,19 +12,20 @@ import logging
 import shutil
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import fsspec
-from fastwarc.warc import ArchiveIterator, WarcRecordType
 from multidict import CIMultiDict
 
 from pipeline.errors import UserError
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
-from pipeline.sources.http_payload import HttpResponse, decode_body
+from pipeline.sources.http_payload import decode_body, parse_response
+from pipeline.sources.warc_records import MAX_BLOCK_BYTES, WarcRecord, read_records
 from pipeline.urls import normalize_url
 
 logger = logging.getLogger(__name__)
@@ -31,9 +33,8 @@ logger = logging.getLogger(__name__)
 # Statuses that tell what became of a URL; others (429, 5xx) tell of the day of the crawl, and are not in the index.
 _TELLING = frozenset({200, 203, 301, 302, 303, 307, 308, 401, 403, 404, 410, 451})
 _ROWS_PER_COMMIT = 10_000
-_GZIP_MAGIC = b"\x1f\x8b"
 
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 """Raised when an index that an older version made can no longer be read."""
 
 _SCHEMA = """
@@ -60,7 +61,7 @@ def build_archive_index(paths: Sequence[str], destination: Path) -> None:
     """Index the responses in WARC files (local paths or fsspec URLs) in a new folder, which may be moved afterwards.
 
     Raises:
-        UserError: a file cannot be read, or is no WARC file.
+        UserError: a file cannot be read, or holds no record.
     """
     destination.mkdir(parents=True)
     with sqlite3.connect(destination / "index.sqlite", isolation_level=None) as database:
@@ -71,7 +72,7 @@ def build_archive_index(paths: Sequence[str], destination: Path) -> None:
                 is_unpacked = not _is_enterable(path)
                 if is_unpacked:
                     _unpack(path, unpacked)
-                _insert(database, _responses(number, str(unpacked) if is_unpacked else path))
+                _insert(database, _responses(number, str(unpacked) if is_unpacked else path, path))
                 entry = (number, unpacked.name if is_unpacked else path, is_unpacked)
                 database.execute("insert into files values (?, ?, ?)", entry)
             except (OSError, EOFError, ValueError) as error:
@@ -89,31 +90,51 @@ def _insert(database: sqlite3.Connection, rows: Iterable[tuple[bytes, int, int, 
     database.execute("commit")
 
 
-def _responses(file: int, path: str) -> Iterator[tuple[bytes, int, int, int]]:
+def _responses(file: int, path: str, name: str) -> Iterator[tuple[bytes, int, int, int]]:
+    records = left_out = 0
     with fsspec.open(path, "rb") as stream:
-        for record in ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True):
-            url = normalize_url((record.headers.get("WARC-Target-URI") or "").strip("<>"))
-            status = record.http_headers.status_code if record.http_headers is not None else None
+        for record in read_records(stream):
+            if isinstance(record, Reason) or record.offset is None:
+                left_out += 1
+                continue
+            records += 1
+            url = _response_url(record)
+            status = _status(record) if url is not None else None
             if url is not None and status in _TELLING:
-                yield _key(url), status, file, record.stream_pos
+                yield _key(url), status, file, record.offset
+    if left_out and not records:
+        raise ValueError("no WARC file: it holds no record")
+    if left_out:
+        logger.warning("%s: %d records or more are damaged and left out", name, left_out)
+
+
+def _response_url(record: WarcRecord) -> str | None:
+    if (record.field("WARC-Type") or "").lower() != "response":
+        return None
+    return normalize_url(record.field("WARC-Target-URI") or "")
+
+
+def _status(record: WarcRecord) -> int | None:
+    try:
+        return parse_response(record.block).status
+    except OSError:  # its head does not end
+        return None
 
 
 def _is_enterable(path: str) -> bool:
     """Return whether records can be read from the middle of a file: plain, or compressed record by record."""
     with fsspec.open(path, "rb") as stream:
-        if stream.read(2) != _GZIP_MAGIC:
-            return True
-        stream.seek(0)
-        positions = [record.stream_pos for record in islice(ArchiveIterator(stream, parse_http=False), 2)]
-        if len(positions) < 2:
-            return True
-        stream.seek(positions[1])
-        return positions[1] > 0 and stream.read(2) == _GZIP_MAGIC
+        first = (record for record in read_records(stream) if isinstance(record, WarcRecord))
+        return all(record.offset is not None for record in islice(first, 2))
 
 
 def _unpack(path: str, destination: Path) -> None:
+    """Unpack a file that is one gzip member, as far as it goes."""
     with fsspec.open(path, "rb") as stream, gzip.open(stream) as plain, destination.open("wb") as copy:
-        shutil.copyfileobj(plain, copy)
+        try:
+            shutil.copyfileobj(plain, copy)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            logger.warning("%s: the rest is left out: %s", path, error)
 
 
 def _key(url: str) -> bytes:
@@ -146,27 +167,33 @@ class ArchiveIndex:
             return None
         file, offset = row
         try:
-            return self._read(self._paths[file], offset, max_bytes)
-        except (OSError, EOFError, StopIteration, ValueError) as error:
+            return self._read(self._paths[file], offset, url, max_bytes)
+        except OSError as error:
             raise FetchFailure(Reason.PROTOCOL_ERROR, f"archive record: {type(error).__name__}") from error
 
-    def _read(self, path: str, offset: int, max_bytes: int) -> RecordedAnswer:
+    def _read(self, path: str, offset: int, url: str, max_bytes: int) -> RecordedAnswer:
         with fsspec.open(path, "rb") as stream:
             stream.seek(offset)
-            record = next(iter(ArchiveIterator(stream, record_types=WarcRecordType.response, parse_http=True)))
-            headers = CIMultiDict(record.http_headers.astuples())
-            status = record.http_headers.status_code or 0
-            raw = record.reader.read(max_bytes + 1)
-        if record.headers.get("WARC-Truncated"):
+            record = next(read_records(stream, offset), None)
+        if not isinstance(record, WarcRecord) or _response_url(record) != url:
+            raise FetchFailure(Reason.PROTOCOL_ERROR, "archive record: another one, or damaged, since it was indexed")
+        response = parse_response(record.block)
+        status, headers = response.status or 0, CIMultiDict(response.headers.astuples())
+        if not record.is_whole:
+            raise FetchFailure(Reason.TOO_LARGE, f"more than {MAX_BLOCK_BYTES} bytes", http_status=status)
+        if record.field("WARC-Truncated"):
             raise FetchFailure(Reason.TRUNCATED, "cut by the crawler that recorded it", http_status=status)
-        codings = [
-            word.strip().lower()
-            for name in ("Transfer-Encoding", "Content-Encoding")
-            for word in reversed(headers.get(name, "").split(","))
-        ]
-        body = decode_body(HttpResponse(status, "", None, tuple(codings), raw), max_bytes)
+        body = decode_body(response, max_bytes)
         if body is None:
             raise FetchFailure(Reason.PROTOCOL_ERROR, "unknown content coding", http_status=status)
-        if max(len(body), len(raw)) > max_bytes:
+        if max(len(body), len(response.body)) > max_bytes:
             raise FetchFailure(Reason.TOO_LARGE, f"more than {max_bytes} bytes", http_status=status)
+        if not any(response.codings) and len(body) < _announced_bytes(headers):
+            raise FetchFailure(Reason.TRUNCATED, "shorter than announced", http_status=status)
         return RecordedAnswer(status, headers, body)
+
+
+def _announced_bytes(headers: CIMultiDict[str]) -> int:
+    """Return the `Content-Length`, 0 where none that can be read is given."""
+    announced = headers.get("Content-Length", "").strip()
+    return int(announced) if announced.isdecimal() and len(announced) < 19 else 0

@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import Protocol
 
 from fastwarc.stream_io import BrotliReader, ZstdReader
+from fastwarc.warc import HeaderMap as HttpHeaders
 from fastwarc.warc import WarcRecord
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
@@ -25,6 +26,7 @@ class HttpResponse:
     status: int | None
     media_type: str  # lower case, without parameters; "" where none is declared
     charset: str | None  # as declared
+    headers: HttpHeaders  # as sent
     codings: tuple[str, ...]  # in the order they are to be undone
     body: bytes
 
@@ -47,6 +49,7 @@ def parse_response(block: bytes) -> HttpResponse:
         status=headers.status_code,
         media_type=media_type.strip().lower(),
         charset=charset[1] if charset else None,
+        headers=headers,
         codings=(*_words(headers.get("Transfer-Encoding")), *_words(headers.get("Content-Encoding"))),
         body=record.reader.read(),
     )

@@ -39,6 +39,7 @@ class WarcRecord(NamedTuple):
     header: bytes
     block: bytes
     is_whole: bool  # False for a block longer than MAX_BLOCK_BYTES, which is cut
+    offset: int | None  # where in the file to begin, to read it again; None inside a gzip member
 
     def field(self, name: str) -> str | None:
         """Return a field of the header; angle brackets around it are dropped (wget puts them around URIs)."""
@@ -46,14 +47,14 @@ class WarcRecord(NamedTuple):
         return match[1].decode("utf-8", "replace").strip().strip("<>") if match else None
 
 
-def read_records(stream: BinaryIO) -> Iterator[WarcRecord | Reason]:
-    """Yield the records of a file, in place of a damaged one `DAMAGED_RECORD`.
+def read_records(stream: BinaryIO, start: int = 0) -> Iterator[WarcRecord | Reason]:
+    """Yield the records of a file from the position of `stream`, `start`, on; for a damaged one `DAMAGED_RECORD`.
 
     `DAMAGED_FILE` comes last, where the rest cannot be read: a file cut off in the middle, or no WARC file at all.
     `stream` is sought only to find the way back after damage.
     """
     head = stream.read(_READ_BYTES)
-    gzip_file = _GzipFile(stream, head)
+    gzip_file = _GzipFile(stream, head, start)
     starts_well = not head or head.lstrip(b"\r\n").startswith(_VERSION)
     if head.startswith(_GZIP_MAGIC):
         yield from gzip_file.records()
@@ -62,13 +63,13 @@ def read_records(stream: BinaryIO) -> Iterator[WarcRecord | Reason]:
         yield from gzip_file.records()
     else:
         if not starts_well:
-            stream.seek(len(head))  # it was read to its end in search of a gzip member
-        segment = _Segment(head, iter(lambda: stream.read(_READ_BYTES), b""))
+            stream.seek(start + len(head))  # it was read to its end in search of a gzip member
+        segment = _Segment(head, iter(lambda: stream.read(_READ_BYTES), b""), start, is_gzip=False)
         if not (yield from segment.records()):
             yield Reason.DAMAGED_FILE
 
 
-def _only_record(member: bytes) -> WarcRecord | None:
+def _only_record(member: bytes, offset: int) -> WarcRecord | None:
     """Return the record a member consists of, where it is written as usual; the quick way through most files."""
     header_end = member.find(b"\r\n\r\n") + 4
     length_start = member.find(_USUAL_LENGTH, 0, header_end) + len(_USUAL_LENGTH)
@@ -77,16 +78,19 @@ def _only_record(member: bytes) -> WarcRecord | None:
         return None
     if header_end + int(length) + 4 != len(member) or not member.endswith(b"\r\n\r\n"):
         return None
-    return WarcRecord(member[:header_end], member[header_end:-4], True)
+    return WarcRecord(member[:header_end], member[header_end:-4], True, offset)
 
 
 class _Segment:
     """A run of bytes that starts with a record, a plain file or a gzip member, seen through a sliding window."""
 
-    def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: Iterator[bytes], start: int, *, is_gzip: bool) -> None:
         self._window = first
         self._chunks = rest
         self._position = 0
+        self._start = start
+        self._is_gzip = is_gzip
+        self._end = len(first)  # of the window, counted from the segment's start
 
     def records(self) -> Generator[WarcRecord | Reason, None, bool]:
         """Yield the records; return False where damage was met and no record could be found after it."""
@@ -108,6 +112,7 @@ class _Segment:
         if header_end is None:
             self._position += 1
             return None
+        offset = self._offset()
         header = self._window[self._position : header_end]
         self._position = header_end
         length = _CONTENT_LENGTH.search(header)
@@ -117,14 +122,22 @@ class _Segment:
         self._position += size
         is_whole = size == int(length[1])
         if (is_whole or self._skip(int(length[1]) - size)) and self._at_record_end():
-            return WarcRecord(header, block, is_whole)
+            return WarcRecord(header, block, is_whole, offset)
         self._window = block + self._window[self._position :]  # a length too long has swallowed what follows
         self._position = 0
         return None
 
+    def _offset(self) -> int | None:
+        """Return where in the file the record at the position begins; of a gzip member only the first can be told."""
+        at = self._end - len(self._window) + self._position
+        if self._is_gzip:
+            return None if at else self._start
+        return self._start + at
+
     def _more(self) -> bool:
         """Append the next chunk to the window, which forgets what lies before the position; False at the end."""
         chunk = next(self._chunks, b"")
+        self._end += len(chunk)
         self._window = self._window[self._position :] + chunk
         self._position = 0
         return bool(chunk)
@@ -138,6 +151,7 @@ class _Segment:
         while missing > 0 and (chunk := next(self._chunks, b"")):
             parts.append(chunk)
             missing -= len(chunk)
+            self._end += len(chunk)
         self._window, self._position = b"".join(parts), 0
         return missing <= 0
 
@@ -190,11 +204,11 @@ class _Segment:
 class _GzipFile:
     """The members of a gzip file, and the way back to one after damage."""
 
-    def __init__(self, stream: BinaryIO, head: bytes) -> None:
+    def __init__(self, stream: BinaryIO, head: bytes, start: int) -> None:
         self._stream = stream
         self._buffer = head
         self._position = 0  # in the buffer
-        self._buffer_start = 0  # in the file
+        self._buffer_start = start  # in the file
 
     def records(self) -> Iterator[WarcRecord | Reason]:
         while not self._at_end():
@@ -202,11 +216,11 @@ class _GzipFile:
             inflater = isal_zlib.decompressobj(wbits=_GZIP)
             try:
                 first = self._inflate(inflater)
-                record = _only_record(first) if inflater.eof else None
+                record = _only_record(first, start) if inflater.eof else None
                 if record is not None:
                     yield record
                     continue
-                is_sound = yield from _Segment(first, self._rest(inflater)).records()
+                is_sound = yield from _Segment(first, self._rest(inflater), start, is_gzip=True).records()
             except (_InflateError, EOFError):
                 self._seek(start + 1)
                 if not self.find_member():

@@ -120,6 +120,67 @@ def test_bodies_have_a_limit(index: ArchiveIndex) -> None:
         index.get("http://a.example/ok.jpg", 100)
 
 
+def damaged_in(number: int, form: str) -> bytes:
+    """Return an archive of five images with two bytes of one record turned over."""
+    records = [response(f"http://a.example/{n}.png", picture(seed=n, image_format="PNG")) for n in range(5)]
+    members = [gzip.compress(one) if form == "by record" else one for one in records]
+    place = members[number].index(b"Content-Length") if form == "plain" else len(members[number]) // 2
+    spoilt = bytearray(members[number])
+    spoilt[place : place + 2] = bytes(byte ^ 0xFF for byte in spoilt[place : place + 2])
+    return b"".join([*members[:number], bytes(spoilt), *members[number + 1 :]])
+
+
+@pytest.mark.parametrize("form", ["by record", "plain"])
+def test_a_damaged_record_is_left_out_and_the_others_are_found(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(damaged_in(2, form))
+    build_archive_index([str(path)], tmp_path / "index")
+    index = ArchiveIndex(tmp_path / "index")
+    answers = [index.get(f"http://a.example/{n}.png", LIMIT) for n in range(5)]
+    assert [answer is not None for answer in answers] == [True, True, False, True, True]
+    assert [answer.body == picture(seed=n, image_format="PNG") for n, answer in enumerate(answers) if answer] == [
+        True
+    ] * 4
+    assert f"{path}: 1 records or more are damaged and left out" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["by record", "as a whole", "plain"])
+def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(form: str, tmp_path: Path) -> None:
+    path = Path(write_archive(tmp_path, form))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    build_archive_index([str(path)], tmp_path / "index")
+    answer = ArchiveIndex(tmp_path / "index").get("http://a.example/ok.jpg", LIMIT)
+    assert answer is not None
+    assert answer.body == GOOD
+
+
+def test_a_body_shorter_than_announced_is_truncated(tmp_path: Path) -> None:
+    http = head(200, {"Content-Length": str(len(GOOD))}) + GOOD[:-100]
+    (tmp_path / "a.warc").write_bytes(record("http://a.example/short.jpg", http))
+    build_archive_index([str(tmp_path / "a.warc")], tmp_path / "index")
+    with pytest.raises(FetchFailure, match="shorter than announced") as caught:
+        ArchiveIndex(tmp_path / "index").get("http://a.example/short.jpg", LIMIT)
+    assert caught.value.reason is Reason.TRUNCATED
+
+
+def test_an_archive_that_changed_after_it_was_indexed_answers_nothing_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(response("http://a.example/0.jpg") + response("http://a.example/1.jpg"))
+    build_archive_index([str(path)], tmp_path / "index")
+    path.write_bytes(response("http://a.example/1.jpg") + response("http://a.example/0.jpg"))
+    with pytest.raises(FetchFailure, match="archive record"):
+        ArchiveIndex(tmp_path / "index").get("http://a.example/0.jpg", LIMIT)
+
+
+@pytest.mark.parametrize("content", [b"<html>no archive</html>", gzip.compress(b"url,caption\n"), b"\x1f\x8b broken"])
+def test_what_is_no_archive_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.warc.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"fetch\.archives: .*a\.warc\.gz: no WARC file: it holds no record"):
+        build_archive_index([str(tmp_path / "a.warc.gz")], tmp_path / "index")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fetch\.archives: .*missing\.warc\.gz"):
         build_archive_index([str(tmp_path / "missing.warc.gz")], tmp_path / "index")

@@ -210,3 +210,20 @@ def member_starts(raw: Iterable[bytes]) -> list[int]:
         starts.append(position)
         position += len(gzip.compress(member, mtime=0))
     return starts
+
+
+@pytest.mark.parametrize("form", ["plain", "by record", "as a whole", "damaged"])
+def test_a_record_can_be_read_again_from_its_offset(form):
+    plain = b"".join(RECORDS)
+    data = {"plain": plain, "by record": gzipped(RECORDS), "as a whole": gzip.compress(plain)}.get(form)
+    if data is None:
+        data = gzipped(RECORDS[:1]) + b"\0noise\0" + gzipped(RECORDS[1:])
+    found = [item for item in read_records(io.BytesIO(data)) if isinstance(item, WarcRecord)]
+    assert len(found) == 5
+    if form == "as a whole":
+        assert [one.offset for one in found] == [0, None, None, None, None]
+        return
+    for one in found:
+        stream = io.BytesIO(data)
+        stream.seek(one.offset)
+        assert next(read_records(stream, one.offset)) == one
