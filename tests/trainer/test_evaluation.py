@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def test_class_vectors_are_those_of_open_clip():
         (["1", "0", "1"], [1, 0, 1]),
         (["golden_retriever", "Tabby-Cat"], [0, 1]),
         (["kitten", "tabby cat"], [1, 1]),
+        (["GoldenRetriever"], [0]),
         (["n01", "n02"], [0, 1]),
+        (["ZA", "AD"], [1, 0]),
     ],
 )
 def test_labels_are_numbers_names_or_codes_in_order(labels: list[str], expected: list[int]):
@@ -129,16 +132,73 @@ def test_labels_are_numbers_names_or_codes_in_order(labels: list[str], expected:
     assert positive.argmax(axis=1).tolist() == expected
 
 
-def test_labels_that_fit_no_class_are_one_line():
-    prompts = Prompts((("cat",), ("dog",), ("bird",)), PLAIN_TEMPLATES)
-    with pytest.raises(TrainerError, match="label 'fish' is none of the 3 class names"):
-        number_labels("pets", ["cat", "fish"], prompts, several=False)
+@pytest.mark.parametrize(
+    ("labels", "first"),
+    [
+        (range(1, 103), 1),  # Oxford Flowers as it is published: folders 1 to 102
+        (range(102), 0),
+        ([0, 3, 20, 101], 0),
+        ([3, 20], 0),
+    ],
+)
+def test_numbered_classes_are_counted_from_0_or_from_1(labels: Sequence[int], first: int):
+    prompts = Prompts(tuple((f"flower {chr(97 + n // 26)}{chr(97 + n % 26)}",) for n in range(102)), PLAIN_TEMPLATES)
+    for form in ("{}", "{:05d}"):
+        _, positive = number_labels("flowers102", [form.format(n) for n in labels], prompts, several=False)
+        assert positive.argmax(axis=1).tolist() == [n - first for n in labels]
+
+
+def test_numbers_that_are_names_are_names():
+    """OpenAI lists the classes of CLEVRCounts as strings in their order: 10 first."""
+    names = ["10", "3", "4", "5", "6", "7", "8", "9"]
+    prompts = Prompts(tuple((name,) for name in names), PLAIN_TEMPLATES)
+    for labels in (names[::-1], ["3", "7"]):
+        _, positive = number_labels("clevr-counts", labels, prompts, several=False)
+        assert [names[n] for n in positive.argmax(axis=1)] == labels
+    with pytest.raises(TrainerError, match="label '0' is none of the 8 class names"):
+        number_labels("clevr-counts", list("01234567"), prompts, several=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", "fish"], "label 'fish' is none of the 3 class names"),
+        (
+            ["cat", "neko", "inu"],
+            "label 'inu' is none of the 3 class names",
+        ),  # the order of words is no order of classes
+        (["inu", "neko", "tori"], "label 'inu' is none of the 3 class names"),
+        (["class1", "class2", "class10"], "label 'class1' is none of the 3 class names"),
+        (["n01", "n02"], "label 'n01' is none of the 3 class names"),
+        (["hound"], "label 'hound' is the name of 2 classes"),
+        (["1", "2"], "2 labels from 1 to 2 do not say which of 3 classes"),  # 0 or 3 does not occur
+        (["0", "3"], "2 labels from 0 to 3 do not say which of 3 classes"),
+        (["1", "3"], "2 labels from 1 to 3 do not say which of 3 classes"),
+    ],
+)
+def test_labels_that_fit_no_class_or_several_are_one_line(labels: list[str], message: str):
+    prompts = Prompts((("cat",), ("dog", "hound"), ("wolf", "hound")), PLAIN_TEMPLATES)
+    with pytest.raises(TrainerError, match=f"evaluation set pets: {message}") as caught:
+        number_labels("pets", labels, prompts, several=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_are_no_names_need_prompts():
+    for name, labels in (("imagenet-a", ["n01443537", "n01498041"]), ("cifar10", ["0", "1"])):
+        with pytest.raises(TrainerError, match=rf"{name}: label '{labels[0]}' is no name .* file of evaluate\.prompts"):
+            number_labels(name, labels, None, several=False)
+    prompts, _ = number_labels("mnist", ["7", "3"], None, several=False)
+    assert prompts.classes == (("3",), ("7",))
 
 
 def test_an_example_may_have_several_classes():
     prompts, positive = number_labels("voc2007", ["cat, dog", "dog", "bird"], None, several=True)
     assert [names[0] for names in prompts.classes] == ["bird", "cat", "dog"]
     assert positive.tolist() == [[False, True, True], [False, False, True], [True, False, False]]
+    assert number_labels("voc2007", ["cat, ,dog,", "cat"], None, several=True)[1].tolist() == [
+        [True, True],
+        [True, False],
+    ]
 
 
 def test_published_prompts_are_read(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Evaluation examples: read from any registered layout, encoded once, with their labels as class numbers."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ from trainer.evaluation.models import Encoder
 from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, plain_name
 
 Bools = NDArray[np.bool_]
+
+SETS_OF_NUMBERS = {"mnist", "svhn", "clevr-counts"}
+"""Registered sets whose classes are numbers, so that a label "7" is a name."""
+_WORDNET_ID = re.compile(r"n\d{8}")
+_CODE = re.compile(r"\S*\d\S*|[A-Z]+")
+_DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,11 @@ class _Reader:
         for example in read_examples(source.kind, source.path, image_column=source.image, label_column=source.label):
             if example.failure == "other_file":
                 continue
-            if example.failure or example.label is None:
+            label = (example.label or "").strip(", \t\n")  # an empty one, or only commas, names no class
+            if example.failure or not label:
                 self.left_out += 1
                 continue
-            self.waiting.append((example.eval_id, example.label))
+            self.waiting.append((example.eval_id, label))
             yield example.encoded
 
     def take(self, readable: list[bool]) -> list[tuple[str, str]]:
@@ -85,41 +93,99 @@ def encode_set(encoder: Encoder, source: EvalSetConfig) -> EncodedSet:
 def number_labels(name: str, labels: list[str], prompts: Prompts | None, *, several: bool) -> tuple[Prompts, Bools]:
     """Return the prompts to use and which classes each example has, (n, classes).
 
-    A label is a class's number, or its name (case, "_" and "-" aside), or, where labels are codes such as WordNet ids,
-    as many as there are classes, its place in their sorted order. With `several`, a label lists classes with commas
-    between. Without prompts the labels are the classes.
+    A label is a class's name (case, spaces, "_" and "-" aside); or its number, from 0, or from 1 where all of 1 to the
+    number of classes occur; or, where labels are codes such as WordNet ids, as many as there are classes, its place in
+    their order. With `several`, a label lists classes with commas between. Without prompts the labels are the classes.
 
     Raises:
-        TrainerError: the labels do not fit the classes.
+        TrainerError: the labels do not fit the classes, or could fit them in two ways.
     """
-    lists = [label.split(",") if several else [label] for label in labels]
-    distinct = sorted({label.strip() for one in lists for label in one})
+    lists = [_parts(label) if several else [label.strip()] for label in labels]
+    distinct = sorted({label for one in lists for label in one})
     if prompts is None:
+        _check_names(name, distinct)
         prompts = Prompts(tuple((plain_name(label),) for label in distinct), PLAIN_TEMPLATES)
         numbers = {label: number for number, label in enumerate(distinct)}
     else:
         numbers = _numbers(name, distinct, prompts)
     positive = np.zeros((len(labels), len(prompts.classes)), np.bool_)
     for row, one in enumerate(lists):
-        positive[row, [numbers[label.strip()] for label in one]] = True
+        positive[row, [numbers[label] for label in one]] = True
     return prompts, positive
 
 
+def _parts(label: str) -> list[str]:
+    return [part.strip() for part in label.split(",") if part.strip()]
+
+
+def _check_names(name: str, distinct: list[str]) -> None:
+    """Refuse labels that say nothing to a model: it would be asked for "a photo of a n01443537"."""
+    nameless = [label for label in distinct if _WORDNET_ID.fullmatch(label)]
+    if name not in SETS_OF_NUMBERS and all(label.isdecimal() for label in distinct):
+        nameless = distinct
+    if nameless:
+        raise TrainerError(
+            f"evaluation set {name}: label {nameless[0]!r} is no name to ask a model for: give the set's classes and "
+            "templates in the file of evaluate.prompts"
+        )
+
+
 def _numbers(name: str, distinct: list[str], prompts: Prompts) -> dict[str, int]:
+    """Return the class of each label: by name, else by number, else by order. Never by two of them at once."""
     count = len(prompts.classes)
-    if all(label.isdecimal() and int(label) < count for label in distinct):
-        return {label: int(label) for label in distinct}
-    by_name = {_plain(alias): number for number, names in enumerate(prompts.classes) for alias in names}
-    if all(_plain(label) in by_name for label in distinct):
-        return {label: by_name[_plain(label)] for label in distinct}
-    if len(distinct) == count:
-        return {label: number for number, label in enumerate(distinct)}
-    unknown = next(label for label in distinct if _plain(label) not in by_name)
+    by_name = _by_name(prompts)
+    unknown = [label for label in distinct if _plain(label) not in by_name]
+    if not unknown:
+        return {label: _only_class(name, label, by_name[_plain(label)]) for label in distinct}
+    if len(unknown) == len(distinct):
+        if all(label.isdecimal() for label in distinct):
+            return _counted(name, distinct, count)
+        if len(distinct) == count and _are_codes(distinct):
+            return {label: number for number, label in enumerate(distinct)}
     raise TrainerError(
-        f"evaluation set {name}: label {unknown!r} is none of the {count} class names, and {len(distinct)} distinct "
+        f"evaluation set {name}: label {unknown[0]!r} is none of the {count} class names, and {len(distinct)} distinct "
         "labels cannot be matched by order: correct the labels, or the prompts in evaluate.prompts"
     )
 
 
+def _only_class(name: str, label: str, classes: list[int]) -> int:
+    if len(classes) > 1:
+        raise TrainerError(
+            f"evaluation set {name}: label {label!r} is the name of {len(classes)} classes: number the classes from 0, "
+            "or correct the prompts in evaluate.prompts"
+        )
+    return classes[0]
+
+
+def _by_name(prompts: Prompts) -> dict[str, list[int]]:
+    """Return the classes of each name: ImageNet has two that are called "missile"."""
+    found: dict[str, list[int]] = {}
+    for number, names in enumerate(prompts.classes):
+        for name in {_plain(name) for name in names}:
+            found.setdefault(name, []).append(number)
+    return found
+
+
+def _counted(name: str, distinct: list[str], count: int) -> dict[str, int]:
+    numbers = {label: int(label) for label in distinct}
+    found = set(numbers.values())
+    if found == set(range(1, count + 1)):
+        return {label: number - 1 for label, number in numbers.items()}
+    if max(found) < count and found != set(range(1, count)):  # 1 to count - 1: is 0 missing, or `count`?
+        return numbers
+    raise TrainerError(
+        f"evaluation set {name}: {len(found)} labels from {min(found)} to {max(found)} do not say which of {count} "
+        "classes they mean: number the classes from 0, or from 1 with none left out, or use their names"
+    )
+
+
+def _are_codes(distinct: list[str]) -> bool:
+    """Tell whether labels are codes with one order: n01440764, AD; neither words, nor "class10" beside "class9"."""
+    if not all(_CODE.fullmatch(label) for label in distinct):
+        return False
+    return distinct == sorted(distinct, key=lambda code: [int(p) if p.isdecimal() else p for p in _DIGITS.split(code)])
+
+
 def _plain(label: str) -> str:
-    return plain_name(label.replace("-", " ")).casefold()
+    """Return what two spellings of a name share: "Apply Eye Makeup", "apply_eye_makeup" and "ApplyEyeMakeup"."""
+    return re.sub(r"[\s_-]+", "", label).casefold()
