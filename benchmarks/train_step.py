@@ -30,8 +30,9 @@ from trainer.data import to_model_input
 from trainer.distributed import World, pick_device
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
-from trainer.step import Stepper, wrap
+from trainer.step import Stepper
 from trainer.train import autocast, pick_precision
+from trainer.wrap import wrap
 
 OPEN_CLIP_PRECISION = {"bf16": "amp_bf16", "fp16": "amp", "fp32": "fp32"}
 
@@ -80,7 +81,7 @@ def measure(config: TrainConfig, device: torch.device, steps: int, runs: int) ->
 def ours(
     config: TrainConfig, device: torch.device, images: torch.Tensor, tokens: torch.Tensor
 ) -> Callable[[int], None]:
-    model = build_model(config.architecture).to(device)
+    model = build_model(config.architecture)
     precision = pick_precision(config.precision, device)
     stepper = Stepper(
         model, wrap(model, config, World(0, 1, device)), optimizer(model, config),
@@ -92,7 +93,7 @@ def ours(
     def loop(steps: int) -> None:
         for _ in range(steps):
             pixels = to_model_input(images, device, channels_last=config.channels_last)
-            stepper.step(pixels, tokens.to(device, non_blocking=True), 1e-4)
+            stepper.step(pixels, tokens.to(device, non_blocking=True), learning_rate=1e-4, seed=0)
 
     return loop
 

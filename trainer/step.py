@@ -1,5 +1,6 @@
 """One optimiser step: features, loss over the global batch, gradients; in micro-batches where memory asks for it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -8,39 +9,17 @@ from typing import Any
 import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import TrainConfig
-from trainer.distributed import World
 from trainer.loss import contrastive_loss
 from trainer.model import clamp_logit_scale
+from trainer.order import hash64
+from trainer.wrap import frozen_batch_norm
 
+Part = tuple[Tensor, Tensor, int]  # images, tokens, and the seed of what the model draws
 Features = tuple[Any, ...]  # image and text (b, D), exp(t), bias or None
-
-
-def wrap(model: CLIP, config: TrainConfig, world: World) -> Any:
-    """Prepare a model for training on this world: checkpointing, compilation, DDP or FSDP. Shares its parameters."""
-    if config.gradient_checkpointing:
-        model.set_grad_checkpointing()
-    is_alone = world.size == 1
-    if config.parallel == "fsdp" and not is_alone:
-        for block in _blocks(model):
-            fully_shard(block)
-        fully_shard(model)
-    called: Any = torch.compile(model) if config.compile else model
-    if is_alone or config.parallel == "fsdp":
-        return called
-    return DistributedDataParallel(called, device_ids=[world.device.index] if world.device.type == "cuda" else None)
-
-
-def _blocks(model: CLIP) -> Iterator[nn.Module]:
-    """Yield the parts of a model that FSDP gathers one at a time."""
-    yield from model.transformer.resblocks
-    if hasattr(model.visual, "transformer"):
-        yield from model.visual.transformer.resblocks
-    else:
-        yield from (model.visual.layer1, model.visual.layer2, model.visual.layer3, model.visual.layer4)
 
 
 @dataclass(frozen=True)
@@ -54,17 +33,19 @@ class Stepper:
     config: TrainConfig
     autocast: Callable[[], AbstractContextManager[Any]]
 
-    def step(self, images: Tensor, tokens: Tensor, learning_rate: float) -> Tensor:
+    def step(self, images: Tensor, tokens: Tensor, *, learning_rate: float, seed: int) -> Tensor:
         """Update the weights on this rank's part of the global batch; return its share of the loss.
 
-        `images`: (b, 3, size, size) normalised; `tokens`: (b, context).
+        `images`: (b, 3, size, size) normalised; `tokens`: (b, context). `seed`: this step's and rank's own, from which
+        dropout and its like are drawn.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.micro_batch or len(images)
-        parts = list(zip(images.split(size), tokens.split(size), strict=True))
-        loss = self._backward_at_once(*parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
+        seeds = (int(hash64(seed, number)[0]) for number in itertools.count())
+        parts: list[Part] = list(zip(images.split(size), tokens.split(size), seeds, strict=False))
+        loss = self._backward_at_once(parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
         if self.config.max_gradient_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.core.parameters(), self.config.max_gradient_norm)
@@ -73,23 +54,24 @@ class Stepper:
         clamp_logit_scale(self.core, self.config.max_logit_scale)
         return loss
 
-    def _features(self, images: Tensor, tokens: Tensor) -> Features:
+    def _features(self, images: Tensor, tokens: Tensor, seed: int) -> Features:
+        torch.manual_seed(seed)  # a part computed again, or after a resume, drops what it dropped before
         with self.autocast():
             image, text, scale, *bias = self.model(images, tokens)
         return image, text, scale, bias[0] if bias else None
 
-    def _backward_at_once(self, images: Tensor, tokens: Tensor) -> Tensor:
-        loss = contrastive_loss(*self._features(images, tokens), objective=self.config.objective)
+    def _backward_at_once(self, part: Part) -> Tensor:
+        loss = contrastive_loss(*self._features(*part), objective=self.config.objective)
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def _backward_in_parts(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _backward_in_parts(self, parts: list[Part]) -> Tensor:
         """Compute the loss of the whole batch with the memory of one part (GradCache, arXiv 2101.06983).
 
         First all features without a graph, then the loss and its gradients by the features, then each part again,
         pushing its features' gradients into the weights.
         """
-        with torch.no_grad(), _frozen_batch_norm(self.core):
+        with torch.no_grad(), frozen_batch_norm(self.core):
             features = [self._features(*part) for part in parts]
         image, text = (torch.cat(side).requires_grad_() for side in list(zip(*features, strict=True))[:2])
         scalars: list[Any] = [None if value is None else value.detach().requires_grad_() for value in features[0][2:]]
@@ -124,17 +106,3 @@ class Stepper:
 
 def _dot(value: Tensor, slope: Tensor) -> Tensor:
     return (value * slope).sum()
-
-
-@contextmanager
-def _frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics as they are, so that two passes over a batch count it once."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

@@ -23,14 +23,16 @@ from trainer.errors import PeerError, TrainerConfigError, TrainerError, reason_o
 from trainer.export import export_model
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
-from trainer.order import SampleOrder
+from trainer.order import SampleOrder, hash64
 from trainer.progress import RunProgress, Stopwatch
 from trainer.schedule import learning_rate
 from trainer.shards import ShardCache, find_shards
-from trainer.step import Stepper, wrap
+from trainer.step import Stepper
+from trainer.wrap import is_sharded, wrap
 
 log = logging.getLogger(__name__)
 CALMER = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
+_NOISE_STREAM = 5  # order.py, data.py and balance.py use 0 to 4
 StepHook = Callable[[int, Batch], None]
 
 
@@ -93,16 +95,15 @@ class _Run:
     def _stepper(self) -> Stepper:
         config, device = self.config, self.world.device
         torch.manual_seed(self.settings.seed)
-        is_sharded = config.parallel == "fsdp" and self.world.size > 1
         try:
             model = build_model(
-                config.architecture, text=config.text, objective=config.objective, flat_logit_scale=is_sharded
-            )
+                config.architecture, text=config.text, objective=config.objective,
+                flat_logit_scale=is_sharded(config, self.world),
+            )  # fmt: skip
         except Exception as error:  # open_clip takes any table, and fails where it uses it
             raise TrainerConfigError(f"train.architecture cannot be built: {reason_of(error)}") from error
         if config.initial is not None:
             _load_initial(model, config.initial)
-        model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
         precision = pick_precision(config.precision, device)
         wrapped = wrap(model, config, self.world)
         optimizer = build_optimizer(
@@ -208,7 +209,9 @@ class _Run:
             self.broken.update(batch.broken)
             images = to_model_input(batch.images, self.world.device, channels_last=config.channels_last)
             tokens = batch.tokens.to(self.world.device, non_blocking=True)
-            self.loss_sum += self.stepper.step(images, tokens, self._rate(self.done_steps))
+            self.loss_sum += self.stepper.step(
+                images, tokens, learning_rate=self._rate(self.done_steps), seed=self._noise_seed()
+            )
             self.done_steps, self.unlogged_steps = self.done_steps + 1, self.unlogged_steps + 1
             is_saving = self.done_steps % config.checkpoint_steps == 0
             if is_saving or self.done_steps % config.log_steps == 0:
@@ -229,6 +232,10 @@ class _Run:
         return learning_rate(
             step, peak=config.learning_rate, warmup_steps=config.warmup_steps, total_steps=self.total_steps
         )
+
+    def _noise_seed(self) -> int:
+        """Return the seed of what the model draws in the next step, such as dropout, in this process."""
+        return int(hash64(self.settings.seed, _NOISE_STREAM, self.done_steps, self.world.rank)[0])
 
     def _report(self, progress: RunProgress, watch: Stopwatch) -> None:
         """Show the figures of the steps since the last report."""

@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from processes import run, start, tiny_settings
+from processes import TINY, run, start, tiny_settings
 from scene_shards import write_scene_shards
 
 from trainer import checkpoint
@@ -52,6 +52,7 @@ def _run_noted(workspace: Path, folder: Path, processes: int = 1, **keys: Any) -
 
 # Keys' biases have no gradient but rounding, which Adam with a small epsilon would blow up to whole steps.
 CALM = {"eps": 1e-4}
+PATCHY = TINY["architecture"] | {"vision_cfg": TINY["architecture"]["vision_cfg"] | {"patch_dropout": 0.5}}
 
 
 def _assert_equal(one: Path, other: Path) -> None:
@@ -78,8 +79,8 @@ def _run_with_kills(workspace: Path, folder: Path, kills: tuple[int, ...], **key
 
 
 def test_a_killed_run_goes_on_exactly(scenes: Path, tmp_path: Path):
-    straight = _run_noted(scenes, tmp_path / "straight")
-    killed = _run_with_kills(scenes, tmp_path / "killed", (7, 13), workers=2)
+    straight = _run_noted(scenes, tmp_path / "straight", architecture=PATCHY)
+    killed = _run_with_kills(scenes, tmp_path / "killed", (7, 13), workers=2, architecture=PATCHY)
     assert killed == straight
     assert list(straight) == list(range(20))
     _assert_equal(tmp_path / "straight", tmp_path / "killed")
