@@ -50,6 +50,13 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
     try:
         with open_world(settings.train.device) as world, _claimed_by_first(settings.output, world):
             return _Run(settings, world).go(on_step)
+    except torch.OutOfMemoryError as error:
+        micro_batch = settings.train.micro_batch or "unset"
+        raise TrainerError(
+            f"{reason_of(error).rstrip('.')}: set or lower train.micro_batch (now {micro_batch}), set "
+            f"train.gradient_checkpointing = true, or lower train.batch (now {settings.train.batch}); the run goes on "
+            "from the last checkpoint"
+        ) from error
     except OSError as error:  # what TensorBoard or W&B cannot write, and what a machine has run out of
         raise TrainerError(f"the run cannot go on: {error}; rerun it to go on from the last checkpoint") from error
 
@@ -147,7 +154,8 @@ class _Run:
                 )
         try:
             checkpoint.restore(self.stepper.core, self.stepper.optimizer, state)
-            self.stepper.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # only of a run in fp16; another that goes on in it starts with a scale of its own
+                self.stepper.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # torch raises whatever its loaders do
             reason = " ".join(str(error).split())
             raise TrainerError(

@@ -16,6 +16,7 @@ from scene_shards import write_scene_shards
 from trainer import checkpoint
 from trainer.data import Batch
 from trainer.errors import TrainerError
+from trainer.step import Stepper
 from trainer.train import train
 
 
@@ -177,6 +178,23 @@ def _fails(settings: Any) -> str:
         train(settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_run_goes_on_in_another_precision(scenes: Path, tmp_path: Path):
+    for steps, precision in enumerate(("fp32", "fp16", "fp16", "bf16"), start=1):
+        assert train(tiny_settings(scenes, tmp_path, steps=steps, precision=precision)) is not None
+
+
+def test_a_gpu_without_enough_memory_is_one_line(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def step(*batch: Any, **how: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr(Stepper, "step", step)
+    message = _fails(tiny_settings(scenes, tmp_path, micro_batch=12))
+    assert message.startswith("CUDA out of memory. Tried to allocate 20.00 GiB")
+    assert "train.micro_batch (now 12)" in message
+    assert "train.gradient_checkpointing = true" in message
+    assert "lower train.batch (now 24)" in message
 
 
 def test_no_shards_is_one_line(tmp_path: Path):
