@@ -64,13 +64,6 @@ def open_clip_config(architecture: dict[str, Any], objective: Objective) -> dict
     return {**deepcopy(architecture), **logits}
 
 
-def count_parameters(architecture: dict[str, Any]) -> tuple[int, int]:
-    """Return the parameters of the image tower and of the whole model, without allocating them."""
-    with torch.device("meta"):
-        model = build_model(architecture)
-    return sum(p.numel() for p in model.visual.parameters()), sum(p.numel() for p in model.parameters())
-
-
 @torch.no_grad()
 def _freeze_into_average(model: CLIP) -> None:
     """Make the text block's output at the end token that token plus the mean of all tokens, both order-free."""
