@@ -8,6 +8,7 @@ file names) is escaped, and becomes a link only if it is an http or https addres
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -90,11 +91,24 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class ModelAccuracy:
+    """How one model did on a set, with and without the examples that are in the data."""
+
+    model: str
+    accuracy: SplitAccuracy
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there is something to compare: examples inside the overlap and outside."""
+        return self.accuracy.overlap.total > 0 and self.accuracy.clean.total > 0
+
+
+@dataclass(frozen=True)
 class EvalReport:
     """What is known of one measured set.
 
     `indexed` counts its readable images, `left_out` the others by reason; `flat` is how many of the indexed ones have a
-    PDQ quality below the gate, so that only equal bytes show a copy.
+    PDQ quality below the gate, so that only equal bytes show a copy. `accuracies` has each model once, in any order.
     """
 
     name: str
@@ -104,7 +118,7 @@ class EvalReport:
     evidence: tuple[Evidence, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     flat: int = 0
-    accuracy: SplitAccuracy | None = None
+    accuracies: tuple[ModelAccuracy, ...] = ()
 
     @property
     def known(self) -> EvalSet | None:
@@ -155,7 +169,7 @@ def render_json(data: ReportData) -> str:
         "facts": dict(data.facts),
         "overall": overall(data),
         "min_quality": data.min_quality,
-        "sets": [_set_json(report, p) for report, p in zip(data.evals, _corrected(data), strict=True)],
+        "sets": [_set_json(report, _tests(data)) for report in data.evals],
         "not_measured": [known.name for known in data.not_measured],
         "account": [vars(stage) | {"reasons": dict(stage.reasons)} for stage in data.stages],
         "balance": vars(data.balance) if data.balance else None,
@@ -186,11 +200,11 @@ def render_html(data: ReportData) -> str:
         .render(
             data=data,
             overall=overall(data),
-            sets=[_set_view(data, report, p) for report, p in zip(data.evals, _corrected(data), strict=True)],
+            sets=[_set_view(report) for report in data.evals],
             axis_end=charts.round_ceiling(max(map(_largest_share, data.evals), default=0)),
             balance=_balance_view(data.balance),
-            evaluated=any(report.accuracy for report in data.evals),
-            tested=sum(map(_is_tested, data.evals)),
+            scores=_score_rows(data),
+            tests=sorted(set(_tests(data).values())),
             significance=SIGNIFICANCE,
             style=Markup(style),
             script=Markup(script),
@@ -258,28 +272,35 @@ def _source_hash(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _corrected(data: ReportData) -> list[float | None]:
-    """Return the p-value of each set, corrected for the number of sets that were tested."""
-    tested = iter(
-        bonferroni([report.accuracy.p_value for report in data.evals if report.accuracy and _is_tested(report)])
-    )
-    return [next(tested) if _is_tested(report) else None for report in data.evals]
+def _tests(data: ReportData) -> Counter[str]:
+    """Return how many sets each model is tested on: the paper's question, asked that many times."""
+    return Counter(score.model for report in data.evals for score in report.accuracies if score.is_tested)
 
 
-def _is_tested(report: EvalReport) -> bool:
-    """Tell whether there is something to compare: a model's accuracy, with examples inside the overlap and outside."""
-    accuracy = report.accuracy
-    return accuracy is not None and accuracy.overlap.total > 0 and accuracy.clean.total > 0
+def _score_rows(data: ReportData) -> list[dict[str, Any]]:
+    """Return a row for each set and model, with the p-value corrected for the number of sets that the model has."""
+    return [
+        {"report": report, "number": number, **vars(score), "corrected_p": _corrected(score, _tests(data))}
+        for number, report in enumerate(data.evals, start=1)
+        for score in _by_model(report)
+    ]
 
 
-def _set_view(data: ReportData, report: EvalReport, corrected_p: float | None) -> dict[str, Any]:
+def _by_model(report: EvalReport) -> list[ModelAccuracy]:
+    return sorted(report.accuracies, key=lambda score: score.model)
+
+
+def _corrected(score: ModelAccuracy, tests: Counter[str]) -> float | None:
+    return bonferroni(score.accuracy.p_value, tests[score.model]) if score.is_tested else None
+
+
+def _set_view(report: EvalReport) -> dict[str, Any]:
     bits = report.summary.distances
     at_most = [contamination(int(n), report.indexed) for n in np.cumsum(bits)]
     pairs = [sum(bits[bit : bit + 2]) for bit in range(0, len(bits), 2)]  # PDQ distances are even, but for flat images
     labels = [f"{bit}–{min(bit + 1, len(bits) - 1)} bits" for bit in range(0, len(bits), 2)]
     return {
         "report": report,
-        "corrected_p": corrected_p,
         "by_threshold": json.dumps(
             [[p.count, percent(p.value), f"{percent(p.low)} – {percent(p.high)}"] for p in at_most]
         ),
@@ -307,9 +328,9 @@ def _balance_view(balance: Balance | None) -> dict[str, Any] | None:
     }
 
 
-def _set_json(report: EvalReport, corrected_p: float | None) -> dict[str, Any]:
-    share, accuracy = report.share, report.accuracy
-    found = {
+def _set_json(report: EvalReport, tests: Counter[str]) -> dict[str, Any]:
+    scores = [_score_json(score, tests) for score in _by_model(report)]
+    return {
         "name": report.name,
         "title": report.title,
         "registered": report.known is not None and report.known.is_registered,
@@ -318,18 +339,26 @@ def _set_json(report: EvalReport, corrected_p: float | None) -> dict[str, Any]:
         "flat": report.flat,
         "max_distance_bits": report.max_distance_bits,
         **vars(report.summary),
-        "share": _proportion_json(share),
-        "accuracy": None,
+        "share": _proportion_json(report.share),
+        "accuracies": scores,
+        "accuracy": scores[0] if scores else None,  # for readers that know one model
         "evidence": [
             {name: value for name, value in vars(pair).items() if not name.endswith("_jpeg")}
             for pair in report.evidence
         ],
     }
-    if accuracy:
-        parts = {name: _proportion_json(getattr(accuracy, name)) for name in ("all", "clean", "overlap")}
-        tests = {"inflation": accuracy.inflation, "p_value": accuracy.p_value, "bonferroni_p_value": corrected_p}
-        found["accuracy"] = parts | tests
-    return found
+
+
+def _score_json(score: ModelAccuracy, tests: Counter[str]) -> dict[str, Any]:
+    accuracy = score.accuracy
+    return {
+        "model": score.model,
+        **{name: _proportion_json(getattr(accuracy, name)) for name in ("all", "clean", "overlap")},
+        "inflation": accuracy.inflation,
+        "advantage": accuracy.advantage,
+        "p_value": accuracy.p_value,
+        "bonferroni_p_value": _corrected(score, tests),
+    }
 
 
 def _proportion_json(proportion: Proportion) -> dict[str, Any]:

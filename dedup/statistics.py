@@ -4,7 +4,6 @@ Intervals are Clopper-Pearson: they come from the binomial distribution itself a
 however small the counts. Shares of images carry 95 %, accuracies 99.5 % (the paper's figure 17).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +49,7 @@ class SplitAccuracy:
 
     @property
     def advantage(self) -> float | None:
-        """Overlap minus Clean; None where one of them is empty."""
+        """Overlap minus Clean, which the paper's figure 17 plots; None where one of them is empty."""
         if self.overlap.value is None or self.clean.value is None:
             return None
         return self.overlap.value - self.clean.value
@@ -107,6 +106,6 @@ def split_accuracy(correct: np.ndarray, overlap: np.ndarray) -> SplitAccuracy:
     )
 
 
-def bonferroni(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for the number of sets that were tested: below 0.05 is significant."""
-    return [min(1.0, p * len(p_values)) for p in p_values]
+def bonferroni(p_value: float, tests: int) -> float:
+    """Return a p-value corrected for the number of sets that were tested: below 0.05 is significant."""
+    return min(1.0, p_value * tests)

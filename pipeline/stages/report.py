@@ -3,12 +3,13 @@
 Runs in one process: everything it reads is counts, a sample of shards, and the few images that are shown.
 """
 
+import hashlib
 import io
 import json
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,17 @@ from PIL import Image
 
 from dedup.evals import read_thumbnails, thumbnail
 from dedup.overlap import pick_evidence, summarise_overlap
-from dedup.report import Balance, EvalReport, Evidence, QueryRow, ReportData, StageFlow, write_report
-from dedup.statistics import SplitAccuracy, split_accuracy
+from dedup.report import (
+    Balance,
+    EvalReport,
+    Evidence,
+    ModelAccuracy,
+    QueryRow,
+    ReportData,
+    StageFlow,
+    write_report,
+)
+from dedup.statistics import split_accuracy
 from pipeline.account import Account, read_account
 from pipeline.config import Config, EvalConfig
 from pipeline.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
@@ -31,7 +41,7 @@ from pipeline.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 
-VERSION = 2
+VERSION = 3
 """Raised when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
@@ -43,16 +53,26 @@ _RESULTS = pa.schema([("eval_id", pa.string()), ("correct", pa.bool_())])  # of 
 def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
     """Write report/ unless it stands already for this build."""
     workspace = build.workspace
-    results = sorted(name for name in workspace.sizes("evals") if "/results/" in name)
-    inputs = [workspace.read_json("shards/manifest.json"), {name: workspace.sizes(name) for name in results}]
+    manifest = workspace.read_json("shards/manifest.json")
     dedup = read_stage(workspace, "dedup")
-    covered = digest(VERSION, inputs, {} if dedup is None else dedup.to_json(), allowlist.sha256)
+    results = _result_hashes(workspace, config)
+    covered = digest(VERSION, [manifest, results], {} if dedup is None else dedup.to_json(), allowlist.sha256)
     if finished_stage(workspace, "report", covered) is None:
         outputs = _write(workspace, config, allowlist)
         finish_stage(workspace, "report", covered, outputs, {})
         build.progress.say(f"report         {workspace.root}/report/index.html")
     else:
         build.progress.say("report         done before")
+
+
+def _result_hashes(workspace: Workspace, config: Config) -> dict[str, str]:
+    """Return name -> SHA-256 of the results of models: another evaluation may well give files of the same size."""
+    names = [name for evaluation in config.evals for name in _result_files(workspace, evaluation.name)]
+    return {name: hashlib.sha256(workspace.read_bytes(name)).hexdigest() for name in names}
+
+
+def _result_files(workspace: Workspace, name: str) -> list[str]:
+    return sorted(file for file in workspace.sizes(f"evals/{name}/results") if file.endswith(".parquet"))
 
 
 def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist) -> str:
@@ -145,7 +165,7 @@ def _eval_report(workspace: Workspace, config: Config, evaluation: EvalConfig) -
         evidence=_evidence(workspace, name, pick_evidence(overlap, EVIDENCE_PER_SET), index),
         flat=pc.sum(pc.less(readable["quality"], config.dedup.min_quality)).as_py() or 0,
         left_out={row["values"]: row["counts"] for row in left_out},
-        accuracy=read_accuracy(workspace, name, index, overlap),
+        accuracies=read_accuracies(workspace, name, index, overlap),
     )
 
 
@@ -197,20 +217,37 @@ def _small(jpeg: bytes) -> bytes:
         return thumbnail(np.asarray(image.convert("RGB")), _THUMBNAIL_PX)
 
 
-def read_accuracy(workspace: Workspace, name: str, index: pa.Table, overlap: pa.Table) -> SplitAccuracy | None:
-    """Join the per-example results of the evaluated model with the overlap; of several models the first by name.
+def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: pa.Table) -> tuple[ModelAccuracy, ...]:
+    """Join the per-example results of each evaluated model with the overlap.
 
     Examples that the index has, but could not read, were compared with nothing and are left out.
 
     Raises:
-        UserError: the results are not of the set in the index, or no results.
+        UserError: results are not of the set in the index, or no results, or two files are of one model.
     """
-    results = sorted(n for n in workspace.sizes(f"evals/{name}/results") if n.endswith(".parquet"))
-    if not results:
-        return None
-    file, way_out = f"{workspace.root}/{results[0]}", "evaluate the model on the set as it is now, or delete the file"
+    readable = index.filter(pc.is_null(index["reason"]))
+    found = pc.unique(overlap.filter(overlap["kept"])["eval_id"])
+    files: dict[str, str] = {}
+    scores = []
+    for file in _result_files(workspace, name):
+        model, table = _read_results(workspace, name, file, index)
+        if model in files:
+            raise UserError(
+                f"{workspace.root}: {files[model]} and {file} are both of a model called {model!r}: delete one"
+            )
+        files[model] = file
+        table = table.filter(pc.is_in(table["eval_id"], readable["eval_id"]))
+        overlaps = pc.is_in(table["eval_id"], found)
+        scores.append(ModelAccuracy(model, split_accuracy(table["correct"].to_numpy(), overlaps.to_numpy())))
+    return tuple(scores)
+
+
+def _read_results(workspace: Workspace, name: str, path: str, index: pa.Table) -> tuple[str, pa.Table]:
+    """Return the model's name and `_RESULTS`."""
+    file, way_out = f"{workspace.root}/{path}", "evaluate the model on the set as it is now, or delete the file"
     try:
-        table = workspace.read_table(results[0], _RESULTS.names).cast(_RESULTS)
+        whole = workspace.read_table(path, _RESULTS.names)
+        table = whole.cast(_RESULTS)
     except (pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} holds no per-example results ({reason}): {way_out}") from error
@@ -222,8 +259,13 @@ def read_accuracy(workspace: Workspace, name: str, index: pa.Table, overlap: pa.
         )
     if table["correct"].null_count or len(pc.unique(table["eval_id"])) < table.num_rows:
         raise UserError(f"{file} has an example twice, or one that is neither correct nor wrong: {way_out}")
-    readable = index.filter(pc.is_null(index["reason"]))
-    table = table.filter(pc.is_in(table["eval_id"], readable["eval_id"]))
-    kept = overlap.filter(overlap["kept"])
-    found = pc.is_in(table["eval_id"], pc.unique(kept["eval_id"]))
-    return split_accuracy(table["correct"].to_numpy(), found.to_numpy())
+    return _model_name(whole.schema.metadata) or PurePosixPath(path).stem, table
+
+
+def _model_name(metadata: Mapping[bytes, bytes] | None) -> str | None:
+    """Return the name that `wit evaluate` left in a file; results made by other hands have none."""
+    try:
+        name = json.loads((metadata or {})[b"wit"])["model"]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return name if isinstance(name, str) else None

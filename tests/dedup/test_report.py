@@ -24,6 +24,7 @@ from dedup.report import (
     Balance,
     EvalReport,
     Evidence,
+    ModelAccuracy,
     QueryRow,
     ReportData,
     StageFlow,
@@ -65,7 +66,8 @@ def eval_report(name: str, text: str = "a caption", url: str = "https://a.exampl
 
 def report_data(text: str = "a caption", url: str = "https://a.example/x.jpg") -> ReportData:
     overlap = np.arange(200) < 6
-    accurate = replace(eval_report("cifar100", text, url), accuracy=split_accuracy(np.arange(200) % 2 == 0, overlap))
+    score = ModelAccuracy(text, split_accuracy(np.arange(200) % 2 == 0, overlap))
+    accurate = replace(eval_report("cifar100", text, url), accuracies=(score,))
     return ReportData(
         facts=(("Seed", "7"), (text, text)),
         stages=(StageFlow("pool", 10, 6, {"no_match": 4}), StageFlow("planned", 0, 0, {})),
@@ -213,20 +215,53 @@ def test_counts_are_those_of_the_evidence() -> None:
 
 def test_a_set_without_overlap_is_not_tested() -> None:
     data = report_data()
-    untested = replace(data.evals[2], accuracy=split_accuracy(np.arange(50) % 2 == 0, np.zeros(50, np.bool_)))
-    data = replace(data, evals=(*data.evals[:2], untested))
-    first, _, last = json.loads(render_json(data))["sets"]
-    assert first["accuracy"]["bonferroni_p_value"] == first["accuracy"]["p_value"]
-    assert last["accuracy"]["bonferroni_p_value"] is None
+    score = ModelAccuracy("a caption", split_accuracy(np.arange(50) % 2 == 0, np.zeros(50, np.bool_)))
+    data = replace(data, evals=(*data.evals[:2], replace(data.evals[2], accuracies=(score,))))
+    first, _, last = (entry["accuracies"] for entry in json.loads(render_json(data))["sets"])
+    assert first[0]["bonferroni_p_value"] == first[0]["p_value"]
+    assert last[0]["bonferroni_p_value"] is None
     page = render_html(data)
-    assert "times the 1 set with an overlap to test" in page
+    assert "times the number of sets with an overlap to test it on (1, Bonferroni)" in page
     assert '<td class="number soft">–</td>' in page
+
+
+def table_rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells' text of the first table after a heading, row by row."""
+    table = page.partition(f"<h2>{heading}</h2>")[2].partition("<tbody>")[2].partition("</tbody>")[0]
+    rows = ["".join(Page(row.replace("</td>", "|")).text) for row in table.split("</tr>")[:-1]]
+    return [[" ".join(cell.split()) for cell in row.split("|")[:-1]] for row in rows]
+
+
+def test_every_model_has_its_row_and_its_own_number_of_tests() -> None:
+    """Here "ours" is scored on two sets with an overlap and "a baseline" on one."""
+    overlap = np.arange(200) < 6
+    good, bad = split_accuracy(np.arange(200) % 2 == 0, overlap), split_accuracy(np.arange(200) < 4, overlap)
+    part = split_accuracy(np.arange(150) % 2 == 0, np.arange(150) < 6)
+    evals = (
+        replace(eval_report("cifar100"), accuracies=(ModelAccuracy("ours", bad), ModelAccuracy("a baseline", good))),
+        replace(eval_report("my-own"), accuracies=(ModelAccuracy("ours", part),)),
+    )
+    data = replace(report_data(), evals=evals)
+    page = render_html(data)
+    rows = table_rows(page, "Did it help the model?")
+    assert [row[:4] for row in rows] == [
+        ["CIFAR-100", "a baseline", "200", "50.0 %"],
+        ["CIFAR-100", "ours", "200", "2.0 %"],
+        ["my-own", "ours", "150 of 200", "50.0 %"],
+    ]
+    assert rows[1][-3:-1] == ["+2.00", f"{(4 / 6 - 0) * 100:+.2f}"]  # all - clean, overlap - clean
+    assert "(1 to 2, Bonferroni)" in page
+    first, second = (entry["accuracies"] for entry in json.loads(render_json(data))["sets"])
+    assert [score["model"] for score in first] == ["a baseline", "ours"]
+    assert first[0]["bonferroni_p_value"] == first[0]["p_value"]
+    assert second[0]["bonferroni_p_value"] == min(1, 2 * second[0]["p_value"])
+    assert first[1]["advantage"] == pytest.approx(4 / 6)
 
 
 def test_accuracies_are_shown_where_no_set_has_an_overlap() -> None:
     data = report_data()
-    evaluated = replace(data.evals[2], accuracy=split_accuracy(np.arange(50) % 5 == 0, np.zeros(50, np.bool_)))
-    page = render_html(replace(data, evals=(evaluated,)))
+    score = ModelAccuracy("ours", split_accuracy(np.arange(50) % 5 == 0, np.zeros(50, np.bool_)))
+    page = render_html(replace(data, evals=(replace(data.evals[2], accuracies=(score,)),)))
     assert '<td class="number">20.0\u00a0%</td>' in page
     assert "Bonferroni" not in page
 

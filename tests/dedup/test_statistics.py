@@ -80,10 +80,9 @@ def test_nothing_measured_is_no_zero() -> None:
 
 
 def test_bonferroni_counts_the_sets() -> None:
-    assert bonferroni([0.001, 0.01, 0.5]) == pytest.approx([0.003, 0.03, 1])
-    assert bonferroni([]) == []
+    assert [bonferroni(p, 3) for p in (0.001, 0.01, 0.5)] == pytest.approx([0.003, 0.03, 1])
     # The threshold the paper's 35 sets come to: 0.05 / 35 = 0.00143.
-    assert bonferroni([0.0014] + [0.5] * 34)[0] < 0.05 < bonferroni([0.0015] + [0.5] * 34)[0]
+    assert bonferroni(0.0014, 35) < 0.05 < bonferroni(0.0015, 35)
 
 
 @pytest.mark.parametrize(("count", "total", "confidence"), [(2, 1, 0.95), (-1, 1, 0.95), (1, 2, 95), (1, 2, 0)])

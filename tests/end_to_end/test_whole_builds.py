@@ -141,9 +141,8 @@ def test_results_of_a_model_are_split_in_the_report_and_others_refused(project, 
     pq.write_table(pa.table({"eval_id": ids, "correct": [eval_id in found for eval_id in ids]}), results)
     assert main(["report", "-c", str(config)]) == 0
     (shapes,) = json.loads((work / "report/overlap.json").read_text())["sets"]
-    split = {
-        part: (shapes["accuracy"][part]["count"], shapes["accuracy"][part]["total"]) for part in ("overlap", "clean")
-    }
+    (score,) = shapes["accuracies"]
+    split = {part: (score[part]["count"], score[part]["total"]) for part in ("overlap", "clean")}
     assert split == {"overlap": (len(found), len(found)), "clean": (0, len(ids) - len(found))}
     pq.write_table(pa.table({"eval_id": [*ids, "class0/gone.png"], "correct": [True] * (len(ids) + 1)}), results)
     before = (work / "report/overlap.json").read_bytes()
@@ -156,3 +155,34 @@ def test_results_of_a_model_are_split_in_the_report_and_others_refused(project, 
     assert main(["build", "-c", str(config), "--quiet"]) == 1
     results.unlink()
     assert main(["build", "-c", str(config), "--quiet"]) == 0
+
+
+def test_new_results_of_any_model_renew_the_report(project, tmp_path):
+    import shutil
+
+    shutil.copytree(project.parent, tmp_path / "evaluated")
+    config, work = tmp_path / "evaluated/wit.toml", tmp_path / "evaluated/work"
+    index = pq.read_table(work / "evals/shapes/index.parquet").to_pylist()
+    ids = [row["eval_id"] for row in index if not row["reason"]]
+
+    def build_with(model: str, right: int) -> dict[str, int]:
+        """Return how many right answers of which model the report shows."""
+        results = work / f"evals/shapes/results/{model}.parquet"
+        results.parent.mkdir(exist_ok=True)
+        correct = [number < right for number in range(len(ids))]
+        table = pa.table({"eval_id": ids, "correct": correct}).replace_schema_metadata(
+            {"wit": f'{{"model": "{model}"}}'}
+        )
+        pq.write_table(table, results)
+        sizes.add(results.stat().st_size)
+        assert main(["build", "-c", str(config), "--quiet"]) == 0
+        page = (work / "report/index.html").read_text()
+        (shapes,) = json.loads((work / "report/overlap.json").read_text())["sets"]
+        assert all(f"<bdi>{score['model']}</bdi>" in page for score in shapes["accuracies"])
+        return {score["model"]: score["all"]["count"] for score in shapes["accuracies"]}
+
+    sizes: set[int] = set()
+    assert build_with("other", 3) == {"other": 3}
+    assert build_with("model", 2) == {"model": 2, "other": 3}
+    assert build_with("model", 1) == {"model": 1, "other": 3}
+    assert len(sizes) == 1

@@ -1,5 +1,6 @@
 """The report's join of a model's per-example results with the overlap."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from dedup.eval_sets.read import read_examples
 from dedup.evals import index_eval_set
 from pipeline.errors import UserError
-from pipeline.stages.report import read_accuracy
+from pipeline.stages.report import read_accuracies
 from pipeline.workspace import Workspace
 
 OVERLAP = pa.table({"eval_id": ["cat/0.png", "cat/1.png", "dog/2.png"], "kept": [True, False, True]})
@@ -33,22 +34,25 @@ def _ids(workspace: Workspace) -> list[str]:
     return [example.eval_id for example in read_examples("folder", str(Path(workspace.root).parent / "images"))]
 
 
-def _write(workspace: Workspace, columns: dict[str, list[object]], name: str = "model") -> None:
+def _write(
+    workspace: Workspace, columns: dict[str, list[object]], name: str = "model", metadata: str | None = None
+) -> None:
     folder = Path(workspace.root) / "evals/pets/results"
     folder.mkdir(exist_ok=True)
-    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    table = pa.table(columns).replace_schema_metadata(metadata and {"wit": metadata})
+    pq.write_table(table, folder / f"{name}.parquet")
 
 
 def _read(workspace: Workspace):
-    return read_accuracy(workspace, "pets", workspace.read_table("evals/pets/index.parquet"), OVERLAP)
+    return read_accuracies(workspace, "pets", workspace.read_table("evals/pets/index.parquet"), OVERLAP)
 
 
 def test_results_are_split_by_what_is_in_the_shards(workspace: Workspace):
-    assert _read(workspace) is None
+    assert _read(workspace) == ()
     ids = _ids(workspace)
     assert ids == ["cat/0.png", "cat/1.png", "cat/4.png", "cat/5.png", "dog/2.png", "dog/3.png"]
     _write(workspace, {"eval_id": ids[::-1], "correct": [True, False, True, True, False, True]})
-    found = _read(workspace)
+    found = _read(workspace)[0].accuracy
     assert (found.overlap.count, found.overlap.total) == (1, 2)  # cat/0 right, dog/2 wrong
     assert (found.clean.count, found.clean.total) == (2, 3)  # cat/1 and dog/3 right, cat/4 too; cat/5 was not compared
     assert (found.all.count, found.all.total) == (3, 5)
@@ -78,4 +82,24 @@ def test_a_file_that_was_cut_is_one_line(workspace: Workspace):
     path = Path(workspace.root) / "evals/pets/results/model.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="holds no per-example results"):
+        _read(workspace)
+
+
+def test_every_model_is_read_and_named(workspace: Workspace):
+    ids = _ids(workspace)
+    right: dict[str, list[object]] = {"eval_id": list(ids), "correct": [True] * 6}
+    wrong: dict[str, list[object]] = {"eval_id": list(ids), "correct": [False] * 6}
+    _write(workspace, wrong, "a-baseline")
+    _write(workspace, right, "file", json.dumps({"model": "ViT-B/32 of ours"}))
+    for number, damaged in enumerate(("{", "[]", '{"model": 3}', "{}")):
+        _write(workspace, wrong, f"other{number}", damaged)
+    found = {score.model: score.accuracy.all.count for score in _read(workspace)}
+    assert found == {"a-baseline": 0, "ViT-B/32 of ours": 5, **{f"other{number}": 0 for number in range(4)}}
+
+
+def test_two_files_of_one_model_are_one_line(workspace: Workspace):
+    columns: dict[str, list[object]] = {"eval_id": ["cat/0.png"], "correct": [True]}
+    _write(workspace, columns, "b", json.dumps({"model": "a"}))
+    _write(workspace, columns, "a")
+    with pytest.raises(UserError, match=r"results/a\.parquet and evals/pets/results/b\.parquet are both of .* 'a'"):
         _read(workspace)
