@@ -38,7 +38,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*.pt") if is_checkpoint_name(path))
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Return whether a file is called as this trainer calls its checkpoints."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def capture(model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -48,7 +53,11 @@ def capture(model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """
     weights: dict[str, Any] = get_model_state_dict(model, options=_WHOLE)
     states: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
-    return _with_scalars_of_shape({"model": weights, "optimizer": states}, torch.Size())
+    scalar = torch.Size()
+    return {
+        "model": with_scalars_of_shape(weights, scalar),
+        "optimizer": _with_moments_of_shape(states, scalar),
+    }
 
 
 def restore(model: CLIP, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -62,10 +71,11 @@ def restore(model: CLIP, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     if state["model"].keys() != model.state_dict().keys() or not state["optimizer"].get("state"):
         raise ValueError("its tensors are others")
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    fitting = _with_scalars_of_shape(state, model.logit_scale.shape)
+    shape = model.logit_scale.shape
+    weights, states = with_scalars_of_shape(state["model"], shape), _with_moments_of_shape(state["optimizer"], shape)
     options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(model, fitting["model"], options=options)
-    set_optimizer_state_dict(model, optimizer, fitting["optimizer"], options=options)
+    set_model_state_dict(model, weights, options=options)
+    set_optimizer_state_dict(model, optimizer, states, options=options)
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
 
@@ -76,15 +86,17 @@ def is_finite(tensors: Iterable[Any]) -> bool:
     return all(bool(torch.isfinite(shard).all()) for shard in shards)
 
 
-def _with_scalars_of_shape(state: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
-    """Return the state with the logit scale and bias, and their moments, in this shape."""
-    weights, moments = dict(state["model"]), dict(state["optimizer"].get("state", {}))
-    for name in _SCALARS & weights.keys():
-        weights[name] = weights[name].reshape(shape)
+def with_scalars_of_shape(weights: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
+    """Return a model's weights with the logit scale and bias in this shape."""
+    return {name: value.reshape(shape) if name in _SCALARS else value for name, value in weights.items()}
+
+
+def _with_moments_of_shape(optimizer: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
+    """Return an optimiser's state with the moments of the logit scale and bias in this shape."""
+    moments = dict(optimizer.get("state", {}))
     for name in _SCALARS & moments.keys():
         moments[name] = {k: v if k == "step" else v.reshape(shape) for k, v in moments[name].items()}
-    optimizer = {**state["optimizer"], "state": moments} if state["optimizer"] else {}
-    return {"model": weights, "optimizer": optimizer}
+    return {**optimizer, "state": moments} if optimizer else {}
 
 
 def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
@@ -122,14 +134,10 @@ def load(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises whatever its unpickler and zip reader do
         reason = str(error).partition("\n")[0]
-        raise TrainerError(
-            f"cannot read checkpoint {path}: {reason}; delete it to go on from the one before"
-        ) from error
+        raise TrainerError(f"cannot read checkpoint {path}: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainerError(f"{path} is not a checkpoint of this trainer")
     bad = [key for key, kind in _PARTS.items() if not isinstance(content.get(key), kind)]
     if bad or not content["identity"].keys() >= {"train.architecture", "train.objective"}:
-        raise TrainerError(
-            f"checkpoint {path} has no {bad[0] if bad else 'whole identity'}: delete it to go on from the one before"
-        )
+        raise TrainerError(f"checkpoint {path} has no {bad[0] if bad else 'whole identity'}")
     return content

@@ -10,8 +10,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from open_clip.factory import load_checkpoint
-from open_clip.model import CLIP
 
 from trainer import checkpoint
 from trainer.balance import BalancedOrder, keep_probabilities
@@ -21,6 +19,7 @@ from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
 from trainer.distributed import World, open_world
 from trainer.errors import PeerError, TrainerConfigError, TrainerError, reason_of
 from trainer.export import export_model
+from trainer.initial import load_initial
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
 from trainer.order import SampleOrder, hash64
@@ -32,6 +31,7 @@ from trainer.wrap import is_sharded, wrap
 
 log = logging.getLogger(__name__)
 CALMER = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
+ONE_BEFORE = "delete it to go on from the one before"
 _NOISE_STREAM = 5  # order.py, data.py and balance.py use 0 to 4
 StepHook = Callable[[int, Batch], None]
 
@@ -109,8 +109,8 @@ class _Run:
             )  # fmt: skip
         except Exception as error:  # open_clip takes any table, and fails where it uses it
             raise TrainerConfigError(f"train.architecture cannot be built: {reason_of(error)}") from error
-        if config.initial is not None:
-            _load_initial(model, config.initial)
+        if config.initial is not None and not checkpoint.list_checkpoints(self.checkpoints):
+            load_initial(model, config.initial)
         precision = pick_precision(config.precision, device)
         wrapped = wrap(model, config, self.world)
         optimizer = build_optimizer(
@@ -145,7 +145,10 @@ class _Run:
         found = checkpoint.list_checkpoints(self.checkpoints)
         if not found:
             return
-        state = checkpoint.load(found[-1])
+        try:
+            state = checkpoint.load(found[-1])
+        except TrainerError as error:
+            raise TrainerError(f"{error}; {ONE_BEFORE}") from error
         for key, value in self._identity.items():
             if state["identity"].get(key) != value:
                 detail = "the shards are others" if key == "shards" else f"{key} = {state['identity'].get(key)!r}"
@@ -158,9 +161,7 @@ class _Run:
                 self.stepper.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # torch raises whatever its loaders do
             reason = " ".join(str(error).split())
-            raise TrainerError(
-                f"checkpoint {found[-1]} does not fit the model: {reason}; delete it to go on from the one before"
-            ) from error
+            raise TrainerError(f"checkpoint {found[-1]} does not fit the model: {reason}; {ONE_BEFORE}") from error
         self.done_steps = self.saved_steps = state["step"]
         self.broken = Counter(state["broken"]) if self.world.is_first else Counter()
         if self.world.is_first:
@@ -360,15 +361,6 @@ def _check_batch(config: TrainConfig, world: World, samples: int) -> None:
         raise TrainerConfigError(
             f"train.micro_batch = {config.micro_batch} does not divide the {share} samples of each process"
         )
-
-
-def _load_initial(model: CLIP, path: str) -> None:
-    """Load an open_clip checkpoint; position embeddings are interpolated to the model's resolution."""
-    try:
-        load_checkpoint(model, path)
-    except Exception as error:  # open_clip and torch raise whatever their readers do
-        reason = str(error).partition("\n")[0]
-        raise TrainerError(f"train.initial = {path!r} does not fit train.model: {reason}") from error
 
 
 def pick_precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -178,6 +179,49 @@ def _fails(settings: Any) -> str:
         train(settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+STILL = {"steps": 1, "learning_rate": 1e-15}  # a step that moves no weight
+
+
+def _changed(one: Path, other: Path) -> set[str]:
+    first, second = _weights(one), _weights(other)
+    assert first.keys() <= second.keys()
+    same = {name for name in first if first[name].shape == second[name].shape}
+    return second.keys() - {name for name in same if torch.allclose(first[name], second[name], rtol=0, atol=1e-12)}
+
+
+def test_a_run_starts_from_what_another_has_written_and_resumes_without_it(scenes: Path, tmp_path: Path):
+    exported = train(tiny_settings(scenes, tmp_path / "before", steps=1))
+    assert exported is not None
+    (saved,) = checkpoint.list_checkpoints(tmp_path / "before" / "checkpoints")
+    for number, initial in enumerate((exported, exported / "open_clip_model.safetensors", saved)):
+        train(tiny_settings(scenes, tmp_path / str(number), initial=str(initial), **STILL))
+        assert not _changed(tmp_path / "before", tmp_path / str(number))
+    shutil.rmtree(tmp_path / "before")
+    again = tiny_settings(scenes, tmp_path / "0", initial=str(exported), **STILL | {"steps": 2})
+    assert train(again) is not None
+
+
+def test_a_run_starts_from_one_of_another_size_and_objective(scenes: Path, tmp_path: Path):
+    train(tiny_settings(scenes, tmp_path / "before", steps=1))
+    (saved,) = checkpoint.list_checkpoints(tmp_path / "before" / "checkpoints")
+    vision = TINY["architecture"]["vision_cfg"] | {"image_size": 48}
+    keys = {"architecture": TINY["architecture"] | {"vision_cfg": vision}, "objective": "siglip", "parallel": "fsdp"}
+    larger = tiny_settings(scenes, tmp_path / "larger", initial=str(saved), **STILL, **keys)
+    assert run(larger, processes=2) == [0, 0]
+    assert _changed(tmp_path / "before", tmp_path / "larger") == {"visual.positional_embedding", "logit_bias"}
+
+
+def test_weights_to_start_from_that_do_not_fit_are_one_line(scenes: Path, tmp_path: Path):
+    train(tiny_settings(scenes, tmp_path / "before", steps=1))
+    (saved,) = checkpoint.list_checkpoints(tmp_path / "before" / "checkpoints")
+    for initial in (str(saved), str(tmp_path / "before" / "model"), str(tmp_path)):
+        narrow = TINY["architecture"] | {"embed_dim": 8}
+        message = _fails(tiny_settings(scenes, tmp_path / "other", initial=initial, architecture=narrow))
+        assert message.startswith(f"train.initial = {initial!r} cannot be used: ")
+        assert "size mismatch" in message or "No such file" in message
+    assert not (tmp_path / "other" / "checkpoints").exists()
 
 
 def test_a_run_goes_on_in_another_precision(scenes: Path, tmp_path: Path):
