@@ -99,8 +99,8 @@ def ours(glob: str, folder: Path, workers: int, size: int) -> Loader:
         shards = find_shards((glob,), ShardCache(folder / "cache", 2**34))
         share = Share(SampleOrder(shards.counts, seed=0), BATCH, 8, 0, steps)
         view = View(size, 77, seed=0)
-        for batch in load_steps(Pairs(shards, view), share, workers=workers, prefetch=4, pin=False):
-            yield to_model_input(batch.images, torch.device("cpu")), batch.tokens
+        for batch in load_steps(Pairs(shards, view), share, workers=workers, prefetch=4, device=torch.device("cpu")):
+            yield to_model_input(batch.images), batch.tokens
 
     return load
 

@@ -3,8 +3,8 @@
     python -m benchmarks.train_step                      # ViT-B/32, bf16, batch 256: for a GPU
     python -m benchmarks.train_step --device cpu --model tiny --precision fp32 --batch 32 --steps 20
 
-Images arrive as the loaders give them: uint8 for ours, normalised float32 for open_clip's. Runs alternate; the median
-counts. Needs `open_clip_torch[training]` (see benchmarks/loader.py).
+Images arrive as the loaders give them, pinned: for ours uint8 in chunks, for open_clip's a batch of normalised float32.
+Runs alternate; the median counts. Needs `open_clip_torch[training]` (see benchmarks/loader.py).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.config import TrainConfig, settings_from
-from trainer.data import to_model_input
+from trainer.data import MAX_CHUNK, Batch, concatenated, to_model_input
 from trainer.distributed import World, pick_device
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
@@ -60,8 +60,6 @@ def measure(config: TrainConfig, device: torch.device, steps: int, runs: int) ->
     images = torch.randint(0, 256, (config.batch, size, size, 3), dtype=torch.uint8)
     tokens = torch.randint(1, 49_000, (config.batch, context))
     tokens[:, -1] = 49_407
-    if device.type == "cuda":
-        images, tokens = images.pin_memory(), tokens.pin_memory()
     loops = {"ours": ours(config, device, images, tokens), "open_clip": theirs(config, device, images, tokens)}
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for loop in loops.values():
@@ -89,11 +87,16 @@ def ours(
         lambda: autocast(device, precision),
     )  # fmt: skip
     model.train()
+    chunks = [
+        Batch(pinned(image), pinned(text), torch.empty(0), torch.empty(0), {})
+        for image, text in zip(images.split(MAX_CHUNK), tokens.split(MAX_CHUNK), strict=True)
+    ]
 
     def loop(steps: int) -> None:
         for _ in range(steps):
-            pixels = to_model_input(images, device, channels_last=config.channels_last)
-            stepper.step(pixels, tokens.to(device, non_blocking=True), learning_rate=1e-4, seed=0)
+            batch = concatenated(chunks, device)
+            pixels = to_model_input(batch.images, channels_last=config.channels_last)
+            stepper.step(pixels, batch.tokens, learning_rate=1e-4, seed=0)
 
     return loop
 
@@ -102,9 +105,7 @@ def theirs(
     config: TrainConfig, device: torch.device, images: torch.Tensor, tokens: torch.Tensor
 ) -> Callable[[int], None]:
     model = CLIP(**config.architecture, output_dict=True).to(device)
-    pixels = to_model_input(images, torch.device("cpu"))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()
+    pixels, tokens = pinned(to_model_input(images)), pinned(tokens)
     precision = OPEN_CLIP_PRECISION[config.precision]
     arguments = SimpleNamespace(
         device=str(device), precision=precision, distill=False, accum_freq=1, skip_scheduler=True, horovod=False,
@@ -137,6 +138,10 @@ def optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         model, learning_rate=1e-4, weight_decay=config.weight_decay,
         beta1=config.beta1, beta2=config.beta2, eps=config.eps,
     )  # fmt: skip
+
+
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def synchronise(device: torch.device) -> None:

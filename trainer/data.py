@@ -42,7 +42,7 @@ _CROP_STREAM, _CAPTION_STREAM = 2, 3  # order.py uses 0 and 1
 
 
 class Batch(NamedTuple):
-    """`n` pairs, ready for the device."""
+    """`n` pairs."""
 
     images: Tensor  # (n, size, size, 3) uint8
     tokens: Tensor  # (n, context) int64
@@ -233,8 +233,12 @@ class Share:
         return (self.total_steps - self.start_step) * self.chunks_per_step
 
 
-def load_steps(pairs: Pairs, share: Share, *, workers: int, prefetch: int, pin: bool) -> Generator[Batch, None, None]:
+def load_steps(
+    pairs: Pairs, share: Share, *, workers: int, prefetch: int, device: torch.device
+) -> Generator[Batch, None, None]:
     """Yield this rank's part of each step, in order, prepared ahead by `workers` processes (0: in this one).
+
+    Images and tokens are on the device.
 
     Raises:
         TrainerError: a shard cannot be read, or holds no usable sample.
@@ -245,14 +249,14 @@ def load_steps(pairs: Pairs, share: Share, *, workers: int, prefetch: int, pin: 
         sampler=share,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
-        pin_memory=pin,
+        pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=_outlive_signals,
     )
     chunks = iter(loader)
     try:
         for _ in range(share.start_step, share.total_steps):
-            yield concatenated([_checked(next(chunks)) for _ in range(share.chunks_per_step)])
+            yield concatenated([_checked(next(chunks)) for _ in range(share.chunks_per_step)], device)
     finally:
         del chunks  # its destructor ends the workers; a traceback could keep it alive
 
@@ -269,28 +273,33 @@ def _checked(chunk: Batch | TrainerError) -> Batch:
     return chunk
 
 
-def to_model_input(images: Tensor, device: torch.device, *, channels_last: bool = False) -> Tensor:
-    """Move uint8 images (n, size, size, 3) to the device, normalised by CLIP's mean and deviation, as (n, 3, s, s)."""
-    moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    pixels = moved.to(torch.float32, memory_format=layout)
-    mean, deviation = (
-        torch.tensor(c, device=device).view(1, 3, 1, 1) for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-    )
-    return pixels.sub_(mean * 255).div_(deviation * 255)
+def concatenated(chunks: list[Batch], device: torch.device) -> Batch:
+    """Put the chunks of a step together, images and tokens on the device.
 
-
-def concatenated(chunks: list[Batch]) -> Batch:
-    """Put the chunks of a step together."""
-    if len(chunks) == 1:
-        return chunks[0]
+    They are moved one by one, because only what a loader has pinned is copied while the processor goes on.
+    """
     broken: Counter[str] = Counter()
     for chunk in chunks:
         broken.update(chunk.broken)
     return Batch(
-        torch.cat([chunk.images for chunk in chunks]),
-        torch.cat([chunk.tokens for chunk in chunks]),
+        torch.cat([chunk.images.to(device, non_blocking=True) for chunk in chunks]),
+        torch.cat([chunk.tokens.to(device, non_blocking=True) for chunk in chunks]),
         torch.cat([chunk.shards for chunk in chunks]),
         torch.cat([chunk.indices for chunk in chunks]),
         dict(broken),
     )
+
+
+@cache
+def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return those of CLIP's pixels; making them anew would stop the device at each step."""
+    mean, deviation = (torch.tensor(c, device=device).mul_(255) for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    return mean.view(1, 3, 1, 1), deviation.view(1, 3, 1, 1)
+
+
+def to_model_input(images: Tensor, *, channels_last: bool = False) -> Tensor:
+    """Turn uint8 images (n, size, size, 3) into what the model takes: normalised, (n, 3, size, size)."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+    mean, deviation = _mean_and_deviation(images.device)
+    return pixels.sub_(mean).div_(deviation)

@@ -183,7 +183,7 @@ class _Run:
         )
         steps = load_steps(
             Pairs(self.shards, view), share,
-            workers=self.config.workers, prefetch=self.config.prefetch, pin=self.world.device.type == "cuda",
+            workers=self.config.workers, prefetch=self.config.prefetch, device=self.world.device,
         )  # fmt: skip
         self._describe()
         progress = RunProgress(
@@ -216,10 +216,9 @@ class _Run:
             if on_step is not None:
                 on_step(self.done_steps, batch)
             self.broken.update(batch.broken)
-            images = to_model_input(batch.images, self.world.device, channels_last=config.channels_last)
-            tokens = batch.tokens.to(self.world.device, non_blocking=True)
+            images = to_model_input(batch.images, channels_last=config.channels_last)
             self.loss_sum += self.stepper.step(
-                images, tokens, learning_rate=self._rate(self.done_steps), seed=self._noise_seed()
+                images, batch.tokens, learning_rate=self._rate(self.done_steps), seed=self._noise_seed()
             )
             self.done_steps, self.unlogged_steps = self.done_steps + 1, self.unlogged_steps + 1
             is_saving = self.done_steps % config.checkpoint_steps == 0

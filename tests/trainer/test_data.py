@@ -34,6 +34,7 @@ from trainer.order import SampleOrder, rank_share
 from trainer.shards import ShardCache, ShardSet, find_shards
 
 PLAIN_TOKENIZER = SimpleTokenizer()
+CPU = torch.device("cpu")
 VIEW = View(image_size=32, context_length=16, seed=3)
 
 
@@ -46,7 +47,7 @@ def _steps(
 ) -> Iterator[Batch]:
     order = SampleOrder(shards.counts, seed=3, lanes=4, window=32)
     share = Share(order, batch, 4, *steps, rank, world)
-    yield from load_steps(Pairs(shards, VIEW), share, workers=workers, prefetch=2, pin=False)
+    yield from load_steps(Pairs(shards, VIEW), share, workers=workers, prefetch=2, device=CPU)
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -67,7 +68,7 @@ def test_ranks_share_out_the_same_global_batch(scenes: Path, tmp_path: Path):
     for world in (2, 4):
         ranks = [list(_steps(shards, steps=(0, 9), rank=rank, world=world)) for rank in range(world)]
         for step, batch in enumerate(whole):
-            assert _same(concatenated([ranks[rank][step] for rank in range(world)]), batch)
+            assert _same(concatenated([ranks[rank][step] for rank in range(world)], CPU), batch)
 
 
 def test_an_epoch_reads_every_sample_once_with_its_own_caption(scenes: Path, tmp_path: Path):
@@ -85,8 +86,11 @@ def test_a_large_step_is_prepared_in_chunks(scenes: Path, tmp_path: Path):
     shards = _shards(scenes / "shards", tmp_path)
     share = Share(SampleOrder(shards.counts, seed=0), 2 * MAX_CHUNK + 2, 8, 0, 1)
     assert [len(chunk) for chunk in share] == [172, 171, 171]
-    (step,) = load_steps(Pairs(shards, VIEW), share, workers=2, prefetch=1, pin=False)
+    (step,) = load_steps(Pairs(shards, VIEW), share, workers=2, prefetch=1, device=CPU)
     assert _same(step, Pairs(shards, VIEW).batch(share.order.at(rank_share(2 * MAX_CHUNK + 2, 8, 0, 1))))
+    elsewhere = concatenated([step, step], torch.device("meta"))  # a device of shapes without numbers
+    assert [tensor.device.type for tensor in elsewhere[:4]] == ["meta", "meta", "cpu", "cpu"]
+    assert len(elsewhere.images) == len(elsewhere.shards) == 2 * len(step.images)
 
 
 def test_broken_samples_are_counted_and_the_next_good_one_takes_their_place(tmp_path: Path):
@@ -275,5 +279,5 @@ def test_pixels_are_normalised_as_open_clip_does():
 
     image = Image.open(io.BytesIO(draw_scene("blue", "square", 4))).crop((0, 0, 32, 32))
     theirs = image_transform(32, is_train=False)(image)
-    ours = to_model_input(torch.from_numpy(np.asarray(image).copy())[None], torch.device("cpu"))[0]
+    ours = to_model_input(torch.from_numpy(np.asarray(image).copy())[None])[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
