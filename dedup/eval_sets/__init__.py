@@ -1,5 +1,5 @@
 """The evaluation sets that are known by name."""
 
-from dedup.eval_sets.registry import EvalSet, find_set, known_sets, registered, threshold_bits
+from dedup.eval_sets.registry import EvalSet, Metric, find_set, known_sets, registered, threshold_bits
 
-__all__ = ["EvalSet", "find_set", "known_sets", "registered", "threshold_bits"]
+__all__ = ["EvalSet", "Metric", "find_set", "known_sets", "registered", "threshold_bits"]

@@ -1,6 +1,7 @@
 """Zero-shot, retrieval and probe on generated scenes, with a model whose answers are known, and any checkpoint."""
 
 import io
+import json
 import os
 import signal
 import tarfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -269,8 +271,6 @@ def test_retrieval_counts_ranks_over_all_captions(scenes: Path, tmp_path: Path):
     result = retrieve(encoder, shards)
     assert (result.images, result.captions) == (13, 39)
     reader = shards.reader(0)
-    import json
-
     samples = [reader.read(number, with_json=True) for number in range(13)]
     captions = [json.loads(sample.json or b"{}")["captions"] for sample in samples]
     with torch.no_grad():
@@ -499,6 +499,58 @@ def test_a_probe_of_one_example_is_refused(trained: Path, tmp_path: Path, capsys
     error = capsys.readouterr().err
     assert "evaluate.probe_train.scenes: one example" in error
     assert error.count("\n") == 1
+
+
+def test_a_probe_is_scored_by_the_metric_of_its_set(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of 16 red and 2 blue pictures that look the same, a model that always says red has 88.9 %, and 50 % by class."""
+    for number in range(18):
+        path = tmp_path / "images" / ("red" if number < 16 else "blue") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_scene("green", "circle", 0))
+    source = EvalSetConfig(name="oxford-pets", kind="folder", path=str(tmp_path / "images"))
+    config = _config(tmp_path, source, f'probe_train = {{ oxford-pets = "{source.path}" }}')
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 0
+    printed = capsys.readouterr().out
+    assert "88.9%" not in printed
+    assert printed.count("50.0%") == 3  # zero-shot, chance, probe
+
+
+def _parquet_set(path: Path, name: str, labels: Sequence[Any]) -> EvalSetConfig:
+    pictures = [draw_scene(*scene_of(number), 1_000 + number) for number in range(len(labels))]
+    pq.write_table(pa.table({"image": pictures, "label": list(labels)}), path)
+    return EvalSetConfig(name=name, kind="parquet", path=str(path))
+
+
+def test_a_probe_of_pictures_with_several_classes_is_scored_by_mean_precision(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = _parquet_set(tmp_path / "voc.parquet", "voc2007", [",".join(scene_of(number)) for number in range(24)])
+    config = _config(tmp_path, source, f'probe_train = {{ voc2007 = "{source.path}" }}')
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "voc2007" in line and "11-point" in line]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[3] == ""  # no chance is known
+    assert 50 < float(cells[4].rstrip("%")) <= 100
+
+
+def test_frames_of_videos_are_said_to_be_frames(tmp_path: Path):
+    source = _scene_folder(tmp_path / "images", 4).model_copy(update={"name": "youtube-bb"})
+    result = zero_shot(_colour_encoder(), source, None)
+    assert result.metric == "accuracy (frames)"
+    path = write_results(str(tmp_path), "m", result)
+    assert json.loads(pq.read_schema(path).metadata[b"wit"])["metric"] == "accuracy (frames)"
+
+
+def test_sets_before_one_that_fails_are_printed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = _config(tmp_path, _scene_folder(tmp_path / "images"))
+    text = config.read_text()
+    config.write_text(f'{text}[[evals]]\nname = "gone"\nkind = "folder"\npath = "{tmp_path / "none"}"\n')
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model"), "--name", "run"]) == 1
+    printed = capsys.readouterr()
+    assert "scenes" in printed.out
+    assert str(tmp_path / "evals/scenes/results/run.parquet") in printed.out.replace("\n", "")
+    assert printed.err.startswith("error: evaluation set gone")
+    assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("moment", ["encoding", "writing"])

@@ -1,6 +1,7 @@
 """Metrics against their definitions, counted one by one, and the probe's search against its grid."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
+from dedup.eval_sets import Metric, known_sets
 from trainer.evaluation.linear_probe import COARSE, fit, linear_probe, strength, sweep
 from trainer.evaluation.metrics import (
     accuracy,
+    chance,
     eleven_point_average_precision,
     evaluate,
     label_ranks,
     mean_per_class,
     mean_top1_top5,
     roc_auc,
+    shown_name,
 )
 
 SCORES = st.lists(
@@ -76,19 +80,37 @@ def test_ranks_agree_with_sorting(seed: int):
 
 
 def test_metrics_go_by_their_registered_names():
-    from dedup.eval_sets import known_sets
-
     scores, positive = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5]]), np.eye(2, dtype=bool)[[0, 1, 1]]
-    expected = {"accuracy": 2 / 3, "mean-per-class": 3 / 4, "mean-top1-top5": 5 / 6, "roc-auc": 1.0}
-    for metric in {known.metric for known in known_sets()}:
-        value = evaluate(metric, scores, positive)
-        assert value == pytest.approx(expected.get(metric, value))
-    assert evaluate("11-point-map", scores, positive) == pytest.approx((1 + (6 + 5 * 2 / 3) / 11) / 2)
+    expected: dict[Metric, float] = {
+        "accuracy": 2 / 3,
+        "mean-per-class": 3 / 4,
+        "mean-top1-top5": 5 / 6,
+        "11-point-map": (1 + (6 + 5 * 2 / 3) / 11) / 2,
+        "roc-auc": 1.0,
+        "pm0-pm10": 2 / 3,  # of single frames, and called so
+    }
+    assert {known.metric for known in known_sets()} == set(expected)
+    assert {metric: evaluate(metric, scores, positive) for metric in expected} == pytest.approx(expected)
+    renamed = {metric: shown_name(metric) for metric in expected if shown_name(metric) != metric}
+    assert renamed == {"pm0-pm10": "accuracy (frames)"}
+
+
+@pytest.mark.parametrize("metric", get_args(Metric))
+@pytest.mark.parametrize("classes", [2, 8])
+def test_chance_is_what_random_scores_reach(metric: Metric, classes: int):
+    random = np.random.default_rng(0)
+    labels = np.minimum(random.integers(0, 2 * classes, 20_000), classes - 1)  # the last class has half of them
+    scores, positive = random.normal(size=(20_000, classes)), np.eye(classes, dtype=bool)[labels]
+    expected = chance(metric, classes)
+    assert (expected is None) == (metric == "11-point-map")
+    if expected is not None and (metric != "roc-auc" or classes == 2):
+        assert evaluate(metric, scores, positive) == pytest.approx(expected, abs=0.01)
 
 
 def test_the_probe_minimises_the_regularised_cross_entropy():
     random = np.random.default_rng(0)
     features, labels = random.normal(size=(60, 4)), random.integers(0, 3, 60)
+    positive = np.eye(3, dtype=bool)[labels]
 
     def objective(weights: np.ndarray) -> float:
         logits = features @ weights[:-1] + weights[-1]
@@ -96,10 +118,27 @@ def test_the_probe_minimises_the_regularised_cross_entropy():
             (logsumexp(logits, axis=1) - logits[np.arange(60), labels]).sum() + 0.5 * (weights[:-1] ** 2).sum()
         )
 
-    best = fit(features, labels, 3, l2=1.0).weights
+    best = fit(features, positive, l2=1.0, several=False).weights
     lowest = objective(best)
     for _ in range(50):
         assert objective(best + random.normal(scale=0.01, size=best.shape)) > lowest
+
+
+def test_a_probe_of_several_classes_tells_each_from_the_rest():
+    random = np.random.default_rng(0)
+    features, positive = random.normal(size=(80, 4)), random.random((80, 3)) < 0.4
+
+    def objective(weights: np.ndarray, right: np.ndarray) -> float:
+        signs = np.where(right, 1, -1)
+        logits = features @ weights[:-1] + weights[-1]
+        return float(np.log1p(np.exp(-signs * logits)).sum() + 0.5 * (weights[:-1] ** 2).sum())
+
+    together = fit(features, positive, l2=1.0, several=True).weights
+    for number in range(3):
+        alone, right = together[:, number], positive[:, number]
+        lowest = objective(alone, right)
+        for _ in range(50):
+            assert objective(alone + random.normal(scale=0.01, size=alone.shape), right) > lowest
 
 
 @pytest.mark.parametrize("peak", [0, 7, 33, 50, 95, 96])
@@ -120,5 +159,13 @@ def test_the_probe_separates_what_is_linear():
     random = np.random.default_rng(1)
     labels = random.integers(0, 3, 150)
     features = np.eye(5)[labels] + random.normal(scale=0.15, size=(150, 5))
-    probe = linear_probe(features, labels, 3)
+    probe = linear_probe(features, np.eye(3, dtype=bool)[labels])
     assert (probe.scores(features).argmax(axis=1) == labels).mean() > 0.97
+
+
+def test_the_probe_finds_several_classes_in_one_example():
+    random = np.random.default_rng(1)
+    positive = random.random((150, 3)) < 0.4
+    features = positive @ np.eye(3, 5) + random.normal(scale=0.15, size=(150, 5))
+    probe = linear_probe(features, positive, several=True)
+    assert evaluate("11-point-map", probe.scores(features), positive) > 0.97

@@ -15,11 +15,11 @@ from trainer.config import EvalSetConfig, Settings, load_settings
 from trainer.errors import TrainerConfigError, TrainerError
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.linear_probe import linear_probe
-from trainer.evaluation.metrics import evaluate
+from trainer.evaluation.metrics import evaluate, has_several_classes, registered_metric
 from trainer.evaluation.models import Encoder, open_encoder, without_projection
 from trainer.evaluation.prompts import Prompts, find_prompts, read_prompts
 from trainer.evaluation.retrieval import DEPTHS, PREFIX, retrieve
-from trainer.evaluation.zero_shot import ZeroShotResult, write_results, zero_shot
+from trainer.evaluation.zero_shot import ZeroShotResult, check_classes, write_results, zero_shot
 from trainer.shards import ShardCache, find_shards
 
 
@@ -106,19 +106,27 @@ def _classify(settings: Settings, encoder: Encoder, sets: tuple[EvalSetConfig, .
     published = read_prompts(Path(settings.evaluate.prompts)) if settings.evaluate.prompts else {}
     table = Table("set", "metric", "zero-shot", "chance", "linear probe", "examples", title=encoder.name)
     written = []
-    for source in sets:
-        prompts = find_prompts(source.name, published)
-        result = zero_shot(encoder, source, prompts)
-        written.append(write_results(settings.workspace, encoder.name, result))
-        probe = _probe(settings, encoder, source, prompts)
-        table.add_row(*_row(result), "" if probe is None else f"{probe:.1%}", _count(result))
-    Console().print(table)
-    for path in written:
-        print(path)
+    try:
+        for source in sets:
+            prompts = find_prompts(source.name, published)
+            result = zero_shot(encoder, source, prompts)
+            written.append(write_results(settings.workspace, encoder.name, result))
+            probe = None
+            try:
+                probe = _probe(settings, encoder, source, prompts)
+            finally:
+                table.add_row(
+                    result.name, result.metric, _percent(result.value), _percent(result.chance), _percent(probe),
+                    _count(result),
+                )  # fmt: skip
+    finally:  # hours of work must not be lost to a mistake in the last set
+        if written:
+            Console().print(table)
+            print(*written, sep="\n")
 
 
-def _row(result: ZeroShotResult) -> tuple[str, str, str, str]:
-    return result.name, result.metric, f"{result.value:.1%}", f"{1 / result.classes:.1%}"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _count(result: ZeroShotResult) -> str:
@@ -135,11 +143,13 @@ def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts:
         test = encode_set(encoder, source)
     if len(train.labels) < 2:
         raise TrainerError(f"evaluate.probe_train.{source.name}: one example at {path}; a probe needs two or more")
-    prompts, positive = number_labels(source.name, train.labels + test.labels, prompts, several=False)
-    labels = positive.argmax(axis=1)
-    features = np.asarray(train.features.double()), np.asarray(test.features.double())
-    probe = linear_probe(features[0], labels[: len(train.labels)], len(prompts.classes))
-    return evaluate("accuracy", probe.scores(features[1]), positive[len(train.labels) :])
+    metric = registered_metric(source.name)
+    several = has_several_classes(metric)
+    _, positive = number_labels(source.name, train.labels + test.labels, prompts, several=several)
+    train_positive, test_positive = positive[: len(train.labels)], positive[len(train.labels) :]
+    check_classes(source.name, metric, test_positive)
+    probe = linear_probe(np.asarray(train.features.double()), train_positive, several=several)
+    return evaluate(metric, probe.scores(np.asarray(test.features.double())), test_positive)
 
 
 def _retrieve(settings: Settings, encoder: Encoder, glob: str) -> None:

@@ -1,14 +1,17 @@
-"""Linear probe: logistic regression by L-BFGS on frozen features, its L2 strength swept as in CLIP's appendix A.3."""
+"""Linear probe: logistic regression by L-BFGS on frozen features, its L2 strength swept as in CLIP's appendix A.3.
+
+Classes exclude each other (softmax), or, where an example may have several, each is told from the rest (sigmoids).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import logsumexp
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from trainer.evaluation.metrics import Bools, Floats, accuracy, eleven_point_map
+
 MAX_ITERATIONS = 1_000
 POINTS_PER_DECADE = 8
 COARSE = (0, 16, 32, 48, 64, 80, 96)  # 1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6 on the grid of 96 steps
@@ -32,27 +35,27 @@ class Probe:
         return logits
 
 
-def fit(features: Floats, labels: Ints, classes: int, l2: float, start: Floats | None = None) -> Probe:
-    """Minimise the summed cross-entropy plus l2 / 2 times the squared weights; the bias is free."""
+def fit(features: Floats, positive: Bools, l2: float, *, several: bool) -> Probe:
+    """Minimise the summed cross-entropy plus l2 / 2 times the squared weights; the bias is free.
+
+    `positive`: (n, classes), which classes each example has; exactly one each unless `several`.
+    """
     count, width = features.shape
-    initial = np.zeros((width + 1, classes)) if start is None else start
-    rows = np.arange(count)
+    initial = np.zeros((width + 1, positive.shape[1]))
 
     def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
-        weights = flat.reshape(width + 1, classes)
+        weights = flat.reshape(initial.shape)
         logits = features @ weights[:-1] + weights[-1]
-        logits -= logits.max(axis=1, keepdims=True)
-        log_sum = np.log(np.exp(logits).sum(axis=1))
-        loss = (log_sum - logits[rows, labels]).sum() + l2 / 2 * (weights[:-1] ** 2).sum()
-        slope = np.exp(logits - log_sum[:, None])
-        slope[rows, labels] -= 1
+        log_sum = np.logaddexp(0, logits) if several else logsumexp(logits, axis=1, keepdims=True)
+        loss = log_sum.sum() - logits[positive].sum() + l2 / 2 * (weights[:-1] ** 2).sum()
+        slope = np.exp(logits - log_sum) - positive
         gradient = np.vstack([features.T @ slope + l2 * weights[:-1], slope.sum(axis=0)])
         return float(loss) / count, gradient.ravel() / count
 
     found = minimize(
         loss_and_gradient, initial.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
     )
-    return Probe(found.x.reshape(width + 1, classes), l2)
+    return Probe(found.x.reshape(initial.shape), l2)
 
 
 def sweep(score: Callable[[float], float]) -> float:
@@ -68,16 +71,18 @@ def sweep(score: Callable[[float], float]) -> float:
     return strength(max(found, key=lambda step: (found[step], step)))
 
 
-def linear_probe(features: Floats, labels: Ints, classes: int, seed: int = 0) -> Probe:
-    """Choose the strength on a fifth of the training examples, then fit all of them with it.
+def linear_probe(features: Floats, positive: Bools, *, several: bool = False, seed: int = 0) -> Probe:
+    """Choose the strength on a fifth of the training examples, by accuracy or mAP, then fit all of them with it.
 
     `features`: (n, D), as the image tower gives them before its projection.
     """
-    held_out = np.zeros(len(labels), np.bool_)
-    held_out[np.random.RandomState(seed).permutation(len(labels))[: max(1, len(labels) // 5)]] = True
+    count = len(features)
+    held_out = np.zeros(count, np.bool_)
+    held_out[np.random.RandomState(seed).permutation(count)[: max(1, count // 5)]] = True
 
-    def validation_accuracy(l2: float) -> float:
-        probe = fit(features[~held_out], labels[~held_out], classes, l2)
-        return float((probe.scores(features[held_out]).argmax(axis=1) == labels[held_out]).mean())
+    def validation_score(l2: float) -> float:
+        probe = fit(features[~held_out], positive[~held_out], l2, several=several)
+        scores, right = probe.scores(features[held_out]), positive[held_out]
+        return eleven_point_map(scores, right) if several else accuracy(scores, right.argmax(axis=1))
 
-    return fit(features, labels, classes, sweep(validation_accuracy))
+    return fit(features, positive, sweep(validation_score), several=several)

@@ -1,7 +1,9 @@
-"""The metrics of the CLIP paper's table 9, from scores; plain NumPy."""
+"""The metrics of the CLIP paper's table 9: which one a set has, and how it is counted from scores; plain NumPy."""
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dedup.eval_sets import Metric, find_set
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -66,19 +68,49 @@ def eleven_point_map(scores: Floats, positive: Bools) -> float:
     return float(np.mean([eleven_point_average_precision(scores[:, c], positive[:, c]) for c in classes]))
 
 
-def evaluate(metric: str, scores: Floats, positive: Bools) -> float:
+def registered_metric(set_name: str) -> Metric:
+    """Return what the paper measures on a set; accuracy for a set of the user's own."""
+    known = find_set(set_name)
+    return known.metric if known else "accuracy"
+
+
+def shown_name(metric: Metric) -> str:
+    """Return what `evaluate` gives: PM-0 and PM-10 need the frames of whole videos, and we see single ones."""
+    return "accuracy (frames)" if metric == "pm0-pm10" else metric
+
+
+def has_several_classes(metric: Metric) -> bool:
+    """Return whether an example may be of several classes."""
+    return metric == "11-point-map"
+
+
+def evaluate(metric: Metric, scores: Floats, positive: Bools) -> float:
     """Return a metric by its registered name; `positive` is (n, classes), one class an example except for mAP.
 
-    ROC AUC takes the second of two classes as positive. "pm0-pm10" needs the frames of whole videos and is the accuracy
-    on single frames here.
+    ROC AUC takes the second of two classes as positive.
     """
     labels = positive.argmax(axis=1)
-    if metric == "mean-per-class":
-        return mean_per_class(scores, labels)
-    if metric == "mean-top1-top5":
-        return mean_top1_top5(scores, labels)
-    if metric == "11-point-map":
-        return eleven_point_map(scores, positive)
-    if metric == "roc-auc":
-        return roc_auc(scores[:, 1] - scores[:, 0], positive[:, 1])
-    return accuracy(scores, labels)
+    match metric:
+        case "accuracy" | "pm0-pm10":
+            return accuracy(scores, labels)
+        case "mean-per-class":
+            return mean_per_class(scores, labels)
+        case "mean-top1-top5":
+            return mean_top1_top5(scores, labels)
+        case "11-point-map":
+            return eleven_point_map(scores, positive)
+        case "roc-auc":
+            return roc_auc(scores[:, 1] - scores[:, 0], positive[:, 1])
+
+
+def chance(metric: Metric, classes: int) -> float | None:
+    """Return what a guess without looking scores on average; None for mAP, where that depends on the labels."""
+    match metric:
+        case "11-point-map":
+            return None
+        case "roc-auc":
+            return 0.5
+        case "mean-top1-top5":
+            return (1 + min(5, classes)) / (2 * classes)
+        case _:
+            return 1 / classes

@@ -19,11 +19,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dedup.eval_sets import find_set
+from dedup.eval_sets import Metric
 from trainer.config import EvalSetConfig
 from trainer.errors import TrainerError
 from trainer.evaluation.examples import encode_set, number_labels
-from trainer.evaluation.metrics import accuracy, evaluate, label_ranks
+from trainer.evaluation.metrics import (
+    accuracy,
+    chance,
+    evaluate,
+    has_several_classes,
+    label_ranks,
+    registered_metric,
+    shown_name,
+)
 from trainer.evaluation.models import Encoder
 from trainer.evaluation.prompts import Prompts
 
@@ -44,8 +52,9 @@ class ZeroShotResult:
     """How a model did on a set."""
 
     name: str
-    metric: str
+    metric: str  # as it is shown
     value: float
+    chance: float | None  # what guessing would score, where that is known
     accuracy: float
     examples: int
     left_out: int
@@ -67,28 +76,32 @@ def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) 
     Raises:
         TrainerError: the set cannot be read, or its labels do not fit the prompts or the metric.
     """
-    known = find_set(source.name)
-    metric = known.metric if known else "accuracy"
+    metric = registered_metric(source.name)
     examples = encode_set(encoder, source)
-    several = metric == "11-point-map"
-    prompts, positive = number_labels(source.name, examples.labels, prompts, several=several)
+    prompts, positive = number_labels(source.name, examples.labels, prompts, several=has_several_classes(metric))
+    check_classes(source.name, metric, positive)
     similarity = F.normalize(examples.features, dim=-1) @ classifier(encoder, prompts).T
-    if metric == "roc-auc" and (positive.shape[1] != 2 or not positive.any(axis=0).all()):
-        raise TrainerError(
-            f"evaluation set {source.name}: ROC AUC needs examples of two classes; {positive.any(axis=0).sum()} of "
-            f"{positive.shape[1]} have any: correct the labels, or the prompts in evaluate.prompts"
-        )
     scores = (similarity * encoder.model.logit_scale.detach().exp().item()).double().numpy()
     return ZeroShotResult(
         name=source.name,
-        metric=metric,
+        metric=shown_name(metric),
         value=evaluate(metric, scores, positive),
+        chance=chance(metric, len(prompts.classes)),
         accuracy=accuracy(scores, positive.argmax(axis=1)),
         examples=len(scores),
         left_out=examples.left_out,
         classes=len(prompts.classes),
         table=_table(examples.eval_ids, scores, positive, prompts),
     )
+
+
+def check_classes(name: str, metric: Metric, positive: NDArray[np.bool_]) -> None:
+    """Raise TrainerError if the examples' classes, (n, classes), have no such metric."""
+    if metric == "roc-auc" and (positive.shape[1] != 2 or not positive.any(axis=0).all()):
+        raise TrainerError(
+            f"evaluation set {name}: ROC AUC needs examples of two classes; {positive.any(axis=0).sum()} of "
+            f"{positive.shape[1]} have any: correct the labels, or the prompts in evaluate.prompts"
+        )
 
 
 def _table(eval_ids: list[str], scores: NDArray[np.float64], positive: NDArray[np.bool_], prompts: Prompts) -> pa.Table:
