@@ -25,6 +25,9 @@ _LEAST_COUNT = 25
 _TITLES_PER_ENTRY = 4
 """Titles kept for each entry asked for: some share a normal form with each other or with entries of other sources."""
 
+_MOST_TITLES = _TITLES_PER_ENTRY * 500_000
+"""Titles are kept as if for so long a list at least, so that a list of another size needs no new count."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -63,8 +66,8 @@ def build_allowlist(
         site = find_site(inputs.dumps)
         project = inputs.project or (site.project if site else _DEFAULT_PROJECT)
         least = min(_LEAST_COUNT, asked.min_count, asked.min_bigram_count)
-        titles_kept = _TITLES_PER_ENTRY * asked.size
-        wiki = WikipediaInputs(inputs.dumps, inputs.page_views, project, site, least, asked.min_views, titles_kept)
+        most_titles = max(_TITLES_PER_ENTRY * asked.size, _MOST_TITLES)
+        wiki = WikipediaInputs(inputs.dumps, inputs.page_views, project, site, least, most_titles)
         counted = count_wikipedia(Build(Workspace(work), options, progress), wiki)
         candidates |= _wikipedia_candidates(inputs, asked, counted)
         facts |= {"project": project, "pages": dict(counted.pages), "words": counted.words}

@@ -1,11 +1,6 @@
 """`wit build`: run the stages in order, each from the files of the one before."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
-from typing import TextIO
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -14,6 +9,7 @@ from pipeline.account import Account, read_account
 from pipeline.engine import Build
 from pipeline.errors import ConfigError, UserError
 from pipeline.failures import in_one_line
+from pipeline.lock import only_build
 from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
 from pipeline.stages.balance import QueryKeys
@@ -23,7 +19,6 @@ from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan
 from pipeline.stages.report import run_report
 from pipeline.stages.shards import run_shards, write_manifest
-from pipeline.workspace import Workspace
 
 
 def run_build(
@@ -41,7 +36,7 @@ def run_build(
     """
     build = Build(project.workspace, options, progress or Progress())
     _check_inputs(project)
-    with _only_build(build.workspace):
+    with only_build(build.workspace):
         _run_stages(project, build, STAGES[: STAGES.index(to) + 1], refetch)
         build.workspace.remove_temporary_files()
         account = read_account(build.workspace).up_to(to)
@@ -91,27 +86,3 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
 def code_version() -> str:
     """Return the installed version of this package."""
     return version("wit-pipeline")
-
-
-@contextmanager
-def _only_build(workspace: Workspace) -> Iterator[None]:
-    """Hold a lock while a build runs in a local workspace; the system lets go of it however the build ends."""
-    if not workspace.is_local:
-        yield
-        return
-    with _open_lock(Path(workspace.path(".wit/lock"))) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{workspace.root}: another build is running in this workspace") from None
-        yield
-
-
-def _open_lock(lock: Path) -> TextIO:
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        return lock.open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"workspace = {str(lock.parent.parent)!r} cannot be written ({error.strerror}); name a folder where you may"
-        ) from None

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from pipeline.engine import Build, run_units
 from pipeline.errors import UserError
+from pipeline.lock import only_build
 from pipeline.shuffle import MAX_BUCKETS, gather, spill
 from pipeline.sources.paths import FileVersion, file_versions
 from pipeline.units import Marker, Ready, Unit, UnitOutput, Work, add_counts, digest, finish_stage, finished_stage
@@ -61,8 +62,7 @@ class WikipediaInputs:
     project: str
     site: Site | None  # None without a dump
     min_count: int  # words and bigrams that occur less often are left out
-    min_views: int
-    max_titles: int  # a bucket gives no more than this
+    max_titles: int  # the most viewed
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,15 @@ def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PAR
     Raises:
         UserError: a file is missing or damaged, or no page-view file, or of another wiki.
     """
-    build.workspace.remove_temporary_files()
+    with only_build(build.workspace):
+        build.workspace.remove_temporary_files()
+        return _count(build, inputs, part_bytes)
+
+
+def _count(build: Build, inputs: WikipediaInputs, part_bytes: int) -> WikipediaCounts:
     covered = digest(VERSION, _versions(inputs.dumps), inputs.min_count, part_bytes)
     views = _versions(inputs.page_views)
-    titles_digest = digest(covered, views, inputs.project, inputs.min_views, inputs.max_titles)
+    titles_digest = digest(covered, views, inputs.project, inputs.max_titles)
     titles = _finished(build, "titles", titles_digest)
     # Before the dump: whether these files are of the same wiki is known in minutes, not after hours.
     viewed = {} if titles else _read_views(build, inputs, titles_digest)
@@ -156,7 +161,7 @@ def _merge_titles(
 ) -> Marker:
     views = [name for marker in viewed.values() for name in marker.outputs]
     articles = [name for name in words.outputs if name.startswith(_ARTICLES)]
-    merge = _MergeTitles(views, articles, bool(inputs.dumps), inputs.min_views, inputs.max_titles)
+    merge = _MergeTitles(views, articles, bool(inputs.dumps), inputs.max_titles)
     buckets = _TITLE_BUCKETS if views else 0
     merged = _run(build, "titles/merge", _bucket_units(buckets, stage_digest), merge)
     outputs = {name: facts for marker in merged.values() for name, facts in marker.outputs.items()}
@@ -296,7 +301,6 @@ class _MergeTitles:
     views: list[str]
     articles: list[str]
     has_dump: bool
-    min_views: int
     max_titles: int
 
     def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
@@ -305,7 +309,7 @@ class _MergeTitles:
         summed = views.group_by("title", use_threads=False).aggregate([("views", "sum")]).rename_columns(VIEWS.names)
         articles = gather(output.workspace, self.articles, bucket, _TITLES)["title"] if self.has_dump else None
         of_articles = keep_articles(summed, articles)
-        kept = rank_titles(of_articles, self.min_views)[: self.max_titles]
+        kept = rank_titles(of_articles)[: self.max_titles]
         output.write_table(f"titles/views-{bucket:05d}.parquet", kept)
         return {
             "inputs": summed.num_rows,

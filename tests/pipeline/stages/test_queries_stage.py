@@ -16,6 +16,7 @@ from wiki_files import dump_xml, multistream, page, wordnet_folder
 from pipeline.allowlist_build import Inputs, build_allowlist
 from pipeline.engine import Build
 from pipeline.errors import ConfigError, UserError
+from pipeline.lock import only_build
 from pipeline.progress import Progress
 from pipeline.runner import parse_beam_options
 from pipeline.stages import queries as stage
@@ -79,7 +80,7 @@ def build_in(folder: Path) -> Build:
 def inputs_of(*dumps: Path, views: tuple[Path, ...] = (), min_count: int = 1) -> WikipediaInputs:
     site = find_site([str(path) for path in dumps])
     return WikipediaInputs(
-        tuple(map(str, dumps)), tuple(map(str, views)), "xx.wikipedia", site, min_count, min_views=1, max_titles=100
+        tuple(map(str, dumps)), tuple(map(str, views)), "xx.wikipedia", site, min_count, max_titles=100
     )
 
 
@@ -170,6 +171,28 @@ def test_a_list_of_all_sources_twice(tmp_path: Path, files: dict[str, Path]) -> 
     assert entries["Article 1"] == {"title": 11}
     assert manifest["words"] == words
     assert sum(fared["given"] for fared in manifest["origins"].values()) == 30
+
+
+def test_a_list_of_another_size_needs_no_new_count(
+    tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = Inputs((str(files["dump-multistream.xml.bz2"]),), (str(files["views.bz2"]),))
+    options, progress = parse_beam_options([]), Progress(None)
+    changes: list[dict[str, int]] = [{}, {"size": 9}, {"min_views": 8}, {"min_count": 30, "min_bigram_count": 30}]
+    expected = [build(tmp_path / str(n), inputs, **{"size": 30, **change})[0] for n, change in enumerate(changes)]
+    for name in ("read_pages", "read_views"):
+        monkeypatch.delattr(stage, name)
+    for change, same in zip(changes, expected, strict=True):
+        out = str(tmp_path / "again.parquet")
+        recipe = Recipe(**{"size": 30, **change})  # type: ignore[arg-type]
+        build_allowlist(inputs, recipe, out, work=str(tmp_path / "0/work"), options=options, progress=progress)
+        assert Path(out).read_bytes() == same
+
+
+def test_two_counts_at_once_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+    build = build_in(tmp_path / "work")
+    with only_build(build.workspace), pytest.raises(UserError, match="another build is running"):
+        count_wikipedia(build, inputs_of(files["dump.xml"]))
 
 
 def test_what_is_missing_is_said(tmp_path: Path, files: dict[str, Path]) -> None:
