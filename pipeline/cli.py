@@ -11,6 +11,7 @@ from rich.table import Table
 from pipeline import cli_demo, cli_evals, cli_queries, cli_train
 from pipeline.account import Account, read_account
 from pipeline.errors import UserError
+from pipeline.failures import in_one_line
 from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
 
@@ -34,27 +35,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"wit: {error}", file=sys.stderr)
         return error.exit_code
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
         if not _is_for_users(error):
             raise
-        print(f"wit: {error}", file=sys.stderr)
+        print(f"wit: {in_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("wit: stopped; run the same command again to resume", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
 
 
 def _is_for_users(error: Exception) -> bool:
-    """Tell the one-line errors of queries/ and dedup/ and of the system from bugs, which keep their traceback."""
-    frames = []
+    """Tell the errors of the system, of a store, and the one-line ones of queries/ and dedup/ from bugs.
+
+    Bugs keep their traceback.
+    """
+    packages = []
     trace = error.__traceback__
     while trace is not None:
-        frames.append(trace.tb_frame.f_globals.get("__name__", ""))
+        packages.append(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
         trace = trace.tb_next
-    return isinstance(error, OSError) or frames[-1].split(".")[0] in ("queries", "dedup")
+    is_described = isinstance(error, ValueError) and packages[-1] in ("queries", "dedup")
+    return isinstance(error, OSError) or is_described or "fsspec" in packages
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -1,10 +1,13 @@
 """A project: a config file, and what its relative paths mean."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
+from pipeline.failures import in_one_line
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 
@@ -23,9 +26,16 @@ class Project:
     def load(cls, path: Path) -> "Project":
         return cls(load_config(path), path.resolve().parent)
 
-    @property
+    @cached_property
     def workspace(self) -> Workspace:
-        return Workspace(self.resolve(self.config.workspace))
+        try:
+            workspace = Workspace(self.resolve(self.config.workspace))
+            if not workspace.is_local:
+                with suppress(FileNotFoundError):
+                    workspace.fs.ls(workspace.path(""))
+        except Exception as error:  # whatever a store raises without its package, credentials or network
+            raise ConfigError(f"workspace = {self.config.workspace!r}: {in_one_line(str(error))}") from None
+        return workspace
 
     def resolve(self, path: str) -> str:
         """Return a path of the config, relative ones starting at the config file; URLs as they are."""
@@ -38,5 +48,5 @@ class Project:
     def load_allowlist(self) -> Allowlist:
         try:
             return Allowlist.load(self.allowlist_path)
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"allowlist.path = {self.config.allowlist.path!r}: {error}") from None

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from queries.errors import InputError
+from queries.files import asking
 from queries.list_files import SCHEMA, parse_parquet, read_bytes, read_list
 from queries.normalize import normalize_batch
 
@@ -182,10 +183,11 @@ def manifest_path(allowlist_path: str) -> str:
 
 def _write_file(path: str, content: bytes) -> None:
     """Write a file at once: by renaming on a local disk; object stores show an upload only when it is complete."""
-    filesystem, name = fsspec.core.url_to_fs(path)
-    if "file" not in filesystem.protocol:
-        filesystem.pipe_file(name, content)
-        return
+    with asking(path, "written"):
+        filesystem, name = fsspec.core.url_to_fs(path)
+        if "file" not in filesystem.protocol:
+            filesystem.pipe_file(name, content)
+            return
     temporary = f"{name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:

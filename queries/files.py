@@ -3,7 +3,7 @@
 import lzma
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 from xml.etree import ElementTree
 
@@ -19,13 +19,28 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
     Raises:
         InputError: there is no such file, or what the block reads of it is damaged or ends early.
     """
-    try:
-        file = fsspec.open(path, "rb", compression=compression)
-    except (ValueError, ImportError) as error:  # a protocol that is unknown, or whose package is missing
-        raise InputError(f"{path}: cannot be opened ({error})") from None
-    try:
-        with file as stream:
+    with ExitStack() as opened:
+        with asking(path, "opened"):
+            stream = opened.enter_context(fsspec.open(path, "rb", compression=compression))
+        with _describing(path):
             yield stream
+
+
+@contextmanager
+def asking(path: str, what: str) -> Iterator[None]:
+    """Turn whatever a store raises (no such protocol, no package for it, no credentials, no network) into one line."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:
+        raise InputError(f"{path}: cannot be {what} ({' '.join(str(error).split())})") from None
+
+
+@contextmanager
+def _describing(path: str) -> Iterator[None]:
+    try:
+        yield
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except EOFError:

@@ -1,10 +1,13 @@
 """The command a user types: exit codes, one-line errors, no traceback."""
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3fs import S3FileSystem
 
 from pipeline.cli import main
 from queries.allowlist import import_allowlist
@@ -113,6 +116,78 @@ def test_a_workspace_that_cannot_be_written_is_named(project, capsys, workspace)
     assert code == 2
     assert "cannot be written" in err
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "no such file"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    S3FileSystem.clear_instance_cache()  # an instance keeps the credentials it was made with
+    yield
+    S3FileSystem.clear_instance_cache()
+
+
+STORES = [("foo://a/b", "Protocol not known: foo"), ("s3://bucket/b", "Unable to locate credentials")]
+STORES += [("abfs://a/b", "adlfs"), ("https://127.0.0.1:1/b", "127.0.0.1:1")]
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize(("url", "line"), STORES)
+@pytest.mark.parametrize(
+    ("old", "key"),
+    [
+        ('workspace = "work"', "workspace"),
+        ('path = "queries.parquet"', "allowlist.path"),
+        ('paths = ["table.parquet"]', "sources.paths"),
+    ],
+)
+def test_a_store_that_cannot_be_asked_is_one_line(project, capsys, url, line, old, key):
+    new = f'{old.split(" = ")[0]} = ["{url}"]' if "[" in old else f'{old.split(" = ")[0]} = "{url}"'
+    project.write_text(project.read_text().replace(old, new))
+    for command in ("build", "status") if key == "workspace" else ("build",):
+        code, _, err = run(capsys, command, "-c", str(project))
+        assert (code, err.count("\n")) == (2, 1), err
+        assert err.startswith(f"wit: {key}")
+        assert line in err
+        assert url in err
+
+
+@pytest.mark.usefixtures("no_credentials")
+@pytest.mark.parametrize(("url", "line"), STORES)
+def test_lists_in_a_store_that_cannot_be_asked_are_one_line(project, capsys, url, line):
+    words = str(project.parent / "words.txt")
+    for arguments in ((f"{url}.txt", "--out", str(project.parent / "q.parquet")), (words, "--out", f"{url}.parquet")):
+        code, _, err = run(capsys, "queries", "import", *arguments)
+        assert (code, err.count("\n")) == (1, 1), err
+        assert line in err
+        assert url in err
+
+
+def test_a_full_disk_is_one_line(project, capsys, monkeypatch):
+    run(capsys, "build", "-c", str(project), "--quiet")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "work/report/index.html")
+
+    monkeypatch.setattr("pipeline.stages.report.write_reports", full)
+    assert run(capsys, "report", "-c", str(project)) == (
+        1,
+        "",
+        "wit: [Errno 28] No space left on device: 'work/report/index.html'\n",
+    )
+
+
+def test_bugs_keep_their_traceback(project, monkeypatch):
+    def wrong(*_: object) -> None:
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr("pipeline.stages.report.write_reports", wrong)
+    with pytest.raises(KeyError):
+        main(["report", "-c", str(project)])
 
 
 def test_an_empty_set_is_no_success_without_a_word(project, capsys):
