@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import UserError
 from pipeline.spark.job_server import java, pyspark_jars
 
 _START_TIMEOUT_S = 120
@@ -115,10 +115,9 @@ def main() -> None:
             cluster.master.wait()
     except KeyboardInterrupt:
         pass
-    except ConfigError as error:
+    except UserError as error:  # the folder stays: the message names a log in it
         parser.exit(error.exit_code, f"{error}\n")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,16 @@ def local_cores(master: str) -> int | None:
     """
     if match := _LOCAL_MASTER.fullmatch(master):
         return (os.cpu_count() or 1) if match[1] == "*" else int(match[1] or 1)
-    if _CLUSTER_MASTER.fullmatch(master):
+    if _CLUSTER_MASTER.fullmatch(master) and all(map(_is_address, master.split("://")[-1].split(","))):
         return None
     raise ConfigError(f"bad Spark master {master!r}: write local[N], spark://HOST:PORT, yarn or k8s://HOST:PORT")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return urlsplit(f"//{text}").port != 0
+    except ValueError:  # no port that there is, or a bracket of IPv6 left open
+        return False
 
 
 def most_units_at_once(master: str, jvm_properties: list[str]) -> int:

@@ -150,6 +150,10 @@ def test_executors_with_many_cores_get_as_many_processes():
     [
         (["--spark_master_url=10.0.0.1:7077"], "bad Spark master '10.0.0.1:7077'"),
         (["--spark_master_url=local[0]"], "bad Spark master 'local[0]'"),
+        (["--spark_master_url=spark://host:abc"], "bad Spark master 'spark://host:abc'"),
+        (["--spark_master_url=spark://host:99999"], "bad Spark master 'spark://host:99999'"),
+        (["--spark_master_url=spark://a:7077,b:x"], "bad Spark master 'spark://a:7077,b:x'"),
+        (["--spark_master_url=spark://[::1"], "bad Spark master 'spark://[::1'"),
         ([CLUSTER, "--spark_job_server_jar=/no/such.jar"], "there is no file /no/such.jar"),
         ([CLUSTER, "--job_server_jvm_properties=-Dspark.cores.max=all"], "-Dspark.cores.max must be a whole number"),
         ([CLUSTER, "--storage_levle=DISK_ONLY"], "unknown Beam option --storage_levle; did you mean --storage_level?"),
