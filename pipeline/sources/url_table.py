@@ -84,7 +84,7 @@ def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator
             pages = values[2] if len(values) > 2 else [None] * batch.num_rows
             for row in zip(values[0], values[1], pages, strict=True):
                 yield Reason.DAMAGED_RECORD if b"" in row else cast(Row, row)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         _raise_if_unreadable(error)
         yield Reason.DAMAGED_FILE
 
@@ -96,6 +96,7 @@ def _check_text(field: pa.Field, path: str) -> None:
         pa.types.is_large_string,
         pa.types.is_string_view,
         pa.types.is_binary,
+        pa.types.is_large_binary,
         pa.types.is_null,
     )
     if not any(test(kind) for test in tests):
@@ -251,8 +252,9 @@ def _find_positions(source: SourceConfig, first_row: Sequence[str], path: str) -
 def _find_columns(source: SourceConfig, names: Sequence[str], path: str) -> list[str]:
     columns = [source.url, source.caption] + ([source.page_url] if source.page_url is not None else [])
     for name in columns:
-        if name not in names:
-            raise UserError(f"{path}: no column {name!r}; there are {', '.join(map(repr, names))}")
+        if names.count(name) != 1:
+            what = f"{names.count(name)} columns are called {name!r}" if name in names else f"no column {name!r}"
+            raise UserError(f"{path}: {what}; there are {', '.join(map(repr, names))}")
     return columns
 
 

@@ -7,7 +7,9 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,7 +96,10 @@ def test_parquet():
     assert read(as_parquet(ITEMS), "https://h.example/t.parquet?token=1")[1] == Counter()
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string())],
+)
 def test_parquet_column_types(kind):
     out = io.BytesIO()
     pq.write_table(pa.table({"url": pa.array(["http://a.example/", None], kind), "caption": ["x", "y"]}), out)
@@ -232,6 +237,29 @@ def empty_parquet() -> bytes:
 def test_a_missing_column_is_named_with_those_there_are(kind, write):
     with pytest.raises(UserError, match=rf"t\.{kind}: no column 'TEXT'; there are .*'caption'.*"):
         read(write(ITEMS), f"t.{kind}", caption="TEXT")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_column_that_is_there_twice_is_refused(kind):
+    if kind == "parquet":
+        out = io.BytesIO()
+        pq.write_table(pa.table([["x"], ["y"], ["z"]], names=["url", "caption", "url"]), out)
+        data = out.getvalue()
+    else:
+        data = b"url,caption,url\nx,y,z\n".replace(b",", b"," if kind == "csv" else b"\t")
+    with pytest.raises(UserError, match=rf"t\.{kind}: 2 columns are called 'url'"):
+        read(data, f"t.{kind}")
+
+
+def test_a_damaged_parquet_footer_is_a_damaged_file():
+    data = bytearray(as_parquet(ITEMS))
+    random = Random(1)
+    for _ in range(300):
+        spoilt = data.copy()
+        for _ in range(3):
+            spoilt[random.randrange(len(data) // 2, len(data) - 8)] = random.randrange(256)
+        with suppress(UserError):  # a column's name or type is damaged
+            read(bytes(spoilt), "t.parquet")
 
 
 def test_a_column_that_is_no_text():
