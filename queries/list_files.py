@@ -171,7 +171,9 @@ def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table
         # Without fixed types, a column of words such as "null" and "true" would not be text.
         convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=False)
         try:
-            table = pa.csv.read_csv(io.BytesIO(text.encode()), parse_options=parse, convert_options=convert)
+            content = text.encode()
+            read = pa.csv.ReadOptions(block_size=min(max(len(content), 1), 2**31 - 1))  # rows end in it
+            table = pa.csv.read_csv(io.BytesIO(content), read, parse, convert)
         except pa.ArrowInvalid as error:
             raise InputError(f"{path}: {_first_line(error)}") from None
         return _from_table(path, origin, table, column)
@@ -185,6 +187,7 @@ def _check_quotes(path: str, text: str, delimiter: str) -> None:
         return
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     first = 1
+    usual_limit = csv.field_size_limit(len(text))  # the module's own; long fields are no damage
     try:
         for _ in rows:
             first = rows.line_num + 1
@@ -193,6 +196,8 @@ def _check_quotes(path: str, text: str, delimiter: str) -> None:
             f"{path}: line {first}: a field in quotes does not end as it should ({error}); "
             "write quotes inside a field twice"
         ) from None
+    finally:
+        csv.field_size_limit(usual_limit)
 
 
 def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Table:

@@ -139,10 +139,12 @@ def read_pages(part: DumpPart) -> Iterator[Page]:
         yield from _pages_of_streams(part, part.end)
         return
     with reading(part.path) as stream, _known_encoding(part.path):
-        for event, element in ElementTree.iterparse(stream, ["start", "end"]):
-            if event == "start" and _name(element) == "mediawiki":
-                root = element
-            elif event == "end" and _name(element) == "page":
+        events = ElementTree.iterparse(stream, ["start", "end"])
+        _, root = next(events)
+        if _name(root) != "mediawiki":
+            raise InputError(f"{part.path}: not a MediaWiki dump (its root is <{_name(root)[:40]}>)")
+        for event, element in events:
+            if event == "end" and _name(element) == "page":
                 page = _page(part.path, element)
                 root.clear()  # else the tree would grow to the size of the dump
                 if page is not None:

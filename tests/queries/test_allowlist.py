@@ -221,6 +221,13 @@ def test_a_quote_that_swallows_rows_is_refused(tmp_path: Path, content: str, lin
         import_allowlist(write(tmp_path / "a.csv", content), str(tmp_path / "out.parquet"))
 
 
+@pytest.mark.parametrize("quote", ['"', ""])
+def test_long_fields_are_read(tmp_path: Path, quote: str) -> None:
+    long = "word " * 500_000
+    (tmp_path / "a.csv").write_text(f"query,note\ndog,{quote}{long}{quote}\ncat,x\n")
+    assert read_list(str(tmp_path / "a.csv"))["query"].to_pylist() == ["dog", "cat"]
+
+
 def test_quotes_that_end_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'query,n\n"a ""big"" dog",1\n"two\nlines",2\n5" pipe,3\r\n')
     rows, _ = imported(path, out=tmp_path / "out.parquet")

@@ -120,6 +120,13 @@ def test_a_truncated_dump_is_one_clear_line(tmp_path: Path, name: str, content: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"<!-- <mediawiki --><x><page></page></x>", b"", b"<page></page>"])
+def test_pages_of_another_root_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.xml").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.xml: (not a MediaWiki dump|the XML is damaged)"):
+        list(read_pages(DumpPart(str(tmp_path / "a.xml"))))
+
+
 def test_a_damaged_dump_is_one_clear_line(tmp_path: Path) -> None:
     content = bytearray(multistream(PAGES))
     content[len(content) // 2] ^= 0xFF
