@@ -25,8 +25,11 @@ PDQ_BITS = 256
 _GRID = 64
 _GRID_SHIFT = 1.5 / 512
 
-# What Pillow may be asked to open: formats of the web and of evaluation sets, none that runs another program.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# What Pillow may be asked to open: formats of the web and of evaluation sets, none that runs another program. The
+# trainer, which imports nothing from here, has the same list: an example is readable to both or to neither.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
+
+_ROWS = 256  # of an image, converted at a time
 
 # Everything Pillow's decoders have been seen to raise on damaged files.
 _DECODER_ERRORS = (
@@ -39,6 +42,7 @@ _DECODER_ERRORS = (
     EOFError,
     OverflowError,
     MemoryError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -135,11 +139,21 @@ def _hash_grey(grey: Image.Image) -> Fingerprint:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255 instead of scaling
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range")
+    if image.mode.startswith("I"):
+        return _eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey, which Pillow would clip at 255; in blocks of rows, for a small file may hold a large image."""
+    wide = np.asarray(image)
+    grey = np.empty(wide.shape, np.uint8)
+    for row in range(0, len(wide), _ROWS):
+        grey[row : row + _ROWS] = np.clip(wide[row : row + _ROWS] >> 8, 0, 255)
+    return Image.fromarray(grey)

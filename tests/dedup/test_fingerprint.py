@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -154,6 +155,26 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(1, 256)
     assert decode_rgb(encode(ramp))[0, :, 0].tolist() == (ramp[0] >> 8).tolist()
+    assert decode_rgb(encode(ramp, "TIFF"))[0, :, 0].tolist() == (ramp[0] >> 8).tolist()
+    tall = np.repeat(ramp.T, 3, axis=1).astype(np.int32)  # as a 32-bit file may have it, and more than a block of rows
+    tall = np.vstack([[[-1] * 3], tall, [[2**30] * 3]]).astype(np.int32)
+    assert decode_rgb(encode(tall, "TIFF"))[:, 1, 2].tolist() == [0, *(ramp[0] >> 8).tolist(), 255]
+
+
+def test_16_bit_grey_takes_little_more_memory_than_colour() -> None:
+    """NumPy's and Python's own; Pillow holds its pixels elsewhere."""
+    peaks = []
+    for array in (np.full((1_000, 1_000), 0x4000, np.uint16), np.zeros((1_000, 1_000, 3), np.uint8)):
+        encoded = encode(array)
+        tracemalloc.start()
+        decode_rgb(encoded)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 1.5 * peaks[1]
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    assert failure(encode(np.full((4, 4), 0.5, np.float32), "TIFF")) == "broken_image"
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -171,6 +192,9 @@ def test_failures_are_told_apart() -> None:
     assert failure(b"<html>no</html>") == "not_an_image"
     assert failure(b"") == "not_an_image"
     assert failure(good[: len(good) // 2]) == "broken_image"
+    avif = encode(picture(50, 50), "AVIF")
+    assert decode_rgb(avif).shape == (50, 50, 3)
+    assert failure(avif[: avif.index(b"mdat") + 4] + bytes(2_000)) == "broken_image"
     assert failure(good, max_pixels=2_499) == "too_many_pixels"
     assert decode_rgb(good, max_pixels=2_500).shape == (50, 50, 3)
 
@@ -187,9 +211,10 @@ def test_a_huge_size_is_refused_by_the_header_alone(side: int) -> None:
     assert failure(header[:29] + crc + body) == "too_many_pixels"
 
 
-@given(st.binary(max_size=300), st.integers(0, 400))
-def test_damaged_files_never_raise_anything_else(noise: bytes, position: int) -> None:
-    good = encode(picture(16, 16), "JPEG")
+@pytest.mark.parametrize("kind", ["JPEG", "AVIF"])
+@given(noise=st.binary(max_size=300), position=st.integers(0, 400))
+def test_damaged_files_never_raise_anything_else(kind: str, noise: bytes, position: int) -> None:
+    good = encode(picture(16, 16), kind)
     damaged = good[:position] + noise + good[position + len(noise) :]
     with contextlib.suppress(ImageDecodeError):  # the one exception that callers must expect
         assert decode_rgb(damaged).shape[2] == 3
