@@ -15,15 +15,15 @@ import os
 import selectors
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pipeline.private_folder import private_folder
 
 Work = Callable[[list[str]], None]
 
@@ -64,7 +64,7 @@ def _connect(owner: int, work: Work, modules: Sequence[str]) -> socket.socket | 
         return None
     try:
         ending = os.pidfd_open(owner)
-        folder = _private_folder()
+        folder = private_folder("wit-workers")
         return _connect_in(folder, folder / f"{owner}-{_started(owner)}", ending, work, modules)
     except OSError:
         return None
@@ -90,20 +90,6 @@ def _connect_in(folder: Path, address: Path, ending: int, work: Work, modules: S
     listener.close()
     connection.connect(str(address))  # answered once the server has its modules
     return connection
-
-
-def _private_folder() -> Path:
-    """Return a folder that only this user can enter.
-
-    Raises:
-        PermissionError: when somebody else made it.
-    """
-    folder = Path(tempfile.gettempdir(), f"wit-workers-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    facts = folder.lstat()
-    if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) != 0o700 or not stat.S_ISDIR(facts.st_mode):
-        raise PermissionError(f"{folder} is not a folder of this user's alone")
-    return folder
 
 
 def _started(process: int) -> str:

@@ -5,7 +5,6 @@ parts.
 """
 
 import fcntl
-import os
 import tempfile
 import weakref
 from collections import Counter
@@ -22,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.fetching.archives import INDEX_FORMAT, ArchiveIndex, build_archive_index
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
+from pipeline.private_folder import private_folder
 from pipeline.records import FETCHED
 from pipeline.runner import worker_count
 from pipeline.sources import expand_paths, file_versions
@@ -172,13 +172,14 @@ class _Prepare:
 def index_folder(archives: Sequence[str], version: str) -> Path:
     """Return the folder with the index of these archives, made by the first process of this machine that asks.
 
-    It lies in the temporary folder, so that the processes of a machine, and later runs, share it.
+    It lies in the temporary folder, so that the processes of a machine, and later runs, share it until the system
+    cleans up there. Archives that are not compressed record by record lie unpacked beside it.
     """
     key = digest(INDEX_FORMAT, archives, version)  # the index names the files it points into, so paths count too
-    shared = Path(tempfile.gettempdir()) / f"wit-archives-{os.getuid()}"
-    shared.mkdir(mode=0o700, exist_ok=True)
-    if shared.stat().st_uid != os.getuid():
-        raise UserError(f"{shared} belongs to another user; set TMPDIR to a folder of your own")
+    try:
+        shared = private_folder("wit-archives")
+    except PermissionError as error:
+        raise UserError(f"{error}; set TMPDIR to a folder of your own") from None
     folder = shared / key
     with (shared / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even where its holder is killed

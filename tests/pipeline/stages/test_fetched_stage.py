@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.recorded_web import image_url, make_project
 
+from pipeline.errors import UserError
 from pipeline.fetching import archives
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.stages import fetched
@@ -52,3 +53,10 @@ def test_copies_elsewhere_and_other_formats_have_their_own(recordings, tmp_path,
     assert index_folder([str(copy)], "v") != first  # the index of a copy must not point into the original
     monkeypatch.setattr(fetched, "INDEX_FORMAT", archives.INDEX_FORMAT + 1)
     assert index_folder(recordings, "v") != first
+
+
+def test_a_folder_that_others_may_enter_is_not_trusted(recordings, tmp_path):
+    index_folder(recordings, "v")
+    next(tmp_path.glob("wit-archives-*")).chmod(0o755)
+    with pytest.raises(UserError, match="set TMPDIR to a folder of your own"):
+        index_folder(recordings, "v")

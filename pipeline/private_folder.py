@@ -1,0 +1,20 @@
+"""A place in the temporary folder that the processes of one user on one machine share."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def private_folder(name: str) -> Path:
+    """Return a folder that only this user can enter: `name` and the user's id in the temporary folder.
+
+    Raises:
+        PermissionError: when somebody else made it, or may enter it.
+    """
+    folder = Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) != 0o700 or not stat.S_ISDIR(facts.st_mode):
+        raise PermissionError(f"{folder} is not a folder of this user's alone")
+    return folder
