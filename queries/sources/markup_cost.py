@@ -2,7 +2,7 @@
 
 An opening mark ("{{", "<ref>", "[http://x ") counts as one only if something closes it. Where nothing does, the
 tokenizer has read to the end of the page, or of the line, in vain, and goes back. So a page of opening marks takes the
-square of its length; real pages have a few that nothing closes.
+square of its length; real pages have a few that nothing closes. Made from the tokenizer of mwparserfromhell 0.7.2.
 """
 
 import re
