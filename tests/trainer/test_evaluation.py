@@ -29,7 +29,7 @@ from trainer.evaluation.__main__ import main
 from trainer.evaluation.examples import number_labels
 from trainer.evaluation.models import Encoder, open_encoder, without_projection
 from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts
-from trainer.evaluation.retrieval import retrieve
+from trainer.evaluation.retrieval import _best_rank_per_image, _ranks, retrieve
 from trainer.evaluation.zero_shot import RESULTS, classifier, write_results, zero_shot
 from trainer.images import FORMATS, open_image
 from trainer.shards import ShardCache, find_shards
@@ -280,11 +280,17 @@ def test_retrieval_counts_ranks_over_all_captions(scenes: Path, tmp_path: Path):
         image = model.encode_image(pixels, normalize=True)
         text = model.encode_text(tokenizer([c for own in captions for c in own]), normalize=True)
     scores = (image @ text.T).numpy()
+    text_order, image_order = np.argsort(-scores, axis=1, kind="stable"), np.argsort(-scores, axis=0, kind="stable")
     for k in (1, 5, 10):
-        hits = [any((scores[i] > scores[i, j]).sum() < k for j in range(3 * i, 3 * i + 3)) for i in range(13)]
-        assert result.text_recall[k] == pytest.approx(np.mean(hits))
-        hits = [(scores[:, j] > scores[j // 3, j]).sum() < k for j in range(39)]
-        assert result.image_recall[k] == pytest.approx(np.mean(hits))
+        assert result.text_recall[k] == pytest.approx(np.mean([i in text_order[i, :k] // 3 for i in range(13)]))
+        assert result.image_recall[k] == pytest.approx(np.mean([j // 3 in image_order[:k, j] for j in range(39)]))
+
+
+def test_a_model_to_which_all_is_the_same_retrieves_by_chance():
+    features, answers = torch.full((20, 4), 0.5), np.repeat(np.arange(10), 2)  # 10 images of two captions
+    images = features[:10]
+    assert _ranks(features, images, answers).tolist() == answers.tolist()
+    assert _best_rank_per_image(images, features, answers).tolist() == list(range(0, 20, 2))
 
 
 @pytest.mark.parametrize(

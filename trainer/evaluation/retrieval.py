@@ -33,6 +33,7 @@ def retrieve(encoder: Encoder, shards: ShardSet, prefix: str = "") -> RetrievalR
     """Rank all captions for each image and all images for each caption.
 
     An image's captions are the `captions` of its json, or the txt. Unreadable images are left out with their captions.
+    Of equal scores the earlier sample's goes first: a model to which all is the same gets 1 of n right, not n.
     """
     captions: list[list[str]] = []
     image_parts, owners = [], []
@@ -67,22 +68,24 @@ def _images(shards: ShardSet, captions: list[list[str]]) -> Iterator[bytes]:
 
 
 def _ranks(query_QD: Tensor, target_TD: Tensor, answer: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many targets score higher than each query's answer."""
+    """Return how many targets go before each query's answer."""
+    targets = torch.arange(len(target_TD))
     ranks = []
     for start in range(0, len(query_QD), _ROWS):
         scores = query_QD[start : start + _ROWS] @ target_TD.T
-        own = scores.gather(1, torch.from_numpy(answer[start : start + _ROWS])[:, None])
-        ranks.append((scores > own).sum(dim=1))
+        answers = torch.from_numpy(answer[start : start + _ROWS])[:, None]
+        own = scores.gather(1, answers)
+        ranks.append(((scores > own) | ((scores == own) & (targets < answers))).sum(dim=1))
     return torch.cat(ranks).numpy()
 
 
 def _best_rank_per_image(image_ND: Tensor, text_MD: Tensor, owner: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many captions of other images score higher than the best caption of each image."""
+    """Return how many captions of other images go before the best caption of each image."""
     owners = torch.from_numpy(owner)
     ranks = []
     for start in range(0, len(image_ND), _ROWS):
         scores = image_ND[start : start + _ROWS] @ text_MD.T
         images = torch.arange(start, start + len(scores))[:, None]
         own = scores.masked_fill(owners[None, :] != images, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append((scores > own).sum(dim=1))
+        ranks.append(((scores > own) | ((scores == own) & (owners < images))).sum(dim=1))
     return torch.cat(ranks).numpy()
