@@ -5,7 +5,8 @@ own rows (images against all texts) and columns (texts against all images). The 
 time: the gradients are formed together with the loss, so nothing of size (b, N) waits for the backward pass, and the
 gradients that belong to other ranks' features are summed at their owners.
 
-Averaged over ranks, as DDP and FSDP average gradients, loss and gradients equal those of one process with all N pairs.
+Averaged over ranks, as DDP and FSDP average gradients, loss and gradients equal those of one process with all N pairs;
+so do the weights', unless a model's features depend on what else is in a rank's batch, as with BatchNorm.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 Objective = Literal["infonce", "siglip"]
 MAX_LOGITS = 2**26
-"""Logits held at a time: 256 MiB in float32, 2,048 rows of a batch of 32,768."""
+"""Logits of a slice: 256 MiB in float32, 2,048 rows of a batch of 32,768. InfoNCE holds one slice, SigLIP two."""
 
 
 class _Side(NamedTuple):
@@ -103,46 +103,53 @@ def _one_side(
     scale: Tensor,
     bias: Tensor,
     offset: int,
-    pairs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    pairs: Callable[[Tensor, Tensor], Tensor],
     max_logits: int,
 ) -> _Side:
-    """Sum the loss and its gradients over all (anchor, other) logits, a slice of anchors at a time."""
+    """Sum the loss and its gradients over all (anchor, other) logits, a slice of anchors at a time.
+
+    `pairs` returns the loss of a slice of logits and puts its derivative in their place.
+    """
     rows_at_a_time = max(1, max_logits // len(other_ND))
     loss = torch.zeros((), dtype=anchor_bD.dtype, device=anchor_bD.device)
-    scale_gradient, bias_gradient = torch.zeros_like(loss), torch.zeros_like(loss)
+    bias_gradient = torch.zeros_like(loss)
     anchor_gradient, other_gradient = torch.zeros_like(anchor_bD), torch.zeros_like(other_ND)
+    held = anchor_bD.new_empty(min(rows_at_a_time, len(anchor_bD)), len(other_ND))
     for start in range(0, len(anchor_bD), rows_at_a_time):
         anchors = anchor_bD[start : start + rows_at_a_time]
-        similarity = anchors @ other_ND.T
         targets = torch.arange(start + offset, start + offset + len(anchors), device=anchors.device)
-        slice_loss, slope = pairs(similarity * scale + bias, targets)
-        loss += slice_loss
-        scale_gradient += (slope * similarity).sum()
+        slope = torch.addmm(bias, anchors * scale, other_ND.T, out=held[: len(anchors)])  # for now the logits
+        loss += pairs(slope, targets)
         bias_gradient += slope.sum()
-        anchor_gradient[start : start + rows_at_a_time] = slope @ other_ND
+        torch.mm(slope, other_ND, out=anchor_gradient[start : start + rows_at_a_time])
         other_gradient.addmm_(slope.T, anchors)
+    scale_gradient = (anchor_gradient * anchor_bD).sum()  # a logit is scale x anchor . other + bias
     return _Side(loss, anchor_gradient * scale, other_gradient * scale, scale_gradient, bias_gradient)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of each row against its target column, and its derivative by the logits."""
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed cross-entropy of each row against its target column; its derivative replaces the logits."""
     row = torch.arange(len(logits), device=logits.device)
-    log_normaliser = logits.logsumexp(dim=1, keepdim=True)
-    loss = (log_normaliser.squeeze(1) - logits[row, targets]).sum()
-    slope = (logits - log_normaliser).exp_()
-    slope[row, targets] -= 1
-    return loss, slope
+    logits -= logits.amax(dim=1, keepdim=True)
+    own = logits[row, targets]
+    total = logits.exp_().sum(dim=1)
+    logits /= total.unsqueeze(1)
+    logits[row, targets] -= 1
+    return (total.log() - own).sum()
 
 
-def _log_sigmoid(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed -log sigmoid(z * logit), z = +1 for the own pair and -1 for others, and its derivative."""
-    sign = torch.full_like(logits, -1.0)
-    sign[torch.arange(len(logits), device=logits.device), targets] = 1.0
-    margin = sign * logits
-    return -F.logsigmoid(margin).sum(), -sign * torch.sigmoid(-margin)
+def _log_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed -log sigmoid(z * logit), z = +1 for the own pair and -1 for others; its derivative replaces
+    the logits."""
+    row = torch.arange(len(logits), device=logits.device)
+    logits[row, targets] *= -1  # now -z * logit everywhere
+    loss = torch.logaddexp(logits, logits.new_zeros(())).sum()
+    logits.sigmoid_()
+    logits[row, targets] *= -1
+    return loss
 
 
-_SIDES: dict[Objective, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+_SIDES: dict[Objective, Callable[[Tensor, Tensor], Tensor]] = {
     "infonce": _cross_entropy,
     "siglip": _log_sigmoid,
 }

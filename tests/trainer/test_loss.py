@@ -1,8 +1,10 @@
 """The objectives against the paper's pseudocode, open_clip's losses, and themselves across process counts."""
 
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import ClipLoss, SigLipLoss
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.loss import contrastive_loss
 
@@ -59,6 +62,31 @@ def test_gradients_are_those_of_open_clip(objective: str, max_logits: int):
     ours = gradients(lambda *a: contrastive_loss(*a, objective=objective, max_logits=max_logits))
     for own, theirs in zip(ours, gradients(peer), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-9, atol=1e-12)
+
+
+class _LargeTensors(TorchDispatchMode):
+    """Counts the tensors of at least `size` numbers that are there at a time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.most = size, 0
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() >= self.size:
+            self._made.append(weakref.ref(result))
+        self.most = max(self.most, len({made.data_ptr() for ref in self._made if (made := ref()) is not None}))
+        return result
+
+
+@pytest.mark.parametrize(("objective", "slices"), [("infonce", 1), ("siglip", 2)])
+def test_logits_are_held_a_slice_at_a_time(objective: str, slices: int):
+    image, text = (side.requires_grad_() for side in _features(256, 4, seed=1))
+    scale, bias = torch.tensor(50.0).double(), torch.tensor(-1.0).double()
+    with _LargeTensors(2**13) as held:
+        contrastive_loss(image, text, scale, bias, objective=objective, max_logits=2**13)  # type: ignore[arg-type]
+    assert held.most == slices
 
 
 def test_half_precision_features_are_compared_in_float32():
