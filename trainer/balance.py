@@ -4,7 +4,9 @@ A query with `count` pairs keeps each with probability cap / max(count, cap), an
 keeps it (MetaCLIP, arXiv 2309.16671, algorithm 1, moved into the loader). Rare queries keep everything, every epoch.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
@@ -28,15 +30,24 @@ def keep_probabilities(shards: ShardSet, cap: int) -> NDArray[np.float32]:
     Raises:
         TrainerError: a shard has no Parquet beside it, or one without the samples' `query_ids`.
     """
-    lists = [_query_ids(shard.path, shard.samples) for shard in shards.shards]
     counts = np.zeros(1, np.int64)
-    for one in lists:
-        own = np.bincount(one.flatten().to_numpy(), minlength=len(counts))
+    for queries in _query_ids(shards):
+        own = np.bincount(queries.flatten().to_numpy(), minlength=len(counts))
         counts = np.pad(counts, (0, len(own) - len(counts))) + own
-    return np.concatenate([_probabilities(one, counts, cap) for one in lists])
+    found = np.empty(shards.counts.sum(), np.float32)
+    start = 0
+    for queries in _query_ids(shards):  # read again: those of all shards would be several times what is returned
+        found[start : start + len(queries)] = _probabilities(queries, counts, cap)
+        start += len(queries)
+    return found
 
 
-def _query_ids(tar: str, samples: int) -> pa.ListArray:
+def _query_ids(shards: ShardSet) -> Iterator[pa.ListArray]:
+    """Yield the queries of each shard's samples."""
+    return (_shard_query_ids(shard.path, shard.samples) for shard in shards.shards)
+
+
+def _shard_query_ids(tar: str, samples: int) -> pa.ListArray:
     """Return the queries of a tar's samples; the Parquet beside it has a row more for each pair that failed."""
     path = f"{tar.removesuffix('.tar')}.parquet"
     try:
@@ -72,7 +83,7 @@ def _probabilities(lists: pa.ListArray, counts: Int64s, cap: int) -> NDArray[np.
 class BalancedOrder:
     """The stream of samples when each epoch is a draw of its own; same promises as `SampleOrder`.
 
-    Holds four bytes per sample of the set, and one more while an epoch is drawn.
+    Holds four bytes for each sample of the set, and four more for each that is kept in the two epochs read last.
     """
 
     def __init__(
@@ -87,24 +98,38 @@ class BalancedOrder:
     def at(self, positions: Int64s) -> Addresses:
         """Return where the samples at these positions of the stream are."""
         while len(positions) and self._starts[-1] <= positions.max():
-            self._starts.append(self._starts[-1] + self._epoch(len(self._starts) - 1)[0].samples)
+            self._starts.append(self._starts[-1] + self._epoch(len(self._starts) - 1).order.samples)
         epochs = np.searchsorted(self._starts, positions, side="right") - 1
         shard, index = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            order, kept, first = self._epoch(int(epoch))
-            found = order.at(positions[here] - self._starts[epoch])
-            shard[here], index[here] = found.shard, kept[first[found.shard] + found.index]
+            shard[here], index[here] = self._epoch(int(epoch)).at(positions[here] - self._starts[epoch])
         return Addresses(epochs, shard, index)
 
-    def _draw(self, epoch: int) -> tuple[SampleOrder, Int64s, Int64s]:
-        """Return the epoch's order, the kept samples' indices in their shards, and where each shard's begin."""
-        numbers = np.arange(len(self._probabilities), dtype=np.uint64)
-        is_kept = uniform(self._seed, _BALANCE_STREAM, epoch, numbers) < self._probabilities
-        ends = np.cumsum(self._counts)
-        places = np.flatnonzero(is_kept)
-        shard = np.searchsorted(ends, places, side="right")
-        counts = np.bincount(shard, minlength=len(ends))
+    def _draw(self, epoch: int) -> "_Epoch":
+        """Draw an epoch shard by shard, so that little else is held than what it keeps."""
+        kept: list[NDArray[np.int32]] = []
+        end = 0
+        for count in self._counts.tolist():
+            start, end = end, end + count
+            draws = uniform(self._seed, _BALANCE_STREAM, epoch, np.arange(start, end, dtype=np.uint64))
+            kept.append(np.flatnonzero(draws < self._probabilities[start:end]).astype(np.int32))
         seed = int(hash64(self._seed, _BALANCE_STREAM, epoch)[0])
-        order = SampleOrder(counts, seed=seed, lanes=self._lanes, window=self._window)
-        return order, places - (ends - self._counts)[shard], np.cumsum(counts) - counts
+        counts = np.array([len(indices) for indices in kept])
+        return _Epoch(SampleOrder(counts, seed=seed, lanes=self._lanes, window=self._window), kept)
+
+
+class _Epoch(NamedTuple):
+    """The samples of one draw."""
+
+    order: SampleOrder  # of the kept samples
+    kept: list[NDArray[np.int32]]  # per shard, the indices of its kept samples in it
+
+    def at(self, positions: Int64s) -> tuple[Int64s, Int64s]:
+        """Return the shard of each sample, and its index in it."""
+        found = self.order.at(positions)
+        index = np.empty_like(positions)
+        for shard in np.unique(found.shard):
+            here = found.shard == shard
+            index[here] = self.kept[shard][found.index[here]]
+        return found.shard, index

@@ -1,5 +1,6 @@
 """Balance in the loader: the tail whole, the head near its cap, a new draw each epoch, equal however it is read."""
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from scene_shards import write_scene_shards
 
 from trainer.balance import BalancedOrder, keep_probabilities
 from trainer.errors import TrainerError
+from trainer.order import uniform
 from trainer.shards import ShardCache, ShardSet, find_shards
 from trainer.train import train
 
@@ -71,6 +73,30 @@ def test_a_position_means_the_same_however_the_stream_is_read(counts: list[int],
     edges = [0, *sorted(cuts), 60]
     assert [sample for a, b in pairwise(edges) for sample in read(a, b)] == read(0, 60)
     assert all(index < counts[shard] for _, shard, index in read(0, 60))
+
+
+def test_a_draw_does_not_depend_on_how_the_set_is_cut_into_shards():
+    probabilities = np.random.default_rng(0).random(900).astype(np.float32)
+    kept = [
+        {place for place in range(900) if uniform(7, 4, epoch, place)[0] < probabilities[place]} for epoch in range(2)
+    ]
+    for counts in ([900], [1, 0, 499, 400]):
+        order = BalancedOrder(np.array(counts), probabilities, seed=7, lanes=3, window=16)
+        found = order.at(np.arange(len(kept[0]) + len(kept[1])))
+        places = (np.cumsum(counts) - counts)[found.shard] + found.index
+        assert [set(places[found.epoch == epoch].tolist()) for epoch in range(2)] == kept
+
+
+def test_memory_is_four_bytes_a_sample_and_epoch():
+    counts, probabilities = np.full(200, 5_000), np.full(1_000_000, 0.5, np.float32)
+    order = BalancedOrder(counts, probabilities, seed=7, lanes=2, window=64)
+    tracemalloc.start()
+    for epoch in range(4):
+        order.at(np.array([epoch * 500_000 + 10_000]))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 2 * 4.2 * 500_000
+    assert peak < 3 * 4.2 * 500_000  # the third, before the first is dropped
 
 
 def _one_shard(folder: Path, query_ids: pa.Array | None) -> ShardSet:
