@@ -5,13 +5,14 @@
     parquet     a column of encoded images, as bytes or as the {bytes, path} of Hugging Face data sets
 
 Nothing is left out silently: what is no readable example comes out as one with a `failure`. PATH may be any fsspec URL;
-for webdataset and parquet it is a file, a folder or a glob.
+for webdataset and parquet it is a file, a folder or a glob. A label may be a list: then its parts have commas between.
 """
 
 import json
+import math
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -49,10 +50,31 @@ def read_examples(
     if kind == "folder":
         return _read_folder(fs, root)
     if kind == "webdataset":
-        return _read_webdataset(fs, root, label_column or "label")
+        return _each_once(_read_webdataset(fs, root, label_column or "label"), path)
     if kind == "parquet":
         return _read_parquet(fs, root, image_column, label_column)
     raise ValueError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
+
+
+def _each_once(examples: Iterator[Example], path: str) -> Iterator[Example]:
+    """Pass examples on; raise ValueError at a second one of the same name: whose results are whose?"""
+    seen = set[str]()
+    for example in examples:
+        if example.eval_id in seen:
+            raise ValueError(f"{path}: two examples are called {example.eval_id!r}: rename one")
+        seen.add(example.eval_id)
+        yield example
+
+
+def _label_text(label: Any, names: Mapping[int, str]) -> str | None:
+    """Return a label as text, a class's number by its name where there is one; None where it says no class."""
+    if isinstance(label, list):
+        return ",".join(filter(None, (_label_text(one, names) for one in label))) or None
+    if isinstance(label, float):  # whole numbers become that in a column with gaps
+        label = None if math.isnan(label) else int(label) if label.is_integer() else label
+    if isinstance(label, int):
+        return names.get(label, str(label))
+    return None if label is None else str(label)
 
 
 def _read_folder(fs: Any, root: str) -> Iterator[Example]:
@@ -122,8 +144,8 @@ def _label_of_sample(members: dict[str, bytes], label_field: str) -> str | None:
             fields = json.loads(members["json"])
         except ValueError:
             fields = None
-        if isinstance(fields, dict) and fields.get(label_field) is not None:
-            return str(fields[label_field])
+        if isinstance(fields, dict) and (text := _label_text(fields.get(label_field), {})) is not None:
+            return text
     return members["txt"].decode("utf-8", "replace").strip() if "txt" in members else None
 
 
@@ -154,7 +176,7 @@ def _read_table(
         labels = [None] * len(images) if label_column is None else batch.column(label_column).to_pylist()
         for image, label in zip(images, labels, strict=True):
             encoded = image.get("bytes") if isinstance(image, dict) else image
-            text = None if label is None else class_names[label] if label in class_names else str(label)
+            text = _label_text(label, class_names)
             yield Example(f"{name}/{row:07d}", text, encoded or b"", "" if encoded else "no_image")
             row += 1
 
@@ -170,8 +192,9 @@ def _class_names(schema: pa.Schema, label_column: str | None) -> dict[int, str]:
     """Return the names behind class numbers, where the file carries them in Hugging Face's metadata."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return dict(enumerate(features[label_column]["names"]))
-    except (ValueError, KeyError, TypeError):
+        feature = features[label_column]
+        return dict(enumerate(feature.get("feature", feature)["names"]))  # "feature": of a list of classes
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

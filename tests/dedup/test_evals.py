@@ -178,6 +178,32 @@ def test_parquet_of_hugging_face(tmp_path: Path) -> None:
     assert [(r["label"], r["reason"]) for r in rows] == [("dog", None), ("cat", "no_image")]
 
 
+def read_labels(path: Path, labels: pa.Array, feature: object = None) -> list[str | None]:
+    table = pa.table({"image": [b"x"] * len(labels), "label": labels})
+    about = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    pq.write_table(table.replace_schema_metadata(about), path)
+    return [example.label for example in read_examples("parquet", str(path))]
+
+
+def test_labels_of_any_type_are_text_or_nothing(tmp_path: Path) -> None:
+    path, names = tmp_path / "t.parquet", {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    assert read_labels(path, pa.array([1, 0, -1, None, 2]), names) == ["dog", "cat", "-1", None, "2"]
+    assert read_labels(path, pa.array([3.0, float("nan"), None, 0.5])) == ["3", None, None, "0.5"]
+    assert read_labels(path, pa.array([["cat", "dog"], ["dog"], [], None])) == ["cat,dog", "dog", None, None]
+    assert read_labels(path, pa.array([[0, 1], [1]]), {"feature": names, "_type": "Sequence"}) == ["cat,dog", "dog"]
+    assert read_labels(path, pa.array([[0, 1], [1]]), [names]) == ["0,1", "1"]  # metadata of a form we do not know
+    samples = {"a.jpg": b"x", "a.json": b'{"label": ["cat", "dog"]}', "b.jpg": b"x", "b.json": b'{"label": {"a": 1}}'}
+    tar = write_tar(tmp_path / "t.tar", samples)
+    assert [example.label for example in read_examples("webdataset", str(tar))] == ["cat,dog", "{'a': 1}"]
+
+
+def test_two_examples_of_one_name_are_an_error(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in" / "t.tar", {"k.png": png(1)})
+    write_tar(tmp_path / "in" / "t.tar.gz", {"k.png": png(2)}, "w:gz")
+    with pytest.raises(ValueError, match="two examples are called 't/k': rename one"):
+        index(tmp_path, "webdataset", tmp_path / "in")
+
+
 def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", FOLDER)
     trees = []

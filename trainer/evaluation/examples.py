@@ -1,7 +1,6 @@
 """Evaluation examples: read from any registered layout, encoded once, with their labels as class numbers."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
@@ -67,7 +66,7 @@ def encode_set(encoder: Encoder, source: EvalSetConfig) -> EncodedSet:
     """Read and encode a set.
 
     Raises:
-        TrainerError: it cannot be read, has no labelled example, or two of one name.
+        TrainerError: it cannot be read, or has no labelled example.
     """
     reader = _Reader(source)
     parts: list[Tensor] = []
@@ -82,11 +81,6 @@ def encode_set(encoder: Encoder, source: EvalSetConfig) -> EncodedSet:
     if not kept:
         raise TrainerError(f"evaluation set {source.name}: no example at {source.path} has an image and a label")
     eval_ids, labels = (list(column) for column in zip(*kept, strict=True))
-    repeated, times = Counter(eval_ids).most_common(1)[0]
-    if times > 1:
-        raise TrainerError(
-            f"evaluation set {source.name}: {times} examples are called {repeated!r}: rename all but one"
-        )
     return EncodedSet(eval_ids, labels, torch.cat(parts), reader.left_out)
 
 
@@ -121,7 +115,7 @@ def _parts(label: str) -> list[str]:
 def _check_names(name: str, distinct: list[str]) -> None:
     """Refuse labels that say nothing to a model: it would be asked for "a photo of a n01443537"."""
     nameless = [label for label in distinct if _WORDNET_ID.fullmatch(label)]
-    if name not in SETS_OF_NUMBERS and all(label.isdecimal() for label in distinct):
+    if name not in SETS_OF_NUMBERS and all(label.removeprefix("-").isdecimal() for label in distinct):
         nameless = distinct
     if nameless:
         raise TrainerError(
@@ -188,4 +182,4 @@ def _are_codes(distinct: list[str]) -> bool:
 
 def _plain(label: str) -> str:
     """Return what two spellings of a name share: "Apply Eye Makeup", "apply_eye_makeup" and "ApplyEyeMakeup"."""
-    return re.sub(r"[\s_-]+", "", label).casefold()
+    return re.sub(r"[\s_]+|(?<=\w)-", "", label).casefold()  # "-1" is not "1"
