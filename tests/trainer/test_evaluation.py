@@ -556,6 +556,20 @@ def test_a_probe_of_pictures_with_several_classes_is_scored_by_mean_precision(
     assert 50 < float(cells[4].rstrip("%")) <= 100
 
 
+def test_any_of_several_classes_is_right(tmp_path: Path):
+    colours = [scene_of(number)[0] for number in range(4)]  # each colour once, and pictures follow in this order
+    pairs = [f"{colours[number]},{colours[number - 1]}" for number in range(4)]
+    labels = [*pairs, *pairs, *pairs[2:], *pairs[:2]]
+    source = _parquet_set(tmp_path / "voc.parquet", "voc2007", labels)
+    result = zero_shot(_colour_encoder(), source, None)
+    rows = result.table.to_pylist()
+    right = [row["prediction"] in label.split(",") for row, label in zip(rows, labels, strict=True)]
+    assert 0 < sum(right) < len(right)
+    assert [row["correct"] for row in rows] == right == [row["label_rank"] == 0 for row in rows]
+    assert all(row["label"] == row["prediction"] for row in rows if row["correct"])
+    assert result.accuracy == pytest.approx(np.mean(right))
+
+
 def test_frames_of_videos_are_said_to_be_frames(tmp_path: Path):
     source = _scene_folder(tmp_path / "images", 4).model_copy(update={"name": "youtube-bb"})
     result = zero_shot(_colour_encoder(), source, None)

@@ -24,7 +24,6 @@ from trainer.config import EvalSetConfig
 from trainer.errors import TrainerError
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.metrics import (
-    accuracy,
     chance,
     evaluate,
     has_several_classes,
@@ -38,7 +37,7 @@ from trainer.evaluation.prompts import Prompts
 RESULTS = pa.schema(
     [
         ("eval_id", pa.string()),  # as in evals/<set>/index.parquet
-        ("label", pa.string()),  # the class's first name
+        ("label", pa.string()),  # the class's first name; of several classes, the one that scored highest
         ("prediction", pa.string()),
         ("correct", pa.bool_()),
         ("score", pa.float32()),  # the softmax probability of the prediction
@@ -55,7 +54,7 @@ class ZeroShotResult:
     metric: str  # as it is shown
     value: float
     chance: float | None  # what guessing would score, where that is known
-    accuracy: float
+    accuracy: float  # the share of `correct`
     examples: int
     left_out: int
     classes: int
@@ -82,16 +81,17 @@ def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) 
     check_classes(source.name, metric, positive)
     similarity = F.normalize(examples.features, dim=-1) @ classifier(encoder, prompts).T
     scores = (similarity * encoder.model.logit_scale.detach().exp().item()).double().numpy()
+    table = _table(examples.eval_ids, scores, positive, prompts)
     return ZeroShotResult(
         name=source.name,
         metric=shown_name(metric),
         value=evaluate(metric, scores, positive),
         chance=chance(metric, len(prompts.classes)),
-        accuracy=accuracy(scores, positive.argmax(axis=1)),
+        accuracy=float(table["correct"].to_numpy().mean()),
         examples=len(scores),
         left_out=examples.left_out,
         classes=len(prompts.classes),
-        table=_table(examples.eval_ids, scores, positive, prompts),
+        table=table,
     )
 
 
@@ -106,7 +106,7 @@ def check_classes(name: str, metric: Metric, positive: NDArray[np.bool_]) -> Non
 
 def _table(eval_ids: list[str], scores: NDArray[np.float64], positive: NDArray[np.bool_], prompts: Prompts) -> pa.Table:
     names = np.array([names[0] for names in prompts.classes])
-    labels, predictions = positive.argmax(axis=1), scores.argmax(axis=1)
+    labels, predictions = np.where(positive, scores, -np.inf).argmax(axis=1), scores.argmax(axis=1)
     shifted = scores - scores.max(axis=1, keepdims=True)
     probabilities = 1 / np.exp(shifted).sum(axis=1)
     columns: dict[str, Any] = {
