@@ -451,6 +451,24 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ('probe_train = { scene = "there" }', "evaluate.probe_train.scene: [[evals]] has scenes"),
+        (
+            '[[evals]]\nname = "scenes"\nkind = "folder"\npath = "there"',
+            "two of [[evals]] are called 'scenes': rename one",
+        ),
+    ],
+)
+def test_sets_are_told_apart_before_anything_is_scored(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: str, message: str
+):
+    config = _config(tmp_path, _scene_folder(tmp_path / "images", 4), extra)
+    assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
     ("name", "set_name"),
     [
         ("a/b", "scenes"),

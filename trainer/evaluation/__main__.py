@@ -52,6 +52,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     settings = load_settings(options.config)
+    _check_names(settings)
     sets = _chosen(settings, options.sets)
     if not sets and options.retrieval is None:
         raise TrainerConfigError(f"{options.config} has no [[evals]]: add a set, or ask for --retrieval SHARDS")
@@ -63,6 +64,16 @@ def _run(options: argparse.Namespace) -> None:
         _classify(settings, encoder, sets)
     if options.retrieval is not None:
         _retrieve(settings, encoder, options.retrieval)
+
+
+def _check_names(settings: Settings) -> None:
+    names = [source.name for source in settings.evals]
+    for name in names:
+        if names.count(name) > 1:  # the results of one would replace the other's
+            raise TrainerConfigError(f"two of [[evals]] are called {name!r}: rename one")
+    for name in settings.evaluate.probe_train:
+        if name not in names:
+            raise TrainerConfigError(f"evaluate.probe_train.{name}: [[evals]] has {', '.join(names) or 'no set'}")
 
 
 def _check_file_name(key: str, name: str | None) -> None:
