@@ -5,8 +5,8 @@ own rows (images against all texts) and columns (texts against all images). The 
 time: the gradients are formed together with the loss, so nothing of size (b, N) waits for the backward pass, and the
 gradients that belong to other ranks' features are summed at their owners.
 
-Averaged over ranks, as DDP and FSDP average gradients, loss and gradients equal those of one process with all N pairs;
-so do the weights', unless a model's features depend on what else is in a rank's batch, as with BatchNorm.
+Averaged over ranks, as DDP and FSDP average gradients, the loss and its gradients by the features equal those of one
+process with all N pairs. So do the weights' gradients, unless features depend on a rank's other samples, as BatchNorm's.
 """
 
 from collections.abc import Callable
