@@ -6,7 +6,7 @@ time: the gradients are formed together with the loss, so nothing of size (b, N)
 gradients that belong to other ranks' features are summed at their owners.
 
 Averaged over ranks, as DDP and FSDP average gradients, the loss and its gradients by the features equal those of one
-process with all N pairs. So do the weights' gradients, unless features depend on a rank's other samples, as BatchNorm's.
+process with all N pairs. So do the weights' gradients, unless features depend on a rank's other samples (BatchNorm).
 """
 
 from collections.abc import Callable
