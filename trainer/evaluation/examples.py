@@ -18,7 +18,7 @@ from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, plain_name
 
 Bools = NDArray[np.bool_]
 
-SETS_OF_NUMBERS = {"mnist", "svhn", "clevr-counts"}
+_SETS_OF_NUMBERS = {"mnist", "svhn", "clevr-counts"}
 """Registered sets whose classes are numbers, so that a label "7" is a name."""
 _WORDNET_ID = re.compile(r"n\d{8}")
 _CODE = re.compile(r"\S*\d\S*|[A-Z]+")
@@ -115,7 +115,7 @@ def _parts(label: str) -> list[str]:
 def _check_names(name: str, distinct: list[str]) -> None:
     """Refuse labels that say nothing to a model: it would be asked for "a photo of a n01443537"."""
     nameless = [label for label in distinct if _WORDNET_ID.fullmatch(label)]
-    if name not in SETS_OF_NUMBERS and all(label.removeprefix("-").isdecimal() for label in distinct):
+    if name not in _SETS_OF_NUMBERS and all(label.removeprefix("-").isdecimal() for label in distinct):
         nameless = distinct
     if nameless:
         raise TrainerError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import logsumexp
 
 from trainer.evaluation.metrics import Bools, Floats, accuracy, eleven_point_map
 
@@ -42,13 +41,19 @@ def fit(features: Floats, positive: Bools, l2: float, *, several: bool) -> Probe
     """
     count, width = features.shape
     initial = np.zeros((width + 1, positive.shape[1]))
+    right = np.nonzero(positive)
 
     def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
         weights = flat.reshape(initial.shape)
         logits = features @ weights[:-1] + weights[-1]
-        log_sum = np.logaddexp(0, logits) if several else logsumexp(logits, axis=1, keepdims=True)
-        loss = log_sum.sum() - logits[positive].sum() + l2 / 2 * (weights[:-1] ** 2).sum()
-        slope = np.exp(logits - log_sum) - positive
+        if several:
+            log_sum = np.logaddexp(0, logits)
+        else:
+            logits -= logits.max(axis=1, keepdims=True)
+            log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        loss = log_sum.sum() - logits[right].sum() + l2 / 2 * (weights[:-1] ** 2).sum()
+        slope = np.exp(logits - log_sum)
+        slope[right] -= 1
         gradient = np.vstack([features.T @ slope + l2 * weights[:-1], slope.sum(axis=0)])
         return float(loss) / count, gradient.ravel() / count
 
