@@ -341,7 +341,6 @@ def _set_json(report: EvalReport, tests: Counter[str]) -> dict[str, Any]:
         **vars(report.summary),
         "share": _proportion_json(report.share),
         "accuracies": scores,
-        "accuracy": scores[0] if scores else None,  # for readers that know one model
         "evidence": [
             {name: value for name, value in vars(pair).items() if not name.endswith("_jpeg")}
             for pair in report.evidence

@@ -15,6 +15,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb
 MAX_SCANS = 100
 """Each scan of a progressive JPEG costs its whole size again and can be a few bytes. Encoders write about ten."""
+_ROWS = 256  # of an image, converted at a time
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` is the limit here
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL.TiffImagePlugin")  # one for each damaged tag
@@ -33,10 +34,18 @@ def open_image(encoded: bytes) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no range")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255 instead of scaling
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8))
+        return _in_8_bits(image)
     image.load()
     return image
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey; in blocks of rows, for a small file may hold a large image."""
+    wide = np.asarray(image)
+    grey = np.empty(wide.shape, np.uint8)
+    for row in range(0, len(wide), _ROWS):
+        grey[row : row + _ROWS] = np.clip(wide[row : row + _ROWS] >> 8, 0, 255)
+    return Image.fromarray(grey)
 
 
 def decode_rgb(encoded: bytes, min_side: int) -> Image.Image:

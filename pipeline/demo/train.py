@@ -70,11 +70,10 @@ def write_prompts(directory: Path, sets: list[str]) -> None:
 
 
 def accuracy_table(sets: list[dict[str, Any]], classes: dict[str, int]) -> Table:
-    """Return zero-shot accuracies on All, Clean and Overlap, beside chance."""
+    """Return the demo model's zero-shot accuracies on All, Clean and Overlap, beside chance."""
     table = Table("set", "chance", "all", "clean", "overlap", "p", box=None, pad_edge=False, title="zero-shot accuracy")
     for entry in sets:
-        accuracy = entry["accuracy"]
-        if accuracy is not None:
+        for accuracy in (score for score in entry["accuracies"] if score["model"] == _MODEL):
             parts = [_share(accuracy[part]) for part in ("all", "clean", "overlap")]
             p_value = f"{accuracy['p_value']:.3f}" if accuracy["overlap"]["total"] else ""
             table.add_row(entry["name"], f"{1 / classes[entry['name']]:.1%}", *parts, p_value)

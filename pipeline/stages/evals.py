@@ -17,7 +17,7 @@ from pipeline.sources import file_versions
 from pipeline.units import Ready, Unit, UnitOutput, digest
 from pipeline.workspace import Workspace
 
-VERSION = 1
+VERSION = 2
 """Raised when the same images would give another index."""
 
 

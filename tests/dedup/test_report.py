@@ -274,8 +274,8 @@ def test_json_has_the_numbers() -> None:
         "high": contamination(6, 200).high,
     }
     assert (first["overlap"], first["found"], first["images"]) == (6, 9, 7)
-    assert first["accuracy"]["overlap"]["confidence"] == 0.995
-    assert first["accuracy"]["bonferroni_p_value"] == first["accuracy"]["p_value"]  # one set was tested
+    assert first["accuracies"][0]["overlap"]["confidence"] == 0.995
+    assert first["accuracies"][0]["bonferroni_p_value"] == first["accuracies"][0]["p_value"]  # one set was tested
     assert [s["registered"] for s in found["sets"]] == [True, False, True]
     assert "jpeg" not in json.dumps(found)
     assert found["overall"]["mean_share"] == pytest.approx(0.02)

@@ -37,9 +37,9 @@ def test_accuracies_stand_beside_chance_and_apart_for_clean_and_overlap():
     none = {"count": 0, "total": 0}
     clean = {"all": accuracy["all"], "clean": accuracy["all"], "overlap": none, "p_value": 1.0}
     sets = [
-        {"name": "objects", "accuracy": accuracy},
-        {"name": "patterns", "accuracy": clean},
-        {"name": "unscored", "accuracy": None},
+        {"name": "objects", "accuracies": [{"model": "another", **clean}, {"model": "demo", **accuracy}]},
+        {"name": "patterns", "accuracies": [{"model": "demo", **clean}]},
+        {"name": "unscored", "accuracies": []},
     ]
     console = Console(width=100, file=io.StringIO())
     console.print(accuracy_table(sets, {"objects": 64, "patterns": 5, "unscored": 2}))
