@@ -71,7 +71,7 @@ def _run(settings: Settings, hook: Hook | None, rank: int, size: int, port: int)
     try:
         train(settings, on_step=hook)
     except TrainerError as error:
-        print(f"error: {error}")
+        os.write(1, f"error: {error}\n".encode())  # at once: `print` lets another process's line in before the end
         os._exit(error.exit_code)
     except BaseException:
         traceback.print_exc()
