@@ -142,7 +142,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no range")
     if image.mode.startswith("I"):
-        return _eight_bits(image).convert("RGB")
+        return in_8_bits(image).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
@@ -150,7 +150,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def in_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey, which Pillow would clip at 255; in blocks of rows, for a small file may hold a large image."""
     wide = np.asarray(image)
     grey = np.empty(wide.shape, np.uint8)

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,13 +48,16 @@ where excluded.status = 200 and responses.status != 200
 """
 
 
+WantsBody = Callable[[int, CIMultiDict[str]], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedAnswer:
-    """A response from an archive, codings undone."""
+    """A response from an archive; its body with codings undone, or None where it was not wanted."""
 
     status: int
     headers: CIMultiDict[str]
-    body: bytes
+    body: bytes | None
 
 
 def build_archive_index(paths: Sequence[str], destination: Path) -> None:
@@ -105,7 +108,7 @@ def _responses(file: int, path: str, name: str) -> Iterator[tuple[bytes, int, in
     if left_out and not records:
         raise ValueError("no WARC file: it holds no record")
     if left_out:
-        logger.warning("%s: %d records or more are damaged and left out", name, left_out)
+        logger.warning("%s: %d records or more are left out: damaged, or inside a larger gzip member", name, left_out)
 
 
 def _response_url(record: WarcRecord) -> str | None:
@@ -155,8 +158,10 @@ class ArchiveIndex:
         """Close the index."""
         self._database.close()
 
-    def get(self, url: str, max_bytes: int) -> RecordedAnswer | None:
+    def get(self, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedAnswer | None:
         """Return the recorded answer to a normalised URL, or None where there is none.
+
+        `wants_body` sees the status and headers first and may raise, as with an answer from the network.
 
         Raises:
             FetchFailure: TRUNCATED or TOO_LARGE, or PROTOCOL_ERROR for a record that cannot be read (again).
@@ -167,11 +172,11 @@ class ArchiveIndex:
             return None
         file, offset = row
         try:
-            return self._read(self._paths[file], offset, url, max_bytes)
+            return self._read(self._paths[file], offset, url, max_bytes, wants_body)
         except OSError as error:
             raise FetchFailure(Reason.PROTOCOL_ERROR, f"archive record: {type(error).__name__}") from error
 
-    def _read(self, path: str, offset: int, url: str, max_bytes: int) -> RecordedAnswer:
+    def _read(self, path: str, offset: int, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedAnswer:
         with fsspec.open(path, "rb") as stream:
             stream.seek(offset)
             record = next(read_records(stream, offset), None)
@@ -179,6 +184,8 @@ class ArchiveIndex:
             raise FetchFailure(Reason.PROTOCOL_ERROR, "archive record: another one, or damaged, since it was indexed")
         response = parse_response(record.block)
         status, headers = response.status or 0, CIMultiDict(response.headers.astuples())
+        if not wants_body(status, headers):
+            return RecordedAnswer(status, headers, None)
         if not record.is_whole:
             raise FetchFailure(Reason.TOO_LARGE, f"more than {MAX_BLOCK_BYTES} bytes", http_status=status)
         if record.field("WARC-Truncated"):

@@ -169,10 +169,10 @@ class Crawl:
         assert self._archives is not None
         job.is_looked_up = True
         find, max_bytes = self._archives.get, self._config.max_bytes
-        recorded = await self._loop.run_in_executor(self._decoders, find, job.target.url, max_bytes)
+        recorded = await self._loop.run_in_executor(self._decoders, find, job.target.url, max_bytes, self._wants_body)
         if recorded is None:
             return None
-        if self._wants_body(recorded.status, recorded.headers):
+        if recorded.body is not None:
             return Answer(recorded.status, recorded.headers, io.BytesIO(recorded.body))
         self._redirect(job, recorded.headers)
         return None

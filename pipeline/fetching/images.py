@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from dedup.fingerprint import fingerprint
+from dedup.fingerprint import fingerprint, in_8_bits
 from pipeline.config import FetchConfig
 from pipeline.fetching.exif import ORIENTATIONS, exif_json, orientation, read_exif
 from pipeline.fetching.outcome import FetchFailure
@@ -45,7 +45,6 @@ _SVG_HEAD_BYTES = 1024
 # Decoding takes up to 16 bytes a pixel (a WebP with transparency), 1.4 GB at the default max_pixels; only one image
 # above this size is decoded at a time.
 _LARGE_PIXELS = 1 << 24
-_ROWS_AT_A_TIME = 64
 _one_large_image = threading.Lock()
 
 # A progressive JPEG costs its whole size again for each scan, and a scan can be a few bytes. Encoders write about ten.
@@ -212,21 +211,11 @@ def _check_size(size: Size, turn: int, config: FetchConfig) -> None:
 def _in_rgb(image: Image.Image) -> Image.Image:
     """Decode the first frame, to RGB, to RGBA where it has transparency, or to L where it is 16-bit grey."""
     if image.mode.startswith("I"):
-        return _in_8_bits(image)
+        return in_8_bits(image)
     if image.mode == "F":
         raise FetchFailure(Reason.UNSUPPORTED_FORMAT, "floating-point pixels", original_size=image.size)
     mode = "RGBA" if image.has_transparency_data else "RGB"
     return image if image.mode == mode else image.convert(mode)  # converting to the same would copy
-
-
-def _in_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey, which Pillow would clip at 255; by rows, to hold no second copy of the wide pixels."""
-    grey = Image.new("L", image.size)
-    for top in range(0, image.height, _ROWS_AT_A_TIME):
-        box = (0, top, image.width, min(top + _ROWS_AT_A_TIME, image.height))
-        wide = np.asarray(image.crop(box)).astype(np.int32)
-        grey.paste(Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8)), box)
-    return grey
 
 
 def _finish(image: Image.Image, target: Size, turn: int) -> np.ndarray:

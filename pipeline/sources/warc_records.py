@@ -91,6 +91,7 @@ class _Segment:
         self._start = start
         self._is_gzip = is_gzip
         self._end = len(first)  # of the window, counted from the segment's start
+        self._known_from = 0  # where places are known from on: bytes that were skipped can be missing before
 
     def records(self) -> Generator[WarcRecord | Reason, None, bool]:
         """Yield the records; return False where damage was met and no record could be found after it."""
@@ -123,6 +124,8 @@ class _Segment:
         is_whole = size == int(length[1])
         if (is_whole or self._skip(int(length[1]) - size)) and self._at_record_end():
             return WarcRecord(header, block, is_whole, offset)
+        if not is_whole:
+            self._known_from = self._end - (len(self._window) - self._position)
         self._window = block + self._window[self._position :]  # a length too long has swallowed what follows
         self._position = 0
         return None
@@ -130,6 +133,8 @@ class _Segment:
     def _offset(self) -> int | None:
         """Return where in the file the record at the position begins; of a gzip member only the first can be told."""
         at = self._end - len(self._window) + self._position
+        if at < self._known_from:
+            return None
         if self._is_gzip:
             return None if at else self._start
         return self._start + at

@@ -11,7 +11,7 @@ from fetching_support import config, fetch, plan_of
 from hostile_server import GOOD, GZIP_BOMB, HostileServer, head, picture
 
 from pipeline.errors import UserError
-from pipeline.fetching.archives import ArchiveIndex, build_archive_index
+from pipeline.fetching.archives import ArchiveIndex, RecordedAnswer, build_archive_index
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
@@ -75,6 +75,10 @@ ANSWERS = {
 }
 
 
+def look_up(index: ArchiveIndex, url: str, max_bytes: int = LIMIT) -> RecordedAnswer | None:
+    return index.get(url, max_bytes, lambda status, _: status == 200)
+
+
 def write_archive(folder: Path, form: str) -> str:
     """Write `RECORDS` to a file, compressed by record, as a whole, or not at all."""
     path = folder / f"archive.warc{'' if form == 'plain' else '.gz'}"
@@ -109,15 +113,15 @@ def test_the_network_answers_what_the_archives_do_not_have(index: ArchiveIndex, 
 
 
 def test_the_first_good_capture_counts(index: ArchiveIndex) -> None:
-    answer = index.get("http://a.example/twice.jpg", LIMIT)
+    answer = look_up(index, "http://a.example/twice.jpg")
     assert answer is not None
     assert answer.body == picture(seed=1)
-    assert index.get("http://a.example/never", LIMIT) is None
+    assert look_up(index, "http://a.example/never") is None
 
 
 def test_bodies_have_a_limit(index: ArchiveIndex) -> None:
     with pytest.raises(FetchFailure, match="more than 100 bytes"):
-        index.get("http://a.example/ok.jpg", 100)
+        look_up(index, "http://a.example/ok.jpg", 100)
 
 
 def damaged_in(number: int, form: str) -> bytes:
@@ -138,12 +142,12 @@ def test_a_damaged_record_is_left_out_and_the_others_are_found(
     path.write_bytes(damaged_in(2, form))
     build_archive_index([str(path)], tmp_path / "index")
     index = ArchiveIndex(tmp_path / "index")
-    answers = [index.get(f"http://a.example/{n}.png", LIMIT) for n in range(5)]
+    answers = [look_up(index, f"http://a.example/{n}.png") for n in range(5)]
     assert [answer is not None for answer in answers] == [True, True, False, True, True]
     assert [answer.body == picture(seed=n, image_format="PNG") for n, answer in enumerate(answers) if answer] == [
         True
     ] * 4
-    assert f"{path}: 1 records or more are damaged and left out" in caplog.text
+    assert f"{path}: 1 records or more are left out: damaged" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["by record", "as a whole", "plain"])
@@ -151,7 +155,7 @@ def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(form: str, tmp_path: 
     path = Path(write_archive(tmp_path, form))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     build_archive_index([str(path)], tmp_path / "index")
-    answer = ArchiveIndex(tmp_path / "index").get("http://a.example/ok.jpg", LIMIT)
+    answer = look_up(ArchiveIndex(tmp_path / "index"), "http://a.example/ok.jpg")
     assert answer is not None
     assert answer.body == GOOD
 
@@ -161,8 +165,21 @@ def test_a_body_shorter_than_announced_is_truncated(tmp_path: Path) -> None:
     (tmp_path / "a.warc").write_bytes(record("http://a.example/short.jpg", http))
     build_archive_index([str(tmp_path / "a.warc")], tmp_path / "index")
     with pytest.raises(FetchFailure, match="shorter than announced") as caught:
-        ArchiveIndex(tmp_path / "index").get("http://a.example/short.jpg", LIMIT)
+        look_up(ArchiveIndex(tmp_path / "index"), "http://a.example/short.jpg")
     assert caught.value.reason is Reason.TRUNCATED
+
+
+def test_a_body_that_is_not_wanted_may_be_missing(tmp_path: Path) -> None:
+    headers = {"Content-Length": "154", "Location": "/new.jpg"}
+    moved, gone = record("http://a.example/old.jpg", head(301, headers) + b"<html>"), "http://a.example/gone.jpg"
+    (tmp_path / "a.warc").write_bytes(moved + record(gone, head(404, headers)))
+    build_archive_index([str(tmp_path / "a.warc")], tmp_path / "index")
+    index = ArchiveIndex(tmp_path / "index")
+    answer = look_up(index, "http://a.example/old.jpg")
+    assert answer is not None
+    assert (answer.status, answer.headers["location"], answer.body) == (301, "/new.jpg", None)
+    with Fetcher(config(network=False), archives=index) as fetcher:
+        assert fetch(fetcher, plan_of([gone])).reasons == [Reason.HTTP_NOT_FOUND]
 
 
 def test_an_archive_that_changed_after_it_was_indexed_answers_nothing_wrong(tmp_path: Path) -> None:
@@ -171,7 +188,7 @@ def test_an_archive_that_changed_after_it_was_indexed_answers_nothing_wrong(tmp_
     build_archive_index([str(path)], tmp_path / "index")
     path.write_bytes(response("http://a.example/1.jpg") + response("http://a.example/0.jpg"))
     with pytest.raises(FetchFailure, match="archive record"):
-        ArchiveIndex(tmp_path / "index").get("http://a.example/0.jpg", LIMIT)
+        look_up(ArchiveIndex(tmp_path / "index"), "http://a.example/0.jpg")
 
 
 @pytest.mark.parametrize("content", [b"<html>no archive</html>", gzip.compress(b"url,caption\n"), b"\x1f\x8b broken"])
@@ -206,6 +223,6 @@ def test_real_archives_are_found_again_whole(name: str, tmp_path: Path) -> None:
             expected.setdefault(url, one.reader.read())
     assert expected
     for url, body in expected.items():
-        answer = index.get(url, 30_000_000)
+        answer = look_up(index, url, 30_000_000)
         assert answer is not None
         assert answer.body == body
