@@ -15,6 +15,6 @@ def private_folder(name: str) -> Path:
     folder = Path(tempfile.gettempdir(), f"{name}-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
-    if facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) != 0o700 or not stat.S_ISDIR(facts.st_mode):
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o777 != 0o700 or not stat.S_ISDIR(facts.st_mode):
         raise PermissionError(f"{folder} is not a folder of this user's alone")
     return folder

@@ -27,7 +27,7 @@ def test_it_is_made_once(recordings):
     made = folder.stat().st_mtime_ns
     assert index_folder(recordings, "v") == folder
     assert folder.stat().st_mtime_ns == made
-    answer = ArchiveIndex(folder).get(image_url(1), 1_000_000)
+    answer = ArchiveIndex(folder).get(image_url(1), 1_000_000, lambda *_: True)
     assert answer is not None
     assert answer.status == 200
 
@@ -60,3 +60,8 @@ def test_a_folder_that_others_may_enter_is_not_trusted(recordings, tmp_path):
     next(tmp_path.glob("wit-archives-*")).chmod(0o755)
     with pytest.raises(UserError, match="set TMPDIR to a folder of your own"):
         index_folder(recordings, "v")
+
+
+def test_a_folder_for_temporary_files_of_a_group_is_no_harm(recordings, tmp_path):
+    tmp_path.chmod(0o2770)  # what is made in it inherits the group and this bit
+    assert index_folder(recordings, "v").is_dir()
