@@ -72,8 +72,8 @@ def _label_text(label: Any, names: Mapping[int, str]) -> str | None:
         return ",".join(filter(None, (_label_text(one, names) for one in label))) or None
     if isinstance(label, float):  # whole numbers become that in a column with gaps
         label = None if math.isnan(label) else int(label) if label.is_integer() else label
-    if isinstance(label, int):
-        return names.get(label, str(label))
+    if isinstance(label, int):  # True and False, too: 1 and 0
+        return names.get(label, str(int(label)))
     return None if label is None else str(label)
 
 

@@ -188,6 +188,7 @@ def read_labels(path: Path, labels: pa.Array, feature: object = None) -> list[st
 def test_labels_of_any_type_are_text_or_nothing(tmp_path: Path) -> None:
     path, names = tmp_path / "t.parquet", {"names": ["cat", "dog"], "_type": "ClassLabel"}
     assert read_labels(path, pa.array([1, 0, -1, None, 2]), names) == ["dog", "cat", "-1", None, "2"]
+    assert read_labels(path, pa.array([True, False, None])) == ["1", "0", None]
     assert read_labels(path, pa.array([3.0, float("nan"), None, 0.5])) == ["3", None, None, "0.5"]
     assert read_labels(path, pa.array([["cat", "dog"], ["dog"], [], None])) == ["cat,dog", "dog", None, None]
     assert read_labels(path, pa.array([[0, 1], [1]]), {"feature": names, "_type": "Sequence"}) == ["cat,dog", "dog"]

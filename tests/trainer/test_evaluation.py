@@ -189,6 +189,14 @@ def test_labels_that_fit_no_class_or_several_are_one_line(labels: list[str], mes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("label", ["T-shirt", "t shirt", "T - Shirt", " tshirt ", "T_shirt"])
+@pytest.mark.parametrize("name", ["T-shirt", "T - shirt", "t_shirt"])
+def test_names_may_be_spelt_in_several_ways(label: str, name: str):
+    prompts = Prompts(((name,), ("dress",)), PLAIN_TEMPLATES)
+    _, positive = number_labels("clothes", ["dress", label], prompts, several=False)
+    assert positive.argmax(axis=1).tolist() == [1, 0]
+
+
 def test_labels_that_are_no_names_need_prompts():
     for name, labels in (("imagenet-a", ["n01443537", "n01498041"]), ("cifar10", ["0", "1"]), ("pets", ["-1"])):
         with pytest.raises(TrainerError, match=rf"{name}: label '{labels[0]}' is no name .* file of evaluate\.prompts"):

@@ -133,7 +133,7 @@ def _numbers(name: str, distinct: list[str], prompts: Prompts) -> dict[str, int]
         return {label: _only_class(name, label, by_name[_plain(label)]) for label in distinct}
     if len(unknown) == len(distinct):
         if all(label.isdecimal() for label in distinct):
-            return _counted(name, distinct, count)
+            return _by_number(name, distinct, count)
         if len(distinct) == count and _are_codes(distinct):
             return {label: number for number, label in enumerate(distinct)}
     raise TrainerError(
@@ -160,7 +160,7 @@ def _by_name(prompts: Prompts) -> dict[str, list[int]]:
     return found
 
 
-def _counted(name: str, distinct: list[str], count: int) -> dict[str, int]:
+def _by_number(name: str, distinct: list[str], count: int) -> dict[str, int]:
     numbers = {label: int(label) for label in distinct}
     found = set(numbers.values())
     if found == set(range(1, count + 1)):
@@ -182,4 +182,4 @@ def _are_codes(distinct: list[str]) -> bool:
 
 def _plain(label: str) -> str:
     """Return what two spellings of a name share: "Apply Eye Makeup", "apply_eye_makeup" and "ApplyEyeMakeup"."""
-    return re.sub(r"[\s_]+|(?<=\w)-", "", label).casefold()  # "-1" is not "1"
+    return re.sub(r"[\s_]+|(?<!^)-", "", label.strip()).casefold()  # "-1" is not "1"
