@@ -8,7 +8,7 @@ from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
 from pipeline.engine import Build
 from pipeline.errors import ConfigError, UserError
-from pipeline.failures import in_one_line
+from pipeline.failures import why
 from pipeline.lock import only_build
 from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
@@ -53,7 +53,7 @@ def _check_inputs(project: Project) -> None:
         try:
             next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
         except Exception as error:  # whatever a store raises without its package, or without credentials
-            raise ConfigError(f"evals: {evaluation.name}: {in_one_line(str(error))}") from None
+            raise ConfigError(f"evals: {evaluation.name}: {why(error)}") from None
 
 
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline import cli_demo, cli_evals, cli_queries, cli_train
 from pipeline.account import Account, read_account
 from pipeline.errors import UserError
-from pipeline.failures import in_one_line
+from pipeline.failures import why
 from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_for_users(error):
             raise
-        print(f"wit: {in_one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+        print(f"wit: {why(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("wit: stopped; run the same command again to resume", file=sys.stderr)
@@ -53,6 +53,8 @@ def _is_for_users(error: Exception) -> bool:
 
     Bugs keep their traceback.
     """
+    if isinstance(error, TypeError | AttributeError | NameError | AssertionError):
+        return False
     packages = []
     trace = error.__traceback__
     while trace is not None:

@@ -44,6 +44,11 @@ def without_step(message: str) -> str:
     return _STEP.sub("", message)
 
 
+def why(error: Exception) -> str:
+    """Return what an exception says, in one line; its class where it says nothing."""
+    return in_one_line(str(error)) or type(error).__name__
+
+
 def in_one_line(text: str) -> str:
     """Join lines, and cut what is longer than anyone reads."""
     line = " ".join(text.split())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import ConfigError, UserError
-from pipeline.failures import in_one_line
+from pipeline.failures import why
 from pipeline.workspace import Workspace
 
 _LOCK = ".wit/lock"
@@ -26,9 +26,9 @@ def only_build(workspace: Workspace) -> Iterator[None]:
     try:
         file = _open(workspace)
     except Exception as error:  # whatever a store raises that cannot be written
-        why = (isinstance(error, OSError) and error.strerror) or in_one_line(str(error)) or type(error).__name__
+        said = (isinstance(error, OSError) and error.strerror) or why(error)
         raise ConfigError(
-            f"workspace {workspace.root!r} cannot be written ({why}); name a folder where you may"
+            f"workspace {workspace.root!r} cannot be written ({said}); name a folder where you may"
         ) from None
     if file is None:
         yield
@@ -43,8 +43,7 @@ def only_build(workspace: Workspace) -> Iterator[None]:
 
 def _open(workspace: Workspace) -> TextIO | None:
     if not workspace.is_local:
-        if not workspace.exists(_LOCK):
-            workspace.fs.pipe_file(workspace.path(_LOCK), b"")
+        workspace.fs.pipe_file(workspace.path(_LOCK), b"")
         return None
     lock = Path(workspace.path(_LOCK))
     lock.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError
-from pipeline.failures import in_one_line
+from pipeline.failures import why
 from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 
@@ -34,7 +34,7 @@ class Project:
                 with suppress(FileNotFoundError):
                     workspace.fs.ls(workspace.path(""))
         except Exception as error:  # whatever a store raises without its package, credentials or network
-            raise ConfigError(f"workspace = {self.config.workspace!r}: {in_one_line(str(error))}") from None
+            raise ConfigError(f"workspace = {self.config.workspace!r}: {why(error)}") from None
         return workspace
 
     def resolve(self, path: str) -> str:

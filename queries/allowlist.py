@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from queries.errors import InputError
-from queries.files import asking
+from queries.files import store_errors_in_one_line
 from queries.list_files import SCHEMA, parse_parquet, read_bytes, read_list
 from queries.normalize import normalize_batch
 
@@ -183,7 +183,7 @@ def manifest_path(allowlist_path: str) -> str:
 
 def _write_file(path: str, content: bytes) -> None:
     """Write a file at once: by renaming on a local disk; object stores show an upload only when it is complete."""
-    with asking(path, "written"):
+    with store_errors_in_one_line(path, "written"):
         filesystem, name = fsspec.core.url_to_fs(path)
         if "file" not in filesystem.protocol:
             filesystem.pipe_file(name, content)

@@ -20,21 +20,21 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
         InputError: there is no such file, or what the block reads of it is damaged or ends early.
     """
     with ExitStack() as opened:
-        with asking(path, "opened"):
+        with store_errors_in_one_line(path, "opened"):
             stream = opened.enter_context(fsspec.open(path, "rb", compression=compression))
         with _describing(path):
             yield stream
 
 
 @contextmanager
-def asking(path: str, what: str) -> Iterator[None]:
+def store_errors_in_one_line(path: str, what: str) -> Iterator[None]:
     """Turn whatever a store raises (no such protocol, no package for it, no credentials, no network) into one line."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
-        raise InputError(f"{path}: cannot be {what} ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: cannot be {what} ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
 @contextmanager
