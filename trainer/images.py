@@ -34,12 +34,12 @@ def open_image(encoded: bytes) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no range")
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip at 255 instead of scaling
-        return _in_8_bits(image)
+        return in_8_bits(image)
     image.load()
     return image
 
 
-def _in_8_bits(image: Image.Image) -> Image.Image:
+def in_8_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey; in blocks of rows, for a small file may hold a large image."""
     wide = np.asarray(image)
     grey = np.empty(wide.shape, np.uint8)

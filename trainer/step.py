@@ -1,6 +1,5 @@
 """One optimiser step: features, loss over the global batch, gradients; in micro-batches where memory asks for it."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,8 +42,8 @@ class Stepper:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.micro_batch or len(images)
-        seeds = (int(hash64(seed, number)[0]) for number in itertools.count())
-        parts: list[Part] = list(zip(images.split(size), tokens.split(size), seeds, strict=False))
+        pairs = zip(images.split(size), tokens.split(size), strict=True)
+        parts: list[Part] = [(*pair, int(hash64(seed, number)[0])) for number, pair in enumerate(pairs)]
         loss = self._backward_at_once(parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
         if self.config.max_gradient_norm is not None:
             self.scaler.unscale_(self.optimizer)

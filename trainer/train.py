@@ -54,8 +54,8 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
         micro_batch = settings.train.micro_batch or "unset"
         raise TrainerError(
             f"{reason_of(error).rstrip('.')}: set or lower train.micro_batch (now {micro_batch}), set "
-            f"train.gradient_checkpointing = true, or lower train.batch (now {settings.train.batch}); the run goes on "
-            "from the last checkpoint"
+            "train.gradient_checkpointing = true, and rerun it to go on from the last checkpoint; a smaller "
+            f"train.batch (now {settings.train.batch}) is another run"
         ) from error
     except OSError as error:  # what TensorBoard or W&B cannot write, and what a machine has run out of
         raise TrainerError(f"the run cannot go on: {error}; rerun it to go on from the last checkpoint") from error

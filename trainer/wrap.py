@@ -63,11 +63,11 @@ def _checkpoint_bottlenecks(visual: nn.Module, *, is_compiled: bool) -> None:
     """Let a ResNet's blocks compute their activations again in the backward pass, which open_clip leaves out."""
     for block in (block for stage in _stages(visual) for block in stage.children()):
         # A compiled graph writes the statistics in its forward part only, and takes no context.
-        keeping = {} if is_compiled else {"context_fn": partial(_forward_and_again, block)}
+        keeping = {} if is_compiled else {"context_fn": partial(_contexts_of_both_passes, block)}
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **keeping)
 
 
-def _forward_and_again(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts_of_both_passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), frozen_batch_norm(block)
 
 

@@ -238,7 +238,7 @@ def test_a_gpu_without_enough_memory_is_one_line(scenes: Path, tmp_path: Path, m
     assert message.startswith("CUDA out of memory. Tried to allocate 20.00 GiB")
     assert "train.micro_batch (now 12)" in message
     assert "train.gradient_checkpointing = true" in message
-    assert "lower train.batch (now 24)" in message
+    assert "a smaller train.batch (now 24) is another run" in message
 
 
 def test_no_shards_is_one_line(tmp_path: Path):
