@@ -96,6 +96,7 @@ def test_kill_at_any_moment_and_resume(project, tmp_path):
     seen: set[Path] = set()
     kills = 0
     for _ in range(5):
+        seen.update((config.parent / "work/.wit").rglob("*.json"))
         build = start(config)
         enough = len(seen) + moments.randint(1, 6)  # units, of any stage
         while build.poll() is None and len(seen) < enough:
