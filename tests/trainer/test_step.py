@@ -1,5 +1,6 @@
 """The step in all its forms: each way to save memory or to spread the work gives the weights of the plain one."""
 
+import multiprocessing
 import os
 import socket
 from functools import partial
@@ -65,10 +66,12 @@ def _weights_after(steps: int, config: TrainConfig, world: World = ALONE, size: 
     return weights
 
 
-def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], **bounds: float) -> None:
-    assert found.keys() == expected.keys()
+def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], variant: str, **bounds: float) -> None:
+    assert found.keys() == expected.keys(), variant
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, msg=lambda text, name=name: f"{name}: {text}", **bounds)
+        torch.testing.assert_close(
+            found[name], weight, msg=lambda text, name=name: f"{variant}: {name}: {text}", **bounds
+        )
 
 
 # Each pair: keys that both have, and what the second adds or replaces.
@@ -90,6 +93,7 @@ def _one_rank(rank: int, port: int, folder: str) -> None:
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
+    torch.set_num_threads(1)
     torch.compile = partial(torch.compile, backend="aot_eager")  # without the minutes of a C++ compiler
     with open_world("cpu") as world:
         results = {
@@ -100,21 +104,18 @@ def _one_rank(rank: int, port: int, folder: str) -> None:
             torch.save(results, Path(folder) / "results.pt")
 
 
-@pytest.fixture(scope="module")
-def on_2_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("variants")
+def test_variants_on_2_processes_equal_the_plain_run(tmp_path: Path):
+    """One test for all of them: most of its time goes into starting the processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_one_rank, (port, str(folder)), nprocs=2, start_method="fork")
-    results: dict[str, list[dict[str, Tensor]]] = torch.load(folder / "results.pt")
-    return results
-
-
-@pytest.mark.parametrize("variant", PLAIN_AND_VARIANT)
-def test_variants_on_2_processes_equal_the_plain_run(on_2_processes: dict[str, Any], variant: str):
-    plain, other = on_2_processes[variant]
-    _assert_close(other, plain, rtol=2e-3, atol=2e-5)
+    # Forked, but not of this process: what native libraries did in other tests is no part of this one.
+    multiprocessing.set_forkserver_preload(["timm", "trainer.train"])
+    mp.start_processes(_one_rank, (port, str(tmp_path)), nprocs=2, start_method="forkserver")
+    results = torch.load(tmp_path / "results.pt")
+    assert results.keys() == PLAIN_AND_VARIANT.keys()
+    for variant, (plain, other) in results.items():
+        _assert_close(other, plain, variant, rtol=2e-3, atol=2e-5)
 
 
 def test_parts_draw_the_same_in_both_passes_and_each_its_own(monkeypatch: pytest.MonkeyPatch):
@@ -157,5 +158,5 @@ def test_checkpointing_a_resnet_saves_memory_and_changes_nothing():
         return _weights_after(3, _config(architecture=RESNET, **keys))
 
     plain, checkpointed = weights(), weights(gradient_checkpointing=True)
-    _assert_close(checkpointed, plain, rtol=0, atol=0)
+    _assert_close(checkpointed, plain, "checkpointed", rtol=0, atol=0)
     assert saved[1] < saved[0] / 2
