@@ -163,9 +163,10 @@ def test_each_authority_has_its_own_file_and_redirects_obey_it(server: HostileSe
 
 
 def test_a_crawl_delay_is_kept_and_shared_out(server: HostileServer) -> None:
-    server.hosts["a.example", "/robots.txt"] = fixed(200, b"User-agent: *\nCrawl-delay: 0.1\nDisallow: /x\n")
+    server.hosts["a.example", "/robots.txt"] = fixed(200, b"User-agent: *\nCrawl-delay: 0.3\nDisallow: /x\n")
     server.hosts["a.example", "/ok.jpg"] = fixed(200, GOOD)
     with Fetcher(config(gateway=server.gateway), workers=2) as fetcher:
         fetch(fetcher, plan_of([f"http://a.example/ok.jpg?{number}" for number in range(3)]))
     starts = server.started_s["a.example"]
-    assert min(later - earlier for earlier, later in pairwise(starts[1:])) >= 0.19
+    # 0.6 s apart; on a busy machine one may reach the server late and the next in time.
+    assert min(later - earlier for earlier, later in pairwise(starts[1:])) >= 0.45
