@@ -22,8 +22,14 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
     with ExitStack() as opened:
         with store_errors_in_one_line(path, "opened"):
             stream = opened.enter_context(fsspec.open(path, "rb", compression=compression))
-        with _describing(path):
+        try:
             yield stream
+        except EOFError:
+            raise InputError(f"{path}: {_why_it_ends(path)}") from None
+        except ElementTree.ParseError as error:
+            raise InputError(f"{path}: the XML is damaged or ends early ({error}); fetch it again") from None
+        except (OSError, zlib.error, lzma.LZMAError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 @contextmanager
@@ -35,20 +41,6 @@ def store_errors_in_one_line(path: str, what: str) -> Iterator[None]:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:
         raise InputError(f"{path}: cannot be {what} ({' '.join(str(error).split()) or type(error).__name__})") from None
-
-
-@contextmanager
-def _describing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    except EOFError:
-        raise InputError(f"{path}: {_why_it_ends(path)}") from None
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path}: the XML is damaged or ends early ({error}); fetch it again") from None
-    except (OSError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
 
 
 def _why_it_ends(path: str) -> str:
