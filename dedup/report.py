@@ -164,12 +164,13 @@ def write_report(data: ReportData, out_dir: Path) -> None:
 
 def render_json(data: ReportData) -> str:
     """Return overlap.json: the numbers of the page, and the pairs of the evidence without their pictures."""
+    tests = _tests(data)
     document = {
         "format": FORMAT_VERSION,
         "facts": dict(data.facts),
         "overall": overall(data),
         "min_quality": data.min_quality,
-        "sets": [_set_json(report, _tests(data)) for report in data.evals],
+        "sets": [_set_json(report, tests) for report in data.evals],
         "not_measured": [known.name for known in data.not_measured],
         "account": [vars(stage) | {"reasons": dict(stage.reasons)} for stage in data.stages],
         "balance": vars(data.balance) if data.balance else None,
@@ -193,6 +194,7 @@ def overall(data: ReportData) -> dict[str, Any]:
 
 def render_html(data: ReportData) -> str:
     """Return the page."""
+    tests = _tests(data)
     style, script = _asset("report.css"), _asset("report.js")
     page = (
         _environment()
@@ -203,8 +205,8 @@ def render_html(data: ReportData) -> str:
             sets=[_set_view(report) for report in data.evals],
             axis_end=charts.round_ceiling(max(map(_largest_share, data.evals), default=0)),
             balance=_balance_view(data.balance),
-            scores=_score_rows(data),
-            tests=sorted(set(_tests(data).values())),
+            scores=_score_rows(data, tests),
+            tests=sorted(set(tests.values())),
             significance=SIGNIFICANCE,
             style=Markup(style),
             script=Markup(script),
@@ -277,10 +279,10 @@ def _tests(data: ReportData) -> Counter[str]:
     return Counter(score.model for report in data.evals for score in report.accuracies if score.is_tested)
 
 
-def _score_rows(data: ReportData) -> list[dict[str, Any]]:
+def _score_rows(data: ReportData, tests: Counter[str]) -> list[dict[str, Any]]:
     """Return a row for each set and model, with the p-value corrected for the number of sets that the model has."""
     return [
-        {"report": report, "number": number, **vars(score), "corrected_p": _corrected(score, _tests(data))}
+        {"report": report, "number": number, **vars(score), "corrected_p": _corrected(score, tests)}
         for number, report in enumerate(data.evals, start=1)
         for score in _by_model(report)
     ]

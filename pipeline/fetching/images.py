@@ -50,7 +50,7 @@ _one_large_image = threading.Lock()
 # A progressive JPEG costs its whole size again for each scan, and a scan can be a few bytes. Encoders write about ten.
 _MAX_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in pixels, 0xff comes with a zero or a restart number
-_FRAMES_OF_ONE_SCAN = frozenset([0xC0, 0xC1])
+_PROGRESSIVE_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}  # and rarer kinds; these three are no frames
 
 # JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
 # only where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
@@ -144,8 +144,7 @@ def _scans(encoded: bytes) -> int:
             break
         if marker in (0x01, 0xD8):  # these two are alone, the others begin with their length
             continue
-        scans += marker == 0xDA
-        scans += 0xC0 <= marker <= 0xCF and marker not in (*_FRAMES_OF_ONE_SCAN, 0xC4, 0xC8, 0xCC)
+        scans += marker == 0xDA or marker in _PROGRESSIVE_FRAMES
         at += int.from_bytes(encoded[at : at + 2])
     return scans
 
@@ -224,9 +223,11 @@ def _finish(image: Image.Image, target: Size, turn: int) -> np.ndarray:
         image = image.resize(target, Image.Resampling.HAMMING, reducing_gap=2.0)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode == "L":
+        image = image.convert("RGB")
     if turn != 1:
         image = image.transpose(ORIENTATIONS[turn])
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image)
 
 
 def _stored_size(size: Size, image_size: int) -> Size:

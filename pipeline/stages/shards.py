@@ -70,9 +70,10 @@ def write_manifest(
     Shards of a run that was killed and that this set does not have are removed: who reads `*.tar` would find them.
     """
     files = {name.rsplit("/", 1)[1]: f for marker in shards.values() for name, f in marker.outputs.items()}
-    build.workspace.remove(_strays(build.workspace, files.keys()))
     if strays := _strays(build.workspace, files.keys()):
-        raise UserError(f"{strays[0]} is of another set and cannot be removed; remove it, and run again")
+        build.workspace.remove(strays)
+        if left := _strays(build.workspace, files.keys()):
+            raise UserError(f"{left[0]} is of another set and cannot be removed; remove it, and run again")
     samples = {f"{name}.tar": marker.counts["kept"] for name, marker in shards.items()}
     content = {
         "format": FORMAT,
