@@ -41,7 +41,7 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
     """
     settings = _Settings.of(config, base_dir)
     made = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
-    made |= {name.split("/")[-1].split(".")[0]: name.split("/")[2] for name in workspace.sizes(_EARLIER)}
+    made |= {_stem(name): name.split("/")[2] for name in workspace.sizes(_EARLIER)}
     others = [name for name, how in made.items() if not how.startswith((settings.name, _FROM_ARCHIVES))]
     if others:
         raise UserError(
