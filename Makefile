@@ -31,7 +31,7 @@ check: setup
 test-spark: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[spark]" \
 	  || { echo "test-spark: skipped, pyspark cannot be installed (the reason is above)"; exit 0; }; \
-	$(BIN)/python -m pipeline.spark.build_job_server \
+	$(BIN)/python -m pipeline.beam.spark.build_job_server \
 	  || { echo "test-spark: skipped, there is no job server (the reason is above)"; exit 0; }; \
 	$(BIN)/python -m pytest -rs -m spark tests/spark || test $$? -eq 5  # 5: nothing was collected
 

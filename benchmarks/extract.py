@@ -29,7 +29,7 @@ from rich.table import Table
 
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.sources import read_source
-from pipeline.sources.warc_records import WarcRecord, read_records
+from pipeline.web.warc_records import WarcRecord, read_records
 
 FULL_WAT_MB = 1_400
 SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dedup.index import HammingIndex
+from dedup.hamming import HammingIndex
 
 Pairs = set[tuple[int, int]]
 

@@ -57,7 +57,7 @@ def make_project(folder: Path, pairs: int, words: list[str]) -> Path:
 
 def run_build(config: Path) -> dict[str, float]:
     """Run the stages to plan in this process; return the time and the peak memory."""
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     folder = config.parent
     main(["queries", "import", str(folder / "words.txt"), "--out", str(folder / "queries.parquet")])

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dedup.fingerprint import decode_rgb, fingerprint, fingerprint_views
-from dedup.index import search_by_scan
+from dedup.hamming import search_by_scan
 
 Edit = Callable[[Image.Image], Image.Image]
 

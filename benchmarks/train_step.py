@@ -30,9 +30,9 @@ from trainer.data import MAX_CHUNK, Batch, concatenated, to_model_input
 from trainer.distributed import World, pick_device
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
+from trainer.parallel import wrap
 from trainer.step import Stepper
 from trainer.train import autocast, pick_precision
-from trainer.wrap import wrap
 
 OPEN_CLIP_PRECISION = {"bf16": "amp_bf16", "fp16": "amp", "fp32": "fp32"}
 

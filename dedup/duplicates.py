@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dedup.index import EXACT_BITS, all_band_keys, band_keys, distances_bits, expand_ranges
+from dedup.hamming import EXACT_BITS, all_band_keys, band_keys, distances_bits, expand_ranges
 
 # Candidate pairs measured at once: bounds the memory of a bucket of any size to some 100 MB.
 _CANDIDATES = 1 << 18

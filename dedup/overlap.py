@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dedup.fingerprint import PDQ_BITS, PDQ_BYTES, VIEWS
-from dedup.index import HammingIndex
+from dedup.hamming import HammingIndex
 
 OVERLAP = pa.schema(
     [
@@ -38,7 +38,7 @@ class EvalIndex:
 
     @classmethod
     def load(cls, table: pa.Table) -> Self:
-        """Prepare an index.parquet (`dedup.evals.INDEX`) for searching; unreadable examples are left out."""
+        """Prepare an index.parquet (`dedup.eval_sets.index.INDEX`) for searching; unreadable examples are left out."""
         readable = table.filter(pc.is_null(table["reason"])).combine_chunks()
         hashes = hash_matrix(readable["views"])
         quality = readable["quality"].to_numpy()

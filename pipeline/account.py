@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.engine.units import add_counts, read_markers, read_stage
+from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
-from pipeline.units import add_counts, read_markers, read_stage
-from pipeline.workspace import Workspace
 
 STAGES = ("pool", "planned", "fetched", "unique", "kept", "shards")
 

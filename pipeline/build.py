@@ -6,14 +6,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
-from pipeline.engine import Build
+from pipeline.beam.failures import why
+from pipeline.engine.lock import only_build
+from pipeline.engine.progress import Progress
+from pipeline.engine.run import Build
 from pipeline.errors import ConfigError, UserError
-from pipeline.failures import why
-from pipeline.lock import only_build
-from pipeline.progress import Progress
 from pipeline.project import STAGES, Project
-from pipeline.stages.balance import QueryKeys
-from pipeline.stages.dedup import run_dedup
+from pipeline.stages.balance.scans import QueryKeys
+from pipeline.stages.dedup.steps import run_dedup
 from pipeline.stages.fetched import check_fetched, run_fetched
 from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.beam.failures import why
 from pipeline.config import Config, load_config
+from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError
-from pipeline.failures import why
-from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 
 STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from queries.origins import bigrams, titles, unigrams, wordnet
+from queries.origins import wordfreq as word_frequencies
 from queries.selection import Selection, Source, select
-from queries.sources import bigrams, titles, unigrams, word_frequencies, wordnet
 
 DEFAULT_SIZE = 500_000
 

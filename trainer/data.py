@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.balance import BalancedOrder
 from trainer.errors import TrainerError
 from trainer.images import decode_rgb
+from trainer.online_balance import BalancedOrder
 from trainer.order import Addresses, SampleOrder, rank_share, uniform
 from trainer.shards import Sample, ShardSet
 

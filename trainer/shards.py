@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.shards.manifest import Shard, read_manifest
 from trainer.errors import TrainerError, reason_of
-from trainer.remote import Version, expand, fetch, version_of
+from trainer.remote_shards import Version, expand, fetch, version_of
 from trainer.tar_index import Index, index_tar
 
 MAX_OPEN_SHARDS = 128

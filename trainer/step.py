@@ -15,7 +15,7 @@ from trainer.config import TrainConfig
 from trainer.loss import contrastive_loss
 from trainer.model import clamp_logit_scale
 from trainer.order import hash64
-from trainer.wrap import frozen_batch_norm
+from trainer.parallel import frozen_batch_norm
 
 Part = tuple[Tensor, Tensor, int]  # images, tokens, and the seed of what the model draws
 Features = tuple[Any, ...]  # image and text (b, D), exp(t), bias or None

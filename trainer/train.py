@@ -12,27 +12,27 @@ from typing import Any
 import torch
 
 from trainer import checkpoint
-from trainer.balance import BalancedOrder, keep_probabilities
-from trainer.claim import claimed
 from trainer.config import Settings, TrainConfig
 from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
 from trainer.distributed import World, open_world
 from trainer.errors import PeerError, TrainerConfigError, TrainerError, reason_of
 from trainer.export import export_model
-from trainer.initial import load_initial
+from trainer.init_weights import load_initial
 from trainer.model import build_model
+from trainer.online_balance import BalancedOrder, keep_probabilities
 from trainer.optimizer import build_optimizer
 from trainer.order import SampleOrder, hash64
+from trainer.output_lock import claimed
+from trainer.parallel import is_sharded, wrap
 from trainer.progress import RunProgress, Stopwatch
 from trainer.schedule import learning_rate
 from trainer.shards import ShardCache, find_shards
 from trainer.step import Stepper
-from trainer.wrap import is_sharded, wrap
 
 log = logging.getLogger(__name__)
 CALMER = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
 ONE_BEFORE = "delete it to go on from the one before"
-_NOISE_STREAM = 5  # order.py, data.py and balance.py use 0 to 4
+_NOISE_STREAM = 5  # order.py, data.py and online_balance.py use 0 to 4
 StepHook = Callable[[int, Batch], None]
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.beam_options import parse_beam_options
+from pipeline.beam.options import parse_beam_options
 from pipeline.build import run_build
 from pipeline.demo.compare import Verdict, compare
 from pipeline.demo.copies import IMAGE_SIZE
 from pipeline.demo.failures import RETRIES
 from pipeline.demo.server import serve
 from pipeline.demo.world import make_world
+from pipeline.engine.progress import Progress
 from pipeline.errors import UserError
-from pipeline.progress import Progress
 from pipeline.project import Project
 from queries.allowlist import import_allowlist
 

@@ -24,9 +24,9 @@ from multidict import CIMultiDict
 from pipeline.errors import UserError
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
-from pipeline.sources.http_payload import decode_body, parse_response
-from pipeline.sources.warc_records import MAX_BLOCK_BYTES, WarcRecord, read_records
-from pipeline.urls import normalize_url
+from pipeline.web.http_payload import decode_body, parse_response
+from pipeline.web.urls import normalize_url
+from pipeline.web.warc_records import MAX_BLOCK_BYTES, WarcRecord, read_records
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from pipeline.fetching.part import Part
 from pipeline.fetching.responses import check_status, is_redirect, redirect_target
 from pipeline.fetching.robots import RobotRules, RobotsCache, ask_robots
 from pipeline.records import Reason
-from pipeline.urls import normalize_url
+from pipeline.web.urls import normalize_url
 
 BACKOFF_S = 0.5  # before the first retry; doubled for each further one
 SHUT_FROM_S = 60.0  # a host that asks us to stay away for longer is given up for that time

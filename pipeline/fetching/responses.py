@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
-from pipeline.urls import normalize_url
+from pipeline.web.urls import normalize_url
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WITH_IMAGE = frozenset({200, 203})

@@ -4,8 +4,8 @@ Each file is read as a stream of Arrow batches, in file order, with memory bound
 that is no candidate is counted with its reason.
 """
 
+from pipeline.paths import expand_paths, file_versions
 from pipeline.sources.batch import CANDIDATES, SourceBatch
-from pipeline.sources.paths import expand_paths, file_versions
 from pipeline.sources.read import read_source
 
 __all__ = ["CANDIDATES", "SourceBatch", "expand_paths", "file_versions", "read_source"]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.config import PairsConfig
 from pipeline.records import PAIRS, Reason
-from pipeline.urls import normalize_url
+from pipeline.web.urls import normalize_url
 
 CANDIDATES = pa.schema([PAIRS.field(name) for name in ("url", "caption", "text_field", "page_url")])
 

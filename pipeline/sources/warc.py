@@ -8,8 +8,8 @@ from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, SourceBatch
 from pipeline.sources.charset import decode_page
 from pipeline.sources.html import MAX_PAGE_BYTES, extract_images
-from pipeline.sources.http_payload import HttpResponse, decode_body, parse_response
-from pipeline.sources.warc_records import WarcRecord, read_records
+from pipeline.web.http_payload import HttpResponse, decode_body, parse_response
+from pipeline.web.warc_records import WarcRecord, read_records
 
 _PAGE_TYPES = frozenset(("text/html", "application/xhtml+xml"))
 

@@ -18,7 +18,7 @@ import orjson
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Image, SourceBatch, clean_text
-from pipeline.sources.warc_records import WarcRecord, read_records
+from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, where somebody's JSON has spaces

@@ -1,4 +1,4 @@
-"""Evaluation sets -> evals/<name>/: fingerprints and thumbnails, made once per set by dedup/evals.py."""
+"""Evaluation sets -> evals/<name>/: fingerprints and thumbnails, made once per set by dedup/eval_sets/index.py."""
 
 import tempfile
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from dedup.eval_sets import threshold_bits
-from dedup.evals import index_eval_set
+from dedup.eval_sets.index import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config, EvalConfig
-from pipeline.engine import Build, run_units
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.units import Ready, Unit, UnitOutput, digest
+from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.sources import file_versions
-from pipeline.units import Ready, Unit, UnitOutput, digest
-from pipeline.workspace import Workspace
 
 VERSION = 2
 """Raised when the same images would give another index."""

@@ -15,19 +15,19 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from pipeline.beam.runner import worker_count
 from pipeline.config import Config, FetchConfig
-from pipeline.engine import Build, run_units
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_markers
+from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import INDEX_FORMAT, ArchiveIndex, build_archive_index
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.private_folder import private_folder
 from pipeline.records import FETCHED
-from pipeline.runner import worker_count
 from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
-from pipeline.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_markers
-from pipeline.workspace import Workspace
 
 VERSION = 1
 """Raised when the same answers would give other bytes."""

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Config, PairsConfig, SourceConfig
-from pipeline.engine import Build, run_units
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest
 from pipeline.errors import ConfigError
-from pipeline.language import identify_languages
 from pipeline.records import PAIRS, Reason, pair_uid
 from pipeline.sources import SourceBatch, expand_paths, file_versions, read_source
-from pipeline.units import Marker, Unit, UnitOutput, Work, digest
+from pipeline.sources.language import identify_languages
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
 

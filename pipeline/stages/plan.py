@@ -4,7 +4,7 @@ Steps, each a pipeline over files (scratch results lie under `.wit/plan/` until 
 
     spill    pairs files -> files sorted into buckets of parts (by a hash of the URL)
     gather   bucket -> candidate parts, every uid once
-    count    candidate parts -> matches per query                 } pipeline/stages/balance.py
+    count    candidate parts -> matches per query                 } stages/balance/scans.py
     select   candidate parts -> the largest key each query takes  }
     write    candidate part -> plan part: the pairs that some query selects
 
@@ -23,10 +23,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import Config
-from pipeline.engine import Build, run_units
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.engine.units import (
+    Marker,
+    Ready,
+    Unit,
+    UnitOutput,
+    Work,
+    add_counts,
+    digest,
+    finish_stage,
+    finished_stage,
+)
+from pipeline.engine.workspace import Workspace
 from pipeline.records import PAIRS, PLAN, Reason
-from pipeline.shuffle import MAX_BUCKETS, gather, spill
-from pipeline.stages.balance import (
+from pipeline.stages.balance.scans import (
     Balance,
     PrepareSelect,
     QueryKeys,
@@ -35,8 +47,6 @@ from pipeline.stages.balance import (
     save_thresholds,
     write_balance,
 )
-from pipeline.units import Marker, Ready, Unit, UnitOutput, Work, add_counts, digest, finish_stage, finished_stage
-from pipeline.workspace import Workspace
 from queries.allowlist import Allowlist
 
 VERSION = 2

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dedup.evals import read_thumbnails, thumbnail
+from dedup.eval_sets.index import read_thumbnails, thumbnail
 from dedup.overlap import pick_evidence, summarise_overlap
 from dedup.report import (
     Balance,
@@ -33,12 +33,12 @@ from dedup.report import (
 from dedup.statistics import split_accuracy
 from pipeline.account import Account, read_account
 from pipeline.config import Config, EvalConfig
-from pipeline.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
-from pipeline.engine import Build
+from pipeline.engine.run import Build
+from pipeline.engine.units import digest, finish_stage, finished_stage, read_stage
+from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.errors import UserError
+from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
 from pipeline.stages.evals import max_distance_bits
-from pipeline.units import digest, finish_stage, finished_stage, read_stage
-from pipeline.workspace import FileFacts, Workspace
 from queries.allowlist import Allowlist
 
 VERSION = 3

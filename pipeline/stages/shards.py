@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.account import Account
-from pipeline.engine import Build, run_units
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.units import Marker, Ready, Unit, UnitOutput, digest, unfinished
+from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.records import SHARD
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
-from pipeline.units import Marker, Ready, Unit, UnitOutput, digest, unfinished
-from pipeline.workspace import Workspace
 
 VERSION = 1
 """Raised when the same decisions would give other bytes."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import dedup.duplicates
 from dedup.duplicates import band_values, choose_survivors, find_edges
-from dedup.index import search_by_scan
+from dedup.hamming import search_by_scan
 
 Graph = tuple[list[str], list[int], list[tuple[int, int]]]
 

@@ -1,7 +1,6 @@
 import contextlib
 import csv
 import io
-import os
 import struct
 import tarfile
 import tracemalloc
@@ -14,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from support.shared_data import SHARED
 
 from dedup.fingerprint import VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
 
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 VECTORS = SHARED / "hashes" / "pdq_vectors.tar"
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dedup.evals import INDEX, index_eval_set
+from dedup.eval_sets.index import INDEX, index_eval_set
 from dedup.fingerprint import VIEWS, decode_rgb, fingerprint
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix, pick_evidence, summarise_overlap
 

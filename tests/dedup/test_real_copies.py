@@ -1,17 +1,14 @@
 """Copies that other projects test duplicate finders with: what is found, and what PDQ cannot find."""
 
-import os
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.shared_data import SHARED
 
 from dedup.fingerprint import ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
 from pipeline.config import FetchConfig
 from pipeline.fetching.images import store_image
-
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
 
 
 def read_tar(name: str) -> dict[str, bytes]:

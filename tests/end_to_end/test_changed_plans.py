@@ -10,7 +10,7 @@ import pytest
 from support.image_server import ImageServer, serve_images
 from support.recorded_web import make_images, make_project, tree
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.errors import UserError
 from pipeline.stages import fetched
 

@@ -10,7 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from support.recorded_web import make_project, tree
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from pipeline.shards.manifest import read_manifest
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 from support.recorded_web import caption, image_url, make_project, tree
 
 from pipeline.account import STAGES
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def start(config: Path, *options: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "pipeline.console", "build", "-c", str(config), "--quiet", *options]
+    command = [sys.executable, "-m", "pipeline.cli.main", "build", "-c", str(config), "--quiet", *options]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 
 

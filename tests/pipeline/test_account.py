@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.account import Account, StageAccount
+from pipeline.engine.units import Marker
 from pipeline.records import Reason
-from pipeline.units import Marker
 
 
 @given(st.dictionaries(st.sampled_from(list(Reason)), st.integers(0, 50)), st.integers(0, 50), st.integers(-3, 3))

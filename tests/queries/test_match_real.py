@@ -1,19 +1,18 @@
 """A large list of real queries against real captions: every id of every caption looked at, as by asking one by one."""
 
 import gzip
-import os
 import random
 import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.shared_data import SHARED
 
 from queries.allowlist import Allowlist, import_allowlist
 from queries.match import QueryMatcher
 from queries.normalize import normalize
 
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 SAMPLE = 150
 
 pytestmark = [

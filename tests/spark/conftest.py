@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from support.spark_cluster import end_job_servers
 
+from pipeline.beam.spark.cluster import Cluster, local_cluster
+from pipeline.beam.spark.job_server import java, runnable_jar
 from pipeline.errors import ConfigError
-from pipeline.spark.cluster import Cluster, local_cluster
-from pipeline.spark.job_server import java, runnable_jar
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _importable_on_workers() -> Iterator[None]:
     """Worker processes inherit the environment, be they started by Beam, the job server or an executor."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
     yield
     patch.undo()
 

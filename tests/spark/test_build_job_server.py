@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.beam.spark import job_server
+from pipeline.beam.spark.build_job_server import build_job_server, main
 from pipeline.errors import ConfigError, UserError
-from pipeline.spark import job_server
-from pipeline.spark.build_job_server import build_job_server, main
 
 JAVA = "echo 'openjdk version \"{version}\" 2025-04-15' >&2"
 MAVEN = "mkdir -p target && cp pom.xml target/{jar}"

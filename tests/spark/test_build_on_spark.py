@@ -15,8 +15,8 @@ from support.image_server import ImageServer, serve_images
 from support.recorded_web import make_images, make_project, tree
 from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
-from pipeline.cli import main
-from pipeline.spark.cluster import Cluster, local_cluster
+from pipeline.beam.spark.cluster import Cluster, local_cluster
+from pipeline.cli.main import main
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("spark")]
 

@@ -6,11 +6,11 @@ import threading
 
 import apache_beam as beam
 import pytest
-import small_job
+from support import small_job
 
-from pipeline import beam_noise
+from pipeline.beam import log as beam_noise
+from pipeline.beam.runner import log_file, parse_beam_options, run_pipeline
 from pipeline.errors import UserError
-from pipeline.runner import log_file, parse_beam_options, run_pipeline
 
 UNITS = 20
 ENGINES = {

@@ -7,12 +7,12 @@ from pathlib import Path
 import apache_beam as beam
 import psutil
 import pytest
-import small_job
+from support import small_job
 from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
+from pipeline.beam.runner import log_file, parse_beam_options, run_pipeline
+from pipeline.beam.spark.cluster import local_cluster
 from pipeline.errors import UserError
-from pipeline.runner import log_file, parse_beam_options, run_pipeline
-from pipeline.spark.cluster import local_cluster
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900), pytest.mark.usefixtures("spark")]
 

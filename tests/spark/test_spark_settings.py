@@ -16,10 +16,10 @@ from apache_beam.options.pipeline_options import (
     SparkRunnerOptions,
 )
 
-from pipeline.beam_options import parse_beam_options
+from pipeline.beam.options import parse_beam_options
+from pipeline.beam.runner import run_pipeline, worker_count
+from pipeline.beam.spark import job_server
 from pipeline.errors import ConfigError, UserError
-from pipeline.runner import run_pipeline, worker_count
-from pipeline.spark import job_server
 
 CLUSTER = "--spark_master_url=spark://10.0.0.1:7077"
 
@@ -49,7 +49,7 @@ def properties(parsed: PipelineOptions) -> list[str]:
 
 def runner_options(parsed: PipelineOptions) -> dict[str, object]:
     """Return what the job server would be sent, among it the options that only the job server knows."""
-    from pipeline.spark.settings import add_job_server_options
+    from pipeline.beam.spark.settings import add_job_server_options
 
     return parsed.get_all_options(add_extra_args_fn=add_job_server_options)
 

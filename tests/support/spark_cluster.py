@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import psutil
 from apache_beam.runners.portability.spark_runner import JOB_SERVER_CACHE
 
-from pipeline.spark.cluster import Cluster
+from pipeline.beam.spark.cluster import Cluster
 
 # The runs are short: JVMs that start quickly are worth more than JVMs that get quick.
 _QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"

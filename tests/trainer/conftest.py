@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scene_shards import write_scene_shards
+from support.scene_shards import write_scene_shards
 
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
-from scene_shards import draw_scene, scene_of, write_scene_shards
+from support.scene_shards import draw_scene, scene_of, write_scene_shards
 
 from trainer.data import (
     MAX_CHUNK,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import tiny_settings
+from support.processes import tiny_settings
 
 from trainer import checkpoint
 from trainer.errors import TrainerError

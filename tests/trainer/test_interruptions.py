@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from processes import run, start, tiny_settings
-from scene_shards import write_scene_shards
+from support.processes import run, start, tiny_settings
+from support.scene_shards import write_scene_shards
 
 from trainer import checkpoint, train
 from trainer.data import Batch

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from processes import tiny_settings
-from scene_shards import draw_scene, scene_of, write_scene_shards
+from support.processes import tiny_settings
+from support.scene_shards import draw_scene, scene_of, write_scene_shards
 
 from trainer.config import EvalSetConfig, EvaluateConfig
 from trainer.evaluation.models import open_encoder

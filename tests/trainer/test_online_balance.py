@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import tiny_settings
-from scene_shards import write_scene_shards
+from support.processes import tiny_settings
+from support.scene_shards import write_scene_shards
 
-from trainer.balance import BalancedOrder, keep_probabilities
 from trainer.errors import TrainerError
+from trainer.online_balance import BalancedOrder, keep_probabilities
 from trainer.order import uniform
 from trainer.shards import ShardCache, ShardSet, find_shards
 from trainer.train import train

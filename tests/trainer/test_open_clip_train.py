@@ -6,12 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import tiny_settings
-from scene_shards import write_scene_shards
+from support.processes import tiny_settings
+from support.scene_shards import write_scene_shards
+from support.shared_data import SHARED
 
 from trainer.train import train
-
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def test_a_third_partys_shard_trains(tmp_path: Path):

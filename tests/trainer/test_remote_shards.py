@@ -12,7 +12,7 @@ import aiohttp
 import fsspec
 import numpy as np
 import pytest
-from scene_shards import write_scene_shards
+from support.scene_shards import write_scene_shards
 
 from trainer.errors import TrainerConfigError, TrainerError
 from trainer.shards import ShardCache, ShardSet, find_shards

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from processes import TINY
+from support.processes import TINY
 from torch import Tensor
 
-from trainer import checkpoint, wrap
+from trainer import checkpoint
+from trainer import parallel as wrap
 from trainer.config import TrainConfig, settings_from
 from trainer.distributed import World, open_world
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
+from trainer.parallel import is_sharded
 from trainer.step import Stepper
 from trainer.train import autocast, pick_precision
-from trainer.wrap import is_sharded
 
 VIT = TINY["architecture"]
 RESNET = {**VIT, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}}

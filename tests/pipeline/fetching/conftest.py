@@ -1,3 +1,3 @@
-from hostile_server import server
+from support.hostile_server import server
 
 __all__ = ["server"]

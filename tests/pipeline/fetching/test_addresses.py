@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fetching.addresses import PrivateAddressError, PublicResolver, Target, is_private_literal, is_public
-from pipeline.urls import normalize_url
+from pipeline.web.urls import normalize_url
 
 PUBLIC = [
     "1.1.1.1",

@@ -2,22 +2,21 @@
 
 import gzip
 import io
-import os
 from pathlib import Path
 
 import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
-from fetching_support import config, fetch, plan_of
-from hostile_server import GOOD, GZIP_BOMB, HostileServer, head, picture
+from support.fetching import config, fetch, plan_of
+from support.hostile_server import GOOD, GZIP_BOMB, HostileServer, head, picture
+from support.shared_data import SHARED
 
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, RecordedAnswer, build_archive_index
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
-from pipeline.urls import normalize_url
+from pipeline.web.urls import normalize_url
 
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 LIMIT = 1_000_000
 
 

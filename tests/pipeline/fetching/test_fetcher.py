@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fetching_support import config, fetch, fetch_urls, plan_of
-from hostile_server import GOOD, HostileServer, default_routes, fixed, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.fetching import config, fetch, fetch_urls, plan_of
+from support.hostile_server import GOOD, HostileServer, default_routes, fixed, picture
 
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import Reason

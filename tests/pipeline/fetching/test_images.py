@@ -2,21 +2,20 @@
 
 import io
 import json
-import os
 import struct
 import tarfile
 import tracemalloc
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fetching_support import config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngImageFile
+from support.fetching import config
+from support.shared_data import SHARED
 
 from dedup.fingerprint import decode_rgb, fingerprint
 from pipeline.fetching.exif import ORIENTATIONS
@@ -28,8 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),  # as the module itself does
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]
-
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:

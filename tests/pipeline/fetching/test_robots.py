@@ -1,22 +1,21 @@
 """robots.txt as RFC 9309 has it: the parser's input made safe, and the ways a server can answer for it."""
 
-import os
 import tarfile
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fetching_support import config, fetch, fetch_urls, plan_of
-from hostile_server import GOOD, HostileServer, drip, fixed, hang, raw, reset
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fetching import config, fetch, fetch_urls, plan_of
+from support.hostile_server import GOOD, HostileServer, drip, fixed, hang, raw, reset
+from support.shared_data import SHARED
 
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.fetching.robots import LIFETIME_S, MAX_BYTES, RobotRules, RobotsCache, parse_robots
 from pipeline.records import Reason
 
-SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
 AGENT = "wit-pipeline"
 
 FILES = {

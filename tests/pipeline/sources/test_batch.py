@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.sources.batch import _PLAIN_REFERENCE, _PLAIN_URL, clean_text
-from pipeline.urls import normalize_url
+from pipeline.web.urls import normalize_url
 
 HOSTS = st.lists(
     st.sampled_from(["a", "xn--a", "xn--mnchen-3ya", "1", "0x1", "a-", "-", "a--b", "www", "127", "example"]),

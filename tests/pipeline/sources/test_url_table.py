@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from warc_files import Rows, rows_of
+from support.warc_files import Rows, rows_of
 
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import UserError

@@ -1,0 +1,169 @@
+"""What a user may say to Beam, checked before anything starts.
+
+Beam drops an option it does not know without a word, and lets argparse end the process on a bad value. Here both are a
+`ConfigError` that names the option. Nothing in this module touches the network.
+"""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Never
+
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+from apache_beam.runners.runner import create_runner
+
+from pipeline.beam.spark import settings as spark
+from pipeline.errors import ConfigError
+
+# `DirectRunner` means one of three engines, depending on the transforms and on whether a Prism binary can be
+# downloaded; the in-process engine it used to mean goes by its own name here.
+DEFAULT_RUNNER = "FnApiRunner"
+_ALIASES = {"DirectRunner": DEFAULT_RUNNER}
+
+# DaskRunner is missing on purpose: in Beam 2.77 it reports success without having run every branch of a pipeline.
+RUNNERS = ("FnApiRunner", "SparkRunner", "DataflowRunner", "FlinkRunner", "PrismRunner", "PortableRunner")
+
+_REFUSED = {
+    "streaming": "every stage is a batch job",
+    "no_wait_until_finish": "each stage needs the one before it to be complete",
+    "save_main_session": "all code is importable, so there is no session to save",
+    "spark_submit_uber_jar": "a build is many jobs; run it where it can reach the master",
+    "output_executable_path": "a build is many jobs, decided one after the other; it cannot be one jar",
+    "dry_run": "a build cannot go on from a job that did not run",
+    "update": "every stage is a batch job",
+}
+_AT_LEAST_0 = (
+    "direct_num_workers",
+    "direct_runner_bundle_repeat",
+    "sdk_worker_parallelism",
+    "environment_cache_millis",
+)
+
+# Dataflow would otherwise scale to any number of machines; `worker_count` in runner.py says why one is needed.
+DEFAULT_MAX_NUM_WORKERS = 16
+
+
+def parse_beam_options(args: Sequence[str]) -> PipelineOptions:
+    """Turn command-line words into Beam options, with everything our pipelines need filled in.
+
+    Raises:
+        ConfigError: for an unknown option (with the nearest known one), a bad value, a runner that is unknown or not
+            installed, or an option that a build cannot honour.
+    """
+    words = [_canonical(word) for word in args]
+    given = _parse(words, spark_options=False, strict=False)
+    runner = _runner_name(given.runner)
+    given = _parse(words, spark_options=runner == "SparkRunner", strict=True)
+    _check_values(given)
+    if runner == "SparkRunner":
+        words += spark.missing_arguments(given)
+    if given.direct_num_workers != 1 and not any(word.startswith("--direct_running_mode") for word in words):
+        words.append("--direct_running_mode=multi_processing")  # more than one worker has no effect in memory
+    options = PipelineOptions(words)
+    options.view_as(StandardOptions).runner = runner
+    options.view_as(SetupOptions).save_main_session = False
+    if runner == "SparkRunner":
+        spark.add_experiments(options)
+    if runner == "DataflowRunner":
+        _prepare_dataflow(options)
+    return options
+
+
+def _canonical(word: str) -> str:
+    """Spell the name of an option as Beam does, with underscores: `--direct-num-workers=2` is meant well."""
+    name, equals, value = word.partition("=")
+    if not name.startswith("--"):
+        return word
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _parse(words: list[str], *, spark_options: bool, strict: bool) -> argparse.Namespace:
+    parser = _every_known_option()
+    if spark_options:
+        spark.add_job_server_options(parser)
+    try:
+        known, unknown = parser.parse_known_args(words)
+    except (ValueError, TypeError, AssertionError) as error:  # from the actions of some Google Cloud options
+        raise ConfigError(f"bad Beam option: {error}") from error
+    if strict and unknown:
+        raise ConfigError(_unknown_option(unknown, parser))
+    return known
+
+
+def _every_known_option() -> argparse.ArgumentParser:
+    """Return Beam's own parser of all its options, made to raise instead of ending the process."""
+    parsers: list[argparse.ArgumentParser] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+    parser = parsers[0]
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser._option_string_actions.pop("-h", None)
+    parser._option_string_actions.pop("--help", None)
+    return parser
+
+
+def _refuse(message: str) -> Never:
+    hint = " (write it as --name=value)" if "expected" in message else ""
+    raise ConfigError(f"bad Beam option: {message.removeprefix('argument ')}{hint}")
+
+
+def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser) -> str:
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if not flags:
+        return f"unexpected argument {unknown[0]!r}: Beam options are written --name=value"
+    known = [name for action in parser._actions for name in action.option_strings]
+    nearest = difflib.get_close_matches(flags[0], known, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"unknown Beam option {flags[0]}{hint}"
+
+
+def _runner_name(given: str | None) -> str:
+    if given is None:
+        return DEFAULT_RUNNER
+    spellings = {name.lower(): name for name in (*RUNNERS, *_ALIASES)}
+    name = spellings.get(given.lower()) or spellings.get(given.lower() + "runner")
+    if name is None:
+        raise ConfigError(f"unknown runner {given!r}: choose one of {', '.join(RUNNERS)}")
+    return _ALIASES.get(name, name)
+
+
+def _check_values(given: argparse.Namespace) -> None:
+    for name, why in _REFUSED.items():
+        if getattr(given, name):
+            raise ConfigError(f"--{name} cannot be used here: {why}")
+    if given.direct_running_mode == "multi_threading":
+        raise ConfigError("--direct_running_mode=multi_threading cannot be used here: use multi_processing")
+    for name in _AT_LEAST_0:
+        value = getattr(given, name)
+        if not str(value).isdigit():
+            raise ConfigError(f"bad Beam option: --{name} must be a whole number, 0 or more, not {value!r}")
+
+
+def _prepare_dataflow(options: PipelineOptions) -> None:
+    try:
+        create_runner("DataflowRunner")
+    except ImportError as error:
+        raise ConfigError(
+            "DataflowRunner is not installed: run pip install '.[dataflow]' in the project's folder"
+        ) from error
+    cloud = options.view_as(GoogleCloudOptions)
+    missing = [name for name in ("project", "region", "temp_location") if not getattr(cloud, name)]
+    if missing:
+        raise ConfigError(f"DataflowRunner needs --{missing[0]}=...")
+    workers = options.view_as(WorkerOptions)
+    if not workers.sdk_container_image:
+        raise ConfigError(
+            "DataflowRunner needs --sdk_container_image=... with this project installed: see docs/dataflow.md"
+        )
+    options.view_as(SetupOptions).sdk_location = "container"
+    debug = options.view_as(DebugOptions)
+    if debug.number_of_worker_harness_threads is None:
+        debug.number_of_worker_harness_threads = 1  # one unit at a time in each of a machine's processes
+    if workers.max_num_workers is None:
+        workers.max_num_workers = max(DEFAULT_MAX_NUM_WORKERS, workers.num_workers or 0)

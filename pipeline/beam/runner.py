@@ -1,0 +1,142 @@
+"""Run one Beam pipeline to its end, on whatever runner the user chose, quietly.
+
+A failure becomes one line that names its cause, and the log file that has the rest.
+"""
+
+import logging
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    FlinkRunnerOptions,
+    JobServerOptions,
+    PipelineOptions,
+    PortableOptions,
+    SparkRunnerOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from pipeline.beam.failures import in_one_line, is_interruption, user_error, without_step
+from pipeline.beam.log import keep_log, log_file, noise_in_log_file
+from pipeline.beam.options import parse_beam_options
+from pipeline.beam.spark import settings as spark
+from pipeline.errors import ConfigError, UserError
+
+__all__ = ["log_file", "parse_beam_options", "run_pipeline", "worker_count"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> None:
+    """Build a pipeline and run it until it is done.
+
+    With Spark, call it from the main thread, for Beam sets signal handlers; the job server that the first call starts
+    serves the later ones of this process.
+
+    Raises:
+        UserError: the one a DoFn raised, wherever it ran; or, for any other failure of the run, one that names the root
+            cause and the log file. What `build` raises itself is a bug and passes as it is.
+        ConfigError: when Beam finds the options incomplete for the runner.
+    """
+    _expect_master(options)
+    with noise_in_log_file():
+        try:
+            pipeline = _pipeline(options)
+        except ValueError as error:
+            raise ConfigError(in_one_line(str(error))) from error
+        build(pipeline)
+        try:
+            state = pipeline.run().wait_until_finish()
+        except UserError as error:
+            raise type(error)(without_step(str(error))) from error
+        except Exception as error:
+            if is_interruption(error):
+                raise KeyboardInterrupt from None
+            raise _failure(error) from error
+    if state != PipelineState.DONE:
+        raise UserError(f"the job ended as {state}; the log is in {log_file()}")
+
+
+def worker_count(options: PipelineOptions) -> int:
+    """Return how many units can be at work at the same time, at most. Per-host limits are divided by it.
+
+    Units run in processes that know nothing of each other, one unit at a time in each:
+
+    - FnApiRunner: 1, or `--direct_num_workers` (0 means all cores);
+    - Spark: N of `local[N]`; on a cluster `spark.cores.max`, or executors x cores where the resource manager counts
+      executors. We set both, so the number is a bound and not a guess;
+    - Dataflow: `--max_num_workers` x vCPUs of the machine type (Python runs one process per vCPU);
+    - Flink: `--parallelism`; Prism and job servers of the user's own: `--sdk_worker_parallelism`, at least this
+      machine's cores.
+    """
+    runner = options.view_as(StandardOptions).runner
+    cores = os.cpu_count() or 1
+    if runner == "FnApiRunner":
+        direct = options.view_as(DirectOptions)
+        return 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or cores
+    if runner == "SparkRunner":
+        master = options.view_as(SparkRunnerOptions).spark_master_url
+        return spark.most_units_at_once(master, options.view_as(JobServerOptions).job_server_jvm_properties)
+    if runner == "DataflowRunner":
+        workers = options.view_as(WorkerOptions)
+        return workers.max_num_workers * _vcpus(workers.machine_type)
+    portable = options.view_as(PortableOptions)
+    if portable.job_endpoint == "embed":
+        return 1
+    parallelism = options.view_as(FlinkRunnerOptions).parallelism
+    return max(cores, parallelism, int(portable.sdk_worker_parallelism))
+
+
+def _vcpus(machine_type: str | None) -> int:
+    """Read the number out of a Compute Engine machine type: 8 for "n2-highmem-8", 6 for "custom-6-3072"."""
+    if machine_type is None:
+        return 1  # n1-standard-1, Dataflow's default for batch jobs
+    number = re.search(r"-(\d+)(?:-|$)", machine_type)
+    return int(number[1]) if number else 2  # the types without a number share a core: e2-micro, e2-small, e2-medium
+
+
+def _failure(error: Exception) -> UserError:
+    keep_log()
+    _LOGGER.error("The run failed", exc_info=error)
+    return user_error(error, log_file())
+
+
+def _pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """Make an empty pipeline on a copy of `options`, with FnApiRunner's worker processes made to write to the log."""
+    direct = options.view_as(DirectOptions)
+    if options.view_as(StandardOptions).runner != "FnApiRunner" or direct.direct_running_mode != "multi_processing":
+        return beam.Pipeline(options=options)
+    worker = [sys.executable, "-m", "pipeline.beam.worker"]
+    command = f"exec {shlex.join(worker)} >>{shlex.quote(str(log_file()))} 2>&1"
+    pipeline = beam.Pipeline(FnApiRunner(SubprocessSDKEnvironment.from_command_string(command)), options=options)
+    # Asked for processes by its options, the runner would start them by a command of its own.
+    pipeline.options.view_as(DirectOptions).direct_running_mode = "in_memory"
+    return pipeline
+
+
+def _expect_master(options: PipelineOptions) -> None:
+    """Raise UserError when no standalone Spark master listens; the driver itself would try for minutes."""
+    standard, portable = options.view_as(StandardOptions), options.view_as(PortableOptions)
+    master = options.view_as(SparkRunnerOptions).spark_master_url
+    if standard.runner != "SparkRunner" or portable.job_endpoint or not master.startswith("spark://"):
+        return
+    problems = []
+    for address in master.removeprefix("spark://").split(","):  # several: masters with a stand-by
+        url = urlsplit(f"//{address}")
+        try:
+            socket.create_connection((url.hostname or "", url.port or 7077), timeout=10).close()
+            return
+        except OSError as error:
+            problems.append(f"{address}: {error.strerror or error}")
+    raise UserError(f"no Spark master answers at {master} ({'; '.join(problems)})")

@@ -1,0 +1,197 @@
+"""The console script `wit`. Exit codes: 0 done, 1 failed with a one-line cause, 2 usage."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.account import Account, read_account
+from pipeline.beam.failures import why
+from pipeline.cli import demo as cli_demo
+from pipeline.cli import evals as cli_evals
+from pipeline.cli import queries as cli_queries
+from pipeline.cli import train as cli_train
+from pipeline.engine.progress import Progress
+from pipeline.errors import UserError
+from pipeline.project import STAGES, Project
+
+_EXAMPLES = """\
+examples:
+  wit demo                                         everything, offline, on a simulated web
+  wit queries import words.txt --out queries.parquet
+  wit build -c wit.toml                            run it again to resume
+  wit build -c wit.toml --to plan                  stop before anything is fetched
+  wit build -c wit.toml --runner SparkRunner --spark_master_url spark://host:7077
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. Errors a user can mend are one line on stderr."""
+    logging.getLogger().addFilter(_is_not_about_apitools)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args, beam_args = _parse(arguments)
+    try:
+        args.beam_args = beam_args
+        return int(args.func(args))
+    except UserError as error:
+        print(f"wit: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if not _is_for_users(error):
+            raise
+        print(f"wit: {why(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("wit: stopped; run the same command again to resume", file=sys.stderr)
+        return 130
+
+
+def _is_not_about_apitools(record: logging.LogRecord) -> bool:
+    """Importing Beam warns of optional Google packages, which is nothing to a user."""
+    return "apitools" not in record.getMessage()
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Tell the errors of the system, of a store, and the one-line ones of queries/ and dedup/ from bugs.
+
+    Bugs keep their traceback.
+    """
+    if isinstance(error, TypeError | AttributeError | NameError | AssertionError):
+        return False
+    packages = []
+    trace = error.__traceback__
+    while trace is not None:
+        packages.append(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
+        trace = trace.tb_next
+    is_described = isinstance(error, ValueError) and packages[-1] in ("queries", "dedup")
+    return isinstance(error, OSError) or is_described or "fsspec" in packages
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split what is ours from Beam's options, which only the commands that run Beam take."""
+    parser = _parser()
+    own, after = arguments, []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        own, after = arguments[:cut], arguments[cut + 1 :]
+    args, unknown = parser.parse_known_args(own)
+    if (unknown or after) and not getattr(args, "takes_beam_options", False):
+        parser.error(f"unrecognised arguments: {' '.join([*unknown, *after])}")
+    return args, [*unknown, *after]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wit",
+        description="Build a CLIP-style image-text dataset: crawl, balance, deduplicate, measure overlap, train.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    cli_demo.add_parser(commands)
+    cli_queries.add_parser(commands)
+    _add_build(commands)
+    _add_status(commands)
+    cli_evals.add_parser(commands)
+    _add_report(commands)
+    cli_train.add_parser(commands)
+    return parser
+
+
+def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    build = commands.add_parser(
+        "build",
+        help="the main job; run it again to resume",
+        description="Run the stages in order. What is done with the same configuration is skipped.",
+        epilog="Every other option goes to Beam, for example --runner SparkRunner --spark_master_url local[4], or "
+        "--direct_running_mode multi_processing --direct_num_workers 8. Unknown ones are refused.",
+        allow_abbrev=False,
+    )
+    _add_config(build)
+    build.add_argument("--to", choices=STAGES, default=STAGES[-1], help="the last stage to run (default: report)")
+    build.add_argument(
+        "--refetch",
+        action="store_true",
+        help="fetch everything again that was fetched for another plan or under other settings",
+    )
+    build.add_argument("--quiet", action="store_true", help="no progress")
+    build.set_defaults(func=_build, takes_beam_options=True)
+
+
+def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    status = commands.add_parser(
+        "status", help="progress and the account of every pair", description="Exit 1 if the account does not close."
+    )
+    _add_config(status)
+    status.set_defaults(func=_status)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser("report", help="write report/ again from a finished build")
+    _add_config(report)
+    report.set_defaults(func=_report)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="default: wit.toml")
+
+
+def _build(args: argparse.Namespace) -> int:
+    from pipeline.beam.runner import parse_beam_options
+    from pipeline.build import run_build  # Beam takes seconds to import; only the commands that run it wait for it
+
+    options = parse_beam_options(args.beam_args)
+    project = Project.load(args.config)
+    progress = Progress(None) if args.quiet else Progress()
+    account = run_build(project, options, to=args.to, refetch=args.refetch, progress=progress)
+    print_account(account)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    account = read_account(Project.load(args.config).workspace)
+    if not account.stages:
+        print("nothing is built yet: run `wit build`")
+        return 0
+    print_account(account)
+    problems = account.problems()
+    for problem in problems:
+        print(f"wit: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.stages.report import write_reports
+
+    project = Project.load(args.config)
+    print(write_reports(project.workspace, project.config, project.load_allowlist()))
+    return 0
+
+
+def print_account(account: Account) -> None:
+    """Print the account as a table, one line per stage and one per reason."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name, justify in (("stage", "left"), ("in", "right"), ("kept", "right"), ("share", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for stage in account.stages:
+        share = f"{stage.kept / stage.inputs:.1%}" if stage.inputs else "-"
+        table.add_row(stage.stage, f"{stage.inputs:,}", f"{stage.kept:,}", share, style="bold")
+        for reason, count in sorted(stage.reasons.items(), key=lambda item: -item[1]):
+            table.add_row(f"  {reason}", f"-{count:,}", "", f"{count / stage.inputs:.1%}", style="dim")
+    Console().print(table)
+    empty = account.emptied_by()
+    if empty is not None:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in empty.reasons.items())
+        print(f"wit: the set is empty: {empty.stage} kept none of {empty.inputs:,} rows ({reasons})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

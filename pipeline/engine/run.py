@@ -1,0 +1,182 @@
+"""Run units of work (units.py) on Beam, which only spreads them over workers.
+
+A bundle that a runner repeats finds its markers and does nothing, so nothing here depends on a runner's promises.
+"""
+
+import copy
+import logging
+import pickle
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.utils.shared import Shared
+
+from pipeline.beam.runner import run_pipeline
+from pipeline.engine.progress import Progress, StepProgress
+from pipeline.engine.units import Marker, Prepare, Unit, UnitOutput, read_marker, settle, write_marker
+from pipeline.engine.workspace import Workspace
+from pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_UNITS_PER_PACK = 1_000
+
+Reduction = Callable[[beam.Pipeline], beam.pvalue.PCollection]
+"""Wires a pipeline that yields one pa.Table."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What every stage needs: where the workspace is, how Beam runs, where progress goes."""
+
+    workspace: Workspace
+    options: PipelineOptions
+    progress: Progress
+
+
+class _RunUnit(beam.DoFn):
+    def __init__(self, step: str, root: str, prepare: Prepare) -> None:
+        self._step, self._root, self._prepare = step, root, prepare
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._workspace = Workspace(self._root)
+        self._work = self._shared.acquire(self._prepare)
+
+    def process(self, unit: Unit) -> Iterator[str]:
+        marker = read_marker(self._workspace, self._step, unit.name)
+        if marker is None or marker.digest != unit.digest:
+            output = UnitOutput(self._workspace)
+            counts = self._work(unit.payload, output)
+            write_marker(self._workspace, self._step, unit, output, counts)
+        yield unit.name
+
+
+def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> dict[str, Marker]:
+    """Run the units of a step that are not done yet; return the markers of all of them, in the order of `units`.
+
+    A runner may give a unit to two workers at once, and the files of one can then stand beside the marker of the other:
+    fetched twice, a page need not answer alike. Such a unit is not done, and runs again.
+    """
+    if len({unit.name for unit in units}) < len(units):
+        raise ValueError(f"{step}: two units of the same name would be taken for one")
+    done = settle(build.workspace, step, units)
+    with build.progress.step(step, len(units), done) as bar:
+        for _ in range(_ATTEMPTS):
+            todo = [unit for unit in units if unit.name not in done]
+            if not todo:
+                break
+            with _watching(build.workspace, step, todo, bar):
+                _run_on_beam(build, step, todo, prepare)
+            done = settle(build.workspace, step, units)
+        else:
+            _check_done(step, units, done)
+        bar.finish(done)
+    return {unit.name: done[unit.name] for unit in units}
+
+
+def run_reduction(build: Build, step: str, unit: Unit, output: str, wire: Reduction) -> Marker:
+    """Run a pipeline that ends in exactly one table, written to `output`; skipped like a unit when it is done."""
+    done = settle(build.workspace, step, [unit])
+    with build.progress.step(step, 1, done) as bar:
+        if not done:
+            writer = _WriteReduction(build.workspace.root, step, unit, output)
+            run_pipeline(lambda pipeline: wire(pipeline) | "Write" >> beam.Map(writer), build.options)
+            done = settle(build.workspace, step, [unit])
+            _check_done(step, [unit], done)
+        bar.finish(done)
+    return done[unit.name]
+
+
+@dataclass(frozen=True)
+class _WriteReduction:
+    root: str
+    step: str
+    unit: Unit
+    output: str
+
+    def __call__(self, table: pa.Table) -> str:
+        workspace = Workspace(self.root)
+        output = UnitOutput(workspace)
+        output.write_table(self.output, table)
+        write_marker(workspace, self.step, self.unit, output, {})
+        return self.unit.name
+
+
+def _check_done(step: str, units: Sequence[Unit], done: Mapping[str, Marker]) -> None:
+    for unit in units:
+        if unit.name not in done:
+            raise UserError(
+                f"{step}: the runner reported success, but unit {unit.name} left no result; run again to resume"
+            )
+
+
+def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> None:
+    def wire(pipeline: beam.Pipeline) -> None:
+        (
+            pipeline
+            # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The second
+            # would shuffle what is in no order any more. Spark cannot compute that again when a worker dies with its
+            # share, and fails the job.
+            | "Packs" >> beam.Create(_packs(units), reshuffle=False)
+            | "Units" >> beam.FlatMap(_unpack)
+            | "Spread" >> beam.Reshuffle()
+            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare))
+        )
+
+    run_pipeline(wire, build.options if len(units) > 1 else _in_this_process(build.options))
+
+
+def _packs(units: Sequence[Unit]) -> list[bytes]:
+    """Pickle units, many together: they travel in the job's graph, and Dataflow takes no graph above 10 MB."""
+    packs = (units[start : start + _UNITS_PER_PACK] for start in range(0, len(units), _UNITS_PER_PACK))
+    return [zlib.compress(pickle.dumps(pack)) for pack in packs]
+
+
+def _unpack(pack: bytes) -> list[Unit]:
+    return cast(list[Unit], pickle.loads(zlib.decompress(pack)))
+
+
+def _in_this_process(options: PipelineOptions) -> PipelineOptions:
+    """Return options that do not start local worker processes, which take longer than one small unit."""
+    if options.view_as(StandardOptions).runner != "FnApiRunner":
+        return options
+    alone = copy.deepcopy(options)
+    alone.view_as(DirectOptions).direct_running_mode = "in_memory"
+    return alone
+
+
+@contextmanager
+def _watching(workspace: Workspace, step: str, todo: Sequence[Unit], bar: StepProgress) -> Iterator[None]:
+    """Report finished units while a pipeline runs: markers are data, so this works on every runner."""
+    stop = threading.Event()
+    seen: set[str] = set()
+    wanted = {unit.name: unit.digest for unit in todo}
+
+    def watch() -> None:
+        while not stop.wait(bar.interval_s):
+            try:
+                listed = {name.split("/")[-1][: -len(".json")] for name in workspace.sizes(f".wit/{step}")}
+                for name in sorted((wanted.keys() & listed) - seen):
+                    marker = read_marker(workspace, step, name)
+                    if marker is not None and marker.digest == wanted[name]:
+                        seen.add(name)
+                        bar.advance(name, marker)
+            except (OSError, ValueError) as error:  # progress is decoration: a hiccup of the store must not stop work
+                logger.debug("progress of %s: %s", step, error)
+
+    thread = threading.Thread(target=watch, name=f"progress-{step}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,90 @@
+"""Grouping through files: rows go to numbered buckets without passing through Beam's shuffle.
+
+Beam's local runner keeps every shuffled byte in memory (about four times the payload), and each cluster shuffles
+differently. So rows are spilled: each unit writes one file with its rows sorted into buckets, and the unit of a bucket
+reads its range of bytes, and nothing else, from all those files. Memory is one chunk when writing and one bucket when
+reading; the result is the same on every runner and can be resumed.
+
+A spilled file of n buckets begins with n + 1 offsets (int64, little-endian): bucket b is the bytes from offset b to
+offset b + 1, Arrow IPC record batches one after the other.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.engine.units import UnitOutput
+from pipeline.engine.workspace import Workspace
+
+CHUNK_BYTES = 32 << 20
+MAX_BUCKETS = 1_024
+_OFFSET = np.dtype("<i8")
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+def spill(
+    output: UnitOutput, name: str, schema: pa.Schema, buckets: int, batches: Iterable[tuple[pa.Table, np.ndarray]]
+) -> int:
+    """Write rows sorted into buckets; return how many. Each batch comes with the bucket number of every row."""
+    rows = 0
+    pieces: list[list[tuple[int, int]]] = [[] for _ in range(buckets)]  # per bucket, (start, end) in the scratch file
+    with (
+        tempfile.SpooledTemporaryFile(max_size=CHUNK_BYTES, prefix="wit-spill-") as scratch,
+        pa.ipc.new_stream(scratch, schema, options=_COMPRESSED) as writer,
+    ):
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema))  # a writer's first batch comes after the schema
+        for table, numbers in _chunks(batches):
+            order = np.argsort(numbers, kind="stable")
+            rows += len(order)
+            (ordered,) = table.cast(schema).combine_chunks().take(pa.array(order)).combine_chunks().to_batches()
+            edges = [0, *(np.flatnonzero(np.diff(numbers[order])) + 1), len(order)]
+            for start, end in pairwise(map(int, edges)):
+                at = scratch.tell()
+                writer.write_batch(ordered.slice(start, end - start))
+                pieces[numbers[order[start]]].append((at, scratch.tell()))
+        sizes = [sum(end - start for start, end in of_bucket) for of_bucket in pieces]
+        header = _OFFSET.itemsize * (buckets + 1)
+        with output.create(name) as out:
+            out.write((header + np.cumsum([0, *sizes])).astype(_OFFSET).tobytes())
+            for of_bucket in pieces:
+                for start, end in of_bucket:
+                    scratch.seek(start)
+                    out.write(scratch.read(end - start))
+    return rows
+
+
+def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Gather small batches into chunks of at least CHUNK_BYTES, so that a bucket is not a thousand tiny ones."""
+    tables: list[pa.Table] = []
+    buckets: list[np.ndarray] = []
+    held_bytes = 0
+    for table, numbers in batches:
+        if not len(numbers):
+            continue
+        tables.append(table)
+        buckets.append(numbers)
+        held_bytes += table.nbytes
+        if held_bytes >= CHUNK_BYTES:
+            yield pa.concat_tables(tables), np.concatenate(buckets)
+            tables, buckets, held_bytes = [], [], 0
+    if tables:
+        yield pa.concat_tables(tables), np.concatenate(buckets)
+
+
+def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.Schema) -> pa.Table:
+    """Read the rows of one bucket from spilled files, in the order of `names`."""
+    at = _OFFSET.itemsize * bucket
+    edges = workspace.read_ranges([(name, at, at + 2 * _OFFSET.itemsize) for name in names])
+    offsets = np.frombuffer(b"".join(edges), _OFFSET).reshape(-1, 2).tolist()
+    ranges = [(name, start, end) for name, (start, end) in zip(names, offsets, strict=True) if start < end]
+    found = workspace.read_ranges(ranges)
+    return pa.Table.from_batches([batch for encoded in found for batch in _batches(encoded, schema)], schema)
+
+
+def _batches(encoded: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with pa.BufferReader(encoded) as reader:
+        while reader.tell() < len(encoded):
+            yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)

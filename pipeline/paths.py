@@ -1,0 +1,68 @@
+"""From the patterns of `sources.paths` to a list of files, and which version of them is there."""
+
+from collections.abc import Sequence
+from glob import has_magic
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from pipeline.beam.failures import why
+from pipeline.errors import ConfigError
+
+
+def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.paths") -> list[str]:
+    """Return the files that `patterns` name, each once, sorted: absolute local paths, and fsspec URLs.
+
+    Patterns without a scheme are local and start at `base_dir`; `**` crosses folders.
+
+    Raises:
+        ConfigError: a pattern matches no file; it is named, and the config's `key` that holds it.
+    """
+    return sorted({path for pattern in patterns for path in _expand(pattern, base_dir, key)})
+
+
+def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
+    if "::" in pattern:  # chained file systems (zip://a.csv::s3://bucket/b.zip) have no form to write a match in
+        return [pattern]
+    located = pattern if "://" in pattern else str((base_dir / pattern).absolute())
+    try:
+        fs, inner = fsspec.core.url_to_fs(located)
+        found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}
+    except Exception as error:  # whatever a store raises without its package, credentials or network
+        raise ConfigError(f"{key}: {pattern}: {why(error)}") from None
+    files = [name for name, info in found.items() if info["type"] == "file" or _links_to_file(fs, name, info)]
+    if not files:
+        hint = f"; to read the files of a folder write {pattern}/*" if inner in found else ""
+        raise ConfigError(f"{key}: {pattern} matches no file (looked for {located}){hint}")
+    is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+    return files if is_local else [fs.unstrip_protocol(name) for name in files]
+
+
+def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> bool:
+    return info["type"] != "directory" and bool(fs.isfile(name))
+
+
+class FileVersion(NamedTuple):
+    """Which version of a file is there: `changed` is the time of its last change, or the store's own tag."""
+
+    name: str
+    bytes: int | None
+    changed: object
+
+
+def file_versions(path: str) -> list[FileVersion]:
+    """Return the versions of a file, of the files under a folder, or of those that match a pattern, without reading."""
+    fs, inner = fsspec.core.url_to_fs(path)
+    try:
+        info = fs.info(inner)
+        found = {inner: info} if info["type"] == "file" else fs.find(inner, detail=True)
+    except FileNotFoundError:
+        found = fs.glob(inner, detail=True) if has_magic(inner) else {}
+    folder = inner.split("*")[0].rpartition("/")[0]
+    tags = ("ETag", "etag", "mtime", "updated")
+    return [
+        FileVersion(name.removeprefix(folder), info.get("size"), next((info[t] for t in tags if info.get(t)), None))
+        for name, info in sorted(found.items())
+    ]

@@ -1,0 +1,285 @@
+"""Wire the exact balance (exact.py) into Beam: scans over files, small results.
+
+Used twice: on the candidates before fetching, and on what survived fetching and deduplication.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.utils.shared import Shared
+
+from pipeline.engine.run import Build, run_reduction
+from pipeline.engine.units import Unit, UnitOutput, digest
+from pipeline.engine.workspace import FileFacts, Workspace
+from pipeline.stages.balance.exact import (
+    KEY_FIELDS,
+    Matches,
+    Thresholds,
+    WindowCount,
+    WindowHistogram,
+    Windows,
+    count_matches,
+    find_thresholds,
+    query_keys,
+    selected_lists,
+)
+from queries.allowlist import Allowlist
+
+_SCAN_TASKS = 256
+"""Files are scanned in at most this many tasks, so that few count vectors (8 bytes per query) travel."""
+
+_WINDOW_BUCKETS = 64
+"""Head queries are split so that no single element holds every window: at 400M pairs each is about 16 MB."""
+
+_FEW_KEYS = 1_024
+"""Of one query, so many keys may always be collected; 16 sqrt(cap) where that is more."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The outcome: matches per query, and the largest key that each query selects."""
+
+    counts: np.ndarray  # (queries,) int64
+    thresholds: Thresholds
+
+
+@dataclass(frozen=True)
+class QueryKeys:
+    """Makes the array of `query_keys` on a worker, once per process: 4 MB that need not travel with the job."""
+
+    allowlist: str
+    seed: int
+
+    def __call__(self) -> np.ndarray:
+        return query_keys(Allowlist.load(self.allowlist).queries, self.seed)
+
+
+def find_balance(
+    build: Build, step: str, files: Sequence[str], allowlist: Allowlist, keys: QueryKeys, *, cap: int, inputs: str
+) -> Balance:
+    """Scan Parquet files with the columns `uid` and `query_ids`; results lie under `.wit/<step>/`.
+
+    `inputs` is a digest of the files' content; a scan that is done for the same inputs is not repeated.
+    """
+    root, queries = build.workspace.root, len(allowlist.queries)
+    tasks = [list(files[i::_SCAN_TASKS]) for i in range(min(_SCAN_TASKS, len(files)))]
+    covered = digest(inputs, allowlist.sha256)
+    name = f".wit/{step}/counts.parquet"
+    run_reduction(build, f"{step}/count", Unit("counts", covered), name, _CountScan(root, tasks, queries))
+    counts = build.workspace.read_table(name)["count"].to_numpy()
+
+    thresholds = Thresholds.unlimited(queries)
+    windows = Windows.around(counts, cap)
+    attempt = 0
+    while len(windows.head):
+        name = f".wit/{step}/thresholds-{attempt}.parquet"
+        unit = Unit(f"thresholds-{attempt}", digest(covered, keys.seed, cap, attempt))
+        scan = _Scan(root, tasks, windows, cap, keys, WindowCount)
+        run_reduction(build, f"{step}/select-{attempt}", unit, name, scan)
+        found = build.workspace.read_table(name)
+        missed = found["missed"].to_numpy(zero_copy_only=False)
+        heads = found["query"].to_numpy()
+        for part in KEY_FIELDS:
+            thresholds.key[part][heads[~missed]] = found[part].to_numpy()[~missed]
+        windows = _narrow(build, step, windows.whole(heads[missed]), tasks, counts, keys, cap=cap, covered=covered)
+        attempt += 1
+    return Balance(counts, thresholds)
+
+
+def _narrow(
+    build: Build,
+    step: str,
+    windows: Windows,
+    tasks: list[list[str]],
+    counts: np.ndarray,
+    keys: QueryKeys,
+    *,
+    cap: int,
+    covered: str,
+) -> Windows:
+    """Return windows with few enough keys inside; `windows` hold what is looked for."""
+    inside = counts[windows.head]
+    few = max(_FEW_KEYS, 16 * math.isqrt(cap))
+    attempt = 0
+    while ((inside > few) & (windows.low < windows.high)).any():
+        name = f".wit/{step}/windows-{attempt}.parquet"
+        unit = Unit(f"windows-{attempt}", digest(covered, keys.seed, cap, attempt))
+        scan = _Scan(build.workspace.root, tasks, windows, cap, keys, WindowHistogram)
+        run_reduction(build, f"{step}/narrow-{attempt}", unit, name, scan)
+        found = build.workspace.read_table(name)
+        windows = Windows(*(found[column].to_numpy() for column in ("query", "low", "high")))
+        inside = found["inside"].to_numpy()
+        attempt += 1
+    return windows
+
+
+def _read_batches(root: str, files: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    workspace = Workspace(root)
+    for name in files:
+        with workspace.open(name) as source, pq.ParquetFile(source) as file:
+            yield from file.iter_batches(columns=columns, use_threads=False)
+
+
+@dataclass(frozen=True)
+class _CountScan:
+    """Scan 1: matches per query."""
+
+    root: str
+    tasks: list[list[str]]
+    queries: int
+
+    def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
+        return (
+            pipeline
+            | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Count" >> beam.Map(self._count)
+            | "Sum" >> beam.CombineGlobally(self._sum)
+            | "Table" >> beam.Map(lambda counts: pa.table({"count": counts}))
+        )
+
+    def _count(self, files: list[str]) -> np.ndarray:
+        return self._sum(
+            count_matches(batch.column("query_ids"), self.queries)
+            for batch in _read_batches(self.root, files, ["query_ids"])
+        )
+
+    def _sum(self, vectors: Iterable[np.ndarray]) -> np.ndarray:
+        total = np.zeros(self.queries, np.int64)
+        for vector in vectors:
+            total += vector
+        return total
+
+
+_Found = WindowCount | WindowHistogram
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Scan 2: look at every key of the head queries, to name the cap-th smallest or to narrow its window."""
+
+    root: str
+    tasks: list[list[str]]
+    windows: Windows
+    cap: int
+    keys: QueryKeys
+    kind: type[_Found]
+
+    def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
+        return (
+            pipeline
+            | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys, self.kind))
+            | "Total" >> beam.CombinePerKey(_Total(self.kind))
+            | "Find" >> beam.MapTuple(self._find)
+            | "Join" >> beam.CombineGlobally(_concat)
+        )
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        edges = np.linspace(0, len(self.windows.head), _WINDOW_BUCKETS + 1).astype(int)
+        return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
+
+    def _find(self, bucket: int, found: _Found) -> pa.Table:
+        windows = self.windows.part(*self._bounds()[bucket])
+        if isinstance(found, WindowHistogram):
+            narrow, inside = found.narrowed(windows, self.cap)
+            return pa.table({"query": narrow.head, "low": narrow.low, "high": narrow.high, "inside": inside})
+        keys, missed = find_thresholds(windows, found, self.cap)
+        return pa.table({"query": windows.head, "missed": missed} | {part: keys[part] for part in KEY_FIELDS})
+
+
+class _Look(beam.DoFn):
+    """Look at the keys of some files; what is found is cut into buckets of head queries."""
+
+    def __init__(
+        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryKeys, kind: type[_Found]
+    ) -> None:
+        self._root, self._windows, self._bounds, self._prepare, self._kind = root, windows, bounds, keys, kind
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._keys = self._shared.acquire(lambda: _Held(self._prepare())).keys
+
+    def process(self, files: list[str]) -> Iterator[tuple[int, _Found]]:
+        matches = (
+            Matches.of(batch.column("uid"), batch.column("query_ids"), self._keys)
+            for batch in _read_batches(self._root, files, ["uid", "query_ids"])
+        )
+        found = self._kind.of(matches, self._windows)
+        if len(found.below):
+            yield from enumerate(found.split(self._bounds))
+
+
+@dataclass(frozen=True)
+class _Total:
+    """Add up; an empty sum is the neutral element that Beam starts from."""
+
+    kind: type[_Found]
+
+    def __call__(self, found: Iterable[_Found]) -> _Found:
+        return self.kind.total(list(found))  # type: ignore[arg-type]
+
+
+@dataclass
+class _Held:
+    """An array that Beam's Shared can hold: it needs something that takes a weak reference."""
+
+    keys: np.ndarray
+
+
+def _concat(tables: Iterable[pa.Table]) -> pa.Table:
+    parts = list(tables)
+    return pa.concat_tables(parts).sort_by("query") if parts else pa.table({})
+
+
+def write_balance(workspace: Workspace, name: str, counts: np.ndarray, cap: int) -> dict[str, FileFacts]:
+    """Write, per query (row number = query id), how many pairs it matches and how many of them it selects."""
+    output = UnitOutput(workspace)
+    output.write_table(name, pa.table({"matched": counts, "selected": np.minimum(counts, cap)}))
+    return output.files
+
+
+def save_thresholds(workspace: Workspace, name: str, thresholds: Thresholds) -> None:
+    """Write thresholds as Parquet, one row per query."""
+    UnitOutput(workspace).write_table(name, pa.table({part: thresholds.key[part] for part in KEY_FIELDS}))
+
+
+def load_thresholds(workspace: Workspace, name: str) -> Thresholds:
+    """Read what `save_thresholds` wrote."""
+    table = workspace.read_table(name)
+    thresholds = Thresholds.unlimited(table.num_rows)
+    for part in table.column_names:
+        thresholds.key[part] = table[part].to_numpy()
+    return thresholds
+
+
+@dataclass(frozen=True)
+class PrepareSelect:
+    """Makes a `Select` on a worker from the files of thresholds and queries."""
+
+    root: str
+    thresholds: str
+    keys: QueryKeys
+
+    def __call__(self) -> "Select":
+        return Select(load_thresholds(Workspace(self.root), self.thresholds), self.keys())
+
+
+@dataclass(frozen=True)
+class Select:
+    """Scan 3: which queries select each pair."""
+
+    thresholds: Thresholds
+    keys: np.ndarray
+
+    def __call__(self, pairs: pa.Table) -> pa.ListArray:
+        """Return list<int32> for a table with `uid` and `query_ids`; an empty list means that the pair goes."""
+        matches = Matches.of(pairs["uid"], pairs["query_ids"], self.keys)
+        return selected_lists(matches, self.thresholds.selects(matches), pairs.num_rows)

@@ -1,0 +1,121 @@
+"""The data card: what is in a finished set, as a page of Markdown made from its own files.
+
+Shares of hosts, languages and sources are counted in the first `SAMPLED_SHARDS` shards; each shard is a random sample
+of the set, and a smaller set is counted whole.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.compute as pc
+
+from pipeline.account import Account, StageAccount
+from pipeline.config import Config
+from pipeline.engine.workspace import Workspace
+from pipeline.records import Reason
+
+SAMPLED_SHARDS = 64
+_TOP = 15
+
+_OPT_OUTS = (Reason.ROBOTS_DISALLOWED, Reason.ROBOTS_UNREACHABLE, Reason.OPTED_OUT)
+
+
+@dataclass
+class Composition:
+    """Counts over the samples in some shards."""
+
+    shards: int = 0
+    samples: int = 0
+    columns: dict[str, Counter[str]] = field(
+        default_factory=lambda: {name: Counter() for name in ("source", "text_field", "language")}
+    )
+    hosts: Counter[str] = field(default_factory=Counter)
+    more_captions: int = 0
+
+
+def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composition:
+    """Read the Parquet files of some shards, one at a time."""
+    found = Composition()
+    for name in shards:
+        table = workspace.read_table(name, ["status", "url", "captions", *found.columns])
+        table = table.filter(pc.equal(table["status"], "success"))
+        found.shards += 1
+        found.samples += table.num_rows
+        for column, counter in found.columns.items():
+            counter.update(table[column].to_pylist())
+        found.hosts.update(urlsplit(url).hostname or "" for url in table["url"].to_pylist())
+        found.more_captions += pc.sum(pc.greater(pc.list_value_length(table["captions"]), 1)).as_py() or 0
+    return found
+
+
+def write_data_card(composition: Composition, account: Account, config: Config, manifest: Mapping[str, Any]) -> str:
+    """Return the card as Markdown."""
+    lines = [
+        "# Data card",
+        "",
+        f"{manifest['samples']:,} image-text pairs in {len(manifest['shards']):,} WebDataset shards, built with "
+        f"wit-pipeline {manifest['code_version']}, seed {config.seed}.",
+        "",
+        f"- Images: JPEG, shorter side at most {config.fetch.image_size} px.",
+        f"- Balance: no query selects more than {config.balance.cap:,} pairs (CLIP section 2.2).",
+        f"- Duplicates: exact copies{_near(config)} are one sample; the others' captions are in `captions` "
+        f"({composition.more_captions:,} of {composition.samples:,} counted samples have more than one).",
+        f"- Evaluation sets: {_evals(config)}",
+        f"- Opt-outs honoured: {_opt_outs(account)}.",
+        "- Licences: unknown. The pairs come from the web; each keeps its `url` and `page_url`. Rights in the images "
+        "stay with their owners.",
+        "- Known limits: captions are as their authors wrote them; nothing was filtered for safety, faces or quality.",
+        "",
+        "## Account",
+        "",
+        "| stage | in | kept | lost for |",
+        "|---|---:|---:|---|",
+        *(f"| {s.stage} | {s.inputs:,} | {s.kept:,} | {_reasons(s)} |" for s in account.stages),
+        "",
+    ]
+    counted = "all shards" if composition.shards == len(manifest["shards"]) else f"{composition.shards} shards"
+    for title, counter in (*composition.columns.items(), ("host", composition.hosts)):
+        lines += _table(title.replace("_", " "), counter, counted)
+    return "\n".join(lines)
+
+
+def _reasons(stage: StageAccount) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in stage.reasons.items()) or "-"
+
+
+def _table(title: str, counter: Counter[str], counted: str) -> list[str]:
+    total, top = counter.total(), counter.most_common(_TOP)
+    rows = [(_cell(name), count) for name, count in top]
+    if len(counter) > _TOP:
+        rows.append((f"{len(counter) - _TOP:,} more", total - sum(count for _, count in top)))
+    head = [f"## By {title} ({counted})", "", f"| {title} | samples | share |", "|---|---:|---:|"]
+    return [*head, *(f"| {name} | {count:,} | {count / total:.1%} |" for name, count in rows), ""]
+
+
+def _near(config: Config) -> str:
+    if not config.dedup.near_duplicates:
+        return ""
+    return f" and images within {config.dedup.max_distance_bits} bits of PDQ distance"
+
+
+def _evals(config: Config) -> str:
+    if not config.evals:
+        return "none was compared with; see `wit evals`."
+    names = ", ".join(e.name for e in config.evals)
+    done = "measured and reported" if config.dedup.evals == "report" else "matching pairs removed"
+    return f"{names}; {done}, see `report/index.html`."
+
+
+def _opt_outs(account: Account) -> str:
+    fetched = next((s for s in account.stages if s.stage == "fetched"), None)
+    found = {} if fetched is None else {str(r): fetched.reasons[r] for r in _OPT_OUTS if r in fetched.reasons}
+    return ", ".join(f"{name} {count:,}" for name, count in found.items()) or "none met"
+
+
+def _cell(text: str) -> str:
+    """Make a stranger's text safe inside a Markdown table."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`") or "(none)"

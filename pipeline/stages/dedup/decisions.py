@@ -1,0 +1,212 @@
+"""Which fetched pairs stay, and what evaluation sets have in common with them: the work of the units, part by part.
+
+steps.py has the order of the steps.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dedup.overlap import OVERLAP
+from pipeline.engine.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.engine.units import UnitOutput, Work
+from pipeline.engine.workspace import Workspace
+from pipeline.records import DECISIONS, Reason
+from pipeline.stages.balance.scans import PrepareSelect, Select
+from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
+from pipeline.stages.evals import EvalIndexes, LoadedEval
+from pipeline.stages.plan import bucket_of_part
+
+MAX_CAPTIONS = 64
+"""A survivor keeps at most this many captions: a placeholder image has been seen under a hundred thousand."""
+
+_OVERLAP = pa.schema([pa.field("eval", pa.string()), *OVERLAP])
+_MARKED = _OVERLAP.append(pa.field("kept", pa.bool_())).append(pa.field("part", pa.int32()))
+
+_LOST_CAPTIONS = pa.schema([("survivor", pa.string()), ("uid", pa.string()), ("caption", pa.string())])
+
+
+@dataclass(frozen=True)
+class PrepareOverlap:
+    root: str
+    indexes: EvalIndexes
+    min_quality: int
+
+    def __call__(self) -> Work:
+        return FindOverlap(self.indexes.load(Workspace(self.root)), self.min_quality)
+
+
+@dataclass(frozen=True)
+class FindOverlap:
+    """Compare every fetched image of a part with every evaluation set."""
+
+    sets: list[LoadedEval]
+    min_quality: int
+
+    def __call__(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
+        images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256"])
+        found = [_OVERLAP.empty_table()]
+        for loaded in self.sets:
+            matches = loaded.find(images, self.min_quality)
+            found.append(
+                matches.append_column("eval", pa.repeat(loaded.name, matches.num_rows))
+                .select(_OVERLAP.names)
+                .cast(_OVERLAP)
+            )
+        output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables(found))
+        return {"inputs": images.num_rows, "kept": images.num_rows}
+
+
+@dataclass(frozen=True)
+class Survive:
+    """Write the survivors of parts for the balance, and send the captions of duplicates to their survivors."""
+
+    remove_evals: bool
+    parts: int
+
+    def __call__(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
+        counts = Counter[str]()
+        lost = self._lost_captions(group, output, counts)
+        spill(output, group.rows(".wit/dedup/captions"), _LOST_CAPTIONS, group_count(self.parts), lost)
+        return counts
+
+    def _lost_captions(
+        self, group: PartGroup, output: UnitOutput, counts: Counter[str]
+    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yield the captions of duplicates, for the groups of their survivors; on the way, write who survives."""
+        duplicates = duplicates_of(output.workspace, group)
+        for part in group.parts:
+            rows = successes(output.workspace, part, ["uid", "query_ids", "caption"])
+            outcome = removals(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
+            survivors = rows.filter(pc.is_null(outcome["reason"])).select(["uid", "query_ids"])
+            output.write_table(part.file(".wit/dedup/survivors"), survivors)
+            counts.update(reason for reason in outcome["reason"].to_pylist() if reason is not None)
+            counts.update(inputs=rows.num_rows, kept=survivors.num_rows)
+            told = pc.is_valid(outcome["survivor"])
+            captions = pa.table([outcome["survivor"], rows["uid"], rows["caption"]], _LOST_CAPTIONS).filter(told)
+            yield captions, group_of_part(outcome["survivor_part"].filter(told).to_numpy(), self.parts)
+
+
+def group_count(parts: int) -> int:
+    """Return into how many groups so many parts go."""
+    return min(parts, MAX_BUCKETS)
+
+
+def group_of_part(part: np.ndarray, parts: int) -> np.ndarray:
+    """Return the number of the group of each part, (n,) int32."""
+    return bucket_of_part(part, parts, group_count(parts))
+
+
+def duplicates_of(workspace: Workspace, group: PartGroup) -> pa.Table:
+    """Return the rows of `dedup/duplicates.parquet` about images of a group of parts."""
+    first, last = group.parts[0].number, group.parts[-1].number
+    with workspace.open("dedup/duplicates.parquet") as source:
+        return pq.read_table(source, filters=[("part", ">=", first), ("part", "<=", last)], use_threads=False)
+
+
+def removals(
+    workspace: Workspace, part: FetchedPart, uids: pa.ChunkedArray, duplicates: pa.Table, remove_evals: bool
+) -> pa.Table:
+    """Return, per fetched image of a part, why it goes: `reason`, `survivor`, `survivor_part`; nulls where it stays."""
+    outcome = duplicates.select(["reason", "survivor", "survivor_part"]).take(pc.index_in(uids, duplicates["uid"]))
+    if remove_evals:
+        matched = pc.is_in(uids, in_evals(workspace, part))
+        outcome = outcome.set_column(0, "reason", pc.if_else(matched, Reason.EVAL_OVERLAP.value, outcome["reason"]))
+    return outcome
+
+
+@dataclass(frozen=True)
+class PrepareDecide:
+    select: PrepareSelect
+    captions: list[str]
+    parts: int
+    remove_evals: bool
+
+    def __call__(self) -> Work:
+        return _Decide(self.select(), self.captions, self.parts, self.remove_evals)
+
+
+@dataclass(frozen=True)
+class _Decide:
+    """Write the decisions about each part, and which of its overlap rows are about pairs that stay."""
+
+    select: Select
+    captions: list[str]
+    parts: int
+    remove_evals: bool
+
+    def __call__(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
+        number = int(group_of_part(np.array([group.parts[0].number]), self.parts)[0])
+        lost = gather(output.workspace, self.captions, number, _LOST_CAPTIONS).sort_by(
+            [("survivor", "ascending"), ("uid", "ascending")]
+        )
+        duplicates = duplicates_of(output.workspace, group)
+        counts = Counter[str]()
+        marked = [_MARKED.empty_table()]
+        for part in group.parts:
+            marked.append(self._decide(part, duplicates, lost, output, counts))
+        output.write_table(f".wit/dedup/marked/{group.name}.parquet", pa.concat_tables(marked))
+        return counts
+
+    def _decide(
+        self, part: FetchedPart, duplicates: pa.Table, lost: pa.Table, output: UnitOutput, counts: Counter[str]
+    ) -> pa.Table:
+        rows = successes(output.workspace, part, ["uid", "query_ids", "caption"])
+        outcome = removals(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
+        survives = pc.is_null(outcome["reason"])
+        selected = self.select(rows)
+        chosen = pc.greater(pc.list_value_length(selected), 0)
+        kept = pc.and_(survives, chosen)
+        over = pc.and_(survives, pc.invert(chosen))
+        columns = {
+            "uid": rows["uid"],
+            "reason": pc.if_else(over, Reason.OVER_FINAL_CAP.value, outcome["reason"]),
+            "survivor": outcome["survivor"],
+            "selected_by": pc.if_else(kept, selected, pa.scalar([], selected.type)),
+            "captions": _captions(rows, lost.filter(pc.is_in(lost["survivor"], rows["uid"])), kept),
+        }
+        output.write_table(part.file("dedup/decisions"), pa.table(columns).cast(DECISIONS))
+        counts.update({"inputs": rows.num_rows, "kept": pc.sum(kept).as_py() or 0})
+        counts[Reason.OVER_FINAL_CAP] += pc.sum(over).as_py() or 0
+        return _mark_overlap(output.workspace, part, rows["uid"].filter(kept))
+
+
+def _captions(rows: pa.Table, lost: pa.Table, kept: pa.ChunkedArray) -> pa.Array:
+    """Return the captions of each kept pair: its own, then those of its duplicates by uid, without repeats."""
+    own = dict(zip(rows["uid"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+    found = {uid: {caption: None} for uid, caption in own.items()}  # a dict keeps the first of each, in order
+    for survivor, caption in zip(lost["survivor"].to_pylist(), lost["caption"].to_pylist(), strict=True):
+        found[survivor][caption] = None
+    lists = [list(found[uid])[:MAX_CAPTIONS] if stays else [] for uid, stays in zip(own, kept.to_pylist(), strict=True)]
+    return pa.array(lists, pa.list_(pa.string()))
+
+
+def _mark_overlap(workspace: Workspace, part: FetchedPart, kept: pa.ChunkedArray) -> pa.Table:
+    """Return the overlap rows of a part; `kept` says whether the pair stays in the set."""
+    overlap = workspace.read_table(part.file(".wit/dedup/overlap"))
+    marked = overlap.append_column("kept", pc.is_in(overlap["uid"], kept.combine_chunks()))
+    marked = marked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), overlap.num_rows))
+    return marked.cast(_MARKED)
+
+
+@dataclass(frozen=True)
+class CollectOverlap:
+    """Join the overlap rows of all parts with one evaluation set."""
+
+    marked: list[str]
+
+    def __call__(self, name: str, output: UnitOutput) -> Mapping[str, int]:
+        tables = []
+        for name_of_group in self.marked:
+            rows = output.workspace.read_table(name_of_group)
+            tables.append(rows.filter(pc.equal(rows["eval"], name)).drop_columns(["eval"]))
+        found = pa.concat_tables(tables).sort_by(
+            [("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")]
+        )
+        output.write_table(f"dedup/overlap/{name}.parquet", found)
+        return {"inputs": found.num_rows, "kept": found.num_rows}

@@ -1,0 +1,179 @@
+"""fetched/ -> dedup/: which fetched pairs stay, and what the evaluation sets have in common with them.
+
+Steps (scratch results lie under `.wit/dedup/` until the stage is done):
+
+    overlap    fetched part -> matches with every evaluation set, before anything is removed
+    spill      fetched parts -> image facts, in buckets of equal fingerprints
+    group      bucket -> exact copies leave; one row per distinct fingerprint, in buckets of equal hash bands
+    compare    band bucket -> edges: fingerprints within `max_distance_bits`, verified
+    resolve    edges -> dedup/duplicates.parquet: who stands for whom
+    survive    fetched parts -> the pairs that are no duplicates
+    count, select                                            } stages/balance/scans.py, with the final cap
+    decide     fetched parts -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
+    collect    evaluation set -> dedup/overlap/<name>.parquet
+
+Where parts are many, a unit has several of them. Decisions are data: nothing is deleted here, and the shards stage
+carries them out.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.shuffle import MAX_BUCKETS
+from pipeline.engine.units import Marker, Ready, Unit, Work, add_counts, digest, finish_stage, finished_stage
+from pipeline.records import Reason
+from pipeline.stages.balance.scans import (
+    Balance,
+    PrepareSelect,
+    QueryKeys,
+    find_balance,
+    save_thresholds,
+    write_balance,
+)
+from pipeline.stages.dedup.decisions import CollectOverlap, PrepareDecide, PrepareOverlap, Survive, group_of_part
+from pipeline.stages.dedup.duplicates import (
+    CompareBands,
+    FetchedPart,
+    GroupImages,
+    PartGroup,
+    ResolveDuplicates,
+    SpillImages,
+)
+from pipeline.stages.evals import EvalIndexes, run_evals
+from queries.allowlist import Allowlist
+
+VERSION = 2
+"""Raised when the same images would give other decisions, or scratch files another format."""
+
+_IMAGES_PER_BUCKET = 50_000
+_IMAGES_PER_BAND_BUCKET = 12_500
+"""Every image is in 16 or 32 band buckets."""
+_IMAGES_PER_RANGE = 4_000_000
+"""Of each range of parts, the duplicates are sorted at once."""
+
+
+def run_dedup(
+    build: Build,
+    config: Config,
+    base_dir: Path,
+    allowlist: Allowlist,
+    keys: QueryKeys,
+    fetched: Mapping[str, Marker],
+) -> Marker:
+    """Fill dedup/; return the stage's marker, whose counts are those of unique and kept pairs together."""
+    indexes = run_evals(build, config, base_dir)
+    content = sorted(
+        (name, f.sha256) for m in fetched.values() for name, f in m.outputs.items() if name.endswith("parquet")
+    )
+    stage_digest = digest(
+        VERSION, content, indexes.digest, config.dedup.model_dump(), config.balance.cap, config.seed, allowlist.sha256
+    )
+    done = finished_stage(build.workspace, "dedup", stage_digest)
+    if done is not None:
+        build.progress.say("dedup          done before")
+        return done
+    stage = _Stage(build, config, indexes, list(fetched), add_counts(fetched.values())["kept"], stage_digest)
+    stage.overlap()
+    duplicates = stage.resolve(stage.compare(stage.group()))
+    survivors = stage.survive()
+    files = [f".wit/dedup/survivors/{part}.parquet" for part in stage.parts]
+    balance = find_balance(build, "dedup", files, allowlist, keys, cap=config.balance.cap, inputs=stage_digest)
+    decided = stage.decide(balance, keys)
+    collected = stage.collect()
+    outputs = {
+        name: facts
+        for markers in (duplicates, decided, collected)
+        for m in markers.values()
+        for name, facts in m.outputs.items()
+        if not name.startswith(".wit/")
+    }
+    outputs |= write_balance(build.workspace, "dedup/balance.parquet", balance.counts, config.balance.cap)
+    lost, kept = add_counts(survivors.values()), add_counts(decided.values())
+    counts = {**lost, Reason.OVER_FINAL_CAP: kept[Reason.OVER_FINAL_CAP], "kept": kept["kept"]}
+    return finish_stage(build.workspace, "dedup", stage_digest, outputs, counts)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The steps of one run of the stage; see the module's docstring for the order."""
+
+    build: Build
+    config: Config
+    indexes: EvalIndexes
+    parts: list[str]
+    images: int
+    stage_digest: str
+
+    @property
+    def buckets(self) -> int:
+        return min(max(1, math.ceil(self.images / _IMAGES_PER_BUCKET)), MAX_BUCKETS)
+
+    @property
+    def band_buckets(self) -> int:
+        return min(max(1, math.ceil(self.images / _IMAGES_PER_BAND_BUCKET)), MAX_BUCKETS)
+
+    def _run(self, step: str, payloads: Mapping[str, object], prepare: Callable[[], Work]) -> dict[str, Marker]:
+        units = [Unit(name, digest(self.stage_digest, step, name), payload) for name, payload in payloads.items()]
+        return run_units(self.build, f"dedup/{step}", units, prepare)
+
+    def _parts(self) -> dict[str, FetchedPart]:
+        return {name: FetchedPart(number, name) for number, name in enumerate(self.parts)}
+
+    def _groups(self) -> dict[str, PartGroup]:
+        numbers = group_of_part(np.arange(len(self.parts)), len(self.parts))
+        grouped = itertools.groupby(zip(numbers, self._parts().values(), strict=True), key=itemgetter(0))
+        groups = [PartGroup(f"{number:05d}", tuple(part for _, part in parts)) for number, parts in grouped]
+        return {group.name: group for group in groups}
+
+    def overlap(self) -> dict[str, Marker]:
+        prepare = PrepareOverlap(self.build.workspace.root, self.indexes, self.config.dedup.min_quality)
+        return self._run("overlap", self._parts(), prepare)
+
+    def group(self) -> dict[str, Marker]:
+        spilling = SpillImages(self.buckets, self.config.seed, self.config.dedup.evals == "remove")
+        spilled = self._run("spill", self._groups(), Ready(spilling))
+        names = [name for m in spilled.values() for name in m.outputs]
+        grouping = GroupImages(names, self.config.dedup, self.band_buckets)
+        return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Ready(grouping))
+
+    def compare(self, grouped: Mapping[str, Marker]) -> list[str]:
+        """Return the names of the files of losers and edges."""
+        losers = [name for m in grouped.values() for name in m.outputs if "/losers/" in name]
+        if not self.config.dedup.near_duplicates:
+            return losers
+        banded = [name for m in grouped.values() for name in m.outputs if "/banded/" in name]
+        comparing = CompareBands(banded, self.config.dedup.max_distance_bits)
+        edges = self._run("compare", {f"{b:05d}": b for b in range(self.band_buckets)}, Ready(comparing))
+        return losers + [name for m in edges.values() for name in m.outputs]
+
+    def resolve(self, names: list[str]) -> dict[str, Marker]:
+        ranges = min(len(self.parts), max(1, math.ceil(self.images / _IMAGES_PER_RANGE)))
+        return self._run("resolve", {"all": names}, Ready(ResolveDuplicates(len(self.parts), max(1, ranges))))
+
+    def survive(self) -> dict[str, Marker]:
+        surviving = Survive(self.config.dedup.evals == "remove", len(self.parts))
+        return self._run("survive", self._groups(), Ready(surviving))
+
+    def decide(self, balance: Balance, keys: QueryKeys) -> dict[str, Marker]:
+        thresholds = ".wit/dedup/thresholds.parquet"
+        save_thresholds(self.build.workspace, thresholds, balance.thresholds)
+        captions = [group.rows(".wit/dedup/captions") for group in self._groups().values()]
+        prepare = PrepareDecide(
+            PrepareSelect(self.build.workspace.root, thresholds, keys),
+            captions,
+            len(self.parts),
+            self.config.dedup.evals == "remove",
+        )
+        return self._run("decide", self._groups(), prepare)
+
+    def collect(self) -> dict[str, Marker]:
+        marked = [f".wit/dedup/marked/{name}.parquet" for name in self._groups()]
+        return self._run("collect", {name: name for name in self.indexes.names}, Ready(CollectOverlap(marked)))

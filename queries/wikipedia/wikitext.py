@@ -1,0 +1,188 @@
+"""The words of a wiki page, without its markup.
+
+mwparserfromhell's tokenizer, written in C, does the parsing; its tree of nodes, which costs four times as much, is not
+needed to leave things out. Left out are templates, comments, tables, references, formulas, code, galleries, and links
+to other namespaces (files, categories) and languages. What a link shows stays.
+"""
+
+import html
+import re
+from collections.abc import Callable, Container
+from typing import Any
+
+from mwparserfromhell.parser import ParserError, tokens
+
+from queries.wikipedia.markup_cost import MAX_CHARS, is_too_slow
+
+try:
+    from mwparserfromhell.parser._tokenizer import CTokenizer as Tokenizer
+except ImportError:  # no wheel for this platform: the same, in Python
+    from mwparserfromhell.parser.tokenizer import Tokenizer
+
+# Extension tags and HTML elements whose content is not prose.
+_SKIPPED_TAGS = frozenset(
+    [
+        *("ref", "references", "math", "chem", "ce", "hiero", "score", "timeline", "graph", "table", "gallery"),
+        *("imagemap", "mapframe", "maplink", "syntaxhighlight", "source", "code", "pre", "style", "script"),
+        *("templatestyles", "templatedata", "inputbox", "categorytree", "indicator"),
+    ]
+)
+_LINE_TAGS = frozenset(["br", "hr", "li", "dd", "dt", "p", "div", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6"])
+
+_QUOTES = re.compile("'{2,}")  # italics and bold
+
+# Headings have a line of their own anyway, and thousands of "=" on one line overflow the parser's stack.
+_HEADING = re.compile("^=", re.MULTILINE)
+
+# What the parser leaves standing because nothing closes it: "<td>1861<td>1919", "</small>".
+_LONE_TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
+
+# [[fr:Chien]]: until 2013 the links to other languages stood in the text.
+_LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[a-z]+)*|simple):\S")
+
+
+def plain_text(markup: str, namespaces: Container[str]) -> str:
+    """Return the text of a page; paragraphs, headings and list items stand on lines of their own.
+
+    `namespaces` are the lower-case names that come before the colon in titles outside the article namespace.
+
+    Raises:
+        ValueError: the markup cannot be parsed.
+    """
+    if len(markup) <= MAX_CHARS:
+        markup = _prepared(markup)
+    if is_too_slow(markup):
+        raise ValueError("markup that takes too long: thousands of marks that nothing closes")
+    try:
+        stream = Tokenizer().tokenize(markup, 0, True)
+    except ParserError as error:
+        raise ValueError(f"markup that cannot be parsed: {error}") from None
+    frames = [_Frame(namespaces)]
+    for token in stream:
+        kind = type(token)
+        if kind is tokens.Text:
+            frames[-1].add(token.text)
+        elif kind in _OPENING:
+            frames.append(_OPENING[kind](namespaces))
+        elif kind in _CLOSING:
+            closed = frames.pop()
+            frames[-1].add(closed.shown())
+        else:
+            frames[-1].mark(kind)
+    return _LONE_TAG.sub("\n", frames[0].shown())
+
+
+def _prepared(markup: str) -> str:
+    """Take out what the tokenizer makes much work of and shows no differently."""
+    before, end, after = markup.rpartition("-->")
+    closed = before + end + after.replace("<!--", "<! --")  # comments that do not end
+    return _HEADING.sub(" =", _QUOTES.sub("", closed))
+
+
+class _Frame:
+    """An element that is open, and the text found in it so far."""
+
+    def __init__(self, namespaces: Container[str]) -> None:
+        self.namespaces = namespaces
+        self.texts: list[str] = []
+        self.before: str | None = None  # of a link, what stands before the separator; of a tag, its name
+
+    def add(self, text: str) -> None:
+        self.texts.append(text)
+
+    def mark(self, kind: type[Any]) -> None:
+        """Note a token inside the element that is not text."""
+
+    def take(self) -> str:
+        """Return the text so far, and begin anew."""
+        text = "".join(self.texts)
+        self.texts.clear()
+        return text
+
+    def shown(self) -> str:
+        """Return what a reader of the page sees of the element."""
+        return "".join(self.texts)
+
+
+class _Hidden(_Frame):
+    def shown(self) -> str:
+        return ""
+
+
+class _Wikilink(_Frame):
+    def mark(self, kind: type[Any]) -> None:
+        if kind is tokens.WikilinkSeparator and self.before is None:
+            self.before = self.take()
+
+    def shown(self) -> str:
+        text = super().shown()
+        title = text if self.before is None else self.before
+        prefix, colon, _ = title.partition(":")
+        if colon and (prefix.strip().lower() in self.namespaces or (self.before is None and _LANGUAGE.match(title))):
+            return ""
+        return text.removeprefix(":")  # [[:Category:Dogs]] is a link that shows
+
+
+class _ExternalLink(_Frame):
+    def mark(self, kind: type[Any]) -> None:
+        if kind is tokens.ExternalLinkSeparator:
+            self.before = self.take()
+
+    def shown(self) -> str:
+        return "" if self.before is None else super().shown()  # a bare address is no prose
+
+
+class _Tag(_Frame):
+    content = ""
+
+    def mark(self, kind: type[Any]) -> None:
+        if kind is tokens.TagAttrStart:
+            self._end_of_name()
+        elif kind is tokens.TagCloseOpen:
+            self._end_of_name()
+            self.take()  # attributes
+        elif kind is tokens.TagOpenClose:
+            self.content = self.take()  # what follows is the name again
+
+    def _end_of_name(self) -> None:
+        if self.before is None:
+            self.before = self.take().strip().lower()
+
+    def shown(self) -> str:
+        self._end_of_name()
+        if self.before in _SKIPPED_TAGS:
+            return ""
+        line = "\n" if self.before in _LINE_TAGS else ""
+        return f"{line}{self.content}{line}"
+
+
+class _Entity(_Frame):
+    def mark(self, kind: type[Any]) -> None:
+        self.add("#" if kind is tokens.HTMLEntityNumeric else "x")
+
+    def shown(self) -> str:
+        return html.unescape(f"&{super().shown()};")
+
+
+_OPENING: dict[type[Any], Callable[[Container[str]], _Frame]] = {
+    tokens.TemplateOpen: _Hidden,
+    tokens.ArgumentOpen: _Hidden,
+    tokens.CommentStart: _Hidden,
+    tokens.WikilinkOpen: _Wikilink,
+    tokens.ExternalLinkOpen: _ExternalLink,
+    tokens.HTMLEntityStart: _Entity,
+    tokens.TagOpenOpen: _Tag,
+}
+
+_CLOSING = frozenset(
+    {
+        tokens.TemplateClose,
+        tokens.ArgumentClose,
+        tokens.CommentEnd,
+        tokens.WikilinkClose,
+        tokens.ExternalLinkClose,
+        tokens.HTMLEntityEnd,
+        tokens.TagCloseClose,
+        tokens.TagCloseSelfclose,
+    }
+)

@@ -1,0 +1,56 @@
+"""The whole demo, small: what was planted is found; a second run starts afresh; other folders are left alone."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.cli.main import main
+from pipeline.config import load_config
+from pipeline.demo.compare import Verdict
+from pipeline.demo.run import print_verdicts, run_demo
+from pipeline.errors import UserError
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "demo"
+    assert main(["demo", "--dir", str(directory), "--pictures", "150", "--seed", "3", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "ok: everything planted was found, and nothing else" in said
+    assert (directory / "work" / "report" / "index.html").exists()
+    config = load_config(directory / "wit.toml")
+    assert not config.fetch.allow_private_hosts, "the planted private addresses must be refused by default settings"
+    requests = json.loads((directory / "web" / "requests.json").read_text())
+    (directory / "work" / "left.txt").write_text("of the run before")
+    assert run_demo(directory, seed=3, pictures=150, quiet=True) == 0
+    assert not (directory / "work" / "left.txt").exists()
+    again = json.loads((directory / "web" / "requests.json").read_text())
+    assert {url for url in again if not url.endswith("robots.txt")} == {
+        url for url in requests if not url.endswith("robots.txt")
+    }
+
+
+def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not empty and not a demo"):
+        run_demo(tmp_path, pictures=150)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_table_shows_what_is_missing() -> None:
+    stream = io.StringIO()
+    verdicts = [Verdict("fetch", "dead link", 1_200, 1_199, 0), Verdict("fetch", "redirect", 8, 8, 3)]
+    print_verdicts(Console(file=stream, width=100), verdicts)
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["dead", "link", "1,200", "1,199", "1", "-"] in lines
+    assert ["redirect", "8", "8", "-", "3"] in lines
+
+
+def test_pictures_must_be_a_sensible_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--pictures", "3"])
+    assert "must be 150 to 100000" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""`wit demo --train`: the tables it adds, the prompts it writes, and the accuracies it prints beside chance."""
+
+import io
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.cli.main import main
+from pipeline.demo import train as demo_train
+from pipeline.demo.train import accuracy_table, write_prompts
+from pipeline.errors import UserError
+
+
+def test_the_tables_are_ones_the_trainer_accepts(tmp_path: Path):
+    config = pytest.importorskip("trainer.config")
+    document = tomllib.loads(f'workspace = "work"\n{demo_train._TABLES}')
+    settings = config.settings_from(document, tmp_path)
+    assert settings.train.text == "bag-of-words"
+    assert settings.evaluate.prompts == str(tmp_path / "prompts.json")
+
+
+def test_prompts_name_each_folder_of_a_set(tmp_path: Path):
+    for name in ("red circle", "blue star"):
+        (tmp_path / "evals" / "objects" / name).mkdir(parents=True)
+    write_prompts(tmp_path, ["objects"])
+    prompts = json.loads((tmp_path / "prompts.json").read_text())
+    assert prompts["objects"]["classes"] == ["blue star", "red circle"]
+    assert all("{}" in template for template in prompts["objects"]["templates"])
+
+
+def test_accuracies_stand_beside_chance_and_apart_for_clean_and_overlap():
+    parts = {"all": (7, 10), "clean": (5, 8), "overlap": (2, 2)}
+    accuracy = {name: {"count": count, "total": total} for name, (count, total) in parts.items()} | {"p_value": 0.39}
+    none = {"count": 0, "total": 0}
+    clean = {"all": accuracy["all"], "clean": accuracy["all"], "overlap": none, "p_value": 1.0}
+    sets = [
+        {"name": "objects", "accuracies": [{"model": "another", **clean}, {"model": "demo", **accuracy}]},
+        {"name": "patterns", "accuracies": [{"model": "demo", **clean}]},
+        {"name": "unscored", "accuracies": []},
+    ]
+    console = Console(width=100, file=io.StringIO())
+    console.print(accuracy_table(sets, {"objects": 64, "patterns": 5, "unscored": 2}))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["objects", "1.6%", "70.0%", "of", "10", "62.5%", "of", "8", "100.0%", "of", "2", "0.390"] in lines
+    assert ["patterns", "20.0%", "70.0%", "of", "10", "70.0%", "of", "10", "none"] in lines
+    assert not any("unscored" in line for line in lines)
+
+
+def test_a_training_that_fails_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match=r"`python -m trainer\.no_such_module` failed"):
+        demo_train._run("trainer.no_such_module")
+
+
+def test_training_gets_a_larger_world_unless_told(monkeypatch: pytest.MonkeyPatch):
+    worlds: list[int] = []
+    monkeypatch.setattr("pipeline.demo.run.run_demo", lambda directory, **keys: worlds.append(keys["pictures"]) or 1)
+    for arguments in (["demo"], ["demo", "--train"], ["demo", "--train", "--pictures", "200"]):
+        assert main(arguments) == 1
+    assert worlds == [4_500, 15_000, 200]

@@ -1,0 +1,223 @@
+"""Units: done once, redone when what they depend on changes, whole or not at all."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+
+from pipeline.beam.runner import parse_beam_options
+from pipeline.engine.progress import Progress
+from pipeline.engine.run import Build, _packs, _unpack, run_reduction, run_units
+from pipeline.engine.units import Unit, UnitOutput, digest, finish_stage, finished_stage, read_markers, settle
+from pipeline.engine.workspace import Workspace
+from pipeline.errors import UserError
+from pipeline.stages.dedup.duplicates import FetchedPart
+
+
+@dataclass(frozen=True)
+class WriteAndLog:
+    """Writes `out/<payload>.txt`, and a line to a log outside the workspace for every time it runs."""
+
+    log: str
+    text: str = "x"
+
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        with open(self.log, "a") as log:
+            log.write(f"{payload}\n")
+        with output.create(f"out/{payload}.txt") as out:
+            out.write((self.text * payload).encode())
+        return {"inputs": payload, "kept": payload}
+
+
+@pytest.fixture
+def build(tmp_path):
+    return Build(Workspace(str(tmp_path / "work")), parse_beam_options([]), Progress(None))
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "log"
+    path.touch()
+    return path
+
+
+def units(*sizes: int, version: int = 1) -> list[Unit]:
+    return [Unit(f"u{n}", digest(version, n), n) for n in sizes]
+
+
+def runs(log: Path) -> list[int]:
+    return sorted(int(line) for line in log.read_text().split())
+
+
+def tree(root: str) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in Path(root).rglob("*") if p.is_file()}
+
+
+def test_a_rerun_does_nothing(build, log):
+    first = run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    before = tree(build.workspace.root)
+    assert run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log))) == first
+    assert runs(log) == [1, 2, 3]
+    assert tree(build.workspace.root) == before
+
+
+def test_only_what_changed_is_redone_and_what_is_not_wanted_goes(build, log):
+    run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    changed = [Unit("u1", digest(1, 1), 1), Unit("u2", digest("other"), 2)]
+    run_units(build, "step", changed, WriteAndLog(str(log)))
+    assert runs(log) == [1, 2, 2, 3]
+    assert set(tree(build.workspace.root)) == {".wit/step/u1.json", ".wit/step/u2.json", "out/1.txt", "out/2.txt"}
+
+
+def test_a_run_killed_while_it_removes_leaves_nothing_without_an_owner(build, log, monkeypatch):
+    run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    for kills_before in (0, 1, 2):  # the n-th removal is never made
+        removals = iter(range(100))
+
+        def rm_file(path, at=kills_before, removals=removals):
+            if next(removals) == at:
+                raise KeyboardInterrupt
+            Path(path).unlink()
+
+        with monkeypatch.context() as killed:
+            killed.setattr(build.workspace.fs, "rm_file", rm_file)
+            with pytest.raises(KeyboardInterrupt):
+                settle(build.workspace, "step", units(1))
+    run_units(build, "step", units(1), WriteAndLog(str(log)))
+    assert set(tree(build.workspace.root)) == {".wit/step/u1.json", "out/1.txt"}
+
+
+def test_a_store_may_say_that_files_to_remove_are_not_there():
+    workspace = Workspace("memory://bucket/work")
+    workspace.write_json("b.json", 1)
+    workspace.write_json("d.json", 1)
+    workspace.remove(["a.json", "b.json", "c.json", "d.json"])
+    assert workspace.sizes("") == {}
+    workspace.remove(["a.json", "b.json"])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda p: p.write_bytes(b"x")])
+def test_a_lost_or_cut_output_is_made_again(build, log, damage):
+    run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
+    damage(Path(build.workspace.root) / "out/3.txt")
+    run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
+    assert runs(log) == [2, 3, 3]
+    assert (Path(build.workspace.root) / "out/3.txt").read_bytes() == b"xxx"
+
+
+def test_repeated_bundles_work_once(build, log):
+    options = parse_beam_options(["--direct_runner_bundle_repeat=2"])
+    run_units(Build(build.workspace, options, Progress(None)), "step", units(1, 2), WriteAndLog(str(log)))
+    assert runs(log) == [1, 2]
+
+
+@dataclass(frozen=True)
+class OvertakenByATwin:
+    """The first run of a unit is overtaken: the file that stands in the end is another worker's."""
+
+    log: str
+
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        counts = WriteAndLog(self.log).work(payload, output)
+        if runs(Path(self.log)) == [payload]:
+            with output.workspace.create(f"out/{payload}.txt") as out:
+                out.write(b"other answers")
+        return counts
+
+
+def test_a_unit_whose_files_are_not_those_of_its_marker_runs_again(build, log):
+    run_units(build, "step", units(3), OvertakenByATwin(str(log)))
+    assert runs(log) == [3, 3]
+    assert (Path(build.workspace.root) / "out/3.txt").read_bytes() == b"xxx"
+
+
+@dataclass(frozen=True)
+class LeaveNothing:
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        with output.create("out/gone.txt") as out:
+            out.write(b"gone")
+        output.workspace.remove(["out/gone.txt"])
+        return {"inputs": 1, "kept": 1}
+
+
+def test_a_unit_that_never_leaves_a_result_is_named(build):
+    with pytest.raises(UserError, match="unit u3 left no result"):
+        run_units(build, "step", units(3), LeaveNothing())
+
+
+def test_ten_thousands_of_units_fit_into_the_graph_of_a_job(build, log):
+    many = [Unit(f"part-{n:05d}", digest(n), FetchedPart(n, f"part-{n:05d}")) for n in range(40_000)]
+    packs = _packs(many)
+    assert [unit for pack in packs for unit in _unpack(pack)] == many
+    assert sum(map(len, packs)) < 3_000_000  # Dataflow takes 10 MB, and JSON has a third more
+
+
+@dataclass(frozen=True)
+class FailHalfWay:
+    def __call__(self):
+        return self.work
+
+    def work(self, payload, output: UnitOutput):
+        with output.create("out/half.txt") as out:
+            out.write(b"half")
+            raise UserError(f"unit {payload} met a stranger")
+
+
+def test_a_failure_is_one_line_and_leaves_no_half_file(build):
+    with pytest.raises(UserError, match=r"^unit 7 met a stranger$"):
+        run_units(build, "step", units(7), FailHalfWay())
+    assert tree(build.workspace.root) == {}
+
+
+def test_stage_markers_own_their_folder(build, log):
+    run_units(build, "plan/write", units(1, 2), WriteAndLog(str(log)))
+    marker = read_markers(build.workspace, "plan/write")["u1"]
+    build.workspace.write_json("plan/old.json", 1)
+    (
+        done := finish_stage(
+            build.workspace, "plan", "d1", {"plan/new.json": build.workspace.write_json("plan/new.json", 2)}, {}
+        )
+    )
+    assert not build.workspace.exists("plan/old.json")
+    assert not build.workspace.exists(".wit/plan")
+    assert marker.outputs
+    assert finished_stage(build.workspace, "plan", "d1") == done
+    assert finished_stage(build.workspace, "plan", "d2") is None
+    assert not build.workspace.exists("plan/new.json")
+
+
+def test_a_reduction_is_written_once(build):
+    def wire(pipeline: beam.Pipeline) -> beam.PCollection:
+        return pipeline | beam.Create([1, 2, 3]) | beam.CombineGlobally(sum) | beam.Map(lambda n: pa.table({"n": [n]}))
+
+    def refuse(pipeline: beam.Pipeline) -> beam.PCollection:
+        raise AssertionError("it was done")
+
+    first = run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", wire)
+    assert build.workspace.read_table("out/sum.parquet")["n"].to_pylist() == [6]
+    assert run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", refuse) == first
+
+
+def test_digests_follow_values_not_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest(json.loads('{"b": [2], "a": 1}'))
+    assert digest({"a": 1}) != digest({"a": "1"})
+    assert digest("a", "b") != digest("ab")
+
+
+def test_units_of_one_name_are_refused(build, log):
+    twins = [Unit("u", "1", 1), Unit("u", "2", 2)]
+    with pytest.raises(ValueError, match="two units of the same name"):
+        run_units(build, "step", twins, WriteAndLog(str(log)))
+    assert runs(log) == []

@@ -1,0 +1,51 @@
+"""Spill and gather: every row comes back, in its bucket, in a fixed order."""
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.engine import shuffle
+from pipeline.engine.shuffle import gather, spill
+from pipeline.engine.units import UnitOutput
+from pipeline.engine.workspace import Workspace
+
+SCHEMA = pa.schema([("n", pa.int64()), ("words", pa.list_(pa.string()))])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=40), max_size=6), st.integers(1, 1_000))
+def test_every_row_lands_in_its_bucket(tmp_path_factory, files, chunk_bytes):
+    workspace = Workspace(str(tmp_path_factory.mktemp("w")))
+    expected: dict[int, list[int]] = {b: [] for b in range(6)}
+    names, n = [], 0
+    original, shuffle.CHUNK_BYTES = shuffle.CHUNK_BYTES, chunk_bytes
+    try:
+        for i, buckets in enumerate(files):
+            batches = []
+            for start in range(0, len(buckets), 7):
+                part = buckets[start : start + 7]
+                rows = list(range(n, n + len(part)))
+                for row, bucket in zip(rows, part, strict=True):
+                    expected[bucket].append(row)
+                batches.append((pa.table([rows, [[str(r)] for r in rows]], schema=SCHEMA), np.array(part, np.int32)))
+                n += len(part)
+            names.append(f"spill/{i}.rows")
+            assert spill(UnitOutput(workspace), names[-1], SCHEMA, 6, batches) == len(buckets)
+    finally:
+        shuffle.CHUNK_BYTES = original
+    for bucket, rows in expected.items():
+        found = gather(workspace, names, bucket, SCHEMA)
+        assert found["n"].to_pylist() == rows
+        assert found["words"].to_pylist() == [[str(r)] for r in rows]
+
+
+def test_a_bucket_is_read_without_the_rest_of_the_file(tmp_path, monkeypatch):
+    workspace = Workspace(str(tmp_path))
+    rows = pa.table([range(60_000), [["word"]] * 60_000], schema=SCHEMA)
+    spill(UnitOutput(workspace), "all.rows", SCHEMA, 100, [(rows, np.arange(60_000, dtype=np.int32) % 100)])
+    read = []
+    ranges = Workspace.read_ranges
+    monkeypatch.setattr(Workspace, "read_ranges", lambda self, asked: read.extend(ranges(self, asked)) or read[-1:])
+    assert gather(workspace, ["all.rows"], 7, SCHEMA)["n"].to_pylist() == list(range(7, 60_000, 100))
+    assert sum(map(len, read)) < (tmp_path / "all.rows").stat().st_size / 50

@@ -1,0 +1,249 @@
+"""Candidates from WARC files: what is a row, what becomes of it, and that the account closes."""
+
+import gzip
+import io
+import re
+import tarfile
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
+from resiliparse.parse.html import HTMLTree
+from support.warc_files import Rows, gzipped, http, page, record, rows_of
+
+from pipeline.config import PairsConfig
+from pipeline.records import Reason
+from pipeline.sources import batch, html
+from pipeline.sources.charset import decode_page
+from pipeline.sources.html import extract_images
+from pipeline.sources.warc import read_warc
+from pipeline.web import warc_records
+from pipeline.web.http_payload import decode_body, parse_response
+from pipeline.web.urls import normalize_url
+from pipeline.web.warc_records import WarcRecord, read_records
+
+PAGE_URL = "http://a.example/dir/page.html"
+
+
+def read(*records: bytes, limits: PairsConfig | None = None) -> tuple[Rows, Counter[Reason]]:
+    return rows_of(read_warc(io.BytesIO(gzipped(records)), limits or PairsConfig()))
+
+
+def urls(html_text: str, uri: str = PAGE_URL) -> list[str]:
+    return [row[0] for row in read(page(html_text, uri))[0]]
+
+
+def test_a_row_for_each_text():
+    rows, dropped = read(
+        page("<figure><img src='../a.jpg' alt=' A  dog\n'title='Rex &amp; me'><figcaption>On the beach</figcaption>")
+    )
+    assert rows == [
+        ("http://a.example/a.jpg", "A dog", "alt", PAGE_URL),
+        ("http://a.example/a.jpg", "Rex & me", "title", PAGE_URL),
+        ("http://a.example/a.jpg", "On the beach", "figcaption", PAGE_URL),
+    ]
+    assert dropped == Counter()
+
+
+@pytest.mark.parametrize(
+    ("markup", "reason", "count"),
+    [
+        ("<img src=a.jpg><img src=a.jpg alt='  ' title='&nbsp;&#x200b;'>", Reason.NO_CAPTION, 2),
+        ("<img>", Reason.NO_CAPTION, 1),
+        ("<img alt=x><img src=' ' alt=x title=y>", Reason.NO_URL, 3),
+        ("<img src='data:image/png;base64,AA' alt=x>", Reason.BAD_URL, 1),
+        ("<img src='ftp://a.example/a.jpg' alt=x title=y>", Reason.BAD_URL, 2),
+        ("<img src='http://[' alt=x><img src='javascript:1' alt=x>", Reason.BAD_URL, 2),
+        (f"<img src='{'a' * 2100}' alt=x>", Reason.BAD_URL, 1),
+        (f"<img src=a.jpg alt='{'a' * 10_001}'>", Reason.CAPTION_TOO_LONG, 1),
+    ],
+)
+def test_reasons(markup, reason, count):
+    rows, dropped = read(page(markup))
+    assert rows == []
+    assert dropped == Counter({reason: count})
+
+
+def test_the_same_text_of_the_same_image_counts_once_a_page():
+    twice = "<img src=a.jpg alt=x title=x><img src='./a.jpg' alt=' x '><img src=b.jpg alt=x>"
+    rows, dropped = read(page(twice), page(twice, "http://a.example/other"))
+    assert [row[0] for row in rows] == [
+        "http://a.example/dir/a.jpg",
+        "http://a.example/dir/b.jpg",
+        "http://a.example/a.jpg",
+        "http://a.example/b.jpg",
+    ]
+    assert dropped == Counter({Reason.REPEATED_TEXT: 4})
+
+
+def test_limits_of_the_config():
+    limits = PairsConfig(min_caption_chars=3, max_caption_chars=5, max_url_chars=64)
+    long_url = f"<img src=/{'u' * 64} alt=four>"
+    rows, dropped = read(page("<img src=a alt=ab><img src=a alt=four><img src=a alt=sixsix>" + long_url), limits=limits)
+    assert [row[1] for row in rows] == ["four"]
+    assert dropped == Counter({Reason.NO_CAPTION: 1, Reason.CAPTION_TOO_LONG: 1, Reason.BAD_URL: 1})
+
+
+def test_addresses_start_at_the_base():
+    assert urls("<img src=a.jpg alt=x><base href='/b/'>") == ["http://a.example/b/a.jpg"]
+    assert urls("<base href='https://c.example/d/e'><img src=a.jpg alt=x>") == ["https://c.example/d/a.jpg"]
+    assert urls("<base href='mailto:x'><img src=a.jpg alt=x>") == ["http://a.example/dir/a.jpg"]
+    assert urls("<img src=a.jpg?x=1&amp;y=2 alt=x>") == ["http://a.example/dir/a.jpg?x=1&y=2"]
+    assert urls("<img src='//c.example/a b.jpg#f' alt=x>") == ["http://c.example/a%20b.jpg"]
+
+
+def test_an_absolute_address_survives_a_page_url_that_is_none():
+    assert urls("<img src='http://b.example/a.jpg' alt=x>", "http://a.example:99999/") == ["http://b.example/a.jpg"]
+
+
+def test_only_pages_answered_with_200_are_read():
+    image = "<img src=a.jpg alt=x>"
+    rows, dropped = read(
+        page(image, status="404 Not Found"),
+        page(image, status="302 Found"),
+        page(image, content_type="text/plain"),
+        page(image, content_type=None),
+        record("request", http(image.encode())),
+        record("revisit", http(image.encode())),
+        record("response", image.encode(), "dns:a.example", content_type="text/dns"),
+        record("resource", image.encode(), content_type="text/html"),
+        page(image, content_type="Application/XHTML+xml; charset=utf-8"),
+    )
+    assert len(rows) == 1
+    assert dropped == Counter()
+
+
+def test_texts_are_what_a_reader_sees():
+    emoji = page('<img src=a.jpg alt="caf\u00e9\u00a0\u3000\u0007 \ufeff&#x1F600;">')
+    latin = page("<meta charset=utf-8><img src=b.jpg alt='d\xe9j\xe0 vu, tr\xe8s fatigu\xe9'>".encode("latin-1"))
+    rows, _ = read(emoji, latin)
+    assert [row[1] for row in rows] == ["café 😀", "déjà vu, très fatigué"]
+
+
+def test_coded_payloads():
+    body = gzip.compress(b"<img src=a.jpg alt=x>")
+    rows, _ = read(page(body, headers=["Content-Encoding: gzip"]))
+    assert rows == [("http://a.example/dir/a.jpg", "x", "alt", PAGE_URL)]
+
+
+def test_damaged_records_cost_one_row_each(monkeypatch):
+    monkeypatch.setattr(warc_records, "MAX_BLOCK_BYTES", 5_000)
+    monkeypatch.setattr("pipeline.sources.warc.MAX_PAGE_BYTES", 3_000)
+    monkeypatch.setattr(html, "_MAX_COMPARISONS", 500)
+    good = page("<img src=a.jpg alt=x>")
+    rows, dropped = read(
+        page("<p>" * 1_500),  # larger than a page may be
+        page("<p>" * 3_000),  # larger than a record that is kept whole
+        page("x", headers=["Content-Encoding: compress"]),
+        b"garbage",
+        page(b"<img src=a.jpg alt=x>" + b"<b>" * 600),  # nests too deeply
+        record("response", b"x" * 6_000, content_type="image/jpeg"),  # no page: no row
+        good,
+    )
+    assert len(rows) == 2
+    assert dropped == Counter({Reason.DAMAGED_RECORD: 5})
+
+
+def test_batches_are_bounded(monkeypatch):
+    monkeypatch.setattr(batch, "_BATCH_ROWS", 10)
+    many = page("".join(f"<img src={n} alt=x{n}>" for n in range(25)))
+    batches = list(read_warc(io.BytesIO(many + many), PairsConfig()))
+    assert [b.candidates.num_rows for b in batches] == [10] * 5
+    monkeypatch.setattr(batch, "_BATCH_CHARS", 300)
+    assert len(list(read_warc(io.BytesIO(many), PairsConfig()))) > 3
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_as_a_page_and_the_account_closes(body: bytes):
+    for content in (body, b"<img src=a alt='" + body + b"'>", b"<figure><img src='" + body + b"'><figcaption>" + body):
+        rows, dropped = read(page(content), page("<img src=a.jpg alt=sentinel>"))
+        assert rows[-1][1] == "sentinel"
+        assert len(rows) + dropped.total() == 1 + rows_stated(content)
+
+
+def rows_stated(content: bytes) -> int:
+    """Count the rows of a page without a judgement of its images: their texts, and images without any."""
+    images = extract_images(decode_page(content, None)).images
+    return sum(max(1, len(image.texts)) for image in images)
+
+
+# Real files
+
+
+def pages_in(path) -> list[tuple[str, int, str]]:
+    """Return (URL, status, HTML) of every HTML response of a file."""
+    found = []
+    with path.open("rb") as stream:
+        for item in read_records(stream):
+            assert isinstance(item, WarcRecord)
+            if item.field("WARC-Type") == "response" and item.field("WARC-Target-URI").startswith("http"):
+                response = parse_response(item.block)
+                if response.media_type == "text/html":
+                    body = decode_body(response, 1 << 24)
+                    declared = map_encoding_to_html5(response.charset) if response.charset else None
+                    text = bytes_to_str(body, declared or detect_encoding(body, from_html_meta=True))
+                    found.append((item.field("WARC-Target-URI"), response.status, text))
+    return found
+
+
+def dom_alts(url: str, text: str) -> list[tuple[str, str]]:
+    """Return (address, alt) of the images with an alt in a DOM of the page, spacers and all."""
+    nodes = HTMLTree.parse(text).document.get_elements_by_tag_name("img")
+    alts = [" ".join(re.sub("[\x00-\x1f\x80-\x9f]", " ", node.getattr("alt", "")).split()) for node in nodes]
+    return [(normalize_url(node.getattr("src", ""), url), alt) for node, alt in zip(nodes, alts, strict=True) if alt]
+
+
+def test_closed_world_has_nearly_every_picture_it_shows(shared_data):
+    path = shared_data / "web" / "closed_world_2008.warc.gz"
+    with path.open("rb") as stream:
+        types = [
+            (item.field("WARC-Target-URI"), parse_response(item.block).media_type)
+            for item in read_records(stream)
+            if item.field("WARC-Type") == "response" and item.field("WARC-Target-URI").startswith("http")
+        ]
+    pictures = {normalize_url(url) for url, media_type in types if media_type.startswith("image/")}
+    alts = [pair for url, _, text in pages_in(path) for pair in dom_alts(url, text)]
+    assert (sum(address in pictures for address, _ in alts), len(alts)) == (632, 666)
+    with path.open("rb") as stream:
+        rows, dropped = rows_of(read_warc(stream, PairsConfig()))
+    expected = [set(dom_alts(url, text)) for url, status, text in pages_in(path) if status == 200]
+    assert Counter((row[0], row[1]) for row in rows) == Counter(pair for pairs in expected for pair in pairs)
+    assert dropped[Reason.REPEATED_TEXT] == 632  # every image is there twice, or has its alt as its title
+    assert len(rows) + dropped.total() == 307 + 632 + dropped[Reason.NO_CAPTION]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wikipedia_2012_a", "wikipedia_2012_b", "wikipedia_2012_c", "cc_main_2020_34", "whirlwind", "books_toscrape"],
+)
+def test_real_files_give_the_alts_of_their_doms(shared_data, name):
+    path = shared_data / "web" / f"{name}.warc.gz"
+    with path.open("rb") as stream:
+        rows, dropped = rows_of(read_warc(stream, PairsConfig()))
+    expected = [set(dom_alts(url, text)) for url, status, text in pages_in(path) if status == 200]
+    assert sorted(row[:2] for row in rows if row[2] == "alt") == sorted(pair for pairs in expected for pair in pairs)
+    assert set(dropped) <= {Reason.NO_CAPTION, Reason.REPEATED_TEXT}
+    assert rows
+
+
+def test_common_crawl_2014(shared_data):
+    with tarfile.open(shared_data / "web" / "cc_main_2014_35_warc_wat_wet.tar.gz") as archive:
+        member = next(m for m in archive.getmembers() if m.name.endswith(".warc"))
+        rows, dropped = rows_of(read_warc(archive.extractfile(member), PairsConfig()))
+    assert len(rows) + dropped.total() == 861
+    assert dropped == Counter()
+
+
+def test_links_a_wat_extractor_must_find(shared_data):
+    with tarfile.open(shared_data / "web" / "link_extraction_golden.tar.gz") as archive:
+        member = next(m for m in archive.getmembers() if m.name.endswith("/link-extraction-test.warc"))
+        rows, dropped = rows_of(read_warc(archive.extractfile(member), PairsConfig()))
+    assert [row[:2] for row in rows] == [
+        ("http://www.example.com/image.png", "IMG@/src"),
+        ("http://www.example.com/image.gif", "IMG@/longdesc"),
+        ("http://www.example.com/jackbox/img/thumbs/4.jpg", "responsive lightbox"),
+        ("https://img.example.org/view?id=867&res=10x16", 'image URL containing escaped ampersand ("&amp;")'),
+    ]
+    assert dropped == Counter()

@@ -1,0 +1,225 @@
+"""Candidates from WAT files, by the quick way through their JSON and the slow one."""
+
+import gzip
+import io
+import tarfile
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from support.warc_files import Rows, gzipped, image_link, record, rows_of, wat
+
+from pipeline.config import PairsConfig
+from pipeline.records import Reason
+from pipeline.sources import wat as wat_module
+from pipeline.sources.batch import clean_text
+from pipeline.sources.warc import read_warc
+from pipeline.sources.wat import read_wat
+from pipeline.web import warc_records
+
+PAGE_URL = "http://a.example/dir/page.html"
+
+
+def read(*records: bytes) -> tuple[Rows, Counter[Reason]]:
+    return rows_of(read_wat(io.BytesIO(gzipped(records)), PairsConfig()))
+
+
+def other_link(**keys: str) -> dict[str, str]:
+    return {"path": "A@/href", "url": "/x", **keys}
+
+
+def test_image_links_with_their_texts():
+    links = [other_link(text="IMG@/src"), image_link("../a.jpg", alt=" A  dog ", title="Rex"), image_link("b.jpg")]
+    rows, dropped = read(wat(links))
+    assert rows == [
+        ("http://a.example/a.jpg", "A dog", "alt", PAGE_URL),
+        ("http://a.example/a.jpg", "Rex", "title", PAGE_URL),
+    ]
+    assert dropped == Counter({Reason.NO_CAPTION: 1})
+
+
+def test_reasons():
+    links = [
+        image_link("a.jpg", alt=""),
+        image_link("a.jpg", alt="x", title="x"),
+        image_link("", alt="x"),
+        image_link("data:image/png;base64,AA", alt="x"),
+        image_link("a.jpg", alt="y" * 10_001),
+    ]
+    rows, dropped = read(wat(links))
+    assert [row[1] for row in rows] == ["x"]
+    assert dropped == Counter(
+        {
+            Reason.NO_CAPTION: 1,
+            Reason.REPEATED_TEXT: 1,
+            Reason.NO_URL: 1,
+            Reason.BAD_URL: 1,
+            Reason.CAPTION_TOO_LONG: 1,
+        }
+    )
+
+
+def test_addresses_start_at_the_base():
+    rows, _ = read(wat([image_link("a.jpg", alt="x")], base="/b/"), wat([image_link("a.jpg", alt="x")], base=""))
+    assert [row[0] for row in rows] == ["http://a.example/b/a.jpg", "http://a.example/dir/a.jpg"]
+    assert {row[3] for row in rows} == {PAGE_URL}
+
+
+def test_references_that_older_files_keep_are_decoded():
+    links = [image_link("a.jpg?x=1&amp;y=2&copy=3", alt="Caf&eacute; &quot;AT&T&quot; &#x1F600; &amp;lt; &notone;")]
+    rows, _ = read(wat(links))
+    assert rows[0][:2] == ("http://a.example/dir/a.jpg?x=1&y=2&copy=3", 'Café "AT&T" 😀 &lt; ¬one;')
+
+
+def test_only_pages_answered_with_200_count():
+    links = [image_link("a.jpg", alt="x")]
+    rows, dropped = read(wat(links, status="404"), wat(links, status="301"), wat(links, status="200"))
+    assert (len(rows), dropped) == (1, Counter())
+
+
+def test_half_an_emoji_costs_no_page():
+    rows, dropped = read(record("metadata", wat_json(r'"alt":"dog \ud83d","title":"cat"')))
+    assert [row[1] for row in rows] == ["dog \ufffd", "cat"]
+    assert dropped == Counter()
+
+
+def wat_json(texts: str) -> bytes:
+    link = '{"path":"IMG@/src","url":"a.jpg",' + texts + "}"
+    metadata = '{"HTML-Metadata":{"Links":[' + link + "]}}"
+    return ('{"Envelope":{"Payload-Metadata":{"HTTP-Response-Metadata":' + metadata + "}}}").encode()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        '"alt":{"a":1}',
+        '"alt":["x"],"title":5',
+        '"alt":null,"n":1',
+    ],
+)
+def test_texts_that_are_none(texts):
+    rows, dropped = read(record("metadata", wat_json(texts)))
+    assert (rows, dropped) == ([], Counter({Reason.NO_CAPTION: 1}))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        wat_json('"alt":"x')[:-1],
+        b'{"path":"IMG@/src"',
+        b'["path":"IMG@/src"]',
+        b'{"Envelope":null,"path":"IMG@/src","n":1',
+        b'{"Envelope":{"Payload-Metadata":{"HTTP-Response-Metadata":{"HTML-Metadata":{"Links":5}}}},"x":"IMG@/src"}',
+        b'{"x":"IMG@/src","y":' + b"[" * 100_000,
+    ],
+)
+def test_damaged_json_costs_one_row(block):
+    rows, dropped = read(record("metadata", block), wat([image_link("a.jpg", alt="x")]))
+    assert (len(rows), dropped) == (1, Counter({Reason.DAMAGED_RECORD: 1}))
+
+
+def test_a_record_too_large_to_keep_whole_is_damaged(monkeypatch):
+    monkeypatch.setattr(warc_records, "MAX_BLOCK_BYTES", 1_000)
+    links = [image_link(f"{n}.jpg", alt=f"number {n}") for n in range(100)]
+    rows, dropped = rows_of(read_wat(io.BytesIO(wat(links) + wat(links[:1])), PairsConfig()))
+    assert (len(rows), dropped) == (1, Counter({Reason.DAMAGED_RECORD: 1}))
+
+
+WORDS = st.text(st.sampled_from('{}[]",:\\/ab &;é\n') | st.characters(), max_size=12)
+TEXTS = st.dictionaries(st.sampled_from(["alt", "title", "text", "rel", "Base", "path2"]), WORDS, max_size=3)
+NESTED = st.fixed_dictionaries({}, optional={"alt": WORDS, "x": st.just({"y": "z"}), "n": st.integers(0, 9)})
+LINKS = st.lists(
+    st.one_of(
+        st.builds(lambda a, b: {**a, "path": "IMG@/src", "url": "a.jpg", **b}, NESTED, NESTED),
+        st.builds(lambda url, texts: image_link(url, **texts), WORDS, TEXTS),
+        st.builds(lambda url, texts: {**texts, "url": url, "path": "IMG@/src"}, WORDS, TEXTS),
+        st.builds(lambda texts: other_link(**texts), TEXTS),
+        st.just(other_link(text='","path":"IMG@/src","alt":"no"}')),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=300)
+@given(LINKS, st.none() | WORDS)
+@example([image_link("}", alt="a")], None)
+@example([image_link("},", alt="a"), image_link("b.jpg", alt="ends so: ")], None)
+@example([{"path": "IMG@/src", "}": "x", "url": "a.jpg", "alt": "b"}], None)
+def test_the_quick_way_finds_what_the_slow_way_finds(links: list[dict[str, Any]], base: str | None):
+    raw = wat(links, **({} if base is None else {"base": base}))
+    quick = read(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wat_module, "_cut_out", lambda block, first: None)
+        slow = read(raw)
+    assert quick == slow
+    assert quick == read(wat(links, separators=(", ", ": "), **({} if base is None else {"base": base})))
+
+
+@given(LINKS)
+def test_the_account_closes(links: list[dict[str, Any]]):
+    rows, dropped = read(wat(links))
+    texts = [(link.get("alt", ""), link.get("title", "")) for link in links if link["path"] == "IMG@/src"]
+    stated = sum(max(1, sum(bool(clean_text(wat_module._unescape(text))) for text in pair)) for pair in texts)
+    assert len(rows) + dropped.total() == stated
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"alt": "{", "path": "IMG@/src", "url": "a.jpg"},
+        {"alt": "dog", "x": {"y": "z"}, "path": "IMG@/src", "url": "a.jpg"},
+        {"path": "IMG@/src", "url": "a.jpg", "x": {"y": "z"}, "alt": "dog"},
+        {"path": "IMG@/src", "url": 'a"}', "alt": "dog"},
+        {"path": "IMG@/src", "url": "a.jpg", "n": 1},
+    ],
+)
+def test_braces_that_are_not_what_they_seem(link):
+    rows, dropped = read(wat([link, image_link("b.jpg", alt="cat")]))
+    assert [row[1] for row in rows] == [*([link["alt"]] if "alt" in link else []), "cat"]
+    assert dropped == ({} if "alt" in link else {Reason.NO_CAPTION: 1})
+
+
+def test_the_quick_way_is_taken(monkeypatch):
+    monkeypatch.setattr(wat_module, "_parse", None)
+    rows, _ = read(wat([other_link(text='say "IMG"'), image_link("a.jpg", alt='a "dog"'), image_link("b.jpg")]))
+    assert [row[1] for row in rows] == ['a "dog"']
+
+
+# Real files
+
+
+def test_wat_and_warc_of_one_crawl_agree(shared_data):
+    with tarfile.open(shared_data / "web" / "cc_main_2014_35_warc_wat_wet.tar.gz") as archive:
+        names = {name.rpartition(".")[2]: name for name in archive.getnames()}
+        from_wat, dropped = rows_of(read_wat(archive.extractfile(names["wat"]), PairsConfig()))
+        from_warc, _ = rows_of(read_warc(archive.extractfile(names["warc"]), PairsConfig()))
+    pages = {row[3] for row in from_wat}
+    assert len(from_wat) == 4
+    assert from_wat == [row for row in from_warc if row[3] in pages]
+    assert dropped == Counter()
+
+
+def test_wat_files_with_wrong_record_lengths_are_survived(shared_data):
+    seen = Counter()
+    with tarfile.open(shared_data / "web" / "wat_damaged_headers.tar.gz") as archive:
+        names = [name for name in archive.getnames() if name.endswith(".wat.gz")]
+        for name in names:
+            rows, dropped = rows_of(read_wat(archive.extractfile(name), PairsConfig()))
+            assert rows == []
+            seen += dropped
+    # Two of the four lengths are right (27 images each, none with a text), two are too short.
+    assert len(names) == 4
+    assert seen == Counter({Reason.NO_CAPTION: 54, Reason.DAMAGED_RECORD: 2})
+
+
+def test_a_real_wat_without_images(shared_data):
+    with (shared_data / "web" / "whirlwind.warc.wat.gz").open("rb") as stream:
+        assert rows_of(read_wat(stream, PairsConfig())) == ([], Counter())
+
+
+def test_a_wat_that_breaks_off():
+    raw = gzip.compress(wat([image_link("a.jpg", alt="x")])) * 2
+    rows, dropped = rows_of(read_wat(io.BytesIO(raw[:-50]), PairsConfig()))
+    assert (len(rows), dropped) == (1, Counter({Reason.DAMAGED_FILE: 1}))

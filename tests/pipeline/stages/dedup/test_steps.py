@@ -1,0 +1,236 @@
+"""The dedup stage against a brute-force reading of its rules, on made-up fetched parts."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.beam.runner import parse_beam_options
+from pipeline.config import Config
+from pipeline.engine.progress import Progress
+from pipeline.engine.run import Build
+from pipeline.engine.units import Marker, UnitOutput, read_markers
+from pipeline.engine.workspace import Workspace
+from pipeline.records import FETCHED, Reason, pair_uid
+from pipeline.stages.balance.scans import QueryKeys
+from pipeline.stages.dedup import duplicates
+from pipeline.stages.dedup import steps as stage_of_dedup
+from pipeline.stages.dedup.decisions import MAX_CAPTIONS
+from pipeline.stages.dedup.duplicates import survivor_ranks
+from pipeline.stages.dedup.steps import run_dedup
+from queries.allowlist import Allowlist, import_allowlist
+
+CAP = 4
+DISTANCE = 15
+QUALITY = 50
+
+
+def make_rows(images: list[dict]) -> list[dict]:
+    rows = []
+    for i, image in enumerate(images):
+        url = f"http://example.org/{i}.jpg"
+        caption = image.get("caption", f"caption {i}")
+        row = dict.fromkeys(FETCHED.names)
+        row |= {
+            "uid": pair_uid(url, caption),
+            "url": url,
+            "caption": caption,
+            "query_ids": image["queries"],
+            "selected_by": image["queries"],
+            "status": "success",
+            "sha256": hashlib.sha256(image["bytes"].encode()).hexdigest(),
+            "pdq": image["pdq"].tobytes(),
+            "pdq_quality": image["quality"],
+        }
+        if image.get("failed"):
+            row |= {
+                "status": "failed_to_download",
+                "reason": "timeout",
+                "sha256": None,
+                "pdq": None,
+                "pdq_quality": None,
+            }
+        rows.append(row)
+    return rows
+
+
+def distance(a: dict, b: dict) -> int:
+    return (int.from_bytes(a["pdq"], "big") ^ int.from_bytes(b["pdq"], "big")).bit_count()
+
+
+def near(a: dict, b: dict) -> bool:
+    good = min(a["pdq_quality"], b["pdq_quality"]) >= QUALITY
+    return a["sha256"] == b["sha256"] or (good and distance(a, b) <= DISTANCE)
+
+
+def oracle(rows: list[dict], seed: int) -> dict[str, str]:
+    """Return uid -> survivor, deciding one by one in the order of rank."""
+    fetched = [r for r in rows if r["reason"] is None]
+    ranks = survivor_ranks(pa.chunked_array([[r["uid"] for r in fetched]], pa.string()), seed) if fetched else []
+    survivor: dict[str, str] = {}
+    kept: list[dict] = []
+    for _, row in sorted(zip(ranks, fetched, strict=True), key=lambda pair: (int(pair[0]), pair[1]["uid"])):
+        standing = next((k for k in kept if near(k, row)), None)
+        survivor[row["uid"]] = row["uid"] if standing is None else standing["uid"]
+        if standing is None:
+            kept.append(row)
+    return survivor
+
+
+def run_stage(tmp_path: Path, rows: list[dict], parts: int, **dedup: object) -> tuple[Workspace, Marker]:
+    workspace = Workspace(str(tmp_path / "work"))
+    (tmp_path / "queries.txt").write_text("".join(f"query{i}\n" for i in range(6)))
+    import_allowlist(str(tmp_path / "queries.txt"), str(tmp_path / "queries.parquet"))
+    fetched = {}
+    for part in range(parts):
+        output = UnitOutput(workspace)
+        table = pa.Table.from_pylist(rows[part::parts], FETCHED)
+        output.write_table(f"fetched/part-{part:05d}.parquet", table)
+        counts = {"inputs": table.num_rows, "kept": table["reason"].null_count}
+        fetched[f"part-{part:05d}"] = Marker(f"d{part}", output.files, counts)
+    config = Config.model_validate(
+        {
+            "workspace": "work",
+            "seed": 5,
+            "allowlist": {"path": "queries.parquet"},
+            "sources": [{"kind": "warc", "paths": ["x"]}],
+            "fetch": {"network": False, "parts": parts},
+            "balance": {"cap": CAP},
+            "dedup": {"max_distance_bits": DISTANCE, "min_quality": QUALITY, **dedup},
+        }
+    )
+    build = Build(workspace, parse_beam_options([]), Progress(None))
+    path = str(tmp_path / "queries.parquet")
+    marker = run_dedup(build, config, tmp_path, Allowlist.load(path), QueryKeys(path, 5), fetched)
+    return workspace, marker
+
+
+def decisions(workspace: Workspace) -> list[dict]:
+    names = sorted(workspace.sizes("dedup/decisions"))
+    return [row for name in names for row in workspace.read_table(name).to_pylist()]
+
+
+def random_images(random: np.random.Generator, count: int) -> list[dict]:
+    """Make images, many of them copies of an earlier one: exact, the same hash, a few bits away, or just too far."""
+    images: list[dict] = []
+    for i in range(count):
+        kind = random.choice(["new", "exact", "same", "near", "far"]) if images else "new"
+        if kind == "new":
+            image = {
+                "bytes": f"b{i}",
+                "pdq": random.integers(0, 256, 32, np.uint8),
+                "quality": int(random.choice([20, 50, 100])),
+            }
+        else:
+            image = dict(images[random.integers(len(images))])
+            if kind != "exact":
+                image["bytes"] = f"b{i}"
+            if kind in ("near", "far"):
+                bits = np.unpackbits(image["pdq"])
+                flipped = random.choice(256, random.integers(1, 16) if kind == "near" else 17, replace=False)
+                bits[flipped] ^= 1
+                image["pdq"] = np.packbits(bits)
+        image["queries"] = sorted(random.choice(6, random.integers(1, 4), replace=False).tolist())
+        image["failed"] = bool(random.random() < 0.1)
+        images.append(image)
+    return images
+
+
+@settings(deadline=None, max_examples=4)
+@given(st.integers(0, 2**32), st.integers(0, 60), st.integers(1, 3))
+def test_decisions_follow_the_rules(tmp_path_factory, seed, count, parts):
+    rows = make_rows(random_images(np.random.default_rng(seed), count))
+    workspace, marker = run_stage(tmp_path_factory.mktemp("w"), rows, parts)
+    found = {row["uid"]: row for row in decisions(workspace)}
+    expected = oracle(rows, 5)
+    by_uid = {row["uid"]: row for row in rows}
+
+    assert found.keys() == expected.keys()
+    unique = [by_uid[uid] for uid, survivor in expected.items() if uid == survivor]
+    for uid, survivor in expected.items():
+        if uid != survivor:
+            assert found[uid]["survivor"] == survivor
+            assert found[uid]["reason"] in (Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
+            if by_uid[uid]["sha256"] == by_uid[survivor]["sha256"]:
+                assert found[uid]["reason"] == Reason.EXACT_DUPLICATE
+        else:
+            assert found[uid]["reason"] in (None, Reason.OVER_FINAL_CAP)
+    for query in range(6):
+        matching = [row for row in unique if query in row["query_ids"]]
+        selecting = [row["uid"] for row in unique if query in found[row["uid"]]["selected_by"]]
+        assert len(selecting) == min(CAP, len(matching))
+    kept = [uid for uid, row in found.items() if row["reason"] is None]
+    assert all(bool(found[uid]["selected_by"]) == (uid in kept) for uid in found)
+    for uid in kept:
+        told = {by_uid[u]["caption"] for u, survivor in expected.items() if survivor == uid}
+        assert found[uid]["captions"][0] == by_uid[uid]["caption"]
+        assert set(found[uid]["captions"]) == told
+    assert marker.counts["inputs"] == len(expected)
+    assert marker.counts["kept"] == len(kept)
+    assert sum(n for name, n in marker.counts.items() if name != "inputs") == len(expected)
+
+
+def test_the_order_and_the_number_of_parts_do_not_matter(tmp_path):
+    rows = make_rows(random_images(np.random.default_rng(3), 80))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, _ = run_stage(tmp_path / "a", rows, 1)
+    many, _ = run_stage(tmp_path / "b", rows[::-1], 4)
+    key = lambda row: row["uid"]  # noqa: E731
+    assert sorted(decisions(one), key=key) == sorted(decisions(many), key=key)
+
+
+def test_sorting_some_parts_at_a_time_changes_nothing(tmp_path, monkeypatch):
+    rows = make_rows(random_images(np.random.default_rng(4), 120))
+    tables = []
+    for images in (stage_of_dedup._IMAGES_PER_RANGE, 10):
+        monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_RANGE", images)
+        monkeypatch.setattr(duplicates, "_LOSERS_AT_ONCE", images)
+        folder = tmp_path / str(images)
+        folder.mkdir()
+        tables.append(run_stage(folder, rows, 5)[0].read_table("dedup/duplicates.parquet"))
+    assert tables[0].num_rows > 20
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[0].sort_by([("part", "ascending"), ("uid", "ascending")]))
+
+
+def test_units_of_several_parts_decide_the_same(tmp_path, monkeypatch):
+    rows = make_rows(random_images(np.random.default_rng(5), 120))
+    trees = []
+    for most_groups in (1_024, 3):
+        monkeypatch.setattr("pipeline.stages.dedup.decisions.MAX_BUCKETS", most_groups)
+        folder = tmp_path / str(most_groups)
+        folder.mkdir()
+        workspace, _ = run_stage(folder, rows, 7)
+        trees.append({name: workspace.read_bytes(name) for name in workspace.sizes("dedup")})
+    assert len([name for name in trees[0] if "decisions" in name]) == 7
+    assert trees[0] == trees[1]
+
+
+def test_near_duplicates_can_be_kept(tmp_path):
+    rows = make_rows(random_images(np.random.default_rng(4), 60))
+    workspace, _ = run_stage(tmp_path, rows, 2, near_duplicates=False)
+    reasons = {row["reason"] for row in decisions(workspace)}
+    assert Reason.NEAR_DUPLICATE not in reasons
+    assert Reason.EXACT_DUPLICATE in reasons
+
+
+def test_a_placeholder_used_everywhere_keeps_few_captions(tmp_path):
+    pdq = np.random.default_rng(0).integers(0, 256, 32, np.uint8)
+    rows = make_rows([{"bytes": "same", "pdq": pdq, "quality": 90, "queries": [0]} for _ in range(300)])
+    workspace, marker = run_stage(tmp_path, rows, 2)
+    (kept,) = [row for row in decisions(workspace) if row["reason"] is None]
+    assert len(kept["captions"]) == MAX_CAPTIONS
+    assert marker.counts[Reason.EXACT_DUPLICATE] == 299
+
+
+def test_no_image_at_all(tmp_path):
+    pdq = np.zeros(32, np.uint8)
+    rows = make_rows([{"bytes": "x", "pdq": pdq, "quality": 90, "queries": [0], "failed": True}] * 1)
+    workspace, marker = run_stage(tmp_path, rows, 2)
+    assert decisions(workspace) == []
+    assert marker.counts["inputs"] == marker.counts["kept"] == 0
+    assert read_markers(workspace, "dedup/group") == {}  # scratch is gone

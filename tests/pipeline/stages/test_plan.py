@@ -1,0 +1,131 @@
+"""The plan against a brute-force reading: unique uids, at most cap x slack per query, all pairs of a URL together."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.beam.runner import parse_beam_options
+from pipeline.config import Config
+from pipeline.engine.progress import Progress
+from pipeline.engine.run import Build
+from pipeline.engine.units import Marker, UnitOutput
+from pipeline.engine.workspace import Workspace
+from pipeline.records import PAIRS, PLAN, Reason, pair_uid
+from pipeline.stages.balance.exact import priorities, query_keys, uid_numbers
+from pipeline.stages.balance.scans import QueryKeys
+from pipeline.stages.plan import part_names, run_plan
+from queries.allowlist import Allowlist, import_allowlist
+
+SEED = 9
+QUERIES = [f"query{i}" for i in range(8)]
+
+
+def make_pairs(count: int, seed: int = 0) -> list[dict]:
+    """Make pairs with a heavy head, several captions per URL, and repeats from other pages."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        url, caption = f"http://h{i % 7}.example/{random.integers(count // 2)}.jpg", f"caption {i % 3}"
+        queries = {0} if random.random() < 0.8 else set()
+        queries |= set(
+            random.choice(8, random.integers(0 if queries else 1, 3), p=[0.5, 0.3, 0.1, 0.05, 0.03, 0.01, 0.01, 0])
+        )
+        rows.append(
+            {
+                "uid": pair_uid(url, caption),
+                "url": url,
+                "caption": caption,
+                "text_field": "alt",
+                "page_url": f"http://p.example/{random.integers(5)}",
+                "source": f"s{i % 2}",
+                "language": "en",
+                "query_ids": [],
+            }
+        )
+        # the same pair matches the same queries wherever it is met: its text decides
+        first = next((r for r in rows[:-1] if r["uid"] == rows[-1]["uid"]), None)
+        rows[-1]["query_ids"] = first["query_ids"] if first else sorted(int(q) for q in queries)
+    return rows
+
+
+def run(tmp_path: Path, files: list[list[dict]], *, cap: int, slack: float = 1.5, parts: int = 3, beam: tuple = ()):
+    workspace = Workspace(str(tmp_path / "work"))
+    (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
+    path = str(tmp_path / "queries.parquet")
+    import_allowlist(str(tmp_path / "queries.txt"), path)
+    pairs = {}
+    for i, rows in enumerate(files):
+        output = UnitOutput(workspace)
+        output.write_table(f"pairs/{i}.parquet", pa.Table.from_pylist(rows, PAIRS))
+        pairs[str(i)] = Marker(str(i), output.files, {"inputs": len(rows), "kept": len(rows)})
+    config = Config.model_validate(
+        {
+            "workspace": "work",
+            "seed": SEED,
+            "allowlist": {"path": "queries.parquet"},
+            "sources": [{"kind": "warc", "paths": ["x"]}],
+            "fetch": {"network": False, "parts": parts},
+            "balance": {"cap": cap, "slack": slack},
+        }
+    )
+    build = Build(workspace, parse_beam_options(list(beam)), Progress(None))
+    marker = run_plan(build, config, Allowlist.load(path), QueryKeys(path, SEED), pairs)
+    tables = [workspace.read_table(name) for name in part_names(marker)]
+    return workspace, marker, tables
+
+
+def oracle(rows: list[dict], cap: int) -> dict[str, list[int]]:
+    unique = {row["uid"]: row for row in rows}
+    keys = query_keys(QUERIES, SEED)
+    selected = defaultdict(list)
+    for query in range(len(QUERIES)):
+        uids = [uid for uid, row in unique.items() if query in row["query_ids"]]
+        high, low = uid_numbers(pa.array(uids, pa.string()))
+        order = priorities(np.full(len(uids), keys[query]), high, low)
+        for _, uid in sorted(zip(order.tolist(), uids, strict=True))[:cap]:
+            selected[uid].append(query)
+    return dict(selected)
+
+
+@pytest.mark.parametrize("cap", [1, 20, 1000])
+def test_the_plan_is_what_the_rules_say(tmp_path, cap):
+    rows = make_pairs(400)
+    workspace, marker, tables = run(tmp_path, [rows[:150], rows[150:151], [], rows[151:]], cap=cap)
+    planned = [row for table in tables for row in table.to_pylist()]
+    expected = oracle(rows, int(np.ceil(cap * 1.5)))
+    assert {row["uid"]: row["selected_by"] for row in planned} == expected
+    assert Counter(row["uid"] for row in planned).most_common(1)[0][1] == 1
+    assert all(table.schema.equals(PLAN) for table in tables)
+    homes = defaultdict(set)
+    for number, table in enumerate(tables):
+        for url in table["url"].to_pylist():
+            homes[url].add(number)
+    assert all(len(parts) == 1 for parts in homes.values())
+    unique = len({row["uid"] for row in rows})
+    assert marker.counts["inputs"] == 400
+    assert marker.counts[Reason.DUPLICATE_PAIR] == 400 - unique
+    assert marker.counts["kept"] + marker.counts.get(Reason.OVER_CAP, 0) == unique
+    balance = workspace.read_table("plan/balance.parquet")
+    found = Counter(q for row in {r["uid"]: r for r in rows}.values() for q in row["query_ids"])
+    assert balance["matched"].to_pylist() == [found[q] for q in range(len(QUERIES))]
+
+
+def test_order_files_and_workers_do_not_matter(tmp_path):
+    rows = make_pairs(300, seed=2)
+    trees = []
+    variants = [([rows], ()), ([rows[::-1][:100], rows[::-1][100:]], ("--direct_runner_bundle_repeat=1",))]
+    for i, (files, beam) in enumerate(variants):
+        (tmp_path / str(i)).mkdir()
+        workspace, _, _ = run(tmp_path / str(i), files, cap=10, beam=beam)
+        trees.append({name: workspace.read_bytes(name) for name in workspace.sizes("plan")})
+        assert workspace.sizes(".wit/plan") == {}
+    assert trees[0] == trees[1]
+
+
+def test_nothing_matched_gives_empty_parts(tmp_path):
+    _, marker, tables = run(tmp_path, [[]], cap=5)
+    assert [table.num_rows for table in tables] == [0, 0, 0]
+    assert marker.counts["inputs"] == marker.counts["kept"] == 0

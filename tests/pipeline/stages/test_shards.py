@@ -1,0 +1,163 @@
+"""Shards as their readers see them: webdataset, tarfile, pyarrow."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from pipeline.account import Account, StageAccount
+from pipeline.beam.runner import parse_beam_options
+from pipeline.engine.progress import Progress
+from pipeline.engine.run import Build
+from pipeline.engine.units import Marker, UnitOutput
+from pipeline.engine.workspace import Workspace
+from pipeline.errors import UserError
+from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
+from pipeline.shards.manifest import read_manifest
+from pipeline.shards.tar import TarWriter
+from pipeline.stages import shards
+from pipeline.stages.shards import run_shards, write_manifest
+
+OUTCOMES = [None, None, "timeout", "broken_image", Reason.NEAR_DUPLICATE, Reason.OVER_FINAL_CAP]
+
+
+def jpeg(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def fetched_part(workspace: Workspace, part: int, shade: int) -> tuple[Marker, dict, list[dict]]:
+    """Write one fetched part with every kind of outcome and its decisions."""
+    rows, decisions = [], []
+    for i, outcome in enumerate(OUTCOMES):
+        url, caption = f"http://e.example/{part}/{i}.jpg", f"größe <{i}> of {part}"
+        row = dict.fromkeys(FETCHED.names) | {
+            "uid": pair_uid(url, caption),
+            "url": url,
+            "caption": caption,
+            "query_ids": [1, 2],
+            "selected_by": [2],
+        }
+        failed = outcome in ("timeout", "broken_image")
+        status = {"timeout": "failed_to_download", "broken_image": "failed_to_resize"}.get(outcome, "success")
+        row |= {"status": status, "reason": outcome if failed else None}
+        if not failed:
+            row |= {"width": 8, "height": 8, "sha256": f"{i:064x}", "pdq": bytes(32), "pdq_quality": 100}
+            stays = outcome is None
+            decisions.append(
+                {
+                    "uid": row["uid"],
+                    "reason": outcome,
+                    "survivor": None,
+                    "selected_by": [1] if stays else [],
+                    "captions": [caption, "another"] if stays else [],
+                }
+            )
+        rows.append(row)
+    output, decided = UnitOutput(workspace), UnitOutput(workspace)
+    with output.create(f"fetched/part-{part:05d}.tar") as out, TarWriter(out) as tar:
+        for i, row in enumerate(rows):
+            if row["reason"] is None:
+                tar.add(f"{row['uid']}.jpg", jpeg(shade + i))
+    output.write_table(f"fetched/part-{part:05d}.parquet", pa.Table.from_pylist(rows, FETCHED))
+    decided.write_table(f"dedup/decisions/part-{part:05d}.parquet", pa.Table.from_pylist(decisions, DECISIONS))
+    return Marker("d", output.files, {"inputs": 6, "kept": 4}), decided.files, rows
+
+
+def make_shards(root, *, shade: int = 0) -> tuple[Workspace, list[list[dict]]]:
+    workspace = Workspace(str(root))
+    fetched, decided, rows = {}, {}, []
+    for part in range(2):
+        marker, files, part_rows = fetched_part(workspace, part, shade)
+        fetched[f"part-{part:05d}"] = marker
+        decided |= files
+        rows.append(part_rows)
+    build = Build(workspace, parse_beam_options([]), Progress(None))
+    shards = run_shards(build, fetched, Marker("d", decided, {}))
+    write_manifest(build, shards, Account((StageAccount("shards", 4, 4, {}),)), {"seed": 1}, "9.9")
+    return workspace, rows
+
+
+def test_every_reader_sees_the_kept_pairs_and_only_those(tmp_path):
+    _, rows = make_shards(tmp_path)
+    kept = [row["uid"] for part in rows for row in part[:2]]
+    urls = [f"file:{tmp_path}/shards/{i:05d}.tar" for i in range(2)]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in samples] == kept
+    assert [sample["txt"] for sample in samples] == [row["caption"] for part in rows for row in part[:2]]
+    assert samples[0]["jpg"].size == (8, 8)
+    assert samples[0]["json"]["captions"] == [samples[0]["txt"], "another"]
+    assert samples[0]["json"]["selected_by"] == [1]
+    assert samples[0]["json"]["pdq"] == "00" * 32
+    with tarfile.open(tmp_path / "shards/00000.tar") as tar:
+        names = tar.getnames()
+    assert names == [f"{uid}.{kind}" for uid in kept[:2] for kind in ("jpg", "txt", "json")]
+
+
+def test_every_planned_pair_keeps_a_row_with_its_reason(tmp_path):
+    make_shards(tmp_path)
+    table = pq.read_table(tmp_path / "shards/00001.parquet")
+    assert table.schema.equals(SHARD)
+    statuses = ["success", "success", "failed_to_download", "failed_to_resize", "dropped", "dropped"]
+    assert table["status"].to_pylist() == statuses
+    assert table["reason"].to_pylist() == OUTCOMES
+    stats = json.loads((tmp_path / "shards/00001_stats.json").read_text())
+    assert (stats["count"], stats["successes"], stats["dropped"]) == (6, 2, 2)
+    assert sum(stats["status_dict"].values()) == 6
+
+
+def test_the_manifest_says_what_is_there(tmp_path):
+    workspace, _ = make_shards(tmp_path)
+    manifest = read_manifest(f"{tmp_path}/shards")
+    assert manifest.samples == 4
+    assert [shard.samples for shard in manifest.shards] == [2, 2]
+    assert workspace.read_json("shards/sizes.json") == {"00000.tar": 2, "00001.tar": 2}
+    assert manifest.content["files"].keys() == {p.name for p in (tmp_path / "shards").iterdir()} - {
+        "manifest.json",
+        "sizes.json",
+    }
+
+
+def test_the_same_decisions_give_the_same_bytes(tmp_path):
+    trees = []
+    for name in ("a", "b"):
+        workspace, _ = make_shards(tmp_path / name)
+        trees.append({n: workspace.read_bytes(n) for n in workspace.sizes("shards")})
+    assert trees[0] == trees[1]
+
+
+def test_shards_of_a_killed_run_with_more_parts_are_removed_and_notes_of_users_are_not(tmp_path):
+    for name in ("00007.tar", "00007.parquet", "00007_stats.json", "notes.txt"):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        (tmp_path / "shards" / name).write_text("left")
+    make_shards(tmp_path)
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert names == {"notes.txt", "manifest.json", "sizes.json"} | {
+        f"0000{part}{end}" for part in (0, 1) for end in (".tar", ".parquet", "_stats.json")
+    }
+
+
+@pytest.mark.parametrize("change", ["other images", "a shard is gone", "a shard is cut"])
+def test_where_the_manifest_stands_the_set_is_whole(tmp_path, monkeypatch, change):
+    make_shards(tmp_path)
+    if change == "a shard is gone":
+        (tmp_path / "shards/00001.tar").unlink()
+    if change == "a shard is cut":
+        (tmp_path / "shards/00001.tar").write_bytes((tmp_path / "shards/00001.tar").read_bytes()[:-512])
+
+    def stopped(part, output):
+        raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", stopped)
+        with pytest.raises(UserError, match="the machine is gone"):
+            make_shards(tmp_path, shade=100 * (change == "other images"))
+    assert not (tmp_path / "shards/manifest.json").exists()
+    make_shards(tmp_path)
+    assert read_manifest(f"{tmp_path}/shards").samples == 4

@@ -1,0 +1,122 @@
+"""HTTP messages as archives keep them: coded, already decoded, and cut off."""
+
+import contextlib
+import gzip
+import zlib
+
+import brotli
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.warc_files import http
+
+from pipeline.web.http_payload import decode_body, parse_response
+
+PAGE = b"<html><img src=a.jpg alt='A dog'>" + b"<p>text</p>" * 500
+LIMIT = 1 << 20
+
+
+def chunked(body: bytes, size: int = 700, end: bytes = b"0\r\n\r\n") -> bytes:
+    parts = [body[n : n + size] for n in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + end
+
+
+def raw_deflate(body: bytes) -> bytes:
+    deflater = zlib.compressobj(wbits=-15)
+    return deflater.compress(body) + deflater.flush()
+
+
+def decoded(body: bytes, *headers: str) -> bytes | None:
+    return decode_body(parse_response(http(body, headers=headers)), LIMIT)
+
+
+def test_the_head_of_a_response():
+    response = parse_response(
+        http(b"x", "404 Not Found", 'Text/HTML; a=b; Charset="UTF-8"', ["Content-Encoding: gzip, br"])
+    )
+    assert (response.status, response.media_type, response.charset) == (404, "text/html", "UTF-8")
+    assert [coding for coding in response.codings if coding] == ["br", "gzip"]
+    assert response.body == b"x"
+
+
+def test_heads_that_are_not_as_they_should_be():
+    assert parse_response(b"HTTP/1.1 200\nContent-Type: text/html\n\nx").body == b"x"
+    assert parse_response(b"garbage\r\n\r\n").status is None
+    assert parse_response(http(b"x", content_type=None)).media_type == ""
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("Content-Encoding: gzip", gzip.compress(PAGE, mtime=0)),
+        ("Content-Encoding: x-gzip", gzip.compress(PAGE, mtime=0)),
+        ("Content-Encoding: GZIP", gzip.compress(PAGE, mtime=0)),
+        ("Content-Encoding: deflate", zlib.compress(PAGE)),
+        ("Content-Encoding: deflate", raw_deflate(PAGE)),
+        ("Content-Encoding: br", brotli.compress(PAGE)),
+        ("Content-Encoding: gzip, br", brotli.compress(gzip.compress(PAGE, mtime=0))),
+        ("Content-Encoding: identity", PAGE),
+        ("Transfer-Encoding: chunked", chunked(PAGE)),
+        ("Transfer-Encoding: gzip, chunked", chunked(gzip.compress(PAGE, mtime=0))),
+        ("Transfer-Encoding: chunked", b"5;ext=1\r\n<html\r\n" + chunked(PAGE[5:])),
+        ("Transfer-Encoding: chunked", b"5\n<html\n" + chunked(PAGE[5:], end=b"0\r\nTrailer: x\r\n\r\n")),
+    ],
+)  # fmt: skip
+def test_codings(coding, body):
+    assert decoded(body, coding) == PAGE
+
+
+def test_both_kinds_of_coding():
+    assert (
+        decoded(chunked(gzip.compress(PAGE, mtime=0)), "Transfer-Encoding: chunked", "Content-Encoding: gzip") == PAGE
+    )
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Content-Encoding: gzip",
+        "Content-Encoding: deflate",
+        "Content-Encoding: br",
+        "Content-Encoding: zstd",
+        "Transfer-Encoding: chunked",
+    ],
+)
+def test_bodies_that_are_decoded_already(header):
+    assert decoded(PAGE, header) == PAGE
+    assert decoded(b"", header) == b""
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Content-Encoding: gzip", gzip.compress(PAGE, 0, mtime=0)),
+        ("Content-Encoding: deflate", zlib.compress(PAGE, 0)),
+        ("Transfer-Encoding: chunked", chunked(PAGE)),
+    ],
+)
+def test_what_can_be_read_of_a_body_cut_off_is_read(header, body):
+    page = decoded(body[: len(body) // 2], header)
+    assert len(page) > len(PAGE) // 3
+    assert PAGE.startswith(page)
+
+
+def test_an_unknown_coding():
+    assert decoded(PAGE, "Content-Encoding: compress") is None
+
+
+def test_a_bomb_is_not_unpacked():
+    bomb = gzip.compress(bytes(50_000_000))
+    assert len(decoded(bomb, "Content-Encoding: gzip")) == LIMIT + 1
+    assert len(decoded(brotli.compress(bytes(5_000_000)), "Content-Encoding: br")) == LIMIT + 1
+
+
+@given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", "zstd", "chunked", "gzip, chunked"]))
+def test_any_body_decodes_to_something(body: bytes, coding: str):
+    assert decoded(body, f"Content-Encoding: {coding}", f"Transfer-Encoding: {coding}") is not None
+
+
+@given(st.binary(max_size=100))
+def test_any_block_is_a_response_or_an_error(block: bytes):
+    with contextlib.suppress(OSError):
+        assert parse_response(block).body in block
