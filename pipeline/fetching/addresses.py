@@ -1,4 +1,4 @@
-"""Which hosts may be talked to at all: only those with public addresses.
+"""Which hosts may be connected to: only those with public IP addresses.
 
 A page can name any host, and any name can resolve to 127.0.0.1 or to a cloud's metadata service. So the rule is applied
 to the addresses that the resolver hands to the connection: what was checked is what is connected to, and a second
@@ -115,10 +115,10 @@ class PublicResolver(AbstractResolver):
             PrivateAddressError: it has none but private ones.
             OSError: it does not resolve.
         """
-        answers = await self._resolver.resolve(host, port, family)
-        public = [answer for answer in answers if is_public(answer["host"])]
-        if answers and not public:
-            raise PrivateAddressError(f"resolves to {answers[0]['host']} only")
+        found = await self._resolver.resolve(host, port, family)
+        public = [entry for entry in found if is_public(entry["host"])]
+        if found and not public:
+            raise PrivateAddressError(f"resolves to {found[0]['host']} only")
         return public
 
     async def close(self) -> None:

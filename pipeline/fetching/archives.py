@@ -1,4 +1,4 @@
-"""Answers recorded in WARC files, found by URL.
+"""Responses recorded in WARC files, found by URL.
 
 The index is one SQLite file, built in one pass over the archives: the blake2b-128 of each normalised URL, and where its
 record begins. Of several captures of a URL the first with status 200 counts, else the first. Files that are not
@@ -52,7 +52,7 @@ WantsBody = Callable[[int, CIMultiDict[str]], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedAnswer:
+class RecordedResponse:
     """A response from an archive; its body with codings undone, or None where it was not wanted."""
 
     status: int
@@ -158,10 +158,10 @@ class ArchiveIndex:
         """Close the index."""
         self._database.close()
 
-    def get(self, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedAnswer | None:
-        """Return the recorded answer to a normalised URL, or None where there is none.
+    def get(self, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedResponse | None:
+        """Return the recorded response to a normalised URL, or None where there is none.
 
-        `wants_body` sees the status and headers first and may raise, as with an answer from the network.
+        `wants_body` sees the status and headers first and may raise, as with a response from the network.
 
         Raises:
             FetchFailure: TRUNCATED or TOO_LARGE, or PROTOCOL_ERROR for a record that cannot be read (again).
@@ -176,7 +176,7 @@ class ArchiveIndex:
         except OSError as error:
             raise FetchFailure(Reason.PROTOCOL_ERROR, f"archive record: {type(error).__name__}") from error
 
-    def _read(self, path: str, offset: int, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedAnswer:
+    def _read(self, path: str, offset: int, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedResponse:
         with fsspec.open(path, "rb") as stream:
             stream.seek(offset)
             record = next(read_records(stream, offset), None)
@@ -185,7 +185,7 @@ class ArchiveIndex:
         response = parse_response(record.block)
         status, headers = response.status or 0, CIMultiDict(response.headers.astuples())
         if not wants_body(status, headers):
-            return RecordedAnswer(status, headers, None)
+            return RecordedResponse(status, headers, None)
         if not record.is_whole:
             raise FetchFailure(Reason.TOO_LARGE, f"more than {MAX_BLOCK_BYTES} bytes", http_status=status)
         if record.field("WARC-Truncated"):
@@ -197,7 +197,7 @@ class ArchiveIndex:
             raise FetchFailure(Reason.TOO_LARGE, f"more than {max_bytes} bytes", http_status=status)
         if not any(response.codings) and len(body) < _announced_bytes(headers):
             raise FetchFailure(Reason.TRUNCATED, "shorter than announced", http_status=status)
-        return RecordedAnswer(status, headers, body)
+        return RecordedResponse(status, headers, body)
 
 
 def _announced_bytes(headers: CIMultiDict[str]) -> int:

@@ -32,8 +32,8 @@ _GZIP_OR_ZLIB = 47  # zlib's wbits: whichever header is there
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A response; `body` is None where the caller did not want it, else rewound."""
+class Response:
+    """A response; `body` is None where the caller did not want it, else open at its start."""
 
     status: int
     headers: Headers
@@ -41,7 +41,7 @@ class Answer:
 
 
 def user_agent(config: FetchConfig) -> str:
-    """Return who we say we are: `wit-pipeline/0.1 (+mailto:you@example.org)`."""
+    """Return the User-Agent header: `wit-pipeline/0.1 (+mailto:you@example.org)`."""
     contact = f" (+{config.contact})" if config.contact else ""
     return f"{config.agent}/0.1{contact}"
 
@@ -78,34 +78,34 @@ class Client:
         max_bytes: int,
         wants_body: Callable[[int, Headers], bool],
         scratch_dir: Path | None = None,
-        is_last: bool = False,
-        is_cut: bool = False,
-    ) -> Answer:
-        """Ask for `target` and answer within `budget_s`.
+        close_connection: bool = False,
+        truncate: bool = False,
+    ) -> Response:
+        """Request `target`; the response must be complete within `budget_s`.
 
-        `wants_body` sees the status and headers first and may raise. A body longer than `max_bytes` fails, or, where
-        `is_cut`, is cut somewhere beyond them. `is_last` closes the connection afterwards.
+        `wants_body` sees the status and headers first and may raise. A body longer than `max_bytes` fails, or,
+        with `truncate`, is cut somewhere beyond them. `close_connection` closes the connection afterwards.
 
         Raises:
-            FetchFailure: there is no whole answer.
+            FetchFailure: no complete response.
         """
         if not self._config.allow_private_hosts and is_private_literal(target.host):
             raise FetchFailure(Reason.PRIVATE_ADDRESS, f"{target.host} is not on the public Internet")
         url, headers = self._address(target)
-        if is_last:
+        if close_connection:
             headers["Connection"] = "close"
         progress = _Progress()
         with _failures(progress):
             async with asyncio.timeout(max(budget_s, 0)):
                 async with self._session.get(url, headers=headers, allow_redirects=False) as response:
                     if not wants_body(response.status, response.headers):
-                        return Answer(response.status, response.headers, None)
+                        return Response(response.status, response.headers, None)
                     progress.is_in_body = True
-                    body = await _read(response, max_bytes, scratch_dir, is_cut)
-                    return Answer(response.status, response.headers, body)
+                    body = await _read(response, max_bytes, scratch_dir, truncate)
+                    return Response(response.status, response.headers, body)
 
     def _address(self, target: Target) -> tuple[URL, dict[str, str]]:
-        """Return where to send a request for `target`, and what its headers must say for that."""
+        """Return the URL to connect to for `target`, and the headers this takes."""
         if self._config.gateway is None:
             return URL(target.url, encoded=True), {}
         return (
@@ -131,37 +131,39 @@ def _failures(progress: _Progress) -> Iterator[None]:
     except (aiohttp.ClientConnectorSSLError, aiohttp.ClientConnectorCertificateError) as error:
         raise FetchFailure(Reason.TLS_FAILED, _cause(error)) from error
     except aiohttp.ConnectionTimeoutError as error:
-        raise FetchFailure(Reason.CONNECT_FAILED, "no connection in time", is_transient=True) from error
+        raise FetchFailure(Reason.CONNECT_FAILED, "no connection before the deadline", is_transient=True) from error
     except aiohttp.ClientConnectorError as error:
         raise FetchFailure(Reason.CONNECT_FAILED, _cause(error), is_transient=True) from error
     except TimeoutError as error:
         where = "in the body" if progress.is_in_body else "before the headers"
-        raise FetchFailure(Reason.TIMEOUT, f"time was up {where}") from error
+        raise FetchFailure(Reason.TIMEOUT, f"deadline passed {where}") from error
     except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         if progress.is_in_body:
-            raise FetchFailure(Reason.TRUNCATED, f"the body broke off: {type(error).__name__}") from error
+            raise FetchFailure(Reason.TRUNCATED, f"the body ended early: {type(error).__name__}") from error
         is_lost = isinstance(error, aiohttp.ClientConnectionError)
         raise FetchFailure(Reason.PROTOCOL_ERROR, type(error).__name__, is_transient=is_lost) from error
 
 
 def _cause(error: aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError) -> str:
-    """Return what went wrong in words that do not change from run to run (no addresses, no ports)."""
+    """Return the cause, the same in every run (no IP addresses, no ports)."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return getattr(error.certificate_error, "verify_message", "certificate refused")
     number = error.os_error.errno
     return os.strerror(number) if number else type(error.os_error).__name__
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int, scratch_dir: Path | None, is_cut: bool) -> IO[bytes]:
-    if not is_cut and (response.content_length or 0) > max_bytes:
-        raise FetchFailure(Reason.TOO_LARGE, f"announces {response.content_length} bytes")
+async def _read(
+    response: aiohttp.ClientResponse, max_bytes: int, scratch_dir: Path | None, truncate: bool
+) -> IO[bytes]:
+    if not truncate and (response.content_length or 0) > max_bytes:
+        raise FetchFailure(Reason.TOO_LARGE, f"Content-Length is {response.content_length} bytes")
     body: IO[bytes] = SpooledTemporaryFile(_MEMORY_BYTES, dir=str(scratch_dir or gettempdir()))  # noqa: SIM115
     try:
         size = 0
         async for piece in _pieces(response, max_bytes):
             size += len(piece)
-            if size > max_bytes and not is_cut:
-                raise FetchFailure(Reason.TOO_LARGE, f"more than {max_bytes} bytes")
+            if size > max_bytes and not truncate:
+                raise FetchFailure(Reason.TOO_LARGE, f"body exceeds {max_bytes} bytes")
             body.write(piece)
             if size > max_bytes:
                 break
@@ -176,7 +178,7 @@ async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIter
     """Yield the body, content coding undone, in small pieces, however well it was compressed.
 
     Raises:
-        FetchFailure: a coding that was not asked for and is not known, one that is damaged, or more than `max_bytes`
+        FetchFailure: an unsupported coding, one that is damaged, or more than `max_bytes`
             sent in one: it need not unpack to anything.
     """
     coding = response.headers.get("Content-Encoding", "").strip().lower()
@@ -185,14 +187,14 @@ async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIter
             yield chunk
         return
     if coding not in _INFLATED:
-        raise FetchFailure(Reason.PROTOCOL_ERROR, f"content coding {coding[:20]!r} was not asked for")
+        raise FetchFailure(Reason.PROTOCOL_ERROR, f"unsupported Content-Encoding {coding[:20]!r}")
     inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
     sent = 0
     try:
         async for chunk in response.content.iter_any():
             sent += len(chunk)
             if sent > max_bytes:
-                raise FetchFailure(Reason.TOO_LARGE, f"more than {max_bytes} bytes, packed")
+                raise FetchFailure(Reason.TOO_LARGE, f"compressed body exceeds {max_bytes} bytes")
             if inflater.eof:
                 continue  # what follows the end is no part of the body, and zlib would collect it
             yield inflater.decompress(chunk, max_bytes + 1)
@@ -201,4 +203,4 @@ async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIter
     except zlib.error as error:
         raise FetchFailure(Reason.TRUNCATED, f"damaged {coding} body") from error
     if not inflater.eof:
-        raise FetchFailure(Reason.TRUNCATED, f"{coding} body broke off")
+        raise FetchFailure(Reason.TRUNCATED, f"{coding} body ended early")

@@ -1,4 +1,4 @@
-"""What is known of a part already: its URLs as fetched for an earlier plan, under the same settings."""
+"""Reuse results fetched for an earlier plan with the same settings."""
 
 import tarfile
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _FACTS = [field.name for field in fields(Outcome) if field.name != "jpeg"]
 
 @dataclass(frozen=True)
 class EarlierPart:
-    """The table (schema `FETCHED`) and the tar of a part as an earlier plan had it."""
+    """The table (schema `FETCHED`) and the tar of a part as fetched for an earlier plan."""
 
     rows: pa.Table
     tar: BinaryIO

@@ -21,8 +21,8 @@ import uvloop
 from pipeline.config import FetchConfig
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client
-from pipeline.fetching.crawl import Crawl
 from pipeline.fetching.earlier import EarlierPart, reuse
+from pipeline.fetching.fetch_loop import FetchLoop
 from pipeline.fetching.part import Part
 
 _OPEN_FILES = 4_096
@@ -34,8 +34,8 @@ class Fetcher:
     def __init__(self, config: FetchConfig, *, workers: int = 1, archives: ArchiveIndex | None = None) -> None:
         """Start the event loop in a thread of its own.
 
-        `workers` is how many processes fetch at the same time, everywhere together: what a host has to bear is shared
-        out among them. `archives` is the index of `config.archives`; the caller keeps it open.
+        `workers` is how many processes fetch at the same time, everywhere together: the request limits of a host
+        are divided among them. `archives` is the index of `config.archives`; the caller keeps it open.
         """
         if config.archives and archives is None:
             raise ValueError("config.archives is set, but there is no index of them")
@@ -45,30 +45,34 @@ class Fetcher:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
-        self._client, self._crawl = asyncio.run_coroutine_threadsafe(self._open(workers, archives), self._loop).result()
+        self._client, self._fetch_loop = asyncio.run_coroutine_threadsafe(
+            self._open(workers, archives), self._loop
+        ).result()
 
-    async def _open(self, workers: int, archives: ArchiveIndex | None) -> tuple[Client, Crawl]:
+    async def _open(self, workers: int, archives: ArchiveIndex | None) -> tuple[Client, FetchLoop]:
         client = Client(self._config)
-        return client, Crawl(self._config, workers=workers, client=client, decoders=self._decoders, archives=archives)
+        return client, FetchLoop(
+            self._config, workers=workers, client=client, decoders=self._decoders, archives=archives
+        )
 
     def fetch_part(
         self, plan: pa.Table, *, tar_stream: BinaryIO, scratch_dir: Path, earlier: Iterable[EarlierPart] = ()
     ) -> pa.Table:
-        """Ask for every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
+        """Fetch every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
 
         Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
         must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
-        URLs that `earlier` has are not asked for.
+        URLs that `earlier` has are not requested.
         """
         part = Part(plan, scratch_dir)
         try:
             for known in earlier:
                 reuse(part, known)
-            crawling = asyncio.run_coroutine_threadsafe(self._crawl.run(part), self._loop)
+            running = asyncio.run_coroutine_threadsafe(self._fetch_loop.run(part), self._loop)
             try:
-                crawling.result()
+                running.result()
             finally:
-                crawling.cancel()
+                running.cancel()
             part.write_tar(tar_stream)
             return part.table()
         finally:

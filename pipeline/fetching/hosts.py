@@ -1,7 +1,7 @@
-"""Who may be asked when: concurrency, pacing and patience per host.
+"""When each host may get its next request: concurrency, pacing and a circuit breaker per host.
 
-A host is a host name, whatever the scheme and port. Each process gets its share of what a host is to bear from all of
-them. Waiting costs nothing: a job waits here, not in one of the slots that ask, so a slow host never holds up others.
+A host is a host name, regardless of scheme and port. The limits of a host are divided among the processes. A job waits
+here and not in one of the request slots, so a slow host never holds up others.
 No clock and no I/O: every time is given, in seconds on one monotonic clock.
 """
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
 
-SHUT_S = 600.0  # how long a host that keeps failing is left alone
+SHUT_S = 600.0  # how long the circuit breaker of a host that keeps failing stays open
 
 Job = TypeVar("Job")
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """What one host has to bear from one process."""
+    """Request limits for one host, per process."""
 
     concurrency: int
     interval_s: float
@@ -26,7 +26,7 @@ class HostLimits:
 
     @classmethod
     def shared(cls, *, concurrency: int, interval_s: float, failures: int, workers: int) -> "HostLimits":
-        """Share out what a host has to bear over `workers` processes. Each process may ask one question at a time."""
+        """Divide a host's limits among `workers` processes; each keeps at least one request in flight."""
         return cls(max(1, concurrency // workers), interval_s * workers, failures)
 
 
@@ -44,7 +44,7 @@ class _Host(Generic[Job]):
 class HostSchedule(Generic[Job]):
     """The queues of all hosts. `must_be_alone` names jobs that start only while nothing else of their host runs.
 
-    The queue called `unpaced` is no host: its jobs start at once.
+    The queue called `unpaced` is not a host: its jobs start at once.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class HostSchedule(Generic[Job]):
         return None
 
     def next_start_s(self) -> float | None:
-        """Return when `take` should be called next if nothing else happens, or None: not before a release or an add."""
+        """Return when `take` should be called next if nothing else happens, or None until a release or an add."""
         return self._offers[0][0] if self._offers else None
 
     def release(self, name: str) -> None:
-        """Say that a job of a host no longer uses it."""
+        """A job of a host has ended its request."""
         host = self._hosts[name]
         host.active -= 1
         self._offer(name, host)
@@ -114,18 +114,18 @@ class HostSchedule(Generic[Job]):
         self._hosts[name].next_start_s = max(self._hosts[name].next_start_s, until_s)
 
     def shut(self, name: str, until_s: float) -> None:
-        """Give a host up until `until_s`; its jobs come out at once, for the caller to end."""
+        """Open the circuit breaker until `until_s`; queued jobs become ready at once for the caller to end."""
         host = self._hosts[name]
         host.shut_until_s = max(host.shut_until_s, until_s)
         self._offer(name, host)
 
     def is_shut(self, name: str, now_s: float) -> bool:
-        """Return whether a host is given up at present."""
+        """Return whether the circuit breaker of a host is open."""
         host = self._hosts.get(name)
         return host is not None and host.shut_until_s > now_s
 
     def record(self, name: str, now_s: float, *, is_failure: bool) -> None:
-        """Count a request; as many failures in a row as the limit says shut the host."""
+        """Count a request; `limits.failures` failures in a row open the circuit breaker."""
         host = self._hosts[name]
         host.consecutive_failures = host.consecutive_failures + 1 if is_failure else 0
         if host.consecutive_failures >= self._limits.failures:
@@ -133,7 +133,7 @@ class HostSchedule(Generic[Job]):
             self.shut(name, now_s + SHUT_S)
 
     def forget_idle(self, now_s: float) -> None:
-        """Drop the hosts about which nothing needs to be remembered."""
+        """Drop the hosts with no queue and no state to keep."""
         for name, host in list(self._hosts.items()):
             if not host.queue and not host.active and max(host.next_start_s, host.shut_until_s) <= now_s:
                 del self._hosts[name]

@@ -1,4 +1,4 @@
-"""Whether the headers of an answer say that the image must not be used.
+"""Whether the headers of a response forbid using its image.
 
     X-Robots-Tag: noai, max-image-preview:large          refused
     X-Robots-Tag: otherbot: noindex, noai                not ours: what follows an agent's name is for that agent
@@ -21,7 +21,7 @@ _EVERYONE = frozenset({"*", ""})
 
 
 def refusal(x_robots_tags: Iterable[str], tdm_reservations: Iterable[str], *, agent: str, now: datetime) -> str | None:
-    """Return the directive that forbids using an answer with these headers, or None.
+    """Return the directive that forbids using a response with these headers, or None.
 
     One string per header line. `agent` is our product token; directives for other agents are skipped.
     """

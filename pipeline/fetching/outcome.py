@@ -1,4 +1,4 @@
-"""What became of one URL: the facts of its image, or the reason there is none."""
+"""The outcome of one URL: the facts of its image, or the reason why it has none."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pipeline.records import Reason
 class FetchFailure(Exception):
     """A URL, or one attempt at it, failed for a reason of the closed list: an expected value, raised to leave early.
 
-    `is_transient` says that the same request may succeed later; `retry_after_s` is what the host asked for.
+    `is_transient` says that the same request may succeed later; `retry_after_s` is from the host's Retry-After.
     `original_size` is (width, height) where the image header could still be read.
     """
 

@@ -1,7 +1,7 @@
-"""One part of the plan: its distinct URLs, what became of each, and the tar and table made of that.
+"""One part of the plan: its distinct URLs, their outcomes, and the tar and table made of that.
 
 Images wait in a temporary file until the last URL is done, so the output has the order of the plan whatever the order
-in which hosts answered, and memory does not grow with the images.
+in which hosts respond, and memory does not grow with the images.
 """
 
 from dataclasses import fields
@@ -48,7 +48,7 @@ class Part:
         return offset, len(jpeg)
 
     def finish(self, number: int, outcome: Outcome) -> None:
-        """Record what became of URL `number`."""
+        """Record the outcome of URL `number`."""
         assert self._outcomes[number] is None, f"{self.urls[number]} ended twice"
         self._outcomes[number] = outcome
         self.unfinished -= 1

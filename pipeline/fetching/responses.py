@@ -1,4 +1,4 @@
-"""What a status line and its headers mean for us."""
+"""What a status line and its headers mean for a fetch."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -60,7 +60,7 @@ def _final_reason(status: int) -> Reason:
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header (RFC 9110 section 10.2.3: seconds or a date) asks for."""
+    """Return the seconds in a Retry-After header (RFC 9110 section 10.2.3: seconds or a date)."""
     if header is None:
         return None
     text = header.strip()

@@ -1,4 +1,4 @@
-"""What a host's robots.txt lets us ask for (RFC 9309); protego does the parsing and matching."""
+"""What a host's robots.txt allows us to request (RFC 9309); protego does the parsing and matching."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from protego import Protego
 
 from pipeline.config import FetchConfig
 from pipeline.fetching.addresses import Target
-from pipeline.fetching.client import Answer, Client
+from pipeline.fetching.client import Client, Response
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.fetching.responses import is_redirect, redirect_target, retry_after_s
 from pipeline.records import Reason
@@ -21,7 +21,7 @@ MAX_REDIRECTS = 5  # section 2.3.1.2
 LIFETIME_S = 24 * 3600.0  # section 2.4
 FAILURE_LIFETIME_S = 600.0
 
-# Failures that say more about an authority than that its robots.txt could not be had.
+# Failures that say more about an authority than "no robots.txt".
 _SAY_MORE = frozenset({Reason.DNS_FAILED, Reason.CONNECT_FAILED, Reason.TLS_FAILED, Reason.PRIVATE_ADDRESS})
 _TOO_MANY_REQUESTS = 429
 
@@ -32,7 +32,7 @@ _USER_AGENT_LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class RobotRules:
-    """The rules of one authority. `refused` says why nothing may be asked there; without `parsed` everything may."""
+    """The rules of one authority. `refused` says why nothing may be requested; without `parsed` everything may."""
 
     agent: str
     parsed: Protego | None = None
@@ -41,15 +41,15 @@ class RobotRules:
 
     @classmethod
     def refusing(cls, agent: str, failure: FetchFailure) -> "RobotRules":
-        """Return the rules of an authority whose file could not be had: RFC 9309 section 2.3.1.4, all is disallowed."""
+        """Return rules that disallow everything, for a file that cannot be fetched (RFC 9309 section 2.3.1.4)."""
         reason = failure.reason if failure.reason in _SAY_MORE else Reason.ROBOTS_UNREACHABLE
         return cls(agent, refused=(reason, f"robots.txt: {failure.message}"))
 
     def check(self, url: str) -> None:
-        """Let `url` pass where it may be asked for.
+        """Return if `url` may be requested.
 
         Raises:
-            FetchFailure: it may not.
+            FetchFailure: it must not be.
         """
         if self.refused is not None:
             raise FetchFailure(*self.refused)
@@ -62,13 +62,13 @@ class RobotRules:
 
     @property
     def crawl_delay_s(self) -> float:
-        """Seconds that the host wants between two requests; 0 where it does not say."""
+        """The Crawl-delay of our group, seconds between two requests; 0 without one."""
         delay = self.parsed.crawl_delay(self.agent) if self.parsed is not None else None
         return delay if delay and math.isfinite(delay) and delay > 0 else 0.0
 
 
 def parse_robots(body: bytes, agent: str) -> RobotRules:
-    """Return the rules in a robots.txt file; lines that are none are skipped, so any bytes will do."""
+    """Return the rules in a robots.txt file; lines that do not parse are skipped, so any bytes are accepted."""
     if len(body) > MAX_BYTES:
         body = body[:MAX_BYTES].rpartition(b"\n")[0]  # half a line could allow or forbid the wrong thing
     text = _name_one_agent(body.decode("utf-8-sig", "replace").replace("\0", ""), agent)
@@ -85,39 +85,39 @@ def _name_one_agent(text: str, agent: str) -> str:
     return _USER_AGENT_LINE.sub(lambda match: f"{match[1]} {kept.get(match[2].lower(), '#')}", text)
 
 
-async def ask_robots(client: Client, origin: str, config: FetchConfig) -> RobotRules:
-    """Ask `origin` ("https://example.com") for its rules, within one deadline for all redirects.
+async def fetch_robots(client: Client, origin: str, config: FetchConfig) -> RobotRules:
+    """Fetch the rules of `origin` ("https://example.com"), within one deadline for all redirects.
 
     Raises:
-        FetchFailure: no usable answer.
+        FetchFailure: no usable response.
     """
     deadline_s = asyncio.get_running_loop().time() + config.timeout_s
     target = Target.parse(f"{origin}/robots.txt")
     for _ in range(MAX_REDIRECTS + 1):
-        answer = await client.get(
+        response = await client.get(
             target,
             budget_s=deadline_s - asyncio.get_running_loop().time(),
             max_bytes=MAX_BYTES,
             wants_body=lambda status, _: 200 <= status <= 299,
-            is_cut=True,
+            truncate=True,
         )
-        if not is_redirect(answer.status):
-            return _rules(answer, config.agent)
-        target = Target.parse(redirect_target(target.url, answer.headers))
+        if not is_redirect(response.status):
+            return _rules(response, config.agent)
+        target = Target.parse(redirect_target(target.url, response.headers))
     return RobotRules(config.agent)  # section 2.3.1.2: as if there were no file
 
 
-def _rules(answer: Answer, agent: str) -> RobotRules:
-    if answer.body is not None:
-        with answer.body as body:
+def _rules(response: Response, agent: str) -> RobotRules:
+    if response.body is not None:
+        with response.body as body:
             return parse_robots(body.read(), agent)
-    if 400 <= answer.status <= 499 and answer.status != _TOO_MANY_REQUESTS:
+    if 400 <= response.status <= 499 and response.status != _TOO_MANY_REQUESTS:
         return RobotRules(agent)  # section 2.3.1.3: there is no file
     raise FetchFailure(
         Reason.ROBOTS_UNREACHABLE,
-        f"HTTP status {answer.status}",
-        is_transient=answer.status >= 400,
-        retry_after_s=retry_after_s(answer.headers.get("Retry-After"), datetime.now(UTC)),
+        f"HTTP status {response.status}",
+        is_transient=response.status >= 400,
+        retry_after_s=retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC)),
     )
 
 
@@ -130,7 +130,7 @@ class RobotsCache:
         self._rules: OrderedDict[str, tuple[RobotRules, float]] = OrderedDict()
 
     def get(self, origin: str, now_s: float) -> RobotRules | None:
-        """Return the rules of `origin`, or None where they have to be asked for (again)."""
+        """Return the rules of `origin`, or None where they must be fetched (again)."""
         entry = self._rules.get(origin)
         if entry is None or entry[1] < now_s:
             return None

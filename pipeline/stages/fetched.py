@@ -1,4 +1,4 @@
-"""plan/ -> fetched/: ask for every planned image once; one tar and one Parquet per part, a row for every planned pair.
+"""plan/ -> fetched/: request every planned image once; one tar and one Parquet per part, a row for every planned pair.
 
 The unit is a plan part. The fetcher of a process (event loop, connections, robots and DNS caches) is kept between
 parts.
@@ -30,18 +30,18 @@ from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
 
 VERSION = 1
-"""Raised when the same answers would give other bytes."""
+"""Raised when the same responses would give other bytes."""
 
 
 def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
-    """Refuse to go on where images fetched from the web would be thrown away.
+    """Fail if continuing would discard images fetched from the web.
 
     Raises:
         UserError: parts in fetched/ were fetched under other settings.
     """
     settings = _Settings.of(config, base_dir)
     made = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
-    made |= {_stem(name): name.split("/")[2] for name in workspace.sizes(_EARLIER)}
+    made |= {_stem(name): name.split("/")[2] for name in workspace.sizes(_REUSE)}
     others = [name for name, how in made.items() if not how.startswith((settings.name, _FROM_ARCHIVES))]
     if others:
         raise UserError(
@@ -54,14 +54,14 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
 def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refetch: bool) -> dict[str, Marker]:
     """Fill fetched/; return the markers by part name.
 
-    Where another plan was fetched before under the same settings, only what is new is asked for, unless `refetch`.
+    Where another plan was fetched before under the same settings, only new URLs are requested, unless `refetch`.
     """
     settings = _Settings.of(config, base_dir)
     digests = {name: f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
     if refetch:
-        build.workspace.remove_folder(_EARLIER)
+        build.workspace.remove_folder(_REUSE)
     else:
-        _set_aside(build.workspace, settings, {_stem(name): covered for name, covered in digests.items()})
+        _stash_for_reuse(build.workspace, settings, {_stem(name): covered for name, covered in digests.items()})
     earlier = _earlier_parts(build.workspace, settings)
     units = [
         Unit(_stem(name), covered, _PlannedPart(name, tuple(earlier.get(_stem(name), []))))
@@ -69,12 +69,12 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
     ]
     prepare = _Prepare(config.fetch, settings, worker_count(build.options))
     markers = run_units(build, "fetched", units, prepare)
-    build.workspace.remove_folder(_EARLIER)
+    build.workspace.remove_folder(_REUSE)
     return markers
 
 
 _FROM_ARCHIVES = "archives-"
-_EARLIER = ".wit/earlier"
+_REUSE = ".wit/earlier"
 """Holds, while a plan is fetched, what was fetched for another: <settings>/<part>.<plan>.tar and .parquet."""
 
 
@@ -94,27 +94,27 @@ class _Settings:
         covered = digest(VERSION, content, config.fetch.parts, config.seed)
         return cls(tuple(archives), recorded, ("web-" if config.fetch.network else _FROM_ARCHIVES) + covered)
 
-    def made(self, marker: Marker) -> bool:
+    def owns(self, marker: Marker) -> bool:
         return marker.digest.startswith(f"{self.name}-")
 
-    def aside(self, file: str, marker: Marker) -> str:
+    def reuse_path(self, file: str, marker: Marker) -> str:
         """Return where a file of a part is kept while another plan is fetched."""
         stem, _, suffix = file.rsplit("/", 1)[1].partition(".")
-        return f"{_EARLIER}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
+        return f"{_REUSE}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
 
 
-def _set_aside(workspace: Workspace, settings: _Settings, wanted: Mapping[str, str]) -> None:
-    """Move the parts of another plan away, to take from them what this one has too.
+def _stash_for_reuse(workspace: Workspace, settings: _Settings, wanted: Mapping[str, str]) -> None:
+    """Move the parts of another plan away, to reuse their results for this one.
 
-    The markers go last: a run that is killed before finds them again, and moves the rest. If the change was taken back
-    instead, what was moved comes back.
+    The markers go last: a run that is killed before finds them again, and moves the rest. If the plan was changed back
+    instead, the moved files come back.
     """
-    markers = {n: m for n, m in read_markers(workspace, "fetched").items() if settings.made(m)}
-    there, aside = workspace.sizes("fetched"), workspace.sizes(_EARLIER)
+    markers = {n: m for n, m in read_markers(workspace, "fetched").items() if settings.owns(m)}
+    there, aside = workspace.sizes("fetched"), workspace.sizes(_REUSE)
     moves: dict[str, str] = {}
     gone = []
     for name, marker in markers.items():
-        places = {file: settings.aside(file, marker) for file in marker.outputs}
+        places = {file: settings.reuse_path(file, marker) for file in marker.outputs}
         standing = [file for file, facts in marker.outputs.items() if there.get(file) == facts.bytes]
         moved = [file for file, facts in marker.outputs.items() if aside.get(places[file]) == facts.bytes]
         if wanted.get(name) == marker.digest:
@@ -128,7 +128,7 @@ def _set_aside(workspace: Workspace, settings: _Settings, wanted: Mapping[str, s
 
 def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, list[str]]:
     """Return part -> what is kept of it, without suffixes: several where a build was stopped and its config changed."""
-    folder = f"{_EARLIER}/{settings.name}"
+    folder = f"{_REUSE}/{settings.name}"
     names = workspace.sizes(folder).keys()
     found: dict[str, list[str]] = {}
     for table in sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet")):
@@ -139,7 +139,7 @@ def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, list[
 
 @dataclass(frozen=True)
 class _PlannedPart:
-    """One unit: a part of the plan, and what earlier plans had of it."""
+    """One work unit: a plan part, plus results already fetched for it under earlier plans."""
 
     name: str
     earlier: tuple[str, ...]
@@ -170,7 +170,7 @@ class _Prepare:
 
 
 def index_folder(archives: Sequence[str], version: str) -> Path:
-    """Return the folder with the index of these archives, made by the first process of this machine that asks.
+    """Return the folder with the index of these archives, made by the first process of this machine that needs it.
 
     It lies in the temporary folder, so that the processes of a machine, and later runs, share it until the system
     cleans up there. Archives that are not compressed record by record lie unpacked beside it.

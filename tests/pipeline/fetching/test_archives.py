@@ -11,7 +11,7 @@ from support.hostile_server import GOOD, GZIP_BOMB, HostileServer, head, picture
 from support.shared_data import SHARED
 
 from pipeline.errors import UserError
-from pipeline.fetching.archives import ArchiveIndex, RecordedAnswer, build_archive_index
+from pipeline.fetching.archives import ArchiveIndex, RecordedResponse, build_archive_index
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
@@ -55,7 +55,7 @@ RECORDS = [
     record("dns:a.example", b"1.2.3.4"),
 ]
 
-ANSWERS = {
+RESPONSES = {
     "http://a.example/ok.jpg": "success",
     "http://a.example/chunked.jpg": "success",
     "http://a.example/gzip.jpg": "success",
@@ -74,7 +74,7 @@ ANSWERS = {
 }
 
 
-def look_up(index: ArchiveIndex, url: str, max_bytes: int = LIMIT) -> RecordedAnswer | None:
+def look_up(index: ArchiveIndex, url: str, max_bytes: int = LIMIT) -> RecordedResponse | None:
     return index.get(url, max_bytes, lambda status, _: status == 200)
 
 
@@ -99,8 +99,8 @@ def index(request: pytest.FixtureRequest, tmp_path: Path) -> ArchiveIndex:
 def test_answers_come_from_the_archives_alone(index: ArchiveIndex) -> None:
     settings = config(network=False, allow_private_hosts=False)
     with Fetcher(settings, archives=index) as fetcher:
-        result = fetch(fetcher, plan_of(list(ANSWERS)))
-    assert dict(zip(ANSWERS, result.reasons, strict=True)) == ANSWERS
+        result = fetch(fetcher, plan_of(list(RESPONSES)))
+    assert dict(zip(RESPONSES, result.reasons, strict=True)) == RESPONSES
 
 
 def test_the_network_answers_what_the_archives_do_not_have(index: ArchiveIndex, server: HostileServer) -> None:

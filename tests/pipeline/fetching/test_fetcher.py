@@ -1,4 +1,4 @@
-"""Whole parts against a real server: every way to answer, and the laws that hold whatever it answers."""
+"""Whole parts against a real server: every kind of response, and the laws that hold for all of them."""
 
 import io
 import shutil
@@ -18,7 +18,7 @@ from support.hostile_server import GOOD, HostileServer, default_routes, fixed, p
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import Reason
 
-ANSWERS = {
+RESPONSES = {
     "/ok.jpg": "success",
     "/ok.png": "success",
     "/203.jpg": "success",
@@ -71,9 +71,9 @@ ANSWERS = {
 }
 
 
-def test_every_way_to_answer_has_its_reason(server: HostileServer) -> None:
-    result = fetch_urls([server.url(path) for path in ANSWERS])
-    assert dict(zip(ANSWERS, result.reasons, strict=True)) == ANSWERS
+def test_every_kind_of_response_has_its_reason(server: HostileServer) -> None:
+    result = fetch_urls([server.url(path) for path in RESPONSES])
+    assert dict(zip(RESPONSES, result.reasons, strict=True)) == RESPONSES
 
 
 def test_requests_carry_a_truthful_agent_and_the_contact(server: HostileServer) -> None:
@@ -81,7 +81,7 @@ def test_requests_carry_a_truthful_agent_and_the_contact(server: HostileServer) 
     assert {headers["User-Agent"] for headers in server.seen} == {"wit-pipeline/0.1 (+mailto:you@example.org)"}
 
 
-def test_each_url_is_asked_for_once_and_shared_by_its_pairs(server: HostileServer) -> None:
+def test_each_url_is_requested_once_and_shared_by_its_pairs(server: HostileServer) -> None:
     server.routes["/gone.jpg"] = fixed(404)
     urls = [server.url(path) for path in ("/ok.jpg", "/gone.jpg", "/ok.jpg", "/ok.jpg", "/gone.jpg")]
     result = fetch_urls(urls, retries=3)
@@ -102,7 +102,7 @@ def test_passing_troubles_are_retried(server: HostileServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/404", "/403", "/410", "/noai", "/html.jpg", "/loop", "/truncated"])
-def test_final_answers_are_not_asked_for_again(server: HostileServer, path: str) -> None:
+def test_final_responses_are_not_requested_again(server: HostileServer, path: str) -> None:
     fetch_urls([server.url(path)], retries=3, max_redirects=0)
     assert server.hits[f"127.0.0.1:{server.port}{path}"] == 1
 
@@ -175,7 +175,7 @@ BAD_URLS = {
 
 
 @pytest.mark.parametrize("with_gateway", [False, True])
-def test_urls_that_must_not_be_asked_for_are_not(server: HostileServer, with_gateway: bool) -> None:
+def test_urls_that_must_not_be_requested_are_not(server: HostileServer, with_gateway: bool) -> None:
     gateway = server.gateway if with_gateway else None
     result = fetch_urls(list(BAD_URLS), allow_private_hosts=False, contact="mailto:a@b.c", gateway=gateway)
     assert dict(zip(BAD_URLS, result.reasons, strict=True)) == BAD_URLS
@@ -197,7 +197,7 @@ def test_a_gateway_gets_the_host_the_scheme_and_the_plain_path(server: HostileSe
     assert {headers["X-Forwarded-Proto"] for headers in server.seen} == {"https"}
 
 
-def test_without_network_and_archives_nothing_is_asked_for(server: HostileServer) -> None:
+def test_without_network_and_archives_nothing_is_requested(server: HostileServer) -> None:
     assert fetch_urls([server.url("/ok.jpg")], network=False).reasons == ["not_in_archives"]
     assert not server.hits
 
@@ -251,21 +251,23 @@ def test_images_are_stored_shrunk_with_their_facts(server: HostileServer) -> Non
     assert row["http_status"] == 200
 
 
-QUICK = sorted(path for path, reason in ANSWERS.items() if reason not in (Reason.TIMEOUT, Reason.TOO_LARGE))
+QUICK = sorted(path for path, reason in RESPONSES.items() if reason not in (Reason.TIMEOUT, Reason.TOO_LARGE))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(QUICK), st.integers(0, 2)), max_size=30))
-def test_rows_out_are_rows_in_whatever_the_mixture(server: HostileServer, asked: list[tuple[str, str, int]]) -> None:
+def test_rows_out_are_rows_in_whatever_the_mixture(
+    server: HostileServer, requested: list[tuple[str, str, int]]
+) -> None:
     server.routes["/500-then-ok"] = fixed(500)
-    urls = [f"http://{host}.example{path}?{number}" for host, path, number in asked]
+    urls = [f"http://{host}.example{path}?{number}" for host, path, number in requested]
     captions = [f"{number}" for number in range(len(urls))]
     with Fetcher(config(gateway=server.gateway)) as fetcher:
         result = fetch(fetcher, plan_of(urls, captions))
-    assert result.reasons == [ANSWERS[path] for _, path, _ in asked]
+    assert result.reasons == [RESPONSES[path] for _, path, _ in requested]
 
 
-def test_the_bytes_do_not_depend_on_who_answers_first(server: HostileServer) -> None:
+def test_the_bytes_do_not_depend_on_which_host_responds_first(server: HostileServer) -> None:
     for number in range(12):
         server.routes[f"/{number}.jpg"] = fixed(200, picture(300, 280, seed=number))
     urls = [f"http://host{number % 4}.example/{number}.jpg" for number in range(12)]

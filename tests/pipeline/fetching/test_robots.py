@@ -105,7 +105,7 @@ DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
 HUGE = DISALLOW_ALL + b"# filler\n" * 500_000
 
 
-ANSWERS = {
+RESPONSES = {
     "allows": (fixed(200, b"User-agent: *\nAllow: /\n"), "success"),
     "disallows": (fixed(200, DISALLOW_ALL), Reason.ROBOTS_DISALLOWED),
     "huge": (fixed(200, HUGE), Reason.ROBOTS_DISALLOWED),
@@ -124,21 +124,21 @@ ANSWERS = {
 }
 
 
-def test_every_answer_for_robots_txt_means_something(server: HostileServer) -> None:
+def test_every_response_for_robots_txt_has_a_meaning(server: HostileServer) -> None:
     server.routes["/elsewhere.txt"] = fixed(200, DISALLOW_ALL)
-    for name, (route, _) in ANSWERS.items():
+    for name, (route, _) in RESPONSES.items():
         server.hosts[f"{name}.example", "/robots.txt"] = route
-    urls = [f"http://{name}.example/ok.jpg?{number}" for name in ANSWERS for number in range(3)]
+    urls = [f"http://{name}.example/ok.jpg?{number}" for name in RESPONSES for number in range(3)]
     result = fetch_urls(urls, gateway=server.gateway)
-    expected = [reason for _, reason in ANSWERS.values() for _ in range(3)]
+    expected = [reason for _, reason in RESPONSES.values() for _ in range(3)]
     assert result.reasons == expected
-    refused = [name for name, (_, reason) in ANSWERS.items() if reason != "success"]
+    refused = [name for name, (_, reason) in RESPONSES.items() if reason != "success"]
     assert not [url for url in server.hits if url.partition(".")[0] in refused and "ok.jpg" in url]
     assert server.hits["allows.example/robots.txt"] == 1
     assert server.hits["hang.example/robots.txt"] == 1
 
 
-def test_robots_txt_is_asked_for_first_and_retried(server: HostileServer) -> None:
+def test_robots_txt_is_requested_first_and_retried(server: HostileServer) -> None:
     server.hosts["a.example", "/robots.txt"] = fixed(503)
     result = fetch_urls(["http://a.example/ok.jpg"], gateway=server.gateway, retries=1)
     assert result.reasons == ["robots_unreachable"]

@@ -1,7 +1,8 @@
-"""From URLs to outcomes, inside one event loop: who is asked next, what the answer means, and whether to ask again.
+"""From URLs to outcomes, inside one event loop: which request starts next, what its response means, and whether to
+retry.
 
 A URL is a job that makes one request at a time. Between two of its requests (after a redirect, before a retry, while
-its host's robots.txt is asked for) it waits in the queue of the host it asks next and holds nothing.
+its host's robots.txt is fetched) it waits in the queue of the next host and holds no connection and no slot.
 """
 
 import asyncio
@@ -16,19 +17,19 @@ from functools import partial
 from pipeline.config import FetchConfig
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
-from pipeline.fetching.client import Answer, Client, Headers
+from pipeline.fetching.client import Client, Headers, Response
 from pipeline.fetching.hosts import HostLimits, HostSchedule
 from pipeline.fetching.images import store_image
 from pipeline.fetching.opt_out import refusal
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.fetching.part import Part
 from pipeline.fetching.responses import check_status, is_redirect, redirect_target
-from pipeline.fetching.robots import RobotRules, RobotsCache, ask_robots
+from pipeline.fetching.robots import RobotRules, RobotsCache, fetch_robots
 from pipeline.records import Reason
 from pipeline.web.urls import normalize_url
 
 BACKOFF_S = 0.5  # before the first retry; doubled for each further one
-SHUT_FROM_S = 60.0  # a host that asks us to stay away for longer is given up for that time
+SHUT_FROM_S = 60.0  # a longer Retry-After opens the host's circuit breaker for that time
 MAX_SHUT_S = 3600.0
 PART_GRACE_S = 3600.0  # see `part_limit_s`
 
@@ -37,7 +38,7 @@ _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an e
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """One part being crawled; `done` is resolved with the last of its URLs."""
+    """One part being fetched; `done` is resolved with the last of its URLs."""
 
     part: Part
     ends_at_s: float
@@ -46,7 +47,7 @@ class _Run:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A URL on its way. `left_s` is what remains of its deadline: for asking, and for waiting between its retries."""
+    """A URL on its way. `left_s` is what remains of its deadline, for its requests and the waits between retries."""
 
     run: _Run
     number: int
@@ -58,18 +59,18 @@ class _Job:
 
 
 def part_limit_s(targets: list[Target], config: FetchConfig, workers: int) -> float:
-    """Return after how many seconds a part gives up the URLs whose turn has not come.
+    """Return after how many seconds a part ends the URLs whose turn has not come.
 
-    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing asks of the host
-    with the most URLs: only hosts that slow us down themselves (crawl delays, slow answers to many URLs) reach it.
+    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing takes for the host
+    with the most URLs: only hosts that slow us down themselves (crawl delays, slow responses for many URLs) reach it.
     """
     most_of_one_host = max(Counter(target.host for target in targets).values(), default=0)
     pacing_s = 2 * most_of_one_host * config.host_interval_s * workers
     return PART_GRACE_S + len(targets) * config.timeout_s / config.concurrency + pacing_s
 
 
-class Crawl:
-    """Asks for the URLs of one or more parts at a time. Everything happens in the event loop that made it."""
+class FetchLoop:
+    """Fetches the URLs of one or more parts at a time. Everything runs in the event loop that made it."""
 
     def __init__(
         self, config: FetchConfig, *, workers: int, client: Client, decoders: Executor, archives: ArchiveIndex | None
@@ -107,7 +108,7 @@ class Crawl:
                 else:
                     part.finish(number, failed(target))
             if part.unfinished:
-                self._pump()
+                self._start_ready()
                 await run.done
         finally:
             expiry.cancel()
@@ -115,8 +116,8 @@ class Crawl:
             self._schedule.remove(lambda job: job.run is run)
             self._schedule.forget_idle(self._loop.time())
 
-    def _pump(self) -> None:
-        """Start all jobs that may start, and come back when the next one may."""
+    def _start_ready(self) -> None:
+        """Start all jobs that may start, and schedule a wake-up for the next one."""
         while len(self._tasks) < self._config.concurrency:
             now_s = self._loop.time()
             taken = self._schedule.take(now_s)
@@ -125,47 +126,47 @@ class Crawl:
             host, job = taken
             if self._schedule.is_shut(host, now_s):
                 self._schedule.release(host)
-                self._end(job, _unavailable("it kept failing or told us to stay away"))
+                self._end(job, _unavailable("the host kept failing, or sent a long Retry-After"))
                 continue
             task = self._loop.create_task(self._attempt(host, job))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._attempted, job.run))
-        self._come_back(self._schedule.next_start_s())
+            task.add_done_callback(partial(self._on_attempt_done, job.run))
+        self._schedule_wakeup(self._schedule.next_start_s())
 
-    def _come_back(self, at_s: float | None) -> None:
+    def _schedule_wakeup(self, at_s: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if at_s is None or len(self._tasks) == self._config.concurrency:
             return
-        if not self._tasks:  # do not sit out the time where it is clear that nothing will start within it
+        if not self._tasks:  # do not wait where it is clear that nothing will start in time
             for run in [run for run in self._runs if run.ends_at_s < at_s]:
                 self._give_up(run)
-        self._timer = self._loop.call_at(at_s, self._pump)
+        self._timer = self._loop.call_at(at_s, self._start_ready)
 
-    def _attempted(self, run: _Run, task: "asyncio.Task[None]") -> None:
+    def _on_attempt_done(self, run: _Run, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not run.done.done():
             run.done.set_exception(error)
-        self._pump()
+        self._start_ready()
 
     async def _attempt(self, host: str, job: _Job) -> None:
         """Make one request for a job, then end it or queue it again."""
         try:
-            answer = await (self._look_up(job) if host == _ARCHIVES else self._ask(host, job))
+            response = await (self._look_up(job) if host == _ARCHIVES else self._request(host, job))
         except FetchFailure as failure:
             self._retry_or_end(job, failure)
             return
         finally:
             self._schedule.release(host)
-        if answer is None:
+        if response is None:
             self._enqueue(job)
             return
-        outcome, jpeg = await self._loop.run_in_executor(self._decoders, _decode, answer, self._config)
+        outcome, jpeg = await self._loop.run_in_executor(self._decoders, _decode, response, self._config)
         self._end(job, outcome, jpeg)
 
-    async def _look_up(self, job: _Job) -> Answer | None:
-        """Return the recorded answer with an image file, or None where the job has to go on elsewhere."""
+    async def _look_up(self, job: _Job) -> Response | None:
+        """Return the recorded response with an image file, or None where the job goes on elsewhere."""
         assert self._archives is not None
         job.is_looked_up = True
         find, max_bytes = self._archives.get, self._config.max_bytes
@@ -173,26 +174,26 @@ class Crawl:
         if recorded is None:
             return None
         if recorded.body is not None:
-            return Answer(recorded.status, recorded.headers, io.BytesIO(recorded.body))
+            return Response(recorded.status, recorded.headers, io.BytesIO(recorded.body))
         self._redirect(job, recorded.headers)
         return None
 
-    async def _ask(self, host: str, job: _Job) -> Answer | None:
-        """Return the answer with an image file, or None where the job has to go on elsewhere (or here, later)."""
+    async def _request(self, host: str, job: _Job) -> Response | None:
+        """Return the response with an image file, or None where the job goes on elsewhere (or here, later)."""
         started_s = self._loop.time()
         rules = self._robots.get(job.target.origin, started_s)
         if rules is None:
-            await self._learn_rules(host, job.target.origin)
+            await self._fetch_rules(host, job.target.origin)
             return None
         rules.check(job.target.url)
         try:
-            answer = await self._client.get(
+            response = await self._client.get(
                 job.target,
                 budget_s=job.left_s,
                 max_bytes=self._config.max_bytes,
                 wants_body=self._wants_body,
                 scratch_dir=job.run.part.scratch_dir,
-                is_last=self._config.gateway is None and self._schedule.queued(host) == 0,
+                close_connection=self._config.gateway is None and self._schedule.queued(host) == 0,
             )
         except FetchFailure as failure:
             self._note_failure(host, failure)
@@ -200,18 +201,18 @@ class Crawl:
         finally:
             job.left_s -= self._loop.time() - started_s
         self._schedule.record(host, self._loop.time(), is_failure=False)
-        if answer.body is not None:
-            return answer
-        self._redirect(job, answer.headers)
+        if response.body is not None:
+            return response
+        self._redirect(job, response.headers)
         return None
 
     def _must_be_alone(self, job: _Job) -> bool:
-        """Until a host's rules are known, one job asks for them and the others wait."""
+        """Until a host's rules are known, one job fetches them and the others wait."""
         return job.is_looked_up and self._robots.get(job.target.origin, self._loop.time()) is None
 
-    async def _learn_rules(self, host: str, origin: str) -> None:
+    async def _fetch_rules(self, host: str, origin: str) -> None:
         try:
-            rules = await ask_robots(self._client, origin, self._config)
+            rules = await fetch_robots(self._client, origin, self._config)
         except FetchFailure as failure:
             self._note_failure(host, failure)
             self._robots_failures[origin] += 1
@@ -248,7 +249,7 @@ class Crawl:
         job.is_looked_up = False
 
     def _note_failure(self, host: str, failure: FetchFailure) -> None:
-        """Let a host rest that is in trouble or asks for it."""
+        """Back off from a host that is failing or sent Retry-After."""
         now_s = self._loop.time()
         is_of_host = failure.is_transient or failure.reason in (Reason.TIMEOUT, Reason.TLS_FAILED)
         self._schedule.record(host, now_s, is_failure=is_of_host)
@@ -275,9 +276,11 @@ class Crawl:
         elif self._archives is not None and not job.is_looked_up:
             self._schedule.add(_ARCHIVES, job)
         elif not self._config.network:
-            self._end(job, failed(FetchFailure(Reason.NOT_IN_ARCHIVES, "and the network is switched off")))
+            self._end(
+                job, failed(FetchFailure(Reason.NOT_IN_ARCHIVES, "not in the archives, and fetch.network is false"))
+            )
         elif self._loop.time() >= job.run.ends_at_s:
-            self._end(job, _unavailable("its turn did not come in time"))
+            self._end(job, _unavailable("its turn did not come before the part's time limit"))
         else:
             job.is_looked_up = True
             self._schedule.add(job.target.host, job, not_before_s)
@@ -294,7 +297,7 @@ class Crawl:
 
     def _give_up(self, run: _Run) -> None:
         for job in self._schedule.remove(lambda job: job.run is run):
-            self._end(job, _unavailable("its turn did not come in time"))
+            self._end(job, _unavailable("its turn did not come before the part's time limit"))
 
 
 def _target_or_failure(url: str) -> Target | FetchFailure:
@@ -302,25 +305,25 @@ def _target_or_failure(url: str) -> Target | FetchFailure:
     if normal is not None:
         return Target.parse(normal)
     reason = Reason.BAD_URL if url.lower().startswith(("http:", "https:")) else Reason.BAD_SCHEME
-    return FetchFailure(reason, "no http(s) URL")
+    return FetchFailure(reason, "not an http(s) URL")
 
 
 def _unavailable(message: str) -> Outcome:
     return failed(FetchFailure(Reason.HOST_UNAVAILABLE, message))
 
 
-def _decode(answer: Answer, config: FetchConfig) -> tuple[Outcome, bytes | None]:
-    """Return the outcome of a URL that answered with a file, and the image to keep. Runs in a decoder thread."""
-    assert answer.body is not None
-    with answer.body as body:
+def _decode(response: Response, config: FetchConfig) -> tuple[Outcome, bytes | None]:
+    """Return the outcome of a URL that responded with a file, and the image to keep. Runs in a decoder thread."""
+    assert response.body is not None
+    with response.body as body:
         encoded = body.read()
     sha256 = hashlib.sha256(encoded).hexdigest()
     try:
         image = store_image(encoded, config)
     except FetchFailure as failure:
-        return failed(failure, http_status=answer.status, sha256=sha256), None
+        return failed(failure, http_status=response.status, sha256=sha256), None
     outcome = Outcome(
-        http_status=answer.status,
+        http_status=response.status,
         width=image.size[0],
         height=image.size[1],
         original_width=image.original_size[0],
