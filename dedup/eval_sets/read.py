@@ -50,13 +50,13 @@ def read_examples(
     if kind == "folder":
         return _read_folder(fs, root)
     if kind == "webdataset":
-        return _each_once(_read_webdataset(fs, root, label_column or "label"), path)
+        return _check_unique(_read_webdataset(fs, root, label_column or "label"), path)
     if kind == "parquet":
         return _read_parquet(fs, root, image_column, label_column)
     raise ValueError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
 
 
-def _each_once(examples: Iterator[Example], path: str) -> Iterator[Example]:
+def _check_unique(examples: Iterator[Example], path: str) -> Iterator[Example]:
     """Pass examples on; raise ValueError at a second one of the same name: whose results are whose?"""
     seen = set[str]()
     for example in examples:
