@@ -57,7 +57,7 @@ def main() -> None:
         sys.exit("benchmarks.matching: needs the folder of real data: set WIT_SHARED_DATA")
     with tempfile.TemporaryDirectory() as folder:
         path = args.allowlist or write_list(Path(folder))
-        if args.build_lock:
+        if args.only_build:
             print(json.dumps(measure_build(path)))
         else:
             print_figures(measure(path, real_captions()[: args.captions], args.runs))

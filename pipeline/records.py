@@ -108,7 +108,7 @@ class Reason(StrEnum):
     # dedup
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"
-    EVAL_OVERLAP = "eval_overlap"  # dedup.evals = "remove"
+    EVAL_OVERLAP = "eval_overlap"  # dedup.eval_sets.index = "remove"
     OVER_FINAL_CAP = "over_final_cap"
 
 

@@ -7,9 +7,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dedup.eval_sets.read import IMAGE_SUFFIXES
 from trainer.errors import TrainerError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _MEMBERS = {**dict.fromkeys(IMAGE_SUFFIXES, 0), "txt": 1, "json": 2}
 
 Index = NDArray[np.int64]
@@ -27,9 +27,9 @@ def index_tar(file: BinaryIO, name: str) -> Index:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if not member.isfile():
-                    continue
                 folder, _, base = member.name.rpartition("/")
+                if not member.isfile() or base.startswith("."):  # macOS writes ._0.jpg beside 0.jpg
+                    continue
                 key, _, suffix = base.partition(".")
                 place = _MEMBERS.get(suffix.lower())
                 if (folder, key) != previous:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,8 +42,9 @@ _THUMBNAILS = pa.schema([("eval_id", pa.string()), ("jpeg", pa.binary())])
 _THUMBNAIL_PX = 128
 _THUMBNAIL_QUALITY = 80
 
-# Images in memory at a time, and rows in one row group of the thumbnails.
+# Images in memory at a time, and rows in one row group of the thumbnails; fewer where they are large.
 _BATCH = 128
+_BATCH_BYTES = 1 << 28
 _INDEX_ROWS = 16_384
 
 
@@ -110,10 +110,21 @@ def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
 
 def _measured(examples: Iterable[Example]) -> Iterator[list[tuple[dict[str, Any], bytes]]]:
     """Yield batches of (index row, thumbnail), in order; decoding runs on all cores."""
-    remaining = iter(examples)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(remaining, _BATCH)):
+        for batch in _batches(examples):
             yield list(pool.map(_measure, batch))
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    batch, held_bytes = list[Example](), 0
+    for example in examples:
+        batch.append(example)
+        held_bytes += len(example.encoded)
+        if len(batch) == _BATCH or held_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, held_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def _measure(example: Example) -> tuple[dict[str, Any], bytes]:

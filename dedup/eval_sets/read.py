@@ -6,26 +6,44 @@
 
 Nothing is left out silently: what is no readable example comes out as one with a `failure`. PATH may be any fsspec URL;
 for webdataset and parquet it is a file, a folder or a glob. A label may be a list: then its parts have commas between.
+Sets come from strangers: only regular files are read, and of each example no more than a limit.
 """
 
 import json
 import math
+import os
 import posixpath
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from dedup.eval_sets.tars import Sample, Stray, read_samples
 
 Kind = Literal["folder", "webdataset", "parquet"]
+Failure = Literal["", "other_file", "no_image", "too_large"]
 
-IMAGE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm"])
+_SUFFIXES_OF_PPM = ("ppm", "pgm", "pbm", "pnm")
+IMAGE_SUFFIXES = frozenset(
+    ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", *_SUFFIXES_OF_PPM]
+)
+MAX_EXAMPLE_BYTES = 1 << 26
+"""Of an encoded image; a larger one is `too_large`."""
+MAX_LABEL_BYTES = 1 << 20
 
 # Rows of a parquet file held at a time: images are large.
-_ROWS = 32
+_ROWS = 8
+# A column chunk above this size that grows that much when it is unpacked holds no images: they are compressed already.
+_MAX_CHUNK_BYTES = 1 << 26
+_MAX_GROWTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +53,7 @@ class Example:
     eval_id: str
     label: str | None
     encoded: bytes
-    failure: Literal["", "other_file", "no_image"] = ""
+    failure: Failure = ""
 
 
 def read_examples(
@@ -44,26 +62,40 @@ def read_examples(
     """Yield the examples in a fixed order.
 
     `label_column` names the column (parquet) or the json field (webdataset) of the class; "label" if there is one.
+    Bytes of a name that are not UTF-8 come as `\\xff`; a name that comes again has `#2` behind it.
     Raises `FileNotFoundError` where nothing is there, `ValueError` where it is not what `kind` says.
     """
     fs, root = fsspec.core.url_to_fs(path)
     if kind == "folder":
-        return _read_folder(fs, root)
+        return _named(_read_folder(fs, root))
     if kind == "webdataset":
-        return _check_unique(_read_webdataset(fs, root, label_column or "label"), path)
+        return _named(_read_webdataset(fs, root, label_column or "label"))
     if kind == "parquet":
-        return _read_parquet(fs, root, image_column, label_column)
+        return _named(_read_parquet(fs, root, image_column, label_column))
     raise ValueError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
 
 
-def _check_unique(examples: Iterator[Example], path: str) -> Iterator[Example]:
-    """Pass examples on; raise ValueError at a second one of the same name: whose results are whose?"""
+def _named(examples: Iterator[Example]) -> Iterator[Example]:
+    """Make names and labels text that can be stored, and names unique: whose results are whose?"""
     seen = set[str]()
     for example in examples:
-        if example.eval_id in seen:
-            raise ValueError(f"{path}: two examples are called {example.eval_id!r}: rename one")
-        seen.add(example.eval_id)
-        yield example
+        name = unique = _as_text(example.eval_id)
+        number = 1
+        while unique in seen:
+            number += 1
+            unique = f"{name}#{number}"
+        seen.add(unique)
+        yield replace(example, eval_id=unique, label=example.label and _as_text(example.label))
+
+
+def _as_text(name: str) -> str:
+    """Write what is no Unicode text as escapes: `\\xff` for a byte of a file name, `\\ud800` for half a pair."""
+    if name.isascii():
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _label_text(label: Any, names: Mapping[int, str]) -> str | None:
@@ -82,81 +114,128 @@ def _read_folder(fs: Any, root: str) -> Iterator[Example]:
         raise FileNotFoundError(f"{root}: no such folder")
     if not fs.isdir(root):
         raise ValueError(f"{root}: a file where a folder is needed; kind 'webdataset' reads .tar, 'parquet' .parquet")
-    for file in sorted(fs.find(root)):
+    for file, info in sorted(fs.find(root, detail=True).items()):
         name = posixpath.relpath(file, root)
         label = posixpath.basename(posixpath.dirname(name)) or None
         hidden = any(part.startswith(".") for part in name.split("/"))
         if hidden or _suffix(name) not in IMAGE_SUFFIXES:
             yield Example(name, label, b"", "other_file")
         else:
-            yield Example(name, label, fs.cat_file(file))
+            yield Example(name, label, *_content(fs, file, info.get("size")))
+
+
+def _content(fs: Any, file: str, size: int | None) -> tuple[bytes, Failure]:
+    if isinstance(fs, LocalFileSystem):
+        if not _is_regular(fs, file):
+            return b"", "other_file"
+        try:
+            with open(file, "rb") as stream:
+                content = stream.read(MAX_EXAMPLE_BYTES + 1)  # one that grows has no size to trust
+        except OSError as error:
+            raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+    else:
+        content = b"" if size is not None and size > MAX_EXAMPLE_BYTES else fs.cat_file(file)
+        size = len(content) if size is None else size
+    return (b"", "too_large") if max(len(content), size or 0) > MAX_EXAMPLE_BYTES else (content, "")
+
+
+@contextmanager
+def _opened(fs: Any, file: str) -> Iterator[Any]:
+    try:
+        stream = fs.open(file, "rb")
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be opened ({error.strerror or error})") from error
+    with stream:
+        yield stream
+
+
+def _is_regular(fs: Any, file: str) -> bool:
+    """Tell files from what never ends or never begins, such as FIFOs and devices, also behind links."""
+    try:
+        return not isinstance(fs, LocalFileSystem) or stat.S_ISREG(os.stat(file).st_mode)
+    except OSError:  # a link that leads nowhere
+        return False
 
 
 def _read_webdataset(fs: Any, root: str, label_field: str) -> Iterator[Example]:
     for name, file in _files(fs, root, (".tar", ".tar.gz", ".tgz")):
-        with fs.open(file, "rb") as stream:
+        tar_name = name.split(".tar")[0]
+        with _opened(fs, file) as stream:
             try:
-                for key, members in _samples(stream, "r:gz" if file.endswith("gz") else "r:"):
-                    yield _example_of_sample(f"{name.split('.tar')[0]}/{key}", members, label_field)
-            except (tarfile.TarError, EOFError, OSError) as error:
+                for sample in read_samples(stream, "r:gz" if file.endswith("gz") else "r:", _limit_bytes):
+                    if isinstance(sample, Stray):
+                        yield Example(f"{tar_name}/{sample.name}", None, b"", "other_file")
+                    else:
+                        yield from _examples_of_sample(tar_name, sample, label_field)
+            except tarfile.TarError as error:
                 raise ValueError(f"{file}: damaged tar file ({error}); copy it again") from error
 
 
-def _samples(stream: Any, mode: Literal["r:", "r:gz"]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield the key and the members, suffix -> content, of each run of members with one key."""
-    key, sample = "", dict[str, bytes]()
-    with tarfile.open(fileobj=stream, mode=mode) as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # or it would remember every header of the file
-            if not member.isfile():
-                continue
-            folder, base = posixpath.split(member.name)
-            stem, _, suffix = base.partition(".")
-            if posixpath.join(folder, stem) != key and sample:
-                yield key, sample
-                sample = {}
-            key = posixpath.join(folder, stem)
-            sample[suffix.lower()] = tar.extractfile(member).read()  # type: ignore[union-attr]
-        _check_end(tar)
-    if sample:
-        yield key, sample
+def _limit_bytes(suffix: str) -> int:
+    kind = suffix.split(".")[-1]
+    return MAX_EXAMPLE_BYTES if kind in IMAGE_SUFFIXES else MAX_LABEL_BYTES if kind in ("cls", "json", "txt") else 0
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise if more follows than the zeros at the end of an archive: tarfile takes a broken header for the end."""
-    tar.fileobj.seek(tar.offset)
-    while block := tar.fileobj.read(1 << 20):
-        if block.strip(b"\0"):
-            raise tarfile.ReadError(f"unreadable data after byte {tar.offset}")
+def _examples_of_sample(tar_name: str, sample: Sample, label_field: str) -> Iterator[Example]:
+    """Yield each image of a sample; with several, the name has its suffix too.
+
+    A label is that of the image whose name it has: `0.left.cls` that of `0.left.jpg`. `0.cls` is that of `0.jpg`, or of
+    all images where there is none of that name.
+    """
+    eval_id = f"{tar_name}/{sample.key}"
+    texts = {
+        member.suffix.lower(): member.content
+        for member in sample.members
+        if member.content is not None and not _is_image(member.suffix)
+    }
+    images = [member for member in sample.members if _is_image(member.suffix)]
+    if not images and not sample.is_part:
+        yield Example(eval_id, _label_of(texts, "", label_field), b"", "no_image")
+    is_shared = not any("." not in image.suffix for image in images)
+    for image in images:
+        part = posixpath.splitext(image.suffix.lower())[0] + "." if "." in image.suffix else ""
+        label = _label_of(texts, part, label_field)
+        if label is None and is_shared:
+            label = _label_of(texts, "", label_field)
+        is_only = len(images) == 1 and not sample.is_part
+        name = eval_id if is_only else f"{eval_id}.{image.suffix}"
+        yield Example(name, label, image.content or b"", "too_large" if image.content is None else "")
 
 
-def _example_of_sample(eval_id: str, members: dict[str, bytes], label_field: str) -> Example:
-    images = [content for suffix, content in members.items() if suffix.split(".")[-1] in IMAGE_SUFFIXES]
-    label = _label_of_sample(members, label_field)
-    return Example(eval_id, label, images[0]) if images else Example(eval_id, label, b"", "no_image")
+def _is_image(suffix: str) -> bool:
+    return suffix.lower().split(".")[-1] in IMAGE_SUFFIXES
 
 
-def _label_of_sample(members: dict[str, bytes], label_field: str) -> str | None:
-    if "cls" in members:
-        return members["cls"].decode("utf-8", "replace").strip()
-    if "json" in members:
+def _label_of(texts: Mapping[str, bytes], part: str, label_field: str) -> str | None:
+    if (content := texts.get(f"{part}cls")) is not None:
+        return content.decode("utf-8", "replace").strip()
+    if (content := texts.get(f"{part}json")) is not None:
         try:
-            fields = json.loads(members["json"])
-        except ValueError:
+            fields = json.loads(content)
+        except (ValueError, RecursionError):
             fields = None
         if isinstance(fields, dict) and (text := _label_text(fields.get(label_field), {})) is not None:
             return text
-    return members["txt"].decode("utf-8", "replace").strip() if "txt" in members else None
+    content = texts.get(f"{part}txt")
+    return None if content is None else content.decode("utf-8", "replace").strip()
 
 
 def _read_parquet(fs: Any, root: str, image_column: str, label_column: str | None) -> Iterator[Example]:
     for name, file in _files(fs, root, (".parquet",)):
-        with fs.open(file, "rb") as stream:
+        with _opened(fs, file) as stream:
             try:
                 parquet = pq.ParquetFile(stream)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{file}: not a parquet file ({error})") from error
-            yield from _read_table(parquet, name.removesuffix(".parquet"), file, image_column, label_column)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{file}: not a parquet file ({_first_line(error)})") from error
+            examples = _read_table(parquet, name.removesuffix(".parquet"), file, image_column, label_column)
+            try:
+                yield from examples
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{file}: damaged parquet file ({_first_line(error)}); copy it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _read_table(
@@ -170,15 +249,35 @@ def _read_table(
     _check_image_type(schema.field(image_column).type, file, image_column)
     class_names = _class_names(schema, label_column)
     columns = [image_column] if label_column is None else [image_column, label_column]
+    _check_growth(parquet.metadata, columns, file)
     row = 0
     for batch in parquet.iter_batches(_ROWS, columns=columns):
-        images = batch.column(image_column).to_pylist()
-        labels = [None] * len(images) if label_column is None else batch.column(label_column).to_pylist()
-        for image, label in zip(images, labels, strict=True):
-            encoded = image.get("bytes") if isinstance(image, dict) else image
+        labels = [None] * len(batch) if label_column is None else batch.column(label_column).to_pylist()
+        for image, label in zip(_images(batch.column(image_column)), labels, strict=True):
             text = _label_text(label, class_names)
-            yield Example(f"{name}/{row:07d}", text, encoded or b"", "" if encoded else "no_image")
+            yield Example(f"{name}/{row:07d}", text, *image)
             row += 1
+
+
+def _check_growth(metadata: pq.FileMetaData, columns: list[str], file: str) -> None:
+    """Refuse what a few kilobytes unpack to gigabytes, before it is unpacked."""
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            size, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
+            is_read = chunk.path_in_schema.split(".")[0] in columns
+            if is_read and size > max(_MAX_CHUNK_BYTES, _MAX_GROWTH * packed):
+                raise ValueError(f"{file}: {packed:,} bytes of {chunk.path_in_schema} unpack to {size:,}")
+
+
+def _images(column: pa.Array) -> Iterator[tuple[bytes, Failure]]:
+    """Yield the encoded images of a column; a large one is not copied to look at it."""
+    for image in pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column:
+        size = image.as_buffer().size if image.is_valid else 0
+        if size > MAX_EXAMPLE_BYTES:
+            yield b"", "too_large"
+        else:
+            yield (image.as_py(), "") if size else (b"", "no_image")
 
 
 def _check_image_type(kind: pa.DataType, file: str, column: str) -> None:
@@ -194,7 +293,7 @@ def _class_names(schema: pa.Schema, label_column: str | None) -> dict[int, str]:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         feature = features[label_column]
         return dict(enumerate(feature.get("feature", feature)["names"]))  # "feature": of a list of classes
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -210,6 +309,9 @@ def _files(fs: Any, root: str, suffixes: tuple[str, ...]) -> list[tuple[str, str
         root = posixpath.dirname(root)
     if not files:
         raise FileNotFoundError(f"{root}: no such file, or no {' or '.join(suffixes)} file in it")
+    for file in files:
+        if not _is_regular(fs, file):
+            raise ValueError(f"{file}: not a regular file, but a folder, a device or a link to nothing")
     return [(posixpath.relpath(file, root or "."), file) for file in files]
 
 

@@ -215,3 +215,15 @@ def test_a_tar_in_two_globs_is_read_once(tmp_path: Path):
     write_scene_shards(tmp_path, (5, 4))
     found = find_shards((f"{tmp_path}/00001.tar", f"{tmp_path}/*.tar"), _cache(tmp_path))
     assert found.counts.tolist() == [4, 5]
+
+
+def test_files_that_macos_hides_beside_the_members_are_left_out(tmp_path: Path):
+    path = tmp_path / "mac.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("._0.jpg", "0.jpg", "._0.txt", "0.txt", "1.avif", "1.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    reader = find_shards((str(path),), _cache(tmp_path)).reader(0)
+    samples = [reader.read(number, with_json=False) for number in range(len(reader))]
+    assert [(sample.image, sample.text) for sample in samples] == [(b"0.jpg", b"0.txt"), (b"1.avif", b"1.txt")]

@@ -196,13 +196,6 @@ def test_labels_of_any_type_are_text_or_nothing(tmp_path: Path) -> None:
     assert [example.label for example in read_examples("webdataset", str(tar))] == ["cat,dog", "{'a': 1}"]
 
 
-def test_two_examples_of_one_name_are_an_error(tmp_path: Path) -> None:
-    write_tar(tmp_path / "in" / "t.tar", {"k.png": png(1)})
-    write_tar(tmp_path / "in" / "t.tar.gz", {"k.png": png(2)}, "w:gz")
-    with pytest.raises(ValueError, match="two examples are called 't/k': rename one"):
-        index(tmp_path, "webdataset", tmp_path / "in")
-
-
 def test_indexing_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", FOLDER)
     trees = []

@@ -27,7 +27,7 @@ from dedup.eval_sets.read import read_examples
 from trainer.config import EvalSetConfig, EvaluateConfig
 from trainer.errors import TrainerConfigError, TrainerError
 from trainer.evaluation.__main__ import main
-from trainer.evaluation.examples import number_labels
+from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.models import Encoder, open_encoder, without_projection
 from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts
 from trainer.evaluation.retrieval import _best_rank_per_image, _ranks, retrieve
@@ -329,7 +329,7 @@ def test_roc_auc_needs_two_classes(tmp_path: Path, classes: tuple[str, ...]):
             zero_shot(_colour_encoder(), source, two)
 
 
-def test_examples_of_one_name_are_refused(tmp_path: Path):
+def test_examples_of_one_name_are_told_apart(tmp_path: Path):
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         for key, label in (("k", b"red"), ("j", b"blue"), ("k", b"green")):
             for suffix, content in (("jpg", draw_scene("red", "circle", 0)), ("cls", label)):
@@ -337,8 +337,10 @@ def test_examples_of_one_name_are_refused(tmp_path: Path):
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     source = EvalSetConfig(name="pets", kind="webdataset", path=str(tmp_path / "set.tar"))
-    with pytest.raises(TrainerError, match=r"evaluation set pets: .*set\.tar: two examples are called 'set/k'"):
-        zero_shot(_colour_encoder(), source, None)
+    encoded = encode_set(_colour_encoder(), source)
+    assert list(zip(encoded.eval_ids, encoded.labels, strict=True)) == [
+        ("set/k", "red"), ("set/j", "blue"), ("set/k#2", "green"),
+    ]  # fmt: skip
 
 
 def _sixteen_bit_png(colour: int) -> bytes:
