@@ -5,13 +5,15 @@ Redirects, retries, robots and pacing are the caller's. Every way to fail is a `
 
 import asyncio
 import os
+import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -20,6 +22,9 @@ from yarl import URL
 
 from pipeline.config import FetchConfig
 from pipeline.fetching.addresses import PrivateAddressError, PublicResolver, Target, is_private_literal
+from pipeline.fetching.connection import MAX_HEAD_BYTES, MAX_HEADERS, PROGRESS, Connection, Progress
+from pipeline.fetching.content_coding import Inflater, UnsupportedCodingError, codings
+from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
 
@@ -27,8 +32,9 @@ Headers = CIMultiDictProxy[str] | CIMultiDict[str]
 
 _MEMORY_BYTES = 1 << 20  # a larger body waits for its decoder in a file
 _DNS_LIFETIME_S = 300
-_INFLATED = frozenset({"gzip", "x-gzip", "deflate"})
-_GZIP_OR_ZLIB = 47  # zlib's wbits: whichever header is there
+_EXPECTED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+_DNS_ENTRIES = 10_000
+_NO_RESOLVER = 11  # ARES_ECONNREFUSED: no DNS server of this machine could be contacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +59,24 @@ class Client:
         self._config = config
         resolver: Any = aiohttp.AsyncResolver()
         is_open = config.allow_private_hosts or config.gateway is not None  # a gateway may well be on this machine
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            resolver=resolver if is_open else PublicResolver(resolver),
+            ttl_dns_cache=_DNS_LIFETIME_S,
+            dns_cache_max_size=_DNS_ENTRIES,
+        )
+        # aiohttp has no public way to set the protocol; a test fails where this does nothing.
+        connector._factory = cast(Any, partial(Connection, asyncio.get_running_loop()))
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                resolver=resolver if is_open else PublicResolver(resolver),
-                ttl_dns_cache=_DNS_LIFETIME_S,
-            ),
+            connector=connector,
             headers={"User-Agent": user_agent(config), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.timeout_s / (config.retries + 1)),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            max_line_size=MAX_HEAD_BYTES,
+            max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEADERS,
         )
 
     async def close(self) -> None:
@@ -90,11 +103,14 @@ class Client:
             FetchFailure: no complete response.
         """
         if not self._config.allow_private_hosts and is_private_literal(target.host):
-            raise FetchFailure(Reason.PRIVATE_ADDRESS, f"{target.host} is not on the public Internet")
+            raise FetchFailure(
+                Reason.PRIVATE_ADDRESS, f"{target.host} is not on the public Internet", is_before_request=True
+            )
         url, headers = self._address(target)
         if close_connection:
             headers["Connection"] = "close"
-        progress = _Progress()
+        progress = Progress()
+        PROGRESS.set(progress)
         with _failures(progress):
             async with asyncio.timeout(max(budget_s, 0)):
                 async with self._session.get(url, headers=headers, allow_redirects=False) as response:
@@ -114,42 +130,80 @@ class Client:
         )
 
 
-@dataclass(slots=True)
-class _Progress:
-    is_in_body: bool = False
-
-
 @contextmanager
-def _failures(progress: _Progress) -> Iterator[None]:
-    """Turn what the HTTP library raises into the closed list of reasons."""
+def _failures(progress: Progress) -> Iterator[None]:
+    """Turn errors of the HTTP library into the closed list of reasons, and faults of this machine into `UserError`."""
     try:
         yield
-    except aiohttp.ClientConnectorDNSError as error:
-        if isinstance(error.os_error, PrivateAddressError):
-            raise FetchFailure(Reason.PRIVATE_ADDRESS, str(error.os_error)) from error
-        raise FetchFailure(Reason.DNS_FAILED, "the name does not resolve", is_transient=True) from error
-    except (aiohttp.ClientConnectorSSLError, aiohttp.ClientConnectorCertificateError) as error:
-        raise FetchFailure(Reason.TLS_FAILED, _cause(error)) from error
-    except aiohttp.ConnectionTimeoutError as error:
-        raise FetchFailure(Reason.CONNECT_FAILED, "no connection before the deadline", is_transient=True) from error
-    except aiohttp.ClientConnectorError as error:
-        raise FetchFailure(Reason.CONNECT_FAILED, _cause(error), is_transient=True) from error
-    except TimeoutError as error:
+    except FetchFailure:
+        raise
+    except (Exception, MemoryError) as error:
+        if (fault := local_fault(error)) is not None:
+            raise fault from error
+        if (failure := _failure(error, progress)) is None:
+            raise
+        raise failure from error
+
+
+def _failure(error: Exception, progress: Progress) -> FetchFailure | None:
+    if not progress.is_sent:
+        return _failure_to_connect(error, progress)
+    if isinstance(error, TimeoutError):
         where = "in the body" if progress.is_in_body else "before the headers"
-        raise FetchFailure(Reason.TIMEOUT, f"deadline passed {where}") from error
-    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-        if progress.is_in_body:
-            raise FetchFailure(Reason.TRUNCATED, f"the body ended early: {type(error).__name__}") from error
-        is_lost = isinstance(error, aiohttp.ClientConnectionError)
-        raise FetchFailure(Reason.PROTOCOL_ERROR, type(error).__name__, is_transient=is_lost) from error
+        return FetchFailure(Reason.TIMEOUT, f"deadline passed {where}")
+    if not isinstance(error, _EXPECTED):
+        return None
+    if progress.is_in_body:
+        return FetchFailure(Reason.TRUNCATED, f"the body ended early: {type(error).__name__}")
+    # On a connection that was used before, the fault may be of the response before this one.
+    is_transient = isinstance(error, aiohttp.ClientConnectionError) or progress.is_reused
+    return FetchFailure(Reason.PROTOCOL_ERROR, _protocol_cause(error), is_transient=is_transient)
 
 
-def _cause(error: aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError) -> str:
-    """Return the cause, the same in every run (no IP addresses, no ports)."""
+def _failure_to_connect(error: Exception, progress: Progress) -> FetchFailure | None:
+    reason, cause, is_transient = Reason.CONNECT_FAILED, type(error).__name__, True
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        reason, cause, is_transient = _dns_failure(error)
+    elif isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError):
+        reason, cause, is_transient = Reason.TLS_FAILED, _tls_cause(error), False
+    elif isinstance(error, TimeoutError) and progress.is_connected:
+        reason, cause, is_transient = Reason.TIMEOUT, "deadline passed in the TLS handshake", False
+    elif isinstance(error, TimeoutError):
+        cause = "no connection before the deadline"
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        reason = Reason.TLS_FAILED if progress.is_connected else reason
+        cause = _os_cause(error.os_error)
+    elif not isinstance(error, _EXPECTED):
+        return None
+    return FetchFailure(reason, cause, is_transient=is_transient, is_before_request=True)
+
+
+def _dns_failure(error: aiohttp.ClientConnectorDNSError) -> tuple[Reason, str, bool]:
+    if isinstance(error.os_error, PrivateAddressError):
+        return Reason.PRIVATE_ADDRESS, str(error.os_error), False
+    cause = error.os_error.__cause__
+    if cause is not None and cause.args[:1] == (_NO_RESOLVER,):
+        return Reason.DNS_FAILED, "no DNS server of this machine responds", True
+    return Reason.DNS_FAILED, "the name does not resolve", True
+
+
+def _tls_cause(error: aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError) -> str:
+    """Return OpenSSL's reason: the error number of an SSLError is not one of the operating system."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return getattr(error.certificate_error, "verify_message", "certificate refused")
-    number = error.os_error.errno
-    return os.strerror(number) if number else type(error.os_error).__name__
+        return getattr(error.certificate_error, "verify_message", None) or "certificate refused"
+    reason = error.os_error.reason if isinstance(error.os_error, ssl.SSLError) else None
+    return reason.replace("_", " ").lower() if reason else type(error.os_error).__name__
+
+
+def _os_cause(error: OSError) -> str:
+    """Return the cause, the same in every run (no IP addresses, no ports)."""
+    return os.strerror(error.errno) if error.errno else type(error).__name__
+
+
+def _protocol_cause(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientResponseError) and error.message:
+        return error.message.strip().splitlines()[0][:100].rstrip(":")
+    return type(error).__name__
 
 
 async def _read(
@@ -167,40 +221,50 @@ async def _read(
             body.write(piece)
             if size > max_bytes:
                 break
+        body.seek(0)
     except BaseException:
-        body.close()
+        _close(body)
         raise
-    body.seek(0)
     return body
 
 
+def _close(body: IO[bytes]) -> None:
+    """Close a body that is not wanted; on a full disk that can fail, after an error that says more."""
+    with suppress(OSError):
+        body.close()
+
+
 async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the body, content coding undone, in small pieces, however well it was compressed.
+    """Yield the body, content coding undone, in small pieces.
 
     Raises:
-        FetchFailure: an unsupported coding, one that is damaged, or more than `max_bytes`
-            sent in one: it need not unpack to anything.
+        FetchFailure: an unsupported coding, one that is damaged, or more than `max_bytes` sent in one: it need not
+            unpack to anything.
     """
-    coding = response.headers.get("Content-Encoding", "").strip().lower()
-    if coding in ("", "identity", "none"):
-        async for chunk in response.content.iter_any():
-            yield chunk
-        return
-    if coding not in _INFLATED:
-        raise FetchFailure(Reason.PROTOCOL_ERROR, f"unsupported Content-Encoding {coding[:20]!r}")
-    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
+    header = ",".join(response.headers.getall("Content-Encoding", ()))
+    try:
+        inflaters = [Inflater(coding) for coding in codings(header)]
+    except UnsupportedCodingError as error:
+        raise FetchFailure(Reason.PROTOCOL_ERROR, f"unsupported Content-Encoding {str(error)[:20]!r}") from None
     sent = 0
     try:
         async for chunk in response.content.iter_any():
             sent += len(chunk)
-            if sent > max_bytes:
+            if inflaters and sent > max_bytes:
                 raise FetchFailure(Reason.TOO_LARGE, f"compressed body exceeds {max_bytes} bytes")
-            if inflater.eof:
-                continue  # what follows the end is no part of the body, and zlib would collect it
-            yield inflater.decompress(chunk, max_bytes + 1)
-            while inflater.unconsumed_tail:
-                yield inflater.decompress(inflater.unconsumed_tail, max_bytes + 1)
+            for piece in _undo(inflaters, chunk):
+                yield piece
+                if inflaters:
+                    await asyncio.sleep(0)  # a small chunk can unpack to much: let other responses go on
     except zlib.error as error:
-        raise FetchFailure(Reason.TRUNCATED, f"damaged {coding} body") from error
-    if not inflater.eof:
-        raise FetchFailure(Reason.TRUNCATED, f"{coding} body ended early")
+        raise FetchFailure(Reason.TRUNCATED, f"damaged {header.strip()[:20]} body") from error
+    if not all(inflater.is_whole for inflater in inflaters):
+        raise FetchFailure(Reason.TRUNCATED, f"{header.strip()[:20]} body ended early")
+
+
+def _undo(inflaters: list[Inflater], chunk: bytes) -> Iterator[bytes]:
+    if not inflaters:
+        yield chunk
+        return
+    for piece in inflaters[0].feed(chunk):
+        yield from _undo(inflaters[1:], piece)

@@ -8,7 +8,8 @@ from pipeline.records import Reason
 class FetchFailure(Exception):
     """A URL, or one attempt at it, failed for a reason of the closed list: an expected value, raised to leave early.
 
-    `is_transient` says that the same request may succeed later; `retry_after_s` is from the host's Retry-After.
+    `is_transient`: the same request may succeed later. `is_before_request`: no request could be sent, which is the same
+    for every URL of the authority. `retry_after_s` is from the host's Retry-After.
     `original_size` is (width, height) where the image header could still be read.
     """
 
@@ -19,6 +20,7 @@ class FetchFailure(Exception):
         *,
         http_status: int | None = None,
         is_transient: bool = False,
+        is_before_request: bool = False,
         retry_after_s: float | None = None,
         original_size: tuple[int, int] | None = None,
     ) -> None:
@@ -27,6 +29,7 @@ class FetchFailure(Exception):
         self.message = message
         self.http_status = http_status
         self.is_transient = is_transient
+        self.is_before_request = is_before_request
         self.retry_after_s = retry_after_s
         self.original_size = original_size
 

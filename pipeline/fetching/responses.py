@@ -1,5 +1,6 @@
 """What a status line and its headers mean for a fetch."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,6 +14,7 @@ _WITH_IMAGE = frozenset({200, 203})
 _NOT_FOUND = frozenset({404, 410})
 _FORBIDDEN = frozenset({401, 403, 451})
 _TOO_MANY_REQUESTS = 429
+_NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 
 
 def is_redirect(status: int) -> bool:
@@ -29,10 +31,15 @@ def redirect_target(url: str, headers: Mapping[str, str]) -> str:
     location = headers.get("Location")
     if location is None:
         raise FetchFailure(Reason.BAD_REDIRECT, "no Location")
-    target = normalize_url(location, url)
+    target = normalize_url(_escape_bytes(location), url)
     if target is None:
         raise FetchFailure(Reason.BAD_REDIRECT, f"to {location[:100]!r}")
     return target
+
+
+def _escape_bytes(location: str) -> str:
+    """Percent-encode bytes that are not UTF-8 (they arrive as surrogate escapes): browsers send them as they are."""
+    return _NOT_UTF_8.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", location)
 
 
 def check_status(status: int, headers: Mapping[str, str], now: datetime) -> None:

@@ -21,8 +21,6 @@ MAX_REDIRECTS = 5  # section 2.3.1.2
 LIFETIME_S = 24 * 3600.0  # section 2.4
 FAILURE_LIFETIME_S = 600.0
 
-# Failures that say more about an authority than "no robots.txt".
-_SAY_MORE = frozenset({Reason.DNS_FAILED, Reason.CONNECT_FAILED, Reason.TLS_FAILED, Reason.PRIVATE_ADDRESS})
 _TOO_MANY_REQUESTS = 429
 
 _USER_AGENT_LINE = re.compile(
@@ -42,7 +40,7 @@ class RobotRules:
     @classmethod
     def refusing(cls, agent: str, failure: FetchFailure) -> "RobotRules":
         """Return rules that disallow everything, for a file that cannot be fetched (RFC 9309 section 2.3.1.4)."""
-        reason = failure.reason if failure.reason in _SAY_MORE else Reason.ROBOTS_UNREACHABLE
+        reason = failure.reason if failure.is_before_request else Reason.ROBOTS_UNREACHABLE
         return cls(agent, refused=(reason, f"robots.txt: {failure.message}"))
 
     def check(self, url: str) -> None:

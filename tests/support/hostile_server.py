@@ -11,6 +11,7 @@ import io
 import ssl
 import threading
 import time
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -103,18 +104,27 @@ class HostileServer:
     @contextlib.contextmanager
     def running(self, tls: ssl.SSLContext | None = None) -> Iterator["HostileServer"]:
         """Serve until the block ends."""
-        loop = asyncio.new_event_loop()
-        server = loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls))
-        self.port = server.sockets[0].getsockname()[1]
-        thread = threading.Thread(target=loop.run_forever)
-        thread.start()
-        try:
+        with running_server(self._serve, tls) as self.port:
             yield self
-        finally:
-            asyncio.run_coroutine_threadsafe(_stop(server), loop).result(10)
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.contextmanager
+def running_server(serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """Serve connections on 127.0.0.1 until the block ends; yield the port."""
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        asyncio.run_coroutine_threadsafe(_stop(server), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def _stop(server: asyncio.Server) -> None:
@@ -215,7 +225,46 @@ async def reset_in_body(request: Request) -> None:
     request.writer.transport.abort()
 
 
+def raw_deflate(content: bytes) -> bytes:
+    """Return deflate data without the zlib header."""
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(content) + packer.flush()
+
+
+def good_after(head_lines: str, *, status_line: str = "HTTP/1.1 200 OK") -> Route:
+    """Return a route that sends these head lines and a good picture, and closes."""
+    return raw(f"{status_line}\r\n{head_lines}\r\n".encode("latin-1") + GOOD)
+
+
+async def interim_flood(request: Request) -> None:
+    """Send interim responses without end, as fast as it goes."""
+    while True:
+        await request.raw(b"HTTP/1.1 102 Processing\r\n\r\n" * 5_000)
+
+
+async def endless_headers(request: Request) -> None:
+    """Send header lines without end."""
+    await request.raw(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        await request.raw(b"X-Filler: abc\r\n" * 1_000)
+
+
+async def endless_trailers(request: Request) -> None:
+    """Send a chunked body and then trailers without end."""
+    await request.raw(head(200, {"Transfer-Encoding": "chunked"}) + b"%x\r\n" % len(GOOD) + GOOD + b"\r\n0\r\n")
+    while True:
+        await request.raw(b"X-Filler: abc\r\n" * 1_000)
+
+
+async def tiny_chunks(request: Request) -> None:
+    """Send a body in chunks of one byte without end."""
+    await request.raw(head(200, {"Transfer-Encoding": "chunked"}))
+    while True:
+        await request.raw(b"1\r\nx\r\n" * 10_000)
+
+
 GOOD = picture()
+N = len(GOOD)
 GZIP_BOMB = gzip.compress(bytes(200 << 20), 9)
 
 
@@ -257,7 +306,55 @@ def default_routes() -> dict[str, Route]:
         "/chunked-garbage": raw(chunked, b"zz\r\nwhat\r\n"),
         "/chunked-cut": raw(chunked + b"ffff\r\nabc"),
         "/not-http": raw(b"SSH-2.0-OpenSSH_9.0\r\n\r\n"),
-        "/huge-header": raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"),
+        "/huge-header": raw(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 300_000 + b"\r\n\r\n"),
+        "/raw-deflate.jpg": fixed(200, raw_deflate(GOOD), Content_Encoding="deflate"),
+        "/zlib.jpg": fixed(200, zlib.compress(GOOD), Content_Encoding="deflate"),
+        "/gzip-as-deflate.jpg": fixed(200, gzip.compress(GOOD), Content_Encoding="deflate"),
+        "/gzip-members.jpg": fixed(200, gzip.compress(GOOD[:99]) + gzip.compress(GOOD[99:]), Content_Encoding="gzip"),
+        "/gzip-twice.jpg": fixed(200, gzip.compress(gzip.compress(GOOD)), Content_Encoding="gzip, gzip"),
+        "/deflate-gzip.jpg": fixed(200, gzip.compress(zlib.compress(GOOD)), Content_Encoding="deflate, gzip"),
+        "/identity-gzip.jpg": fixed(200, gzip.compress(GOOD), Content_Encoding="identity, GZIP"),
+        "/gzip-many": fixed(200, GOOD, Content_Encoding="gzip, " * 9 + "gzip"),
+        "/coding-utf-8.jpg": fixed(200, GOOD, Content_Encoding="UTF-8"),
+        "/coding-binary.jpg": fixed(200, GOOD, Content_Encoding="binary"),
+        "/coding-type.jpg": fixed(200, GOOD, Content_Encoding="image/jpeg"),
+        "/coding-aws.jpg": fixed(200, GOOD, Content_Encoding="aws-chunked"),
+        "/coding-empty.jpg": fixed(200, GOOD, Content_Encoding=""),
+        "/zstd": fixed(200, GOOD, Content_Encoding="zstd"),
+        "/length-twice.jpg": good_after(f"Content-Length: {N}\r\nContent-Length: {N}\r\n"),
+        "/length-list.jpg": good_after(f"content-length: {N}, {N}\r\n"),
+        "/length-differs": good_after(f"Content-Length: {N}\r\nContent-Length: {N - 1}\r\n"),
+        "/length-negative": good_after("Content-Length: -5\r\n"),
+        "/length-no-number": good_after("Content-Length: many\r\n"),
+        "/length-and-chunked.jpg": raw(
+            head(200, {"Content-Length": "7", "Transfer-Encoding": "chunked"}) + b"%x\r\n" % N + GOOD + b"\r\n0\r\n\r\n"
+        ),
+        "/lower-case.jpg": good_after(f"Content-Length: {N}\r\n", status_line="http/1.1 200 ok"),
+        "/no-reason.jpg": good_after(f"Content-Length: {N}\r\n", status_line="HTTP/1.1 200"),
+        "/http-1.0.jpg": good_after("", status_line="HTTP/1.0 200 OK"),
+        "/bare-newlines.jpg": raw(b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % N + GOOD),
+        "/blank-line-first.jpg": raw(b"\r\n" + head(200, {"Content-Length": str(N)}) + GOOD),
+        "/http-0.9": raw(GOOD),
+        "/http-2": good_after("", status_line="HTTP/2 200"),
+        "/status-only": raw(b"HTTP/1.1 200 OK\r\n"),
+        "/status-1000": good_after("", status_line="HTTP/1.1 1000 OK"),
+        "/status-word": good_after("", status_line="HTTP/1.1 OK"),
+        "/nothing": raw(b""),
+        "/nul-in-header": good_after("X: a\0b\r\n"),
+        "/space-in-name.jpg": good_after("X y: a\r\n"),
+        "/no-colon.jpg": good_after(f"nonsense\r\nContent-Length: {N}\r\n: b\r\n"),
+        "/folded.jpg": good_after(f"X: a\r\n b: c\r\nContent-Length: {N}\r\n"),
+        "/header-9k.jpg": good_after(f"X: {'a' * 9_000}\r\nContent-Length: {N}\r\n"),
+        "/header-200k.jpg": good_after(f"X: {'a' * 200_000}\r\nContent-Length: {N}\r\n"),
+        "/headers-1000.jpg": good_after("X: a\r\n" * 1_000 + f"Content-Length: {N}\r\n"),
+        "/endless-headers": endless_headers,
+        "/endless-trailers": endless_trailers,
+        "/tiny-chunks": tiny_chunks,
+        "/early-hints.jpg": raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 10 + head(200, {}) + GOOD),
+        "/continue-slowly.jpg": raw(b"HTTP/1.1 100 Continue\r\n\r\n", head(200, {}) + GOOD),
+        "/interim-11": raw(b"HTTP/1.1 102 Processing\r\n\r\n" * 11 + head(200, {}) + GOOD),
+        "/interim-flood": interim_flood,
+        "/101": fixed(101),
         "/html.jpg": fixed(200, b"<!DOCTYPE html><html><body>gone</body></html>"),
         "/empty.jpg": fixed(200),
         "/204": fixed(204),

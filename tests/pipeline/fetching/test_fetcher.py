@@ -1,5 +1,6 @@
 """Whole parts against a real server: every kind of response, and the laws that hold for all of them."""
 
+import asyncio
 import io
 import shutil
 import socket
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.fetching import config, fetch, fetch_urls, plan_of
-from support.hostile_server import GOOD, HostileServer, default_routes, fixed, picture
+from support.hostile_server import GOOD, HostileServer, default_routes, fixed, picture, running_server
 
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import Reason
@@ -49,6 +50,50 @@ RESPONSES = {
     "/gzip-garbage": Reason.TRUNCATED,
     "/gzip-cut": Reason.TRUNCATED,
     "/br": Reason.PROTOCOL_ERROR,
+    "/zstd": Reason.PROTOCOL_ERROR,
+    "/raw-deflate.jpg": "success",
+    "/zlib.jpg": "success",
+    "/gzip-as-deflate.jpg": "success",
+    "/gzip-members.jpg": "success",
+    "/gzip-twice.jpg": "success",
+    "/deflate-gzip.jpg": "success",
+    "/identity-gzip.jpg": "success",
+    "/gzip-many": Reason.PROTOCOL_ERROR,
+    "/coding-utf-8.jpg": "success",
+    "/coding-binary.jpg": "success",
+    "/coding-type.jpg": "success",
+    "/coding-aws.jpg": "success",
+    "/coding-empty.jpg": "success",
+    "/length-twice.jpg": "success",
+    "/length-list.jpg": "success",
+    "/length-differs": Reason.PROTOCOL_ERROR,
+    "/length-negative": Reason.PROTOCOL_ERROR,
+    "/length-no-number": Reason.PROTOCOL_ERROR,
+    "/length-and-chunked.jpg": "success",
+    "/lower-case.jpg": "success",
+    "/no-reason.jpg": "success",
+    "/http-1.0.jpg": "success",
+    "/bare-newlines.jpg": "success",
+    "/blank-line-first.jpg": "success",
+    "/http-0.9": Reason.PROTOCOL_ERROR,
+    "/http-2": Reason.PROTOCOL_ERROR,
+    "/status-only": Reason.PROTOCOL_ERROR,
+    "/status-1000": Reason.PROTOCOL_ERROR,
+    "/status-word": Reason.PROTOCOL_ERROR,
+    "/nothing": Reason.PROTOCOL_ERROR,
+    "/nul-in-header": Reason.PROTOCOL_ERROR,
+    "/space-in-name.jpg": "success",
+    "/no-colon.jpg": "success",
+    "/folded.jpg": "success",
+    "/header-9k.jpg": "success",
+    "/header-200k.jpg": "success",
+    "/headers-1000.jpg": "success",
+    "/endless-headers": Reason.PROTOCOL_ERROR,
+    "/early-hints.jpg": "success",
+    "/continue-slowly.jpg": "success",
+    "/interim-11": Reason.PROTOCOL_ERROR,
+    "/interim-flood": Reason.PROTOCOL_ERROR,
+    "/101": Reason.HTTP_UNEXPECTED,
     "/chunked-cut": Reason.TRUNCATED,
     "/not-http": Reason.PROTOCOL_ERROR,
     "/huge-header": Reason.PROTOCOL_ERROR,
@@ -148,9 +193,35 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> Non
     assert not server.hits
 
 
-def test_garbage_between_chunks_is_no_image(server: HostileServer) -> None:
-    (reason,) = fetch_urls([server.url("/chunked-garbage")]).reasons
-    assert reason in {Reason.TRUNCATED, Reason.PROTOCOL_ERROR, Reason.TIMEOUT}  # depends on where the packets are cut
+@pytest.mark.parametrize("path", ["/chunked-garbage", "/endless-trailers", "/tiny-chunks"])
+def test_a_bad_chunked_body_is_not_an_image(server: HostileServer, path: str) -> None:
+    (reason,) = fetch_urls([server.url(path)]).reasons  # depends on where the packets are cut, and on the machine
+    assert reason in {Reason.TRUNCATED, Reason.PROTOCOL_ERROR, Reason.TIMEOUT, Reason.TOO_LARGE}
+
+
+TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"  # fatal, handshake_failure
+
+
+@pytest.mark.parametrize(
+    ("sent", "then_close", "outcome"),
+    [
+        (b"", False, ("timeout", "deadline passed in the TLS handshake")),
+        (b"\x16\x03\x03\x00\x40\x02", False, ("timeout", "deadline passed in the TLS handshake")),
+        (b"", True, ("tls_failed", "ConnectionResetError")),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, ("tls_failed", "wrong version number")),
+        (TLS_ALERT, True, ("tls_failed", "sslv3 alert handshake failure")),
+    ],
+)
+def test_failed_handshakes_have_the_library_s_reason(sent: bytes, then_close: bool, outcome: tuple[str, str]) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await reader.read(1)
+        await asyncio.sleep(0.05 if then_close else 20)
+        writer.close()
+
+    with running_server(serve) as port:
+        (row,) = fetch_urls([f"https://127.0.0.1:{port}/a.jpg"]).table.to_pylist()
+    assert (row["reason"], row["error_message"]) == (outcome[0], f"robots.txt: {outcome[1]}")
 
 
 BAD_URLS = {
