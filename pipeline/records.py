@@ -71,6 +71,7 @@ class Reason(StrEnum):
     BAD_URL = "bad_url"  # not http(s), no host, a blocked port, or too long
     NO_CAPTION = "no_caption"
     CAPTION_TOO_LONG = "caption_too_long"
+    UNDECODABLE_TEXT = "undecodable_text"  # holds U+FFFD: bytes of it are of no known encoding
     REPEATED_TEXT = "repeated_text"  # the same image and text again on one page (a title equal to the alt)
     NO_MATCH = "no_match"
     # plan

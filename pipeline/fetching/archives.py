@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 _TELLING = frozenset({200, 203, 301, 302, 303, 307, 308, 401, 403, 404, 410, 451})
 _ROWS_PER_COMMIT = 10_000
 
-INDEX_FORMAT = 3
-"""Raised when an index that an older version made can no longer be read."""
+INDEX_FORMAT = 4
+"""Raised when an index that an older version made can no longer be read, or lacks responses."""
 
 _SCHEMA = """
 create table files (id integer primary key, path text not null, is_unpacked integer not null);
@@ -120,7 +120,7 @@ def _response_url(record: WarcRecord) -> str | None:
 def _status(record: WarcRecord) -> int | None:
     try:
         return parse_response(record.block).status
-    except OSError:  # its head does not end
+    except OSError:  # its head is none
         return None
 
 
@@ -183,7 +183,7 @@ class ArchiveIndex:
         if not isinstance(record, WarcRecord) or _response_url(record) != url:
             raise FetchFailure(Reason.PROTOCOL_ERROR, "archive record: another one, or damaged, since it was indexed")
         response = parse_response(record.block)
-        status, headers = response.status or 0, CIMultiDict(response.headers.astuples())
+        status, headers = response.status, response.headers
         if not wants_body(status, headers):
             return RecordedResponse(status, headers, None)
         if not record.is_whole:

@@ -2,7 +2,8 @@
 
 A row is judged by one chain of checks, and the first that fails names its reason:
 
-    no text -> no_caption, no address -> no_url, not http(s) or too long -> bad_url, caption_too_long, repeated_text
+    no text -> no_caption, no address -> no_url, not http(s) or too long -> bad_url, caption_too_long,
+    characters lost in decoding -> undecodable_text, repeated_text
 """
 
 import re
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.config import PairsConfig
 from pipeline.records import PAIRS, Reason
+from pipeline.web.encodings import encode_query
 from pipeline.web.urls import normalize_url
 
 CANDIDATES = pa.schema([PAIRS.field(name) for name in ("url", "caption", "text_field", "page_url")])
@@ -30,6 +32,8 @@ _PLAIN_PATH = (
 _PLAIN_URL = re.compile(r"https?://(?:(?!xn--)[a-z0-9-]++\.)++[a-z]{2,}" + _PLAIN_PATH)
 _PLAIN_REFERENCE = re.compile("(?!//)" + _PLAIN_PATH)
 
+_LOST = "\ufffd"  # what a decoder, or a site that decoded wrongly itself, writes where it cannot tell the character
+_URL_NEVER_HOLDS = re.compile("[\t\n\r]")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b\ufeff]")  # controls, zero-width space, byte order mark
 
 
@@ -91,14 +95,18 @@ class BatchBuilder:
             self.dropped[url] += 1
         elif len(caption) > self._limits.max_caption_chars:
             self.dropped[Reason.CAPTION_TOO_LONG] += 1
+        elif _LOST in caption:
+            self.dropped[Reason.UNDECODABLE_TEXT] += 1
         else:
             self._append(url, caption, "caption", self._shown(normalize_url(raw_page_url)) if raw_page_url else "")
 
-    def add_page(self, images: Iterable[Image], address: str, base: str | None) -> Iterator[SourceBatch]:
+    def add_page(
+        self, images: Iterable[Image], address: str, base: str | None, encoding: str = "utf-8"
+    ) -> Iterator[SourceBatch]:
         """Judge the images of one page; yield the batches that fill up meanwhile.
 
-        `address` is the page's own, `base` its `<base href>` as written. An image counts one row for each of its texts,
-        or one `no_caption` row where it has none.
+        `address` is the page's own, `base` its `<base href>` as written, `encoding` what the page is written in. An
+        image counts one row for each of its texts, or one `no_caption` row where it has none.
         """
         page_url = normalize_url(address)
         start = (normalize_url(base, page_url) if base else None) or page_url
@@ -112,11 +120,13 @@ class BatchBuilder:
                 if len(caption) < shortest:
                     continue
                 if url is None:
-                    url = self._address(raw_url, start, origin)
+                    url = self._address(_with_encoded_query(raw_url, encoding), start, origin)
                 if isinstance(url, Reason):
                     self.dropped[url] += 1
                 elif len(caption) > longest:
                     self.dropped[Reason.CAPTION_TOO_LONG] += 1
+                elif _LOST in caption:
+                    self.dropped[Reason.UNDECODABLE_TEXT] += 1
                 elif (key := hash((url, caption))) in seen:
                     self.dropped[Reason.REPEATED_TEXT] += 1
                 else:
@@ -148,13 +158,24 @@ class BatchBuilder:
         return url if url and len(url) <= self._limits.max_url_chars else Reason.BAD_URL
 
 
+def _with_encoded_query(address: str, encoding: str) -> str:
+    """Return an address of a page with the query in the page's encoding, as browsers send it (URL standard, 4.4)."""
+    if encoding == "utf-8" or address.isascii():
+        return address
+    start, mark, rest = address.partition("?")
+    query, fragment_mark, fragment = rest.partition("#")
+    if not mark or "#" in start:
+        return address
+    return f"{start}?{encode_query(_URL_NEVER_HOLDS.sub('', query), encoding)}{fragment_mark}{fragment}"
+
+
 def clean_text(text: str) -> str:
     """Return `text` with every run of white space and control characters as one space, none at the ends.
 
-    Lone surrogates (half an emoji, cut by a script) become U+FFFD, so that the text can be encoded.
+    Lone surrogates (half an emoji, cut by a script) are left out.
     """
     caption = " ".join(text.split())
     if caption.isprintable():
         return caption
-    caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    caption = caption.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
     return " ".join(_INVISIBLE.sub(" ", caption).split())

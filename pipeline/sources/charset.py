@@ -1,48 +1,164 @@
 """Which characters the bytes of a page are.
 
 Declared encodings lie. Text in another encoding is practically never valid UTF-8 by chance, so bytes that are UTF-8 are
-read as such whatever is declared; then the HTTP header, the `meta` element and the statistics of the bytes are asked.
+read as such whatever is declared; then what the HTTP header, the XML declaration and the `meta` element name is tried,
+and a few bytes that it does not know are no objection; then the statistics of the bytes and the page's language decide.
 """
 
 import codecs
+import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
+from turbohtml.detect import Detection, detect
 
-_BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_ESCAPE = b"\x1b"  # the shifts of ISO-2022-JP and ISO-2022-KR, whose bytes are all ASCII, so valid UTF-8
+from pipeline.web.encodings import REPLACEMENT, decode, find_encoding
+
+_BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16le"), (codecs.BOM_UTF16_BE, "utf-16be"))
+_UTF16_STARTS = ((b"<\0", "utf-16le"), (b"\0<", "utf-16be"))
+_ESCAPE = b"\x1b"
+_SHIFTS = (_ESCAPE, b"~{")  # of the ISO-2022 encodings and HZ, whose bytes are all ASCII, so valid UTF-8
+_WESTERN, _JAPANESE_MAIL = "windows-1252", "iso-2022-jp"
 _HIGH_BYTES = bytes(range(0x80, 0x100))
 _MAX_DAMAGED_SHARE = 0.05  # a UTF-8 page with a few bytes of something else is still a UTF-8 page
+_HEAD_BYTES = 1 << 14  # where a page declares itself; browsers look at 1 KiB first, and again when they meet it later
+_SAMPLE_BYTES = 1 << 17  # what the statistics are made of
+_MIN_STATISTICS = 4  # high bytes; below, one accented letter would decide between Europe's alphabets
+# Encodings in which two characters can be valid UTF-8 by chance, where the first bytes are 0xC2 to 0xDF.
+_LIKE_UTF8 = frozenset({"euc-kr", "gbk", "gb18030", "big5", "euc-jp", "shift_jis", "windows-874"})
+_MIN_UTF8_CHARACTERS = 4
+
+_HIGH_OR_ESCAPE = re.compile(rb"[\x80-\xff\x1b]")
+_LONG_CHARACTER = re.compile(rb"[\xe0-\xf4]")
+_COMMENT = re.compile(rb"<!--.*?-->", re.S)
+_META = re.compile(rb"<meta[\s/][^<>]*+", re.I)
+_CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s\"'/>;]+)", re.I)
+_XML_DECLARATION = re.compile(rb"\s*<\?xml[^<>]*?\sencoding\s*=\s*[\"']([^\"'<>]+)")
+_LANGUAGE = re.compile(rb"<html\s[^<>]*?\b(?:xml:)?lang\s*=\s*[\"']?\s*([a-z]{2,3})\b", re.I)
+
+# What a page in a language is encoded in that does not say so (HTML standard, "determining the character encoding").
+_ENCODINGS_OF_LANGUAGES = (
+    dict.fromkeys(("ar", "fa", "ur"), "windows-1256")
+    | dict.fromkeys(("ba", "be", "bg", "kk", "ky", "mk", "ru", "sah", "sr", "tg", "tt", "uk"), "windows-1251")
+    | dict.fromkeys(("cs", "hu", "pl", "sk", "sl", "hr", "bs"), "windows-1250")
+    | dict.fromkeys(("et", "lt", "lv"), "windows-1257")
+    | dict.fromkeys(("az", "ku", "tr"), "windows-1254")
+    | {"el": "windows-1253", "he": "windows-1255", "iw": "windows-1255", "ja": "shift_jis", "ko": "euc-kr"}
+    | {"th": "windows-874", "vi": "windows-1258", "zh": "gbk"}
+)
+_LANGUAGES_OF_STATISTICS = {
+    "windows-1251": "Russian",
+    "windows-1253": "Greek",
+    "windows-1254": "Turkish",
+    "windows-1255": "Hebrew",
+    "windows-1256": "Arabic",
+    "windows-1258": "Vietnamese",
+    "windows-874": "Thai",
+    "shift_jis": "Japanese",
+    "euc-kr": "Korean",
+    "gbk": "Chinese",
+}
 
 
-def decode_page(page: bytes, http_charset: str | None) -> str:
-    """Return the text of a page; undecodable bytes become U+FFFD.
+class DecodedPage(NamedTuple):
+    """The text of a page, and the name of the encoding it was read in."""
+
+    text: str
+    encoding: str
+
+
+def decode_page(page: bytes, http_charset: str | None) -> DecodedPage | None:
+    """Return the text of a page, undecodable bytes as U+FFFD; None for one in an encoding that browsers do not read.
 
     `http_charset` is what the Content-Type header declares, as written, or None.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if page.startswith(mark):
-            return page[len(mark) :].decode(encoding, "replace")
-    if _ESCAPE not in page and b"\0" not in page[:64]:
+            return DecodedPage(decode(page[len(mark) :], encoding), encoding)
+    for start, encoding in _UTF16_STARTS:
+        if page.startswith(start):
+            return DecodedPage(decode(page, encoding), encoding)
+    if not any(shift in page for shift in _SHIFTS):
         try:
-            return codecs.utf_8_decode(page, "strict", False)[0]  # not final: a page may be cut within a character
+            text = codecs.utf_8_decode(page, "strict", False)[0]  # not final: a page may be cut within a character
         except UnicodeDecodeError:
-            text = page.decode("utf-8", "replace")
-            high_bytes = len(page) - len(page.translate(None, _HIGH_BYTES))
-            if text.count("\ufffd") <= high_bytes * _MAX_DAMAGED_SHARE:
-                return text
-    for encoding in _declared(page, http_charset):
-        if encoding.startswith("utf-16") and b"\0" not in page[:64]:
-            continue
-        try:
-            return page.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return page.decode(detect_encoding(page) or "utf-8", "replace")
+            return _decode_legacy(page, http_charset)
+        if 0 < len(page) - len(text) < _MIN_UTF8_CHARACTERS and not _LONG_CHARACTER.search(page):
+            return _decode_short(page, text, http_charset)
+        return DecodedPage(text, "utf-8")
+    return _decode_legacy(page, http_charset)
+
+
+def _decode_short(page: bytes, text: str, http_charset: str | None) -> DecodedPage:
+    """Decode a page that is UTF-8 perhaps by chance: it has few characters of two bytes, and none of more."""
+    declared = next(_declared(page, http_charset), None)
+    if declared in _LIKE_UTF8 and "\ufffd" not in (other := decode(page, declared)):
+        return DecodedPage(other, declared)
+    return DecodedPage(text, "utf-8")
+
+
+def _decode_legacy(page: bytes, http_charset: str | None) -> DecodedPage | None:
+    declared = list(dict.fromkeys(_declared(page, http_charset)))
+    high_bytes = len(page) - len(page.translate(None, _HIGH_BYTES))
+    utf8 = page.decode("utf-8", "replace")
+    damaged = utf8.count("\ufffd")
+    characters = len(utf8) - (len(page) - high_bytes) - damaged  # those of several bytes
+    if high_bytes and (damaged <= high_bytes * _MAX_DAMAGED_SHARE or ("utf-8" in declared and characters >= damaged)):
+        return DecodedPage(utf8, "utf-8")
+    if REPLACEMENT in declared:
+        return None
+    if not high_bytes and _ESCAPE in page and _statistics(page, None) == _JAPANESE_MAIL:
+        return DecodedPage(decode(page, _JAPANESE_MAIL), _JAPANESE_MAIL)
+    for encoding in declared:
+        if (encoding.startswith("utf-16") and b"\0" not in page[:64]) or (encoding == "utf-8" and high_bytes):
+            continue  # not what it is
+        text = decode(page, encoding)
+        if _is_mostly_sound(text):
+            return DecodedPage(text, encoding)
+    return _guess(page, high_bytes)
+
+
+def _is_mostly_sound(text: str) -> bool:
+    """Say whether at most a third of the characters that are not ASCII is damage."""
+    damaged = text.count("\ufffd")
+    return not damaged or 3 * damaged <= len(text) - len(text.encode("ascii", "ignore"))
+
+
+def _guess(page: bytes, high_bytes: int) -> DecodedPage:
+    """Decode a page whose declaration is missing or a lie."""
+    language = _LANGUAGE.search(page, 0, _HEAD_BYTES)
+    usual = _ENCODINGS_OF_LANGUAGES.get(language[1].decode().lower(), _WESTERN) if language else _WESTERN
+    if not high_bytes or high_bytes >= _MIN_STATISTICS:
+        found = _statistics(page, _LANGUAGES_OF_STATISTICS.get(usual))
+        if found:
+            return DecodedPage(decode(page, found), found)
+    text = decode(page, usual)
+    return DecodedPage(text, usual) if _is_mostly_sound(text) else DecodedPage(decode(page, _WESTERN), _WESTERN)
+
+
+def _statistics(page: bytes, language: str | None) -> str | None:
+    """Return what encoding the bytes look like, None where nothing speaks for any; `language` decides close calls."""
+    first = _HIGH_OR_ESCAPE.search(page)
+    start = max(0, first.start() - 1_024) if first else 0
+    sample = _CHARSET.sub(b"", page[start : start + _SAMPLE_BYTES])  # or it would believe the declaration
+    match = detect(sample, Detection(language=language))
+    found = find_encoding(match.encoding) if match.encoding and match.confidence > 0 else None
+    return None if found == REPLACEMENT else found
 
 
 def _declared(page: bytes, http_charset: str | None) -> Iterator[str]:
-    header = map_encoding_to_html5(http_charset.strip("\"' "), fallback_utf8=False) if http_charset else None
-    if header:
-        yield header
-    yield detect_encoding(page, from_html_meta=True)
+    """Yield the encodings that a page declares, those first that a browser believes first."""
+    if http_charset and (found := find_encoding(http_charset.strip("\"' "))):
+        yield found
+    head = page[:_HEAD_BYTES]
+    if (xml := _XML_DECLARATION.match(head)) and (found := find_encoding(xml[1].decode("latin-1"))):
+        yield _of_markup(found)
+    for meta in _META.finditer(_COMMENT.sub(b"", head)):
+        if (label := _CHARSET.search(meta[0])) and (found := find_encoding(label[1].decode("latin-1"))):
+            yield _of_markup(found)
+            return
+
+
+def _of_markup(encoding: str) -> str:
+    """Return what a browser reads that meets an encoding in markup, which is ASCII there (HTML, "prescan")."""
+    return {"utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "windows-1252"}.get(encoding, encoding)

@@ -44,7 +44,7 @@ class Page:
 
 
 def extract_images(html: str) -> Page:
-    """Return every `img` of a page, rendered or in a `noscript` that shows what no script of the page loads.
+    """Return every `img` of a page, rendered or in a `noscript` that shows or says what no other image does.
 
     An image's address is its `src`; where that is missing or a placeholder, the address a lazy-loading attribute
     names, or else the largest of its `srcset` and of its picture's sources. The content of `template` is no part of
@@ -174,13 +174,19 @@ class _ImageTags:
     def images(self) -> list[Image]:
         while self._figures:
             self._figures.pop().close()
-        addresses = [tag.addresses() for tag in self._tags]
-        loaded = {a for tag, choice in zip(self._tags, addresses, strict=True) if not tag.in_noscript for a in choice}
-        return [
-            Image(choice[0] if choice else "", tag.texts())
-            for tag, choice in zip(self._tags, addresses, strict=True)
-            if not (tag.in_noscript and choice and choice[0] in loaded)
-        ]
+        images = [(tag.in_noscript, tag.addresses(), tag.texts()) for tag in self._tags]
+        loaded: dict[str, set[str]] = {}  # the texts of each address that is loaded outside of any noscript
+        for in_noscript, addresses, texts in images:
+            for address in () if in_noscript else addresses:
+                loaded.setdefault(address, set()).update(text for _, text in texts)
+        found = []
+        for in_noscript, addresses, texts in images:
+            address = addresses[0] if addresses else ""
+            is_twin = in_noscript and address in loaded
+            news = [(name, text) for name, text in texts if text not in loaded[address]] if is_twin else texts
+            if news or not is_twin:
+                found.append(Image(address, news))
+        return found
 
 
 def _is_placeholder(address: str) -> bool:

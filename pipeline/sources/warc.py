@@ -1,6 +1,8 @@
 """WARC files: the pages themselves, so lazily loaded images, picture sources and figure captions are seen."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 from pipeline.config import PairsConfig
@@ -12,20 +14,32 @@ from pipeline.web.http_payload import HttpResponse, decode_body, parse_response
 from pipeline.web.warc_records import WarcRecord, read_records
 
 _PAGE_TYPES = frozenset(("text/html", "application/xhtml+xml"))
+_UNKNOWN_TYPES = frozenset(("", "unknown/unknown", "application/unknown", "*/*"))
+# What makes a browser take a body of unknown type for a page (MIME Sniffing standard, section 7.1).
+_HTML_START = re.compile(
+    rb"[\t\n\f\r ]*+<(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p|!--)[ >]",
+    re.IGNORECASE,
+)
+_HTTP_OR_HTML = re.compile("http|html", re.IGNORECASE)  # in the type of a record
+_GZIP_MAGIC = b"\x1f\x8b"
+_CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
+_MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
 
 
 def read_warc(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
     """Yield the candidates of a WARC file.
 
     Every image of an HTML page answered with 200 counts: one row for each of its texts (alt, title, figcaption), or one
-    `no_caption` row. A page that cannot be decoded, is larger than MAX_PAGE_BYTES, or nests too deeply to be read to
-    its end is one `damaged_record` more.
+    `no_caption` row. A response that is not HTTP, and a page that cannot be decoded, is larger than MAX_PAGE_BYTES, or
+    nests too deeply to be read to its end is one `damaged_record` more.
     """
     builder = BatchBuilder(limits)
     for record in read_records(stream):
         if isinstance(record, Reason):
             builder.dropped[record] += 1
-        elif (record.field("WARC-Type") or "").lower() == "response":
+        elif (kind := record.field("WARC-Type")) is None:
+            builder.dropped[Reason.DAMAGED_RECORD] += 1
+        elif kind.lower() == "response":
             yield from _add_response(builder, record)
         if builder.is_full:
             yield builder.take()
@@ -34,29 +48,41 @@ def read_warc(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
 
 def _add_response(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBatch]:
     target = record.field("WARC-Target-URI") or ""
-    if not target.lower().startswith(("http:", "https:")):
+    if target and not target.lower().startswith(("http:", "https:")):
         return
     try:
         response = parse_response(record.block)
     except OSError:
+        if _HTTP_OR_HTML.search(record.field("Content-Type") or "http"):
+            builder.dropped[Reason.DAMAGED_RECORD] += 1
+        return
+    if response.status != 200 or not (response.media_type in _PAGE_TYPES or response.media_type in _UNKNOWN_TYPES):
+        return
+    body = _page_bytes(record, response)
+    if response.media_type in _UNKNOWN_TYPES and (body is None or not _HTML_START.match(body)):
+        return
+    page = decode_page(body, response.charset) if body is not None and target else None
+    if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
-    if response.status != 200 or response.media_type not in _PAGE_TYPES:
-        return
-    html = _page_text(record, response)
-    if html is None:
+    extracted = extract_images(page.text)
+    if not extracted.is_complete:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
-        return
-    page = extract_images(html)
-    if not page.is_complete:
-        builder.dropped[Reason.DAMAGED_RECORD] += 1
-    yield from builder.add_page(page.images, target, page.base)
+    yield from builder.add_page(extracted.images, target, extracted.base, page.encoding)
 
 
-def _page_text(record: WarcRecord, response: HttpResponse) -> str | None:
+def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
     if not record.is_whole:
         return None
     page = decode_body(response, MAX_PAGE_BYTES)
-    if page is None or len(page) > MAX_PAGE_BYTES:
+    if page is not None and page.startswith(_GZIP_MAGIC):  # a coding that the headers no longer tell
+        page = decode_body(replace(response, codings=("gzip",), body=page), MAX_PAGE_BYTES)
+    if page is None or len(page) > MAX_PAGE_BYTES or (any(response.codings) and _is_binary(page)):
         return None
-    return decode_page(page, response.charset)
+    return page
+
+
+def _is_binary(page: bytes) -> bool:
+    """Say whether a page is still coded. UTF-16 is not meant: it has a zero byte beside each letter."""
+    sample = page[:1_024].replace(b"\0", b"")
+    return len(sample) - len(sample.translate(None, _CONTROL_BYTES)) > len(sample) * _MAX_CONTROL_SHARE

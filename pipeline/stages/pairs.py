@@ -24,7 +24,7 @@ from pipeline.sources.language import identify_languages
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
 
-VERSION = 1
+VERSION = 2
 """Raised when the same input would give other pairs."""
 
 

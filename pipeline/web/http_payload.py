@@ -12,67 +12,98 @@ from io import BytesIO
 from typing import Protocol
 
 from fastwarc.stream_io import BrotliReader, ZstdReader
-from fastwarc.warc import HeaderMap as HttpHeaders
-from fastwarc.warc import WarcRecord
+from multidict import CIMultiDict
 
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+_MAX_HEAD_BYTES = 1 << 20
+_MAX_INTERIM_RESPONSES = 10
+_MAX_GZIP_MEMBERS = 1_024  # of a page of 8 MiB; block gzip writes one for every 64 KiB
 _READ_BYTES = 1 << 16
+
+_FIRST_LINE_END = re.compile(rb"\r*\n|\r")
+_EMPTY_LINE = re.compile(rb"\n\r*\n")
+_EMPTY_LINE_OF_CRS = re.compile(rb"\r\r")
+# "HTTP/1.1 200 OK", and what else servers and archivers write: http/1.1, HTTP 200, HTTP/1.1<tab>200, ICY 200 OK.
+_STATUS_LINE = re.compile(rb"[\r\n \t]*+[a-z]{3,8}(?:[ \t]*/[ \t]*[\d.]{1,8})?[ \t]++(\d{3})(?!\d)", re.I)
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.I)
+_FOLD = re.compile(rb"(?:\r*\n|\r)[ \t]++")  # a line that goes on in the next (RFC 9112 section 5.2)
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
 
 @dataclass(frozen=True)
 class HttpResponse:
     """The head of a response and its undecoded body."""
 
-    status: int | None
+    status: int
     media_type: str  # lower case, without parameters; "" where none is declared
     charset: str | None  # as declared
-    headers: HttpHeaders  # as sent
+    headers: CIMultiDict[str]  # as sent; bytes that are not UTF-8 as surrogates
     codings: tuple[str, ...]  # in the order they are to be undone
     body: bytes
 
 
 def parse_response(block: bytes) -> HttpResponse:
-    """Split a response record's block into head and body.
+    """Split a response record's block into head and body; interim responses (100 Continue) before it are skipped.
 
     Raises:
-        OSError: the head does not end.
+        OSError: it does not begin with a status line, or the head does not end.
     """
-    record = WarcRecord()
-    record.set_bytes_content(block)
-    record.is_http = True
-    record.parse_http(auto_decode="none", quirks_mode=True)
-    headers = record.http_headers
-    content_type = headers.get("Content-Type") or ""
-    media_type, _, parameters = content_type.partition(";")
-    charset = re.search(r"charset\s*=\s*[\"']?([^\s;\"']+)", parameters, re.IGNORECASE)
+    start = 0
+    for _ in range(_MAX_INTERIM_RESPONSES):
+        status, headers, start = _parse_head(block, start)
+        if not (100 <= status < 200 and _STATUS_LINE.match(block, start)):
+            break
+    content_type = headers.get("Content-Type", "")
+    charset = _CHARSET.search(content_type)
     return HttpResponse(
-        status=headers.status_code,
-        media_type=media_type.strip().lower(),
+        status=status,
+        media_type=re.split(r"[;,\s]", content_type.strip(), maxsplit=1)[0].lower(),
         charset=charset[1] if charset else None,
         headers=headers,
-        codings=(*_words(headers.get("Transfer-Encoding")), *_words(headers.get("Content-Encoding"))),
-        body=record.reader.read(),
+        codings=(*_words(headers.getall("Transfer-Encoding", [])), *_words(headers.getall("Content-Encoding", []))),
+        body=block[start:],
     )
 
 
-def _words(header: str | None) -> list[str]:
-    """Return the codings a header lists, last applied first."""
-    return [word.strip().lower() for word in reversed((header or "").split(","))]
+def _parse_head(block: bytes, start: int) -> tuple[int, CIMultiDict[str], int]:
+    """Return status, headers, and where the body starts. Lines end in CR LF, LF, CR CR LF, or CR alone."""
+    status = _STATUS_LINE.match(block, start)
+    if status is None:
+        raise OSError("no status line")
+    line_end = _FIRST_LINE_END.search(block, status.end())
+    is_cr_only = line_end is not None and line_end[0] == b"\r"
+    empty_line = _EMPTY_LINE_OF_CRS if is_cr_only else _EMPTY_LINE
+    end = empty_line.search(block, status.end(), start + _MAX_HEAD_BYTES)
+    if line_end is None or end is None:
+        raise OSError("the head does not end")
+    headers: CIMultiDict[str] = CIMultiDict()
+    lines = _FOLD.sub(b" ", block[line_end.end() : end.start()])
+    for line in lines.split(b"\r" if is_cr_only else b"\n"):
+        name, _, value = line.decode("utf-8", "surrogateescape").partition(":")
+        if name := name.strip():
+            headers.add(name, value.strip())
+    return int(status[1]), headers, end.end()
+
+
+def _words(values: list[str]) -> list[str]:
+    """Return the codings that headers list, last applied first."""
+    return [word.partition(";")[0].strip().lower() for word in reversed(",".join(values).split(","))]
 
 
 def decode_body(response: HttpResponse, max_bytes: int) -> bytes | None:
-    """Return the page, at most `max_bytes` + 1 bytes of it, or None where a coding is unknown.
+    """Return the page, at most `max_bytes` + 1 bytes of it; None where it cannot be decoded.
 
-    What can be read of a body that was cut off is returned.
+    What can be read of a body that was cut off is returned. A coding nobody registered ("utf-8", "binary") is taken
+    for a mistake and left alone, as browsers do (Fetch standard, "handle content codings").
     """
     body = response.body
     for coding in response.codings:
-        if coding in _NO_CODING:
-            continue
-        decode = _DECODERS.get(coding)
-        if decode is None:
+        if coding in _UNSUPPORTED:
             return None
-        body = decode(body, max_bytes + 1)
+        decode = _DECODERS.get(coding)
+        decoded = decode(body, max_bytes + 1) if decode else body
+        if decoded is None:
+            return None
+        body = decoded
     return body[: max_bytes + 1]
 
 
@@ -88,28 +119,46 @@ def _dechunk(body: bytes, limit: int) -> bytes:
     return b"".join(parts) if position else body
 
 
-def _gunzip(body: bytes, limit: int) -> bytes:
-    return _inflate(body, limit, zlib.MAX_WBITS | 16) if body.startswith(b"\x1f\x8b") else body
+def _gunzip(body: bytes, limit: int) -> bytes | None:
+    """Undo `gzip`, all members of it (RFC 1952 section 2.2); None where nothing can be read, or members are countless.
+
+    What follows the last member and is none is left out.
+    """
+    parts: list[bytes] = []
+    position: int | None = 0
+    size = 0
+    while position is not None and size < limit and body.startswith(_GZIP_MAGIC, position):
+        if len(parts) == _MAX_GZIP_MEMBERS:
+            return None
+        part, position = _inflate(body, position, limit - size, zlib.MAX_WBITS | 16)
+        parts.append(part)
+        size += len(part)
+    if not parts:
+        return body
+    return b"".join(parts) if size or position is not None else None
 
 
 def _inflate_either(body: bytes, limit: int) -> bytes:
     """Undo `deflate`, which means zlib data (RFC 9110 section 8.4.1.2) and is often sent without its header."""
-    return _inflate(body, limit, zlib.MAX_WBITS) or _inflate(body, limit, -zlib.MAX_WBITS) or body
+    return _inflate(body, 0, limit, zlib.MAX_WBITS)[0] or _inflate(body, 0, limit, -zlib.MAX_WBITS)[0] or body
 
 
-def _inflate(body: bytes, limit: int, wbits: int) -> bytes:
+def _inflate(body: bytes, start: int, limit: int, wbits: int) -> tuple[bytes, int | None]:
+    """Return what the stream at `start` gives, and where it ends: None if cut, damaged or too long."""
     inflater = zlib.decompressobj(wbits)
     parts, size = [], 0
     try:
-        for start in range(0, len(body), _READ_BYTES):
-            part = inflater.decompress(body[start : start + _READ_BYTES], limit - size)
+        for position in range(start, len(body), _READ_BYTES):
+            part = inflater.decompress(body[position : position + _READ_BYTES], limit - size)
             parts.append(part)
             size += len(part)
-            if inflater.eof or size >= limit:
+            if inflater.eof:
+                return b"".join(parts), min(position + _READ_BYTES, len(body)) - len(inflater.unused_data)
+            if size >= limit:
                 break
     except zlib.error:
-        pass  # cut or damaged: what was read stands
-    return b"".join(parts)
+        pass  # what was read stands
+    return b"".join(parts), None
 
 
 class _Reader(Protocol):
@@ -130,8 +179,12 @@ def _read_with(reader_type: Callable[[BytesIO], _Reader]) -> Callable[[bytes, in
     return decode
 
 
-_NO_CODING = frozenset(("", "identity", "none", "utf-8"))  # the last two are no codings, but servers send them
-_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
+_GZIP_MAGIC = b"\x1f\x8b"
+# Registered (IANA, HTTP content codings) and not undone here.
+_UNSUPPORTED = frozenset(
+    {"compress", "x-compress", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz", "sdch", "bzip2", "lzma", "xz"}
+)
+_DECODERS: dict[str, Callable[[bytes, int], bytes | None]] = {
     "chunked": _dechunk,
     "gzip": _gunzip,
     "x-gzip": _gunzip,

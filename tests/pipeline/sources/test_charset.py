@@ -13,6 +13,12 @@ JAPANESE = "<p>犬が浜辺を走り、猫はソファで魚の夢を見なが�
 FRENCH = "<p>Le chien court sur la plage, déjà très fatigué, à côté d'un château.</p>" * 5
 
 
+def text_of(page: bytes, header: str | None = None) -> str:
+    decoded = decode_page(page, header)
+    assert decoded is not None
+    return decoded.text
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "header", "meta"),
     [
@@ -37,7 +43,7 @@ FRENCH = "<p>Le chien court sur la plage, déjà très fatigué, à côté d'un 
 )
 def test_declarations_and_lies(text, encoding, header, meta):
     page = (f'<meta charset="{meta}">' if meta else "") + text
-    assert decode_page(page.encode(encoding), header) == page
+    assert text_of(page.encode(encoding), header) == page
 
 
 @pytest.mark.parametrize(
@@ -45,19 +51,128 @@ def test_declarations_and_lies(text, encoding, header, meta):
     [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")],
 )
 def test_a_byte_order_mark_settles_it(mark, encoding):
-    assert decode_page(mark + RUSSIAN.encode(encoding), "windows-1251") == RUSSIAN
+    assert text_of(mark + RUSSIAN.encode(encoding), "windows-1251") == RUSSIAN
 
 
 def test_utf8_with_some_damage_stays_utf8():
     page = RUSSIAN.encode()
     damaged = page[:101] + b"\xff" + page[101:]
-    assert decode_page(damaged, None).replace("\ufffd", "").startswith("<p>Собака бежит по пляжу")
+    assert text_of(damaged).replace("\ufffd", "").startswith("<p>Собака бежит по пляжу")
 
 
 def test_a_page_cut_within_a_character():
-    assert decode_page(RUSSIAN.encode()[: len("<p>Соб".encode()) - 1], "windows-1251") == "<p>Со"
+    assert text_of(RUSSIAN.encode()[: len("<p>Соб".encode()) - 1], "windows-1251") == "<p>Со"
 
 
-@given(st.binary(max_size=200), st.none() | st.text(max_size=12))
+KOREAN = "<p>강아지가 바닷가를 달리고 고양이는 소파에서 잠을 잔다.</p>" * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "label"),
+    [
+        (KOREAN + "<img alt='똠방각하 사진'>", "cp949", "euc-kr"),  # a syllable that EUC-KR itself lacks
+        ("<img alt='①㈱髙橋の犬の写真'>", "cp932", "shift_jis"),  # characters of NEC and IBM
+        ("<img alt='①犬'>", "cp932", "x-sjis"),
+        ("<img alt='銀行嘅狗'>", "big5hkscs", "big5"),  # a character of Hong Kong's
+        ("<img alt='狗的照片，朱镕基'>", "gbk", "gb2312"),
+        ("<img alt='狗的照片 €'>", "gb18030", "gb2312"),
+        ("<img alt='50 € – “dog”'>", "cp1252", "iso-8859-1"),
+        ("<img alt='Łódź „żółw”'>", "cp1250", "windows-1250"),
+    ],
+)
+def test_a_label_means_what_browsers_read(text, codec, label):
+    page = text.encode(codec)
+    assert text_of(page, label) == text
+    meta = f"<meta http-equiv=Content-Type content='text/html; charset={label}'>"
+    assert text_of(meta.encode() + page) == meta + text
+
+
+@pytest.mark.parametrize(("text", "codec"), [(KOREAN, "cp949"), (JAPANESE, "cp932"), (JAPANESE, "euc_jp")])
+@pytest.mark.parametrize("place", ["start", "middle", "end"])
+def test_a_stray_byte_costs_itself_and_not_the_page(text, codec, place):
+    page = text.encode(codec)
+    at = {"start": 0, "middle": text[: len(text) // 2].encode(codec).__len__(), "end": len(page)}[place]
+    label = {"cp949": "euc-kr", "cp932": "shift_jis", "euc_jp": "euc-jp"}[codec]
+    damaged = text_of(page[:at] + b"\xff" + page[at:], label)
+    assert damaged.count("\ufffd") <= 2
+    assert damaged.replace("\ufffd", "").count("。") + damaged.count("잠을 잔다.") >= 4
+
+
+def test_every_byte_of_windows_1252_is_a_character():
+    text = text_of(b"<p>" + bytes(range(0x80, 0x100)) + b"</p>", "iso-8859-1")
+    assert "\ufffd" not in text
+    assert text[3:6] == "€\x81‚"
+
+
+@pytest.mark.parametrize("header", ["utf-8", None])
+@pytest.mark.parametrize(
+    ("text", "codec", "language"),
+    [
+        ("<img alt='café'>", "cp1252", None),
+        ("<img alt='It’s a dog'>", "cp1252", "en"),
+        ("<img alt='Acme® dog'>", "cp1252", None),
+        ("<img alt='כלב'>", "cp1255", "he"),
+        ("<img alt='пёс'>", "cp1251", "ru-RU"),
+        ("<img alt='собака на пляже'>", "cp1251", None),
+        ("<img alt='собака на пляже'>", "koi8-r", "ru"),  # the statistics know better than the language
+        ("<img alt='žluťoučký kůň'>", "cp1250", "cs"),
+        ("<img alt='σκύλος στην παραλία'>", "cp1253", "el"),
+        ("<img alt='강아지 사진'>", "cp949", "ko"),
+        ("<img alt='犬の写真'>", "cp932", "ja"),
+    ],
+)
+def test_a_page_that_is_not_the_utf8_it_says(text, codec, language, header):
+    page = (f"<html lang='{language}'>" if language else "<html>") + "<meta charset=utf-8>" + text
+    assert text_of(page.encode(codec), header) == page
+
+
+def test_utf8_declared_with_a_stray_byte_keeps_its_letters():
+    page = "<meta charset=utf-8><img alt='강아지'><img alt='dog@'>".encode().replace(b"@", b"\xe9")
+    assert text_of(page) == "<meta charset=utf-8><img alt='강아지'><img alt='dog\ufffd'>"
+
+
+@pytest.mark.parametrize(("text", "codec", "label"), [("쨍쨍", "cp949", "euc-kr"), ("짤짤", "cp949", "euc-kr")])
+def test_a_short_text_that_is_utf8_by_chance(text, codec, label):
+    raw = next(t for a in range(0xC2, 0xC9) for b in range(0xA1, 0xC0) if (t := bytes([a, b]) * 2).decode("utf-8"))
+    assert text_of(b"<img alt='" + raw + b"'>", label) == f"<img alt='{raw.decode(codec)}'>"
+    assert text_of("<p>© 2008 é".encode(), "iso-8859-1") == "<p>© 2008 é"
+    assert text_of("<img alt='犬'>".encode(), label) == "<img alt='犬'>"
+
+
+def test_the_encodings_browsers_refuse():
+    assert decode_page("<img alt='狗'>".encode("hz"), "hz-gb-2312") is None
+    assert decode_page("<img alt='개'>".encode("iso2022_kr"), "iso-2022-kr") is None
+    assert text_of(b"<img alt='a dog'>", "iso-2022-kr") == "<img alt='a dog'>"
+
+
+def test_japanese_mail_under_a_false_name():
+    page = JAPANESE.encode("iso2022_jp")
+    for header in (None, "utf-8", "iso-2022-jp"):
+        assert text_of(page, header) == JAPANESE
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark(codec):
+    assert text_of("<p>a dog, 犬".encode(codec)) == "<p>a dog, 犬"
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "<?xml version='1.0' encoding='windows-1251'?><html>",
+        "<meta charset = 'windows-1251'>",
+        "<META content='text/html;charset=windows-1251' http-equiv='content-type'>",
+        "<!-- <meta charset=utf-8> --><meta charset=cp1251>",
+        "<title>x</title>" + " " * 1_500 + "<meta charset=windows-1251>",
+    ],
+)
+def test_declarations_are_found(declaration):
+    page = declaration + "<p>пёс"
+    decoded = decode_page(page.encode("cp1251"), None)
+    assert decoded == (page, "windows-1251")
+
+
+@given(st.binary(max_size=200), st.none() | st.text(max_size=12) | st.sampled_from(["euc-kr", "iso-2022-kr", "utf-16"]))
 def test_any_bytes_have_a_text_that_can_be_encoded(page: bytes, charset: str | None):
-    decode_page(page, charset).encode()
+    decoded = decode_page(page, charset)
+    assert decoded is None or decoded.text.encode() is not None

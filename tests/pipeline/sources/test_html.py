@@ -124,6 +124,13 @@ def test_noscript_repeats_nothing_and_adds_what_no_script_shows():
     assert images(page) == [("a.jpg", {"alt": "A"}), ("b.jpg", {"alt": "B"})]
 
 
+def test_noscript_says_what_the_image_itself_does_not():
+    page = "<img data-src=a.jpg title=T><noscript><img src=a.jpg alt=A title=T></noscript>"
+    assert images(page) == [("a.jpg", {"title": "T"}), ("a.jpg", {"alt": "A"})]
+    after = "<noscript><img src=a.jpg alt=A></noscript><img src=a.jpg>"
+    assert images(after) == [("a.jpg", {"alt": "A"}), ("a.jpg", {})]
+
+
 def test_the_first_base_counts():
     assert extract_images("<base target=x><base href=/a/><base href=/b/><img src=x>").base == "/a/"
     assert extract_images("<img src=x>").base is None

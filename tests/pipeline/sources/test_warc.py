@@ -6,6 +6,7 @@ import re
 import tarfile
 from collections import Counter
 
+import brotli
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,8 +125,75 @@ def test_texts_are_what_a_reader_sees():
 
 def test_coded_payloads():
     body = gzip.compress(b"<img src=a.jpg alt=x>")
-    rows, _ = read(page(body, headers=["Content-Encoding: gzip"]))
-    assert rows == [("http://a.example/dir/a.jpg", "x", "alt", PAGE_URL)]
+    for headers in (["Content-Encoding: gzip"], ["Content-Encoding: utf-8"], []):  # the last two no longer say it
+        rows, _ = read(page(body, headers=headers))
+        assert rows == [("http://a.example/dir/a.jpg", "x", "alt", PAGE_URL)]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        http(gzip.compress(b"<img src=a.jpg alt=x>")[:9], headers=["Content-Encoding: gzip"]),
+        http(gzip.compress(b"<img src=a.jpg alt=x>" * 99), headers=["Content-Encoding: br"]).replace(
+            b"\x1f\x8b", b"no"
+        ),
+        http(brotli.compress(b"<img src=a.jpg alt=x>" * 99), headers=["Content-Encoding: gzip"]),
+        http(b"<img src=a.jpg alt=x>", headers=["Content-Encoding: compress"]),
+        http("<img src=a.jpg alt='狗'>".encode("hz"), content_type="text/html; charset=hz-gb-2312"),
+        b"<html><img src=a.jpg alt=x></html>",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n<img src=a.jpg alt=x>",
+        b"",
+    ],
+)
+def test_a_page_that_cannot_be_read_is_counted(block):
+    rows, dropped = read(record("response", block))
+    assert rows == []
+    assert dropped == Counter({Reason.DAMAGED_RECORD: 1})
+
+
+def test_records_that_lack_what_they_are_or_where_are_counted():
+    block = http(b"<img src=a.jpg alt=x>")
+    rows, dropped = read(record("response", block).replace(b"WARC-Type", b"Warp-Type"), record("response", block, ""))
+    assert rows == []
+    assert dropped == Counter({Reason.DAMAGED_RECORD: 2})
+
+
+@pytest.mark.parametrize("content_type", [None, "*/*", "unknown/unknown"])
+def test_a_page_of_unknown_type_is_known_by_its_start(content_type):
+    rows, _ = read(
+        page("\n<!DOCTYPE HTML><img src=a.jpg alt=x>", content_type=content_type),
+        page("just text <img src=a.jpg alt=y>", content_type=content_type),
+    )
+    assert [row[1] for row in rows] == ["x"]
+
+
+def test_texts_that_cannot_be_decoded_are_counted_and_the_others_kept():
+    rows, dropped = read(
+        page("<meta charset=utf-8><p>犬の写真<img src=a.jpg alt='a @' title='犬'>".encode().replace(b"@", b"\xff")),
+        page("<img src=b.jpg alt='caf\ufffd'>"),  # a site that decoded wrongly itself
+    )
+    assert [row[1] for row in rows] == ["犬"]
+    assert dropped == Counter({Reason.UNDECODABLE_TEXT: 2})
+
+
+def test_queries_are_in_the_encoding_of_their_page():
+    markup = "<img src='/é.jpg?q=é#é' alt=x><img src='http://b.example/a?é' alt=x><img src='?a' alt=x>"
+    rows, _ = read(page(markup.encode("cp1252"), content_type="text/html; charset=iso-8859-1"), page(markup))
+    assert [row[0] for row in rows] == [
+        "http://a.example/%C3%A9.jpg?q=%E9",
+        "http://b.example/a?%E9",
+        "http://a.example/dir/page.html?a",
+        "http://a.example/%C3%A9.jpg?q=%C3%A9",
+        "http://b.example/a?%C3%A9",
+        "http://a.example/dir/page.html?a",
+    ]
+
+
+def test_an_empty_query_is_part_of_an_address():
+    assert urls("<img src='a.jpg?' alt=x><img src='a.jpg' alt=x>") == [
+        "http://a.example/dir/a.jpg?",
+        "http://a.example/dir/a.jpg",
+    ]
 
 
 def test_damaged_records_cost_one_row_each(monkeypatch):
@@ -165,7 +233,10 @@ def test_any_bytes_as_a_page_and_the_account_closes(body: bytes):
 
 def rows_stated(content: bytes) -> int:
     """Count the rows of a page without a judgement of its images: their texts, and images without any."""
-    images = extract_images(decode_page(content, None)).images
+    decoded = decode_page(content, None)
+    if decoded is None or content.startswith(b"\x1f\x8b"):  # gzip, of which nothing can be read
+        return 1
+    images = extract_images(decoded.text).images
     return sum(max(1, len(image.texts)) for image in images)
 
 

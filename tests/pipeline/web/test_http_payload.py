@@ -39,10 +39,47 @@ def test_the_head_of_a_response():
     assert response.body == b"x"
 
 
+@pytest.mark.parametrize(
+    "status_line",
+    [
+        "http/1.1 200 OK",
+        "HTTP/1.1  200 OK",
+        "HTTP/1.1\t200",
+        "HTTP/2 200",
+        "HTTP 200 OK",
+        "HTTP / 1.1 200 OK",
+        "ICY 200 OK",
+        "HTTP/1.0 200OK",
+        "Http/1.1 200 ",
+        " HTTP/1.1 200 OK",
+        "\r\nHTTP/1.1 200 OK",
+        "HTTP/1.1 200 Ångström",
+    ],
+)
+@pytest.mark.parametrize("eol", ["\r\n", "\n", "\r", "\r\r\n"])
+def test_status_lines_in_any_spelling_and_with_any_line_ends(status_line, eol):
+    head = eol.join([status_line, "content-type : text/html;charset=utf-8", "X-Folded: a", "  b", "", ""])
+    response = parse_response(head.encode() + b"\n\nx\r\ry")
+    assert (response.status, response.media_type, response.charset) == (200, "text/html", "utf-8")
+    assert response.headers["x-folded"] == "a b"
+    assert response.body == b"\n\nx\r\ry"
+
+
 def test_heads_that_are_not_as_they_should_be():
     assert parse_response(b"HTTP/1.1 200\nContent-Type: text/html\n\nx").body == b"x"
-    assert parse_response(b"garbage\r\n\r\n").status is None
+    assert parse_response(b"HTTP/1.1 200 OK\r\n\r\nx").body == b"x"
+    assert parse_response(b"HTTP/1.1 100 Continue\r\n\r\n" + http(b"x", "404 Not Found")).status == 404
     assert parse_response(http(b"x", content_type=None)).media_type == ""
+    assert parse_response(http(b"x", content_type="text/html,charset=x")).charset == "x"
+    for block in (b"garbage\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\r\n", b"<html>"):
+        with pytest.raises(OSError, match=r"head|status line"):
+            parse_response(block)
+
+
+def test_a_head_of_many_lines_costs_what_its_bytes_cost():
+    for line in (b"a: b\r\n", b" folded\r\n", b"\r\r"):
+        with contextlib.suppress(OSError):
+            parse_response(b"HTTP/1.1 200 OK\r\n" + line * 120_000 + b"\r\nx")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +93,14 @@ def test_heads_that_are_not_as_they_should_be():
         ("Content-Encoding: br", brotli.compress(PAGE)),
         ("Content-Encoding: gzip, br", brotli.compress(gzip.compress(PAGE, mtime=0))),
         ("Content-Encoding: identity", PAGE),
+        ("Content-Encoding: gzip", gzip.compress(PAGE[:99], mtime=0) + gzip.compress(PAGE[99:], mtime=0)),
+        ("Content-Encoding: gzip", b"".join(gzip.compress(PAGE[n : n + 9], mtime=0) for n in range(0, len(PAGE), 9))),
+        ("Content-Encoding: gzip", gzip.compress(PAGE, mtime=0) + b"\r\nwhat follows"),
+        ("Content-Encoding: gzip;q=1.0", gzip.compress(PAGE, mtime=0)),
+        ("Content-Encoding: aws-chunked, gzip", gzip.compress(PAGE, mtime=0)),
+        ("Content-Encoding: utf-8", PAGE),
+        ("Content-Encoding: binary", PAGE),
+        ("Content-Encoding: text/html", PAGE),
         ("Transfer-Encoding: chunked", chunked(PAGE)),
         ("Transfer-Encoding: gzip, chunked", chunked(gzip.compress(PAGE, mtime=0))),
         ("Transfer-Encoding: chunked", b"5;ext=1\r\n<html\r\n" + chunked(PAGE[5:])),
@@ -101,8 +146,20 @@ def test_what_can_be_read_of_a_body_cut_off_is_read(header, body):
     assert PAGE.startswith(page)
 
 
-def test_an_unknown_coding():
-    assert decoded(PAGE, "Content-Encoding: compress") is None
+@pytest.mark.parametrize("coding", ["compress", "X-Compress", "dcz", "gzip, exi"])
+def test_codings_that_are_known_and_not_undone(coding):
+    assert decoded(PAGE, f"Content-Encoding: {coding}") is None
+
+
+def test_a_body_of_which_nothing_can_be_read():
+    assert decoded(gzip.compress(PAGE, mtime=0)[:10], "Content-Encoding: gzip") is None
+    assert decoded(gzip.compress(b"", mtime=0), "Content-Encoding: gzip") == b""
+
+
+def test_countless_members_are_not_unpacked():
+    assert decoded(gzip.compress(b"", mtime=0) * 100_000, "Content-Encoding: gzip") is None
+    members = gzip.compress(PAGE, mtime=0) * 1_000
+    assert decoded(members, "Content-Encoding: gzip") == (PAGE * 1_000)[: LIMIT + 1]
 
 
 def test_a_bomb_is_not_unpacked():
@@ -113,7 +170,8 @@ def test_a_bomb_is_not_unpacked():
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", "zstd", "chunked", "gzip, chunked"]))
 def test_any_body_decodes_to_something(body: bytes, coding: str):
-    assert decoded(body, f"Content-Encoding: {coding}", f"Transfer-Encoding: {coding}") is not None
+    found = decoded(body, f"Content-Encoding: {coding}", f"Transfer-Encoding: {coding}")
+    assert found is not None or b"\x1f\x8b" in body
 
 
 @given(st.binary(max_size=100))
