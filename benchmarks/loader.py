@@ -35,7 +35,7 @@ from rich.table import Table
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomResizedCrop, ToTensor
 
 from pipeline.shards.tar import TarWriter
-from trainer.data import Pairs, Share, View, load_steps, to_model_input
+from trainer.data import PairDataset, Preprocessing, RankSampler, load_steps, to_model_input
 from trainer.order import SampleOrder
 from trainer.shards import ShardCache, find_shards
 
@@ -97,9 +97,11 @@ def photo(random: np.random.Generator) -> bytes:
 def ours(glob: str, folder: Path, workers: int, size: int) -> Loader:
     def load(steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         shards = find_shards((glob,), ShardCache(folder / "cache", 2**34))
-        share = Share(SampleOrder(shards.counts, seed=0), BATCH, 8, 0, steps)
-        view = View(size, 77, seed=0)
-        for batch in load_steps(Pairs(shards, view), share, workers=workers, prefetch=4, device=torch.device("cpu")):
+        share = RankSampler(SampleOrder(shards.counts, seed=0), BATCH, 8, 0, steps)
+        view = Preprocessing(size, 77, seed=0)
+        for batch in load_steps(
+            PairDataset(shards, view), share, workers=workers, prefetch=4, device=torch.device("cpu")
+        ):
             yield to_model_input(batch.images), batch.tokens
 
     return load

@@ -57,7 +57,7 @@ def main() -> None:
         sys.exit("benchmarks.matching: needs the folder of real data: set WIT_SHARED_DATA")
     with tempfile.TemporaryDirectory() as folder:
         path = args.allowlist or write_list(Path(folder))
-        if args.only_build:
+        if args.build_lock:
             print(json.dumps(measure_build(path)))
         else:
             print_figures(measure(path, real_captions()[: args.captions], args.runs))

@@ -31,8 +31,8 @@ from trainer.distributed import World, pick_device
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
 from trainer.parallel import wrap
+from trainer.precision import autocast, pick_precision
 from trainer.step import Stepper
-from trainer.train import autocast, pick_precision
 
 OPEN_CLIP_PRECISION = {"bf16": "amp_bf16", "fp16": "amp", "fp32": "fp32"}
 

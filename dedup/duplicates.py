@@ -92,7 +92,7 @@ def choose_survivors(ids: np.ndarray, ranks: np.ndarray, edges: np.ndarray) -> n
     places = _places(ids, order, edges)
     better, worse = places.min(axis=1), places.max(axis=1)
     survivor = np.arange(len(ids))
-    stays = _settle(len(ids), better, worse)
+    stays = _greedy_rounds(len(ids), better, worse)
     counts = stays[better] & ~stays[worse]
     dropped = np.full(len(ids), len(ids))
     np.minimum.at(dropped, worse[counts], better[counts])
@@ -115,7 +115,7 @@ def _places(ids: np.ndarray, order: np.ndarray, edges: np.ndarray) -> np.ndarray
     return place[by_id[at]].reshape(-1, 2)
 
 
-def _settle(count: int, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+def _greedy_rounds(count: int, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
     """Return which of `count` images stay, given their edges as places in the order of rank."""
     dropped = np.zeros(count, bool)
     decided = np.zeros(count, bool)

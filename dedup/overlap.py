@@ -42,7 +42,7 @@ class EvalIndex:
         readable = table.filter(pc.is_null(table["reason"])).combine_chunks()
         hashes = hash_matrix(readable["views"])
         quality = readable["quality"].to_numpy()
-        return cls(_one_chunk(readable["eval_id"]), _one_chunk(readable["sha256"]), quality, HammingIndex.build(hashes))
+        return cls(combine(readable["eval_id"]), combine(readable["sha256"]), quality, HammingIndex.build(hashes))
 
     def __len__(self) -> int:
         return len(self.eval_ids)
@@ -56,7 +56,7 @@ def find_overlap(images: pa.Table, index: EvalIndex, *, max_distance_bits: int, 
     """
     found = np.concatenate([_equal_bytes(images, index), _near(images, index, max_distance_bits, min_quality)])
     example, image, distance, view = found[_first_of_each_pair(found)].T
-    uids = _one_chunk(images["uid"])
+    uids = combine(images["uid"])
     columns = [
         index.eval_ids.take(pa.array(example)),
         uids.take(pa.array(image)),
@@ -69,7 +69,7 @@ def find_overlap(images: pa.Table, index: EvalIndex, *, max_distance_bits: int, 
 
 def hash_matrix(hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return a fixed-size binary column as hashes, `(n, 32)` uint8; a value of 256 bytes makes 8 rows."""
-    array = _one_chunk(hashes)
+    array = combine(hashes)
     if array.null_count:
         raise ValueError(f"{array.null_count} of {len(array)} hashes are null")
     if len(array) == 0:
@@ -79,7 +79,7 @@ def hash_matrix(hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return content.reshape(-1, PDQ_BYTES)
 
 
-def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def combine(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(column, pa.Array):
         return column
     whole = column.combine_chunks()

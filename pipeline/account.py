@@ -19,7 +19,7 @@ from pipeline.engine.units import add_counts, read_markers, read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
 
-STAGES = ("pool", "planned", "fetched", "unique", "kept", "shards")
+ACCOUNT_LINES = ("pool", "planned", "fetched", "unique", "kept", "shards")
 
 _LAST_OF_FOLDER = {"pairs": "pool", "plan": "planned", "fetched": "fetched", "dedup": "kept"}
 
@@ -74,8 +74,8 @@ class Account:
 
     def up_to(self, folder: str) -> "Account":
         """Return the part of the account that ends with the stage that fills `folder`."""
-        last = _LAST_OF_FOLDER.get(folder, STAGES[-1])
-        return Account(self.stages[: STAGES.index(last) + 1])
+        last = _LAST_OF_FOLDER.get(folder, ACCOUNT_LINES[-1])
+        return Account(self.stages[: ACCOUNT_LINES.index(last) + 1])
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{"stage": s.stage, "inputs": s.inputs, "kept": s.kept, "reasons": dict(s.reasons)} for s in self.stages]

@@ -6,13 +6,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
-from pipeline.beam.failures import why
-from pipeline.engine.lock import only_build
+from pipeline.engine.lock import build_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, UserError, one_line
 from pipeline.project import STAGES, Project
-from pipeline.stages.balance.scans import QueryKeys
+from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
 from pipeline.stages.fetched import check_fetched, run_fetched
 from pipeline.stages.pairs import run_pairs
@@ -36,7 +35,7 @@ def run_build(
     """
     build = Build(project.workspace, options, progress or Progress())
     _check_inputs(project)
-    with only_build(build.workspace):
+    with build_lock(build.workspace):
         _run_stages(project, build, STAGES[: STAGES.index(to) + 1], refetch)
         build.workspace.remove_temporary_files()
         account = read_account(build.workspace).up_to(to)
@@ -53,13 +52,13 @@ def _check_inputs(project: Project) -> None:
         try:
             next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
         except Exception as error:  # whatever a store raises without its package, or without credentials
-            raise ConfigError(f"evals: {evaluation.name}: {why(error)}") from None
+            raise ConfigError(f"evals: {evaluation.name}: {one_line(error)}") from None
 
 
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
     config, base_dir = project.config, project.base_dir
     allowlist = project.load_allowlist()
-    keys = QueryKeys(project.allowlist_path, config.seed)
+    keys = QueryHashes(project.allowlist_path, config.seed)
     build.workspace.remove_temporary_files()
     if "fetched" in stages and not refetch:
         check_fetched(build.workspace, config, base_dir)

@@ -15,3 +15,12 @@ class ConfigError(UserError):
     """The request itself is wrong; nothing was started."""
 
     exit_code = 2
+
+
+_MAX_CHARS = 500
+
+
+def one_line(error: Exception | str) -> str:
+    """Return a message, or that of an exception, in one line of at most 500 characters; never an empty one."""
+    line = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
+    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"

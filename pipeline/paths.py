@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec import AbstractFileSystem
 
-from pipeline.beam.failures import why
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 
 
 def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.paths") -> list[str]:
@@ -31,7 +30,7 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
         fs, inner = fsspec.core.url_to_fs(located)
         found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}
     except Exception as error:  # whatever a store raises without its package, credentials or network
-        raise ConfigError(f"{key}: {pattern}: {why(error)}") from None
+        raise ConfigError(f"{key}: {pattern}: {one_line(error)}") from None
     files = [name for name, info in found.items() if info["type"] == "file" or _links_to_file(fs, name, info)]
     if not files:
         hint = f"; to read the files of a folder write {pattern}/*" if inner in found else ""

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.beam.failures import why
 from pipeline.config import Config, load_config
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from queries.allowlist import Allowlist
 
 STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
@@ -34,7 +33,7 @@ class Project:
                 with suppress(FileNotFoundError):
                     workspace.fs.ls(workspace.path(""))
         except Exception as error:  # whatever a store raises without its package, credentials or network
-            raise ConfigError(f"workspace = {self.config.workspace!r}: {why(error)}") from None
+            raise ConfigError(f"workspace = {self.config.workspace!r}: {one_line(error)}") from None
         return workspace
 
     def resolve(self, path: str) -> str:

@@ -109,7 +109,7 @@ class Reason(StrEnum):
     # dedup
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"
-    EVAL_OVERLAP = "eval_overlap"  # dedup.eval_sets.index = "remove"
+    EVAL_OVERLAP = "eval_overlap"  # dedup.evals = "remove"
     OVER_FINAL_CAP = "over_final_cap"
 
 

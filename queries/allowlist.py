@@ -143,7 +143,7 @@ def merge_candidates(candidates: pa.Table) -> tuple[pa.Table, dict[str, int]]:
     members = kept.take(pa.array(by_group)).combine_chunks()
     columns = [
         pc.utf8_trim_whitespace(kept["query"].take(pa.array(first))),
-        *(pa.ListArray.from_arrays(offsets, _one(members[name])) for name in ("origin", "score")),
+        *(pa.ListArray.from_arrays(offsets, _combine(members[name])) for name in ("origin", "score")),
     ]
     dropped = {
         "blank": blank,
@@ -155,10 +155,10 @@ def merge_candidates(candidates: pa.Table) -> tuple[pa.Table, dict[str, int]]:
 
 def _codes(values: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Number the distinct values by their first occurrence."""
-    return np.asarray(_one(_one(values).dictionary_encode().indices), dtype=np.int64)
+    return np.asarray(_combine(_combine(values).dictionary_encode().indices), dtype=np.int64)
 
 
-def _one(values: pa.ChunkedArray | pa.Array) -> pa.Array:
+def _combine(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 

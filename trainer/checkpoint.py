@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from trainer.errors import TrainerError, reason_of
+from trainer.errors import TrainerError, one_line
 
 FORMAT = "wit-train/1"
 _PARTS = {"identity": dict, "model": dict, "optimizer": dict, "scaler": dict, "broken": dict, "step": int}
@@ -119,7 +119,7 @@ def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
         with suppress(OSError):
             partial.unlink()
         raise TrainerError(
-            f"cannot write {path}: {reason_of(error)}; free space or set train.output, and run again to go on from "
+            f"cannot write {path}: {one_line(error)}; free space or set train.output, and run again to go on from "
             "the checkpoint before"
         ) from error
 

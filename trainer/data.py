@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.errors import TrainerError
 from trainer.images import decode_rgb
 from trainer.online_balance import BalancedOrder
-from trainer.order import Addresses, SampleOrder, rank_share, uniform
+from trainer.order import SampleOrder, SamplePositions, rank_share, uniform
 from trainer.shards import Sample, ShardSet
 
-Broken = Literal["no_image", "no_caption", "broken_image", "too_many_pixels"]
+Unusable = Literal["no_image", "no_caption", "broken_image", "too_many_pixels"]
 MAX_CHUNK = 256
 """Samples that one worker prepares at a time; the step's batch is put together from these."""
 LAST_STEP_S = 60
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class Preprocessing:
     """How the pairs are presented to the model."""
 
     image_size: int
@@ -62,20 +62,20 @@ class View:
     captions: Literal["first", "any"] = "first"
 
 
-class Pairs(Dataset[Batch | TrainerError]):
+class PairDataset(Dataset[Batch | TrainerError]):
     """Turns addresses into a batch; runs in loader workers."""
 
-    def __init__(self, shards: ShardSet, view: View) -> None:
+    def __init__(self, shards: ShardSet, view: Preprocessing) -> None:
         self._shards = shards
         self._view = view
 
-    def __getitem__(self, addresses: Addresses) -> Batch | TrainerError:
+    def __getitem__(self, addresses: SamplePositions) -> Batch | TrainerError:
         try:
             return self.batch(addresses)
         except TrainerError as error:
             return error  # raised across processes it would come with a traceback; `load_steps` raises it
 
-    def batch(self, addresses: Addresses) -> Batch:
+    def batch(self, addresses: SamplePositions) -> Batch:
         """Return the samples at these addresses.
 
         Raises:
@@ -95,7 +95,7 @@ class Pairs(Dataset[Batch | TrainerError]):
             torch.from_numpy(index), dict(broken),
         )  # fmt: skip
 
-    def _crop_draws(self, addresses: Addresses) -> NDArray[np.float64]:
+    def _crop_draws(self, addresses: SamplePositions) -> NDArray[np.float64]:
         """Return three numbers in [0, 1) per sample: how large its crop is, and where. (3, n)"""
         where = (
             addresses.epoch.astype(np.uint64),
@@ -105,7 +105,12 @@ class Pairs(Dataset[Batch | TrainerError]):
         return np.stack([uniform(self._view.seed, _CROP_STREAM, *where, draw) for draw in range(3)])
 
     def _first_usable(
-        self, addresses: Addresses, row: int, draws: NDArray[np.float64], image: NDArray[np.uint8], broken: Counter[str]
+        self,
+        addresses: SamplePositions,
+        row: int,
+        draws: NDArray[np.float64],
+        image: NDArray[np.uint8],
+        broken: Counter[str],
     ) -> tuple[int, str]:
         """Write the sample's image, or that of the next usable one of its shard; return its index and caption."""
         met: Counter[str] = Counter()
@@ -181,7 +186,7 @@ def _listing(counts: dict[str, int]) -> str:
 
 def decode_crop(
     encoded: bytes | None, draws: NDArray[np.float64], crop_scale: tuple[float, float], out: NDArray[np.uint8]
-) -> Broken | None:
+) -> Unusable | None:
     """Decode an image, cut a random square and write it to `out`, (size, size, 3); return what is wrong, if anything.
 
     The square's area is a share within `crop_scale` of the largest square; its place is uniform (CLIP section 2.4: "a
@@ -206,7 +211,7 @@ def decode_crop(
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSampler:
     """One rank's part of the run: which positions of the stream it reads, chunk by chunk."""
 
     order: SampleOrder | BalancedOrder
@@ -222,7 +227,7 @@ class Share:
         """How many chunks make up this rank's part of one step."""
         return -(-self.batch // self.world_size // MAX_CHUNK)
 
-    def __iter__(self) -> Iterator[Addresses]:
+    def __iter__(self) -> Iterator[SamplePositions]:
         own = rank_share(self.batch, self.lanes, self.rank, self.world_size)
         for step in range(self.start_step, self.total_steps):
             addresses = self.order.at(step * self.batch + own)
@@ -234,7 +239,7 @@ class Share:
 
 
 def load_steps(
-    pairs: Pairs, share: Share, *, workers: int, prefetch: int, device: torch.device
+    pairs: PairDataset, share: RankSampler, *, workers: int, prefetch: int, device: torch.device
 ) -> Generator[Batch, None, None]:
     """Yield this rank's part of each step, in order, prepared ahead by `workers` processes (0: in this one).
 

@@ -25,7 +25,7 @@ class TrainerConfigError(TrainerError):
     exit_code = 2
 
 
-def reason_of(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return why an operation failed, in one line: the system's reason if that is behind the error, or its cause's."""
     last, chained = error, [error]
     while (before := last.__cause__ or last.__context__) is not None:

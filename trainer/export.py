@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer import checkpoint
-from trainer.errors import TrainerError, reason_of
+from trainer.errors import TrainerError, one_line
 from trainer.model import open_clip_config
 
 PREPROCESSING = {
@@ -48,7 +48,7 @@ def export_model(source: Path, folder: Path) -> Path:
                 os.replace(Path(partial) / name, folder / name)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
-            f"cannot write the model to {folder}: {reason_of(error)}; its checkpoint {source} is whole: free space or "
+            f"cannot write the model to {folder}: {one_line(error)}; its checkpoint {source} is whole: free space or "
             "choose another folder, and export it again"
         ) from error
     return folder

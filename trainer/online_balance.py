@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer.errors import TrainerError
-from trainer.order import Addresses, Int64s, SampleOrder, hash64, uniform
+from trainer.order import Int64s, SampleOrder, SamplePositions, hash64, uniform
 from trainer.shards import ShardSet
 
 MAX_QUERIES = 1 << 27
@@ -95,7 +95,7 @@ class BalancedOrder:
         self._starts = [0]  # where each epoch begins, as far as it is known
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
-    def at(self, positions: Int64s) -> Addresses:
+    def at(self, positions: Int64s) -> SamplePositions:
         """Return where the samples at these positions of the stream are."""
         while len(positions) and self._starts[-1] <= positions.max():
             self._starts.append(self._starts[-1] + self._epoch(len(self._starts) - 1).order.samples)
@@ -104,7 +104,7 @@ class BalancedOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             shard[here], index[here] = self._epoch(int(epoch)).at(positions[here] - self._starts[epoch])
-        return Addresses(epochs, shard, index)
+        return SamplePositions(epochs, shard, index)
 
     def _draw(self, epoch: int) -> "_Epoch":
         """Draw an epoch shard by shard, so that little else is held than what it keeps."""

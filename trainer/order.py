@@ -22,7 +22,7 @@ UInt64s = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Addresses:
+class SamplePositions:
     """Where samples of the stream are, one entry per position."""
 
     epoch: Int64s
@@ -32,9 +32,9 @@ class Addresses:
     def __len__(self) -> int:
         return len(self.epoch)
 
-    def take(self, places: slice | Int64s) -> "Addresses":
+    def take(self, places: slice | Int64s) -> "SamplePositions":
         """Return some of them."""
-        return Addresses(self.epoch[places], self.shard[places], self.index[places])
+        return SamplePositions(self.epoch[places], self.shard[places], self.index[places])
 
 
 def hash64(*parts: int | UInt64s) -> UInt64s:
@@ -77,14 +77,14 @@ class SampleOrder:
         self._window = window
         self._permutation = lru_cache(maxsize=4 * lanes + 4)(_permutation)
 
-    def at(self, positions: Int64s) -> Addresses:
+    def at(self, positions: Int64s) -> SamplePositions:
         """Return where the samples at these positions of the stream are."""
         epochs, within = np.divmod(positions, self.samples)
         shard, index = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             shard[here], index[here] = self._locate(int(epoch), self._shuffled(int(epoch), within[here]))
-        return Addresses(epochs, shard, index)
+        return SamplePositions(epochs, shard, index)
 
     def _shuffled(self, epoch: int, positions: Int64s) -> Int64s:
         """Return offsets into the epoch's row of shards."""

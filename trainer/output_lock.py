@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.errors import TrainerError, reason_of
+from trainer.errors import TrainerError, one_line
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def output_lock(folder: Path) -> Iterator[None]:
     """Make an output folder and hold it; the system lets go of it when this process ends, however it ends.
 
     A file system without locks is used without.
@@ -23,7 +23,7 @@ def claimed(folder: Path) -> Iterator[None]:
         file = (folder / ".lock").open("w")
     except OSError as error:
         raise TrainerError(
-            f"the output folder {folder} cannot be written: {reason_of(error)}; set train.output to another"
+            f"the output folder {folder} cannot be written: {one_line(error)}; set train.output to another"
         ) from error
     with file:
         try:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import fsspec
 
-from trainer.errors import TrainerConfigError, TrainerError, reason_of
+from trainer.errors import TrainerConfigError, TrainerError, one_line
 
 _TAGS = ("ETag", "etag", "mtime", "updated", "LastModified", "Last-Modified", "created")
 # A large shard may take hours, but not a minute without a byte; aiohttp's own limit is five minutes in all. The clients
@@ -39,7 +39,7 @@ def expand(pattern: str) -> list[str]:
     except FileNotFoundError:
         return []
     except Exception as error:  # each file system raises what its client does
-        raise TrainerError(f"cannot list the shards {pattern}: {reason_of(error)}") from error
+        raise TrainerError(f"cannot list the shards {pattern}: {one_line(error)}") from error
     return [str(filesystem.unstrip_protocol(path)) for path in found] if "://" in pattern else found
 
 
@@ -53,7 +53,7 @@ def version_of(url: str) -> Version:
     try:
         info = filesystem.info(path)
     except Exception as error:  # as above
-        raise TrainerError(f"cannot read shard {url}: {reason_of(error)}") from error
+        raise TrainerError(f"cannot read shard {url}: {one_line(error)}") from error
     return Version(info.get("size"), next((str(info[tag]) for tag in _TAGS if info.get(tag)), None))
 
 
@@ -68,7 +68,7 @@ def fetch(url: str, copy: Path, size: int | None) -> None:
         filesystem.get_file(path, str(copy))
         arrived = copy.stat().st_size
     except Exception as error:  # as above
-        raise TrainerError(f"cannot copy shard {url} to {copy.parent}: {reason_of(error)}") from error
+        raise TrainerError(f"cannot copy shard {url} to {copy.parent}: {one_line(error)}") from error
     if size not in (None, arrived):
         raise TrainerError(f"shard {url} arrived with {arrived} of its {size} bytes: run again, or copy it by hand")
 
@@ -77,5 +77,5 @@ def _locate(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
-        raise TrainerConfigError(f"train.shards: {url}: {reason_of(error)}") from error
+        raise TrainerConfigError(f"train.shards: {url}: {one_line(error)}") from error
     return filesystem, path

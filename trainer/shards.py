@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shards.manifest import Shard, read_manifest
-from trainer.errors import TrainerError, reason_of
+from trainer.errors import TrainerError, one_line
 from trainer.remote_shards import Version, expand, fetch, version_of
 from trainer.tar_index import Index, index_tar
 
@@ -164,7 +164,7 @@ class ShardCache:
             yield
         except OSError as error:
             raise TrainerError(
-                f"the folder {self._folder} of copies and indexes cannot be written: {reason_of(error)}; "
+                f"the folder {self._folder} of copies and indexes cannot be written: {one_line(error)}; "
                 "free space, or set train.cache to another folder"
             ) from error
 
@@ -282,7 +282,7 @@ def _announced_counts(folder: str) -> tuple[str, dict[str, int]]:
         except Exception as error:  # JSON of any shape, and what each file system raises
             if isinstance(error, _ABSENT) or getattr(error, "status", None) == 403:
                 continue
-            raise TrainerError(f"{folder}/{name} cannot be used: {reason_of(error)}") from error
+            raise TrainerError(f"{folder}/{name} cannot be used: {one_line(error)}") from error
         for path, count in counts.items():
             if type(count) is not int or not 0 <= count <= MAX_SAMPLES:
                 raise TrainerError(f"{folder}/{name} cannot be used: {path} holds {count!r} samples")

@@ -4,7 +4,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,17 +13,18 @@ import torch
 
 from trainer import checkpoint
 from trainer.config import Settings, TrainConfig
-from trainer.data import Batch, Pairs, Share, View, load_steps, to_model_input
+from trainer.data import Batch, PairDataset, Preprocessing, RankSampler, load_steps, to_model_input
 from trainer.distributed import World, open_world
-from trainer.errors import PeerError, TrainerConfigError, TrainerError, reason_of
+from trainer.errors import PeerError, TrainerConfigError, TrainerError, one_line
 from trainer.export import export_model
 from trainer.init_weights import load_initial
 from trainer.model import build_model
 from trainer.online_balance import BalancedOrder, keep_probabilities
 from trainer.optimizer import build_optimizer
 from trainer.order import SampleOrder, hash64
-from trainer.output_lock import claimed
+from trainer.output_lock import output_lock
 from trainer.parallel import is_sharded, wrap
+from trainer.precision import autocast, pick_precision
 from trainer.progress import RunProgress, Stopwatch
 from trainer.schedule import learning_rate
 from trainer.shards import ShardCache, find_shards
@@ -53,7 +54,7 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
     except torch.OutOfMemoryError as error:
         micro_batch = settings.train.micro_batch or "unset"
         raise TrainerError(
-            f"{reason_of(error).rstrip('.')}: set or lower train.micro_batch (now {micro_batch}), set "
+            f"{one_line(error).rstrip('.')}: set or lower train.micro_batch (now {micro_batch}), set "
             "train.gradient_checkpointing = true, and rerun it to go on from the last checkpoint; a smaller "
             f"train.batch (now {settings.train.batch}) is another run"
         ) from error
@@ -65,7 +66,7 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
 def _claimed_by_first(output: Path, world: World) -> Iterator[None]:
     """Hold the output folder in the first process; fail in all of them if it cannot."""
     with ExitStack() as held:
-        world.in_first(lambda: held.enter_context(claimed(output)))
+        world.in_first(lambda: held.enter_context(output_lock(output)))
         yield
 
 
@@ -108,7 +109,7 @@ class _Run:
                 flat_logit_scale=is_sharded(config, self.world),
             )  # fmt: skip
         except Exception as error:  # open_clip takes any table, and fails where it uses it
-            raise TrainerConfigError(f"train.architecture cannot be built: {reason_of(error)}") from error
+            raise TrainerConfigError(f"train.architecture cannot be built: {one_line(error)}") from error
         if config.initial is not None and not checkpoint.list_checkpoints(self.checkpoints):
             load_initial(model, config.initial)
         precision = pick_precision(config.precision, device)
@@ -169,12 +170,12 @@ class _Run:
 
     def go(self, on_step: StepHook | None) -> Path | None:
         """Run the remaining steps; return the exported model's folder unless a signal came first."""
-        share = Share(
+        share = RankSampler(
             self.order, self.config.batch, self.config.lanes, self.done_steps, self.total_steps,
             self.world.rank, self.world.size,
         )  # fmt: skip
         vision, text = self.config.architecture["vision_cfg"], self.config.architecture["text_cfg"]
-        view = View(
+        view = Preprocessing(
             vision["image_size"],
             text["context_length"],
             self.settings.seed,
@@ -182,7 +183,7 @@ class _Run:
             self.config.captions,
         )
         steps = load_steps(
-            Pairs(self.shards, view), share,
+            PairDataset(self.shards, view), share,
             workers=self.config.workers, prefetch=self.config.prefetch, device=self.world.device,
         )  # fmt: skip
         self._describe()
@@ -334,7 +335,7 @@ def _next_of(steps: Generator[Batch, None, None]) -> tuple[Batch | None, Trainer
         # A dead process is noticed as such, or where the tensors that it has announced cannot be had from it.
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        reason = reason_of(error)
+        reason = one_line(error)
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in the middle of a step
     # The loader ends its processes once its traceback is gone, which is now.
@@ -360,18 +361,6 @@ def _check_batch(config: TrainConfig, world: World, samples: int) -> None:
         raise TrainerConfigError(
             f"train.micro_batch = {config.micro_batch} does not divide the {share} samples of each process"
         )
-
-
-def pick_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the type that matrix products are computed in."""
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" else "fp32"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[wanted]
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> Any:
-    """Return the context in which a model runs in this precision."""
-    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.engine.lock import only_build
+from pipeline.engine.lock import build_lock
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.shuffle import MAX_BUCKETS, gather, spill
 from pipeline.engine.units import (
     Marker,
-    Ready,
+    Stateless,
     Unit,
     UnitOutput,
     Work,
@@ -40,7 +40,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.paths import FileVersion, file_versions
 from queries.errors import InputError
-from queries.origins.titles import keep_articles, rank_titles, why_not_a_title
+from queries.origins.titles import exclusion_reason, keep_articles, rank_titles
 from queries.wikipedia.counting import COUNTS, add_up, count_text
 from queries.wikipedia.dump import DumpPart, Page, Site, read_pages, read_site, split_dump
 from queries.wikipedia.page_views import VIEWS, read_views
@@ -114,19 +114,19 @@ def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PAR
     Raises:
         UserError: a file is missing or damaged, or no page-view file, or of another wiki.
     """
-    with only_build(build.workspace):
+    with build_lock(build.workspace):
         build.workspace.remove_temporary_files()
         return _count(build, inputs, part_bytes)
 
 
 def _count(build: Build, inputs: WikipediaInputs, part_bytes: int) -> WikipediaCounts:
-    covered = digest(VERSION, _versions(inputs.dumps), inputs.min_count, part_bytes)
+    unit_digest = digest(VERSION, _versions(inputs.dumps), inputs.min_count, part_bytes)
     views = _versions(inputs.page_views)
-    titles_digest = digest(covered, views, inputs.project, inputs.max_titles)
+    titles_digest = digest(unit_digest, views, inputs.project, inputs.max_titles)
     titles = _finished(build, "titles", titles_digest)
     # Before the dump: whether these files are of the same wiki is known in minutes, not after hours.
     viewed = {} if titles else _read_views(build, inputs, titles_digest)
-    words = _finished(build, "words", covered) or _count_words(build, inputs, part_bytes, covered)
+    words = _finished(build, "words", unit_digest) or _count_words(build, inputs, part_bytes, unit_digest)
     titles = titles or _merge_titles(build, inputs, words, viewed, titles_digest)
     return _read(build.workspace, words, titles, inputs)
 
@@ -180,7 +180,7 @@ def _merge_titles(
 
 def _run(build: Build, step: str, units: list[Unit], work: Work) -> dict[str, Marker]:
     """Run the units of a step, if there are any: without page views, say, nothing is said of them."""
-    return run_units(build, step, units, Ready(work)) if units else {}
+    return run_units(build, step, units, Stateless(work)) if units else {}
 
 
 def _bucket_count(size_bytes: int) -> int:
@@ -211,7 +211,7 @@ class _CountPart:
     site: Site | None
     buckets: int
 
-    def __call__(self, task: tuple[str, DumpPart], output: UnitOutput) -> Mapping[str, int]:
+    def run(self, task: tuple[str, DumpPart], output: UnitOutput) -> Mapping[str, int]:
         name, part = task
         counts: Counter[str] = Counter(inputs=0, kept=0)
         titles: list[str] = []
@@ -232,7 +232,7 @@ class _CountPart:
         lines: list[str] = []
         chars = 0
         for page in read_pages(part):
-            reason = why_not_a_title(page)
+            reason = exclusion_reason(page)
             counts["inputs"] += 1
             counts[reason or "kept"] += 1
             if reason is None:
@@ -278,7 +278,7 @@ class _ReadViews:
     project: str
     buckets: int
 
-    def __call__(self, task: tuple[str, str], output: UnitOutput) -> Mapping[str, int]:
+    def run(self, task: tuple[str, str], output: UnitOutput) -> Mapping[str, int]:
         name, path = task
         with _for_users():
             routed = ((views, _buckets_of(views["title"], self.buckets)) for views in self._views(path))
@@ -296,7 +296,7 @@ class _MergeWords:
     files: list[str]
     min_count: int
 
-    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         """Write the words and bigrams of a bucket that are frequent; count the words of running text."""
         total = add_up(gather(output.workspace, self.files, bucket, COUNTS))
         words = pc.sum(total.filter(pc.field("second") == "")["count"]).as_py() or 0
@@ -313,7 +313,7 @@ class _MergeTitles:
     has_dump: bool
     max_titles: int
 
-    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         """Write the most viewed articles of a bucket."""
         views = gather(output.workspace, self.views, bucket, VIEWS)
         summed = views.group_by("title", use_threads=False).aggregate([("views", "sum")]).rename_columns(VIEWS.names)

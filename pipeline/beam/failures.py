@@ -10,13 +10,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, UserError, one_line
 
 _TRACEBACK = "Traceback (most recent call last):"
 _STEP = re.compile(r" \[while running '(?P<step>.*?)'\]")
 _JOB_PREFIX = re.compile(r"^Pipeline \S+ failed in state \w+: ")
 _USER_ERRORS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError)}
-_MAX_CHARS = 500
 
 
 def user_error(error: Exception, log: Path) -> UserError:
@@ -31,7 +30,7 @@ def user_error(error: Exception, log: Path) -> UserError:
         return UserError(f"no space left on {disks}; make room and run again: what is done stays done ({where[:-2]})")
     if name == "RuntimeError":  # Beam's own wrapping of what has no Python traceback, and of odd exception classes
         return UserError(f"{_java_cause(without_step(message))} ({where}the log is in {log})")
-    return UserError(f"{name}: {in_one_line(without_step(message))} ({where}the log is in {log})")
+    return UserError(f"{name}: {one_line(without_step(message))} ({where}the log is in {log})")
 
 
 def is_interruption(error: Exception) -> bool:
@@ -42,17 +41,6 @@ def is_interruption(error: Exception) -> bool:
 def without_step(message: str) -> str:
     """Drop the "[while running ...]" that Beam adds to the message of an exception."""
     return _STEP.sub("", message)
-
-
-def why(error: Exception) -> str:
-    """Return what an exception says, in one line; its class where it says nothing."""
-    return in_one_line(str(error)) or type(error).__name__
-
-
-def in_one_line(text: str) -> str:
-    """Join lines, and cut what is longer than anyone reads."""
-    line = " ".join(text.split())
-    return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"
 
 
 def _python_cause(text: str) -> tuple[str, str] | None:
@@ -71,4 +59,4 @@ def _java_cause(text: str) -> str:
     """Return the innermost "Caused by" of a Java stack trace, else the first line."""
     lines = [line.strip() for line in _JOB_PREFIX.sub("", text).splitlines() if line.strip()]
     causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
-    return in_one_line((causes or lines or ["unknown error"])[-1 if causes else 0])
+    return one_line((causes or lines or ["unknown error"])[-1 if causes else 0])

@@ -27,11 +27,11 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from pipeline.beam.failures import in_one_line, is_interruption, user_error, without_step
+from pipeline.beam.failures import is_interruption, user_error, without_step
 from pipeline.beam.log import keep_log, log_file, noise_in_log_file
 from pipeline.beam.options import parse_beam_options
 from pipeline.beam.spark import settings as spark
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, UserError, one_line
 
 __all__ = ["log_file", "parse_beam_options", "run_pipeline", "worker_count"]
 
@@ -54,7 +54,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         try:
             pipeline = _pipeline(options)
         except ValueError as error:
-            raise ConfigError(in_one_line(str(error))) from error
+            raise ConfigError(one_line(str(error))) from error
         build(pipeline)
         try:
             state = pipeline.run().wait_until_finish()

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.account import Account, read_account
-from pipeline.beam.failures import why
 from pipeline.cli import demo as cli_demo
 from pipeline.cli import evals as cli_evals
 from pipeline.cli import queries as cli_queries
 from pipeline.cli import train as cli_train
 from pipeline.engine.progress import Progress
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.project import STAGES, Project
 
 _EXAMPLES = """\
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_for_users(error):
             raise
-        print(f"wit: {why(error)}", file=sys.stderr)
+        print(f"wit: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("wit: stopped; run the same command again to resume", file=sys.stderr)

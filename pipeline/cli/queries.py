@@ -117,7 +117,7 @@ def _build(args: argparse.Namespace) -> int:
             raise ConfigError("--starter takes the place of --dump and --pageviews, and needs --wordnet")
         manifest = build_starter(args.size, args.wordnet, args.out)
     else:
-        inputs = Inputs(_each_once(args.dump), _each_once(args.pageviews), args.wordnet, args.project)
+        inputs = Inputs(_unique_paths(args.dump), _unique_paths(args.pageviews), args.wordnet, args.project)
         options = parse_beam_options(getattr(args, "beam_args", []))
         work = args.work or args.out.removesuffix(".parquet") + ".counts"
         progress = Progress(None if args.quiet else sys.stderr)
@@ -126,7 +126,7 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _each_once(paths: list[str]) -> tuple[str, ...]:
+def _unique_paths(paths: list[str]) -> tuple[str, ...]:
     """Return the files without those that are named again: they would be counted twice."""
     return tuple({path if "://" in path else os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
 

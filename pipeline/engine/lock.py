@@ -6,15 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.beam.failures import why
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError, UserError, one_line
 
 _LOCK = ".wit/lock"
 
 
 @contextmanager
-def only_build(workspace: Workspace) -> Iterator[None]:
+def build_lock(workspace: Workspace) -> Iterator[None]:
     """Hold the lock of a workspace while a build runs; the system lets go of it however the build ends.
 
     Stores have no locks: there, the file is only written, to see that it can be.
@@ -26,7 +25,7 @@ def only_build(workspace: Workspace) -> Iterator[None]:
     try:
         file = _open(workspace)
     except Exception as error:  # whatever a store raises that cannot be written
-        said = (isinstance(error, OSError) and error.strerror) or why(error)
+        said = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise ConfigError(
             f"workspace {workspace.root!r} cannot be written ({said}); name a folder where you may"
         ) from None

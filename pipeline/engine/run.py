@@ -8,10 +8,10 @@ import logging
 import pickle
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import apache_beam as beam
 import pyarrow as pa
@@ -20,7 +20,7 @@ from apache_beam.utils.shared import Shared
 
 from pipeline.beam.runner import run_pipeline
 from pipeline.engine.progress import Progress, StepProgress
-from pipeline.engine.units import Marker, Prepare, Unit, UnitOutput, read_marker, settle, write_marker
+from pipeline.engine.units import Marker, Prepare, Unit, UnitOutput, discard_stale, read_marker, write_marker
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 
@@ -29,8 +29,12 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _UNITS_PER_PACK = 1_000
 
-Reduction = Callable[[beam.Pipeline], beam.pvalue.PCollection]
-"""Wires a pipeline that yields one pa.Table."""
+
+class Reduction(Protocol):
+    """A pipeline that ends in one table."""
+
+    def wire(self, pipeline: beam.Pipeline, /) -> beam.pvalue.PCollection:
+        """Return a collection of one pa.Table."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,13 @@ class _RunUnit(beam.DoFn):
 
     def setup(self) -> None:
         self._workspace = Workspace(self._root)
-        self._work = self._shared.acquire(self._prepare)
+        self._work = self._shared.acquire(self._prepare.open)
 
     def process(self, unit: Unit) -> Iterator[str]:
         marker = read_marker(self._workspace, self._step, unit.name)
         if marker is None or marker.digest != unit.digest:
             output = UnitOutput(self._workspace)
-            counts = self._work(unit.payload, output)
+            counts = self._work.run(unit.payload, output)
             write_marker(self._workspace, self._step, unit, output, counts)
         yield unit.name
 
@@ -67,8 +71,8 @@ def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) 
     fetched twice, a page need not answer alike. Such a unit is not done, and runs again.
     """
     if len({unit.name for unit in units}) < len(units):
-        raise ValueError(f"{step}: two units of the same name would be taken for one")
-    done = settle(build.workspace, step, units)
+        raise ValueError(f"{step}: duplicate unit name")
+    done = discard_stale(build.workspace, step, units)
     with build.progress.step(step, len(units), done) as bar:
         for _ in range(_ATTEMPTS):
             todo = [unit for unit in units if unit.name not in done]
@@ -76,21 +80,21 @@ def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) 
                 break
             with _watching(build.workspace, step, todo, bar):
                 _run_on_beam(build, step, todo, prepare)
-            done = settle(build.workspace, step, units)
+            done = discard_stale(build.workspace, step, units)
         else:
             _check_done(step, units, done)
         bar.finish(done)
     return {unit.name: done[unit.name] for unit in units}
 
 
-def run_reduction(build: Build, step: str, unit: Unit, output: str, wire: Reduction) -> Marker:
+def run_reduction(build: Build, step: str, unit: Unit, output: str, reduction: Reduction) -> Marker:
     """Run a pipeline that ends in exactly one table, written to `output`; skipped like a unit when it is done."""
-    done = settle(build.workspace, step, [unit])
+    done = discard_stale(build.workspace, step, [unit])
     with build.progress.step(step, 1, done) as bar:
         if not done:
             writer = _WriteReduction(build.workspace.root, step, unit, output)
-            run_pipeline(lambda pipeline: wire(pipeline) | "Write" >> beam.Map(writer), build.options)
-            done = settle(build.workspace, step, [unit])
+            run_pipeline(lambda pipeline: reduction.wire(pipeline) | "Write" >> beam.Map(writer.write), build.options)
+            done = discard_stale(build.workspace, step, [unit])
             _check_done(step, [unit], done)
         bar.finish(done)
     return done[unit.name]
@@ -103,7 +107,7 @@ class _WriteReduction:
     unit: Unit
     output: str
 
-    def __call__(self, table: pa.Table) -> str:
+    def write(self, table: pa.Table) -> str:
         workspace = Workspace(self.root)
         output = UnitOutput(workspace)
         output.write_table(self.output, table)

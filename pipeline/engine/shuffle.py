@@ -88,3 +88,18 @@ def _batches(encoded: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with pa.BufferReader(encoded) as reader:
         while reader.tell() < len(encoded):
             yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
+
+
+def bucket_of_part(part: np.ndarray, parts: int, buckets: int) -> np.ndarray:
+    """Return the bucket that holds a part: consecutive parts share one."""
+    return (part.astype(np.int64) * buckets // parts).astype(np.int32)
+
+
+def group_count(parts: int) -> int:
+    """Return into how many groups so many parts go."""
+    return min(parts, MAX_BUCKETS)
+
+
+def group_of_part(part: np.ndarray, parts: int) -> np.ndarray:
+    """Return the number of the group of each part, (n,) int32."""
+    return bucket_of_part(part, parts, group_count(parts))

@@ -10,10 +10,10 @@ Nothing here knows Beam: run.py spreads the units over workers.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,20 +85,30 @@ class UnitOutput:
         self.files[name] = self.workspace.write_json(name, value)
 
 
-Work = Callable[[Any, UnitOutput], Mapping[str, int]]
-"""(payload, output) -> counts. Runs on a worker, perhaps more than once, perhaps at the same time as its twin."""
+class Work(Protocol):
+    """What a step does with one unit, on a worker."""
 
-Prepare = Callable[[], Work]
-"""Makes the `Work` of a step, once per process: opens the automaton, the index, the event loop."""
+    def run(self, payload: Any, output: UnitOutput, /) -> Mapping[str, int]:
+        """Write the unit's files; return its counts.
+
+        May run more than once, even concurrently (retries, speculative execution): must be idempotent.
+        """
+
+
+class Prepare(Protocol):
+    """What travels to the workers of a step."""
+
+    def open(self) -> Work:
+        """Make the `Work` of a step, once per process: open the automaton, the index, the event loop."""
 
 
 @dataclass(frozen=True)
-class Ready:
+class Stateless:
     """The `Prepare` of work that needs nothing opened."""
 
     work: Work
 
-    def __call__(self) -> Work:
+    def open(self) -> Work:
         return self.work
 
 
@@ -134,8 +144,8 @@ def add_counts(markers: Iterable[Marker]) -> Counter[str]:
 
 def write_marker(workspace: Workspace, step: str, unit: Unit, output: UnitOutput, counts: Mapping[str, int]) -> None:
     """Say that a unit is done: its files stand, and `counts` is what became of its rows."""
-    told = {name: int(n) for name, n in counts.items() if n or name in _ALWAYS}
-    workspace.write_json(marker_name(step, unit.name), Marker(unit.digest, output.files, told).to_json())
+    nonzero = {name: int(n) for name, n in counts.items() if n or name in _ALWAYS}
+    workspace.write_json(marker_name(step, unit.name), Marker(unit.digest, output.files, nonzero).to_json())
 
 
 _STAGES = "stages"
@@ -143,7 +153,7 @@ _STAGES = "stages"
 
 def finished_stage(workspace: Workspace, stage: str, stage_digest: str) -> Marker | None:
     """Return the marker of a stage that is done with this digest, or None after withdrawing a marker that is not."""
-    marker = settle(workspace, _STAGES, [Unit(stage, stage_digest)], only=stage).get(stage)
+    marker = discard_stale(workspace, _STAGES, [Unit(stage, stage_digest)], only=stage).get(stage)
     if marker is not None:
         workspace.remove_folder(f".wit/{stage}")  # left by a run killed between its last two steps
     return marker
@@ -171,8 +181,8 @@ def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
     return not {unit.name for unit in units} == markers.keys() == _done(workspace, markers, units).keys()
 
 
-def settle(workspace: Workspace, step: str, units: Sequence[Unit], only: str | None = None) -> dict[str, Marker]:
-    """Return the units that are done; remove the files, then the markers, of those that no longer are.
+def discard_stale(workspace: Workspace, step: str, units: Sequence[Unit], only: str | None = None) -> dict[str, Marker]:
+    """Return the markers of units that are up to date; delete outputs, then markers, of stale ones.
 
     Files first: a run that is killed in between finds the marker again and removes the rest. With `only`, look at that
     one unit and leave the others alone.

@@ -6,11 +6,13 @@ compressed record by record cannot be entered in the middle; they are unpacked b
 is left out, and said in the log.
 """
 
+import fcntl
 import gzip
 import hashlib
 import logging
 import shutil
 import sqlite3
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,8 +23,10 @@ from pathlib import Path
 import fsspec
 from multidict import CIMultiDict
 
+from pipeline.engine.units import digest
 from pipeline.errors import UserError
 from pipeline.fetching.outcome import FetchFailure
+from pipeline.private_folder import private_folder
 from pipeline.records import Reason
 from pipeline.web.http_payload import decode_body, parse_response
 from pipeline.web.urls import normalize_url
@@ -204,3 +208,25 @@ def _announced_bytes(headers: CIMultiDict[str]) -> int:
     """Return the `Content-Length`, 0 where none that can be read is given."""
     announced = headers.get("Content-Length", "").strip()
     return int(announced) if announced.isdecimal() and len(announced) < 19 else 0
+
+
+def index_folder(archives: Sequence[str], version: str) -> Path:
+    """Return the folder with the index of these archives, made by the first process of this machine that asks.
+
+    It lies in the temporary folder, so that the processes of a machine, and later runs, share it until the system
+    cleans up there. Archives that are not compressed record by record lie unpacked beside it.
+    """
+    key = digest(INDEX_FORMAT, archives, version)  # the index names the files it points into, so paths count too
+    try:
+        shared = private_folder("wit-archives")
+    except PermissionError as error:
+        raise UserError(f"{error}; set TMPDIR to a folder of your own") from None
+    folder = shared / key
+    with (shared / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even where its holder is killed
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(prefix="making-", dir=shared) as scratch:
+                made = Path(scratch) / "index"
+                build_archive_index(archives, made)
+                made.rename(folder)
+    return folder

@@ -12,7 +12,7 @@ from dedup.eval_sets.index import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config, EvalConfig
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Ready, Unit, UnitOutput, digest
+from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.sources import file_versions
@@ -64,7 +64,7 @@ def run_evals(build: Build, config: Config, base_dir: Path) -> EvalIndexes:
     if not config.evals:
         return EvalIndexes({}, digest())
     units = [_unit(e, base_dir) for e in config.evals]
-    markers = run_units(build, "evals", units, Ready(_index_set))
+    markers = run_units(build, "evals", units, Stateless(_IndexSet()))
     content = sorted((name, f.sha256) for m in markers.values() for name, f in m.outputs.items())
     bits = {e.name: max_distance_bits(config, e) for e in config.evals}
     return EvalIndexes(bits, digest(content, bits))
@@ -79,21 +79,28 @@ def max_distance_bits(config: Config, evaluation: EvalConfig) -> int:
 
 def _unit(evaluation: EvalConfig, base_dir: Path) -> Unit:
     path = evaluation.path if "://" in evaluation.path else str(base_dir / evaluation.path)
-    covered = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), file_versions(path))
-    return Unit(evaluation.name, covered, _Set(evaluation, path))
+    unit_digest = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), file_versions(path))
+    return Unit(evaluation.name, unit_digest, _Set(evaluation, path))
 
 
-def _index_set(task: _Set, output: UnitOutput) -> Mapping[str, int]:
-    config = task.config
-    with tempfile.TemporaryDirectory(prefix="wit-evals-") as scratch:
-        try:
-            summary = index_eval_set(
-                config.name, config.kind, task.path, Path(scratch), image_column=config.image, label_column=config.label
-            )
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(f"evals: {config.name}: {error}") from error
-        for file in sorted((Path(scratch) / config.name).rglob("*")):
-            if file.is_file():
-                name = f"evals/{config.name}/{file.relative_to(Path(scratch) / config.name)}"
-                output.files[name] = output.workspace.upload(file, name)
-    return summary.counts()
+@dataclass(frozen=True)
+class _IndexSet:
+    def run(self, task: _Set, output: UnitOutput) -> Mapping[str, int]:
+        config = task.config
+        with tempfile.TemporaryDirectory(prefix="wit-evals-") as scratch:
+            try:
+                summary = index_eval_set(
+                    config.name,
+                    config.kind,
+                    task.path,
+                    Path(scratch),
+                    image_column=config.image,
+                    label_column=config.label,
+                )
+            except (FileNotFoundError, ValueError) as error:
+                raise UserError(f"evals: {config.name}: {error}") from error
+            for file in sorted((Path(scratch) / config.name).rglob("*")):
+                if file.is_file():
+                    name = f"evals/{config.name}/{file.relative_to(Path(scratch) / config.name)}"
+                    output.files[name] = output.workspace.upload(file, name)
+        return summary.counts()

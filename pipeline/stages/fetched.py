@@ -4,11 +4,10 @@ The unit is a plan part. The fetcher of a process (event loop, connections, robo
 parts.
 """
 
-import fcntl
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,10 +20,9 @@ from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
-from pipeline.fetching.archives import INDEX_FORMAT, ArchiveIndex, build_archive_index
+from pipeline.fetching.archives import ArchiveIndex, index_folder
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
-from pipeline.private_folder import private_folder
 from pipeline.records import FETCHED
 from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
@@ -61,13 +59,13 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
     if refetch:
         build.workspace.remove_folder(_REUSE)
     else:
-        _stash_for_reuse(build.workspace, settings, {_stem(name): covered for name, covered in digests.items()})
+        _stash_for_reuse(build.workspace, settings, {_stem(name): unit_digest for name, unit_digest in digests.items()})
     earlier = _earlier_parts(build.workspace, settings)
     units = [
-        Unit(_stem(name), covered, _PlannedPart(name, tuple(earlier.get(_stem(name), []))))
-        for name, covered in digests.items()
+        Unit(_stem(name), unit_digest, _PlannedPart(name, tuple(earlier.get(_stem(name), []))))
+        for name, unit_digest in digests.items()
     ]
-    prepare = _Prepare(config.fetch, settings, worker_count(build.options))
+    prepare = _OpenFetcher(config.fetch, settings, worker_count(build.options))
     markers = run_units(build, "fetched", units, prepare)
     build.workspace.remove_folder(_REUSE)
     return markers
@@ -91,8 +89,8 @@ class _Settings:
         archives = expand_paths(config.fetch.archives, base_dir, "fetch.archives")
         recorded = digest([file_versions(path) for path in archives])
         content = config.fetch.content() | {"archives": recorded}
-        covered = digest(VERSION, content, config.fetch.parts, config.seed)
-        return cls(tuple(archives), recorded, ("web-" if config.fetch.network else _FROM_ARCHIVES) + covered)
+        unit_digest = digest(VERSION, content, config.fetch.parts, config.seed)
+        return cls(tuple(archives), recorded, ("web-" if config.fetch.network else _FROM_ARCHIVES) + unit_digest)
 
     def owns(self, marker: Marker) -> bool:
         return marker.digest.startswith(f"{self.name}-")
@@ -155,12 +153,12 @@ def _stem(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Prepare:
+class _OpenFetcher:
     config: FetchConfig
     settings: _Settings
     workers: int
 
-    def __call__(self) -> Work:
+    def open(self) -> Work:
         recorded = self.settings.archives
         archives = ArchiveIndex(index_folder(recorded, self.settings.recorded)) if recorded else None
         fetcher = Fetcher(self.config, workers=self.workers, archives=archives)
@@ -169,33 +167,11 @@ class _Prepare:
         return work
 
 
-def index_folder(archives: Sequence[str], version: str) -> Path:
-    """Return the folder with the index of these archives, made by the first process of this machine that needs it.
-
-    It lies in the temporary folder, so that the processes of a machine, and later runs, share it until the system
-    cleans up there. Archives that are not compressed record by record lie unpacked beside it.
-    """
-    key = digest(INDEX_FORMAT, archives, version)  # the index names the files it points into, so paths count too
-    try:
-        shared = private_folder("wit-archives")
-    except PermissionError as error:
-        raise UserError(f"{error}; set TMPDIR to a folder of your own") from None
-    folder = shared / key
-    with (shared / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even where its holder is killed
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(prefix="making-", dir=shared) as scratch:
-                made = Path(scratch) / "index"
-                build_archive_index(archives, made)
-                made.rename(folder)
-    return folder
-
-
 @dataclass(frozen=True)
 class _FetchPart:
     fetcher: Fetcher
 
-    def __call__(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
         plan, stem = output.workspace.read_table(part.name), _stem(part.name)
         tar_name = f"fetched/{stem}.tar"
         with (

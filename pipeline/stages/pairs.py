@@ -47,7 +47,7 @@ def run_pairs(
     build: Build, config: Config, base_dir: Path, allowlist: Allowlist, allowlist_path: str
 ) -> dict[str, Marker]:
     """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
-    prepare = _Prepare(allowlist_path, config.pairs)
+    prepare = _OpenMatcher(allowlist_path, config.pairs)
     return run_units(build, "pairs", units(config, base_dir, allowlist), prepare)
 
 
@@ -71,16 +71,18 @@ def _short_name(path: str, base_dir: Path) -> str:
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
     reads = file.source.model_dump(exclude={"paths"})
-    covered = digest(VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256)
-    return Unit(file.unit, covered, file)
+    unit_digest = digest(
+        VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256
+    )
+    return Unit(file.unit, unit_digest, file)
 
 
 @dataclass(frozen=True)
-class _Prepare:
+class _OpenMatcher:
     allowlist: str
     limits: PairsConfig
 
-    def __call__(self) -> Work:
+    def open(self) -> Work:
         return _ExtractPairs(QueryMatcher(Allowlist.load(self.allowlist).queries), self.limits)
 
 
@@ -89,7 +91,7 @@ class _ExtractPairs:
     matcher: QueryMatcher
     limits: PairsConfig
 
-    def __call__(self, file: SourceFile, output: UnitOutput) -> Counter[str]:
+    def run(self, file: SourceFile, output: UnitOutput) -> Counter[str]:
         counts: Counter[str] = Counter(inputs=0, kept=0)
 
         def matched() -> Iterator[pa.RecordBatch]:

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.engine.shuffle import MAX_BUCKETS, bucket_of_part, gather, spill
 from pipeline.engine.units import (
     Marker,
-    Ready,
+    Stateless,
     Unit,
     UnitOutput,
     Work,
@@ -40,9 +40,9 @@ from pipeline.engine.workspace import Workspace
 from pipeline.records import PAIRS, PLAN, Reason
 from pipeline.stages.balance.scans import (
     Balance,
-    PrepareSelect,
-    QueryKeys,
-    Select,
+    OpenSelect,
+    QueryHashes,
+    SelectQueries,
     find_balance,
     save_thresholds,
     write_balance,
@@ -59,7 +59,7 @@ _ROUTED = PAIRS.append(pa.field("part", pa.int32())).append(pa.field("url_hash",
 
 
 def run_plan(
-    build: Build, config: Config, allowlist: Allowlist, keys: QueryKeys, pairs: Mapping[str, Marker]
+    build: Build, config: Config, allowlist: Allowlist, keys: QueryHashes, pairs: Mapping[str, Marker]
 ) -> Marker:
     """Fill plan/ with `fetch.parts` parts and `balance.parquet`; return the stage's marker."""
     files = {name: facts for marker in pairs.values() for name, facts in marker.outputs.items()}
@@ -106,10 +106,10 @@ def _candidates(build: Build, config: Config, pairs: Mapping[str, Marker], stage
         Unit(f"{i:05d}", digest(stage_digest, names), _Spill(f"{i:05d}", names))
         for i, names in enumerate(_groups(pairs))
     ]
-    spilled = run_units(build, "plan/spill", spills, Ready(_SpillPairs(parts, buckets, config.seed)))
+    spilled = run_units(build, "plan/spill", spills, Stateless(_SpillPairs(parts, buckets, config.seed)))
     names = [name for marker in spilled.values() for name in marker.outputs]
     gathers = [Unit(f"{bucket:05d}", digest(stage_digest, bucket), bucket) for bucket in range(buckets)]
-    return run_units(build, "plan/gather", gathers, Ready(_GatherParts(names, parts, buckets)))
+    return run_units(build, "plan/gather", gathers, Stateless(_GatherParts(names, parts, buckets)))
 
 
 def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
@@ -144,7 +144,7 @@ class _SpillPairs:
     buckets: int
     seed: int
 
-    def __call__(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
         rows = spill(
             output, f".wit/plan/spilled/{task.name}.rows", _ROUTED, self.buckets, self._routed(output.workspace, task)
         )
@@ -161,18 +161,13 @@ class _SpillPairs:
                     yield table, bucket_of_part(part, self.parts, self.buckets)
 
 
-def bucket_of_part(part: np.ndarray, parts: int, buckets: int) -> np.ndarray:
-    """Return the bucket that holds a part: consecutive parts share one."""
-    return (part.astype(np.int64) * buckets // parts).astype(np.int32)
-
-
 @dataclass(frozen=True)
 class _GatherParts:
     spilled: list[str]
     parts: int
     buckets: int
 
-    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         table = gather(output.workspace, self.spilled, bucket, _ROUTED)
         kept = 0
         in_bucket = bucket_of_part(np.arange(self.parts), self.parts, self.buckets) == bucket
@@ -195,30 +190,30 @@ def drop_repeats(pairs: pa.Table) -> pa.Table:
 
 
 def _write_plan(
-    build: Build, candidates: Sequence[str], balance: Balance, keys: QueryKeys, stage_digest: str
+    build: Build, candidates: Sequence[str], balance: Balance, keys: QueryHashes, stage_digest: str
 ) -> dict[str, Marker]:
     """Write the final parts; the thresholds travel as a file, not inside the job."""
     thresholds = ".wit/plan/thresholds.parquet"
     save_thresholds(build.workspace, thresholds, balance.thresholds)
     units = [Unit(name.rsplit("/", 1)[1].split(".")[0], digest(stage_digest, name), name) for name in candidates]
-    return run_units(build, "plan/write", units, _PrepareWrite(PrepareSelect(build.workspace.root, thresholds, keys)))
+    return run_units(build, "plan/write", units, _OpenWrite(OpenSelect(build.workspace.root, thresholds, keys)))
 
 
 @dataclass(frozen=True)
-class _PrepareWrite:
-    select: PrepareSelect
+class _OpenWrite:
+    select: OpenSelect
 
-    def __call__(self) -> Work:
-        return _WritePart(self.select())
+    def open(self) -> Work:
+        return _WritePart(self.select.open())
 
 
 @dataclass(frozen=True)
 class _WritePart:
-    select: Select
+    select: SelectQueries
 
-    def __call__(self, candidates: str, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, candidates: str, output: UnitOutput) -> Mapping[str, int]:
         table = output.workspace.read_table(candidates)
-        chosen = self.select(table)
+        chosen = self.select.select(table)
         planned = table.append_column("selected_by", chosen).filter(pc.greater(pc.list_value_length(chosen), 0))
         output.write_table(f"plan/{candidates.rsplit('/', 1)[1]}", planned.cast(PLAN))
         kept = planned.num_rows

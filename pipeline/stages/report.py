@@ -56,10 +56,10 @@ def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
     manifest = workspace.read_json("shards/manifest.json")
     dedup = read_stage(workspace, "dedup")
     results = _result_hashes(workspace, config)
-    covered = digest(VERSION, [manifest, results], {} if dedup is None else dedup.to_json(), allowlist.sha256)
-    if finished_stage(workspace, "report", covered) is None:
+    unit_digest = digest(VERSION, [manifest, results], {} if dedup is None else dedup.to_json(), allowlist.sha256)
+    if finished_stage(workspace, "report", unit_digest) is None:
         outputs = _write(workspace, config, allowlist)
-        finish_stage(workspace, "report", covered, outputs, {})
+        finish_stage(workspace, "report", unit_digest, outputs, {})
         build.progress.say(f"report         {workspace.root}/report/index.html")
     else:
         build.progress.say("report         done before")

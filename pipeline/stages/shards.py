@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.account import Account
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Ready, Unit, UnitOutput, digest, unfinished
+from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest, unfinished
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.records import SHARD
@@ -52,7 +52,7 @@ def run_shards(build: Build, fetched: Mapping[str, Marker], decided: Marker) -> 
     units = [_unit(i, name, marker, decided) for i, (name, marker) in enumerate(fetched.items())]
     if unfinished(build.workspace, "shards", units):
         build.workspace.remove(["shards/manifest.json"])
-    return run_units(build, "shards", units, Ready(write_shard))
+    return run_units(build, "shards", units, Stateless(WriteShard()))
 
 
 def _unit(number: int, name: str, fetched: Marker, decided: Marker) -> Unit:
@@ -94,14 +94,17 @@ def _strays(workspace: Workspace, own: Set[str]) -> list[str]:
     return [f"shards/{name}" for name in sorted(found - own) if _SHARD_FILE.fullmatch(name)]
 
 
-def write_shard(part: Part, output: UnitOutput) -> Mapping[str, int]:
+@dataclass(frozen=True)
+class WriteShard:
     """Write one shard. Rows keep the order of the plan, which is random by construction."""
-    rows = join_decisions(output.workspace.read_table(part.fetched), output.workspace.read_table(part.decisions))
-    kept = rows.filter(pc.equal(rows["status"], "success"))
-    _write_tar(part, kept, output)
-    output.write_table(f"{part.stem}.parquet", rows)
-    output.write_json(f"{part.stem}_stats.json", shard_stats(rows))
-    return {"inputs": kept.num_rows, "kept": kept.num_rows}
+
+    def run(self, part: Part, output: UnitOutput) -> Mapping[str, int]:
+        rows = join_decisions(output.workspace.read_table(part.fetched), output.workspace.read_table(part.decisions))
+        kept = rows.filter(pc.equal(rows["status"], "success"))
+        _write_tar(part, kept, output)
+        output.write_table(f"{part.stem}.parquet", rows)
+        output.write_json(f"{part.stem}_stats.json", shard_stats(rows))
+        return {"inputs": kept.num_rows, "kept": kept.num_rows}
 
 
 def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:

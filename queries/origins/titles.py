@@ -37,7 +37,7 @@ _DISAMBIGUATION_TITLE = re.compile(
 )
 
 
-def why_not_a_title(page: Page) -> str | None:
+def exclusion_reason(page: Page) -> str | None:
     """Return why the title of a page of a dump is no query, or None when it may be one."""
     if page.namespace != 0:
         return "namespace"

@@ -19,9 +19,9 @@ from support.scene_shards import draw_scene, scene_of, write_scene_shards
 from trainer.data import (
     MAX_CHUNK,
     Batch,
-    Pairs,
-    Share,
-    View,
+    PairDataset,
+    Preprocessing,
+    RankSampler,
     concatenated,
     decode_crop,
     load_steps,
@@ -35,7 +35,7 @@ from trainer.shards import ShardCache, ShardSet, find_shards
 
 PLAIN_TOKENIZER = SimpleTokenizer()
 CPU = torch.device("cpu")
-VIEW = View(image_size=32, context_length=16, seed=3)
+VIEW = Preprocessing(image_size=32, context_length=16, seed=3)
 
 
 def _shards(folder: Path, cache: Path) -> ShardSet:
@@ -46,8 +46,8 @@ def _steps(
     shards: ShardSet, *, steps: tuple[int, int], workers: int = 0, rank: int = 0, world: int = 1, batch: int = 24
 ) -> Iterator[Batch]:
     order = SampleOrder(shards.counts, seed=3, lanes=4, window=32)
-    share = Share(order, batch, 4, *steps, rank, world)
-    yield from load_steps(Pairs(shards, VIEW), share, workers=workers, prefetch=2, device=CPU)
+    share = RankSampler(order, batch, 4, *steps, rank, world)
+    yield from load_steps(PairDataset(shards, VIEW), share, workers=workers, prefetch=2, device=CPU)
 
 
 def _same(one: Batch, other: Batch) -> bool:
@@ -84,10 +84,10 @@ def test_an_epoch_reads_every_sample_once_with_its_own_caption(scenes: Path, tmp
 
 def test_a_large_step_is_prepared_in_chunks(scenes: Path, tmp_path: Path):
     shards = _shards(scenes / "shards", tmp_path)
-    share = Share(SampleOrder(shards.counts, seed=0), 2 * MAX_CHUNK + 2, 8, 0, 1)
+    share = RankSampler(SampleOrder(shards.counts, seed=0), 2 * MAX_CHUNK + 2, 8, 0, 1)
     assert [len(chunk) for chunk in share] == [172, 171, 171]
-    (step,) = load_steps(Pairs(shards, VIEW), share, workers=2, prefetch=1, device=CPU)
-    assert _same(step, Pairs(shards, VIEW).batch(share.order.at(rank_share(2 * MAX_CHUNK + 2, 8, 0, 1))))
+    (step,) = load_steps(PairDataset(shards, VIEW), share, workers=2, prefetch=1, device=CPU)
+    assert _same(step, PairDataset(shards, VIEW).batch(share.order.at(rank_share(2 * MAX_CHUNK + 2, 8, 0, 1))))
     elsewhere = concatenated([step, step], torch.device("meta"))  # a device of shapes without numbers
     assert [tensor.device.type for tensor in elsewhere[:4]] == ["meta", "meta", "cpu", "cpu"]
     assert len(elsewhere.images) == len(elsewhere.shards) == 2 * len(step.images)
@@ -126,7 +126,7 @@ def test_a_shard_without_any_usable_sample_stops_the_run(tmp_path: Path):
 
 def test_any_caption_is_drawn_anew_each_epoch(scenes: Path, tmp_path: Path):
     shards = _shards(scenes / "shards", tmp_path)
-    pairs = Pairs(shards, View(16, 16, seed=1, captions="any"))
+    pairs = PairDataset(shards, Preprocessing(16, 16, seed=1, captions="any"))
     order = SampleOrder(shards.counts, seed=1)
     known = {text: number for number, text in enumerate(["a", "one", "scene"])}
     first_words = {tuple(tokenize([word], 16)[0, :2].tolist()): number for word, number in known.items()}

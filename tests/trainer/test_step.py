@@ -20,8 +20,8 @@ from trainer.distributed import World, open_world
 from trainer.model import build_model
 from trainer.optimizer import build_optimizer
 from trainer.parallel import is_sharded
+from trainer.precision import autocast, pick_precision
 from trainer.step import Stepper
-from trainer.train import autocast, pick_precision
 
 VIT = TINY["architecture"]
 RESNET = {**VIT, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}}

@@ -27,7 +27,7 @@ from trainer.errors import TrainerError
 from trainer.export import PREPROCESSING
 from trainer.images import open_image
 from trainer.model import build_model
-from trainer.train import autocast, pick_precision
+from trainer.precision import autocast, pick_precision
 
 Features = NDArray[np.float32]
 

@@ -64,8 +64,8 @@ def missing_arguments(given: argparse.Namespace) -> list[str]:
     cores = local_cores(given.spark_master_url)
     arguments = _job_server(given)
     properties = _jvm_properties(given, cores)
-    arguments += _worker_processes(given, per_executor=cores or _whole(properties, "spark.executor.cores", 1))
-    arguments += [f"--job_server_jvm_properties={word}" for word in _jvm_words(given, properties)]
+    arguments += _worker_processes(given, per_executor=cores or _parse_int(properties, "spark.executor.cores", 1))
+    arguments += [f"--job_server_jvm_properties={word}" for word in _jvm_args(given, properties)]
     if given.storage_level is None and not given.cache_disabled:
         # A stage read twice is cached; in memory alone an evicted partition would be computed, and its side effects
         # run, a second time. The Kryo serializer is what makes spilling Beam's values to disk possible.
@@ -100,9 +100,9 @@ def most_units_at_once(master: str, jvm_properties: list[str]) -> int:
         return cores
     given = _properties(jvm_properties)
     if master.startswith("spark://"):
-        return _whole(given, "spark.cores.max", DEFAULT_CORES)
-    per_executor = _whole(given, "spark.executor.cores", 1)
-    return _whole(given, "spark.executor.instances", max(1, DEFAULT_CORES // per_executor)) * per_executor
+        return _parse_int(given, "spark.cores.max", DEFAULT_CORES)
+    per_executor = _parse_int(given, "spark.executor.cores", 1)
+    return _parse_int(given, "spark.executor.instances", max(1, DEFAULT_CORES // per_executor)) * per_executor
 
 
 def _job_server(given: argparse.Namespace) -> list[str]:
@@ -132,7 +132,7 @@ def _jvm_properties(given: argparse.Namespace, local: int | None) -> dict[str, s
     if local is not None:
         ours["spark.ui.enabled"] = "false"
     else:
-        ours |= _cluster_properties(cores, per_executor=_whole(user, "spark.executor.cores", 1))
+        ours |= _cluster_properties(cores, per_executor=_parse_int(user, "spark.executor.cores", 1))
     if local is not None or _is_loopback_master(given.spark_master_url):
         ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     return ours | user
@@ -158,7 +158,7 @@ def _cluster_properties(cores: int, per_executor: int) -> dict[str, str]:
     }
 
 
-def _jvm_words(given: argparse.Namespace, properties: dict[str, str]) -> list[str]:
+def _jvm_args(given: argparse.Namespace, properties: dict[str, str]) -> list[str]:
     user = _properties(given.job_server_jvm_properties)
     words = [f"-D{name}={value}" for name, value in properties.items() if name not in user]
     if not any(word.startswith("-Xmx") for word in given.job_server_jvm_properties):
@@ -205,7 +205,7 @@ def _properties(jvm_properties: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _whole(properties: dict[str, str], name: str, default: int) -> int:
+def _parse_int(properties: dict[str, str], name: str, default: int) -> int:
     value = properties.get(name, str(default))
     if not value.isdigit() or int(value) < 1:
         raise ConfigError(f"-D{name} must be a whole number, 1 or more, not {value!r}")

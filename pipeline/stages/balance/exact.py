@@ -30,12 +30,12 @@ WINDOW_SIGMAS = 8.0
 NARROWING = 256
 """Into how many parts a histogram cuts a window."""
 
-KEY_FIELDS = ("priority", "high", "low")
-KEY = np.dtype([(name, "<u8") for name in KEY_FIELDS])
+PRIORITY_FIELDS = ("priority", "high", "low")
+PRIORITY = np.dtype([(name, "<u8") for name in PRIORITY_FIELDS])
 """A pair's place in a query's order: its priority, ties broken by the uid as a 128-bit number."""
 
 
-def query_keys(queries: Sequence[str], seed: int) -> np.ndarray:
+def query_hashes(queries: Sequence[str], seed: int) -> np.ndarray:
     """Return one 64-bit key per query, (n,) uint64: keyed by the text, so that a list's order does not matter."""
     key = seed.to_bytes(8, "little")
     hashes = (hashlib.blake2b(query.encode(), digest_size=8, key=key).digest() for query in queries)
@@ -97,17 +97,17 @@ class Matches:
 
     row: np.ndarray
     query: np.ndarray
-    key: np.ndarray  # KEY
+    key: np.ndarray  # PRIORITY
 
     @classmethod
     def of(cls, uids: pa.Array | pa.ChunkedArray, query_ids: pa.Array | pa.ChunkedArray, keys: np.ndarray) -> "Matches":
-        """Flatten a table's columns; `keys` is the array of `query_keys`."""
+        """Flatten a table's columns; `keys` is the array of `query_hashes`."""
         lists = query_ids.combine_chunks() if isinstance(query_ids, pa.ChunkedArray) else query_ids
         lengths = np.diff(lists.offsets.to_numpy())
         query = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         high, low = uid_numbers(uids)
         row = np.repeat(np.arange(len(lists)), lengths)
-        key = np.empty(len(row), KEY)
+        key = np.empty(len(row), PRIORITY)
         key["high"], key["low"] = high[row], low[row]
         key["priority"] = priorities(keys[query], key["high"], key["low"])
         return cls(row, query, key)
@@ -176,7 +176,7 @@ class WindowCount:
 
     below: np.ndarray  # (h,) int64
     head: np.ndarray  # (k,) positions in Windows.head
-    key: np.ndarray  # (k,) KEY
+    key: np.ndarray  # (k,) PRIORITY
 
     @classmethod
     def of(cls, parts: Iterable[Matches], windows: Windows) -> "WindowCount":
@@ -203,7 +203,7 @@ class WindowCount:
         """Add up the counts of disjoint sets of pairs; none at all is the neutral element."""
         parts = [p for p in parts if len(p.below)]
         if not parts:
-            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, KEY))
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, PRIORITY))
         return cls(
             np.sum([p.below for p in parts], axis=0),
             np.concatenate([p.head for p in parts]),
@@ -259,11 +259,11 @@ class WindowHistogram:
 class Thresholds:
     """The largest key that each query still selects; the largest possible key where it selects everything."""
 
-    key: np.ndarray  # (query_count,) KEY
+    key: np.ndarray  # (query_count,) PRIORITY
 
     @classmethod
     def unlimited(cls, query_count: int) -> "Thresholds":
-        return cls(np.full(query_count, np.array((ALL, ALL, ALL), KEY)))
+        return cls(np.full(query_count, np.array((ALL, ALL, ALL), PRIORITY)))
 
     def selects(self, matches: Matches) -> np.ndarray:
         """Return which of the matches are selected by their query, (k,) bool. Scan 3."""
@@ -278,7 +278,7 @@ class Thresholds:
 def find_thresholds(windows: Windows, count: WindowCount, cap: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the key of the cap-th smallest pair of each head query, and which queries' windows missed it.
 
-    Two arrays over `windows.head`: (h,) KEY and (h,) bool; where the second is true the first means nothing.
+    Two arrays over `windows.head`: (h,) PRIORITY and (h,) bool; where the second is true the first means nothing.
     """
     order = np.lexsort((count.key["low"], count.key["high"], count.key["priority"], count.head))
     head, key = count.head[order], count.key[order]
@@ -286,7 +286,7 @@ def find_thresholds(windows: Windows, count: WindowCount, cap: int) -> tuple[np.
     ends = np.searchsorted(head, np.arange(len(windows.head)), side="right")
     wanted = starts + (cap - 1 - count.below)
     missed = (count.below >= cap) | (wanted >= ends)
-    found = np.zeros(len(windows.head), KEY)
+    found = np.zeros(len(windows.head), PRIORITY)
     found[~missed] = key[wanted[~missed]]
     return found, missed
 

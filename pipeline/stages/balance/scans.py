@@ -18,7 +18,7 @@ from pipeline.engine.run import Build, run_reduction
 from pipeline.engine.units import Unit, UnitOutput, digest
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.stages.balance.exact import (
-    KEY_FIELDS,
+    PRIORITY_FIELDS,
     Matches,
     Thresholds,
     WindowCount,
@@ -26,7 +26,7 @@ from pipeline.stages.balance.exact import (
     Windows,
     count_matches,
     find_thresholds,
-    query_keys,
+    query_hashes,
     selected_lists,
 )
 from queries.allowlist import Allowlist
@@ -50,18 +50,18 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class QueryKeys:
-    """Makes the array of `query_keys` on a worker, once per process: 4 MB that need not travel with the job."""
+class QueryHashes:
+    """Where a worker finds the array of `query_hashes`: 4 MB that need not travel with the job."""
 
     allowlist: str
     seed: int
 
-    def __call__(self) -> np.ndarray:
-        return query_keys(Allowlist.load(self.allowlist).queries, self.seed)
+    def load(self) -> np.ndarray:
+        return query_hashes(Allowlist.load(self.allowlist).queries, self.seed)
 
 
 def find_balance(
-    build: Build, step: str, files: Sequence[str], allowlist: Allowlist, keys: QueryKeys, *, cap: int, inputs: str
+    build: Build, step: str, files: Sequence[str], allowlist: Allowlist, keys: QueryHashes, *, cap: int, inputs: str
 ) -> Balance:
     """Scan Parquet files with the columns `uid` and `query_ids`; results lie under `.wit/<step>/`.
 
@@ -69,9 +69,9 @@ def find_balance(
     """
     root, queries = build.workspace.root, len(allowlist.queries)
     tasks = [list(files[i::_SCAN_TASKS]) for i in range(min(_SCAN_TASKS, len(files)))]
-    covered = digest(inputs, allowlist.sha256)
+    unit_digest = digest(inputs, allowlist.sha256)
     name = f".wit/{step}/counts.parquet"
-    run_reduction(build, f"{step}/count", Unit("counts", covered), name, _CountScan(root, tasks, queries))
+    run_reduction(build, f"{step}/count", Unit("counts", unit_digest), name, _CountScan(root, tasks, queries))
     counts = build.workspace.read_table(name)["count"].to_numpy()
 
     thresholds = Thresholds.unlimited(queries)
@@ -79,15 +79,17 @@ def find_balance(
     attempt = 0
     while len(windows.head):
         name = f".wit/{step}/thresholds-{attempt}.parquet"
-        unit = Unit(f"thresholds-{attempt}", digest(covered, keys.seed, cap, attempt))
+        unit = Unit(f"thresholds-{attempt}", digest(unit_digest, keys.seed, cap, attempt))
         scan = _Scan(root, tasks, windows, cap, keys, WindowCount)
         run_reduction(build, f"{step}/select-{attempt}", unit, name, scan)
         found = build.workspace.read_table(name)
         missed = found["missed"].to_numpy(zero_copy_only=False)
         heads = found["query"].to_numpy()
-        for part in KEY_FIELDS:
+        for part in PRIORITY_FIELDS:
             thresholds.key[part][heads[~missed]] = found[part].to_numpy()[~missed]
-        windows = _narrow(build, step, windows.whole(heads[missed]), tasks, counts, keys, cap=cap, covered=covered)
+        windows = _narrow(
+            build, step, windows.whole(heads[missed]), tasks, counts, keys, cap=cap, unit_digest=unit_digest
+        )
         attempt += 1
     return Balance(counts, thresholds)
 
@@ -98,10 +100,10 @@ def _narrow(
     windows: Windows,
     tasks: list[list[str]],
     counts: np.ndarray,
-    keys: QueryKeys,
+    keys: QueryHashes,
     *,
     cap: int,
-    covered: str,
+    unit_digest: str,
 ) -> Windows:
     """Return windows with few enough keys inside; `windows` hold what is looked for."""
     inside = counts[windows.head]
@@ -109,7 +111,7 @@ def _narrow(
     attempt = 0
     while ((inside > few) & (windows.low < windows.high)).any():
         name = f".wit/{step}/windows-{attempt}.parquet"
-        unit = Unit(f"windows-{attempt}", digest(covered, keys.seed, cap, attempt))
+        unit = Unit(f"windows-{attempt}", digest(unit_digest, keys.seed, cap, attempt))
         scan = _Scan(build.workspace.root, tasks, windows, cap, keys, WindowHistogram)
         run_reduction(build, f"{step}/narrow-{attempt}", unit, name, scan)
         found = build.workspace.read_table(name)
@@ -134,7 +136,7 @@ class _CountScan:
     tasks: list[list[str]]
     queries: int
 
-    def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
+    def wire(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
@@ -168,16 +170,16 @@ class _Scan:
     tasks: list[list[str]]
     windows: Windows
     cap: int
-    keys: QueryKeys
+    keys: QueryHashes
     kind: type[_Found]
 
-    def __call__(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
+    def wire(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys, self.kind))
-            | "Total" >> beam.CombinePerKey(_Total(self.kind))
+            | "Total" >> beam.CombinePerKey(_Total(self.kind).add)
             | "Find" >> beam.MapTuple(self._find)
             | "Join" >> beam.CombineGlobally(_concat)
         )
@@ -192,20 +194,20 @@ class _Scan:
             narrow, inside = found.narrowed(windows, self.cap)
             return pa.table({"query": narrow.head, "low": narrow.low, "high": narrow.high, "inside": inside})
         keys, missed = find_thresholds(windows, found, self.cap)
-        return pa.table({"query": windows.head, "missed": missed} | {part: keys[part] for part in KEY_FIELDS})
+        return pa.table({"query": windows.head, "missed": missed} | {part: keys[part] for part in PRIORITY_FIELDS})
 
 
 class _Look(beam.DoFn):
     """Look at the keys of some files; what is found is cut into buckets of head queries."""
 
     def __init__(
-        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryKeys, kind: type[_Found]
+        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryHashes, kind: type[_Found]
     ) -> None:
-        self._root, self._windows, self._bounds, self._prepare, self._kind = root, windows, bounds, keys, kind
+        self._root, self._windows, self._bounds, self._hashes, self._kind = root, windows, bounds, keys, kind
         self._shared = Shared()
 
     def setup(self) -> None:
-        self._keys = self._shared.acquire(lambda: _Held(self._prepare())).keys
+        self._keys = self._shared.acquire(lambda: _Held(self._hashes.load())).keys
 
     def process(self, files: list[str]) -> Iterator[tuple[int, _Found]]:
         matches = (
@@ -223,7 +225,7 @@ class _Total:
 
     kind: type[_Found]
 
-    def __call__(self, found: Iterable[_Found]) -> _Found:
+    def add(self, found: Iterable[_Found]) -> _Found:
         return self.kind.total(list(found))  # type: ignore[arg-type]
 
 
@@ -248,7 +250,7 @@ def write_balance(workspace: Workspace, name: str, counts: np.ndarray, cap: int)
 
 def save_thresholds(workspace: Workspace, name: str, thresholds: Thresholds) -> None:
     """Write thresholds as Parquet, one row per query."""
-    UnitOutput(workspace).write_table(name, pa.table({part: thresholds.key[part] for part in KEY_FIELDS}))
+    UnitOutput(workspace).write_table(name, pa.table({part: thresholds.key[part] for part in PRIORITY_FIELDS}))
 
 
 def load_thresholds(workspace: Workspace, name: str) -> Thresholds:
@@ -261,25 +263,25 @@ def load_thresholds(workspace: Workspace, name: str) -> Thresholds:
 
 
 @dataclass(frozen=True)
-class PrepareSelect:
-    """Makes a `Select` on a worker from the files of thresholds and queries."""
+class OpenSelect:
+    """Makes a `SelectQueries` on a worker from the files of thresholds and queries."""
 
     root: str
     thresholds: str
-    keys: QueryKeys
+    keys: QueryHashes
 
-    def __call__(self) -> "Select":
-        return Select(load_thresholds(Workspace(self.root), self.thresholds), self.keys())
+    def open(self) -> "SelectQueries":
+        return SelectQueries(load_thresholds(Workspace(self.root), self.thresholds), self.keys.load())
 
 
 @dataclass(frozen=True)
-class Select:
+class SelectQueries:
     """Scan 3: which queries select each pair."""
 
     thresholds: Thresholds
     keys: np.ndarray
 
-    def __call__(self, pairs: pa.Table) -> pa.ListArray:
+    def select(self, pairs: pa.Table) -> pa.ListArray:
         """Return list<int32> for a table with `uid` and `query_ids`; an empty list means that the pair goes."""
         matches = Matches.of(pairs["uid"], pairs["query_ids"], self.keys)
         return selected_lists(matches, self.thresholds.selects(matches), pairs.num_rows)

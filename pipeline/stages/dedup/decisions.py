@@ -13,14 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dedup.overlap import OVERLAP
-from pipeline.engine.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.engine.shuffle import gather, group_count, group_of_part, spill
 from pipeline.engine.units import UnitOutput, Work
 from pipeline.engine.workspace import Workspace
 from pipeline.records import DECISIONS, Reason
-from pipeline.stages.balance.scans import PrepareSelect, Select
+from pipeline.stages.balance.scans import OpenSelect, SelectQueries
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
 from pipeline.stages.evals import EvalIndexes, LoadedEval
-from pipeline.stages.plan import bucket_of_part
 
 MAX_CAPTIONS = 64
 """A survivor keeps at most this many captions: a placeholder image has been seen under a hundred thousand."""
@@ -32,12 +31,12 @@ _LOST_CAPTIONS = pa.schema([("survivor", pa.string()), ("uid", pa.string()), ("c
 
 
 @dataclass(frozen=True)
-class PrepareOverlap:
+class OpenOverlap:
     root: str
     indexes: EvalIndexes
     min_quality: int
 
-    def __call__(self) -> Work:
+    def open(self) -> Work:
         return FindOverlap(self.indexes.load(Workspace(self.root)), self.min_quality)
 
 
@@ -48,7 +47,7 @@ class FindOverlap:
     sets: list[LoadedEval]
     min_quality: int
 
-    def __call__(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
         images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256"])
         found = [_OVERLAP.empty_table()]
         for loaded in self.sets:
@@ -63,13 +62,13 @@ class FindOverlap:
 
 
 @dataclass(frozen=True)
-class Survive:
+class WriteSurvivors:
     """Write the survivors of parts for the balance, and send the captions of duplicates to their survivors."""
 
     remove_evals: bool
     parts: int
 
-    def __call__(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         counts = Counter[str]()
         lost = self._lost_captions(group, output, counts)
         spill(output, group.rows(".wit/dedup/captions"), _LOST_CAPTIONS, group_count(self.parts), lost)
@@ -82,24 +81,15 @@ class Survive:
         duplicates = duplicates_of(output.workspace, group)
         for part in group.parts:
             rows = successes(output.workspace, part, ["uid", "query_ids", "caption"])
-            outcome = removals(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
+            outcome = drop_reasons(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
             survivors = rows.filter(pc.is_null(outcome["reason"])).select(["uid", "query_ids"])
             output.write_table(part.file(".wit/dedup/survivors"), survivors)
             counts.update(reason for reason in outcome["reason"].to_pylist() if reason is not None)
             counts.update(inputs=rows.num_rows, kept=survivors.num_rows)
-            told = pc.is_valid(outcome["survivor"])
-            captions = pa.table([outcome["survivor"], rows["uid"], rows["caption"]], _LOST_CAPTIONS).filter(told)
-            yield captions, group_of_part(outcome["survivor_part"].filter(told).to_numpy(), self.parts)
-
-
-def group_count(parts: int) -> int:
-    """Return into how many groups so many parts go."""
-    return min(parts, MAX_BUCKETS)
-
-
-def group_of_part(part: np.ndarray, parts: int) -> np.ndarray:
-    """Return the number of the group of each part, (n,) int32."""
-    return bucket_of_part(part, parts, group_count(parts))
+            has_survivor = pc.is_valid(outcome["survivor"])
+            rows_of = [outcome["survivor"], rows["uid"], rows["caption"]]
+            captions = pa.table(rows_of, _LOST_CAPTIONS).filter(has_survivor)
+            yield captions, group_of_part(outcome["survivor_part"].filter(has_survivor).to_numpy(), self.parts)
 
 
 def duplicates_of(workspace: Workspace, group: PartGroup) -> pa.Table:
@@ -109,7 +99,7 @@ def duplicates_of(workspace: Workspace, group: PartGroup) -> pa.Table:
         return pq.read_table(source, filters=[("part", ">=", first), ("part", "<=", last)], use_threads=False)
 
 
-def removals(
+def drop_reasons(
     workspace: Workspace, part: FetchedPart, uids: pa.ChunkedArray, duplicates: pa.Table, remove_evals: bool
 ) -> pa.Table:
     """Return, per fetched image of a part, why it goes: `reason`, `survivor`, `survivor_part`; nulls where it stays."""
@@ -121,26 +111,26 @@ def removals(
 
 
 @dataclass(frozen=True)
-class PrepareDecide:
-    select: PrepareSelect
+class OpenDecide:
+    select: OpenSelect
     captions: list[str]
     parts: int
     remove_evals: bool
 
-    def __call__(self) -> Work:
-        return _Decide(self.select(), self.captions, self.parts, self.remove_evals)
+    def open(self) -> Work:
+        return _Decide(self.select.open(), self.captions, self.parts, self.remove_evals)
 
 
 @dataclass(frozen=True)
 class _Decide:
     """Write the decisions about each part, and which of its overlap rows are about pairs that stay."""
 
-    select: Select
+    select: SelectQueries
     captions: list[str]
     parts: int
     remove_evals: bool
 
-    def __call__(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         number = int(group_of_part(np.array([group.parts[0].number]), self.parts)[0])
         lost = gather(output.workspace, self.captions, number, _LOST_CAPTIONS).sort_by(
             [("survivor", "ascending"), ("uid", "ascending")]
@@ -157,9 +147,9 @@ class _Decide:
         self, part: FetchedPart, duplicates: pa.Table, lost: pa.Table, output: UnitOutput, counts: Counter[str]
     ) -> pa.Table:
         rows = successes(output.workspace, part, ["uid", "query_ids", "caption"])
-        outcome = removals(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
+        outcome = drop_reasons(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
         survives = pc.is_null(outcome["reason"])
-        selected = self.select(rows)
+        selected = self.select.select(rows)
         chosen = pc.greater(pc.list_value_length(selected), 0)
         kept = pc.and_(survives, chosen)
         over = pc.and_(survives, pc.invert(chosen))
@@ -200,7 +190,7 @@ class CollectOverlap:
 
     marked: list[str]
 
-    def __call__(self, name: str, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, name: str, output: UnitOutput) -> Mapping[str, int]:
         tables = []
         for name_of_group in self.marked:
             rows = output.workspace.read_table(name_of_group)

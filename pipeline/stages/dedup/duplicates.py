@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from dedup.duplicates import Edges, band_values, choose_survivors, find_edges
 from dedup.overlap import hash_matrix
 from pipeline.config import DedupConfig
-from pipeline.engine.shuffle import gather, spill
+from pipeline.engine.shuffle import bucket_of_part, gather, spill
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
-from pipeline.stages.balance.exact import PACKED_UID, pack_uids, priorities, query_keys, uid_numbers, unpack_uids
-from pipeline.stages.plan import bucket_of_part
+from pipeline.stages.balance.exact import PACKED_UID, pack_uids, priorities, query_hashes, uid_numbers, unpack_uids
 
 _IMAGES = pa.schema(
     [
@@ -112,7 +111,7 @@ class SpillImages:
     seed: int
     remove_evals: bool
 
-    def __call__(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         batches = (self._routed(output.workspace, part) for part in group.parts)
         rows = spill(output, group.rows(".wit/dedup/images"), _IMAGES, self.buckets, batches)
         return {"inputs": rows, "kept": rows}
@@ -131,7 +130,7 @@ class SpillImages:
 def survivor_ranks(uids: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     """Return the seeded rank of pairs, (n,) uint64: of two copies the one with the smaller rank survives."""
     high, low = uid_numbers(uids)
-    return priorities(np.broadcast_to(query_keys(["\0survivor"], seed), len(high)), high, low)
+    return priorities(np.broadcast_to(query_hashes(["\0survivor"], seed), len(high)), high, low)
 
 
 def bucket_of_hash(hashes: pa.ChunkedArray, buckets: int) -> np.ndarray:
@@ -148,7 +147,7 @@ class GroupImages:
     config: DedupConfig
     band_buckets: int
 
-    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         rows = gather(output.workspace, self.images, bucket, _IMAGES).sort_by(
             [("rank", "ascending"), ("uid", "ascending")]
         )
@@ -201,7 +200,7 @@ class CompareBands:
     banded: list[str]
     max_distance_bits: int
 
-    def __call__(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         by_rank = [("rank", "ascending"), ("uid", "ascending")]
         rows = gather(output.workspace, self.banded, bucket, _BANDED).sort_by(by_rank)
         edges = find_edges(rows["band"].to_numpy(), hash_matrix(rows["pdq"]), self.max_distance_bits)
@@ -228,7 +227,7 @@ class ResolveDuplicates:
     parts: int
     ranges: int
 
-    def __call__(self, names: list[str], output: UnitOutput) -> Mapping[str, int]:
+    def run(self, names: list[str], output: UnitOutput) -> Mapping[str, int]:
         near = near_duplicates(_read_all(output.workspace, [n for n in names if "/edges/" in n], _EDGES))
         losers = [name for name in names if "/losers/" in name]
         spilled = []
@@ -259,10 +258,10 @@ def _resolved(workspace: Workspace, names: list[str], near: pa.Table) -> Iterato
     for name in names:
         tables.append(workspace.read_table(name))
         if sum(table.num_rows for table in tables) >= _LOSERS_AT_ONCE:
-            yield follow(pa.concat_tables(tables), near)
+            yield follow_survivors(pa.concat_tables(tables), near)
             tables = []
     if tables:
-        yield follow(pa.concat_tables(tables), near)
+        yield follow_survivors(pa.concat_tables(tables), near)
 
 
 def near_duplicates(edges: pa.Table) -> pa.Table:
@@ -303,7 +302,7 @@ def _distances(ends: np.ndarray, bits: np.ndarray, first: np.ndarray, second: np
     return bits[order][np.searchsorted(edge[order], wanted)]
 
 
-def follow(losers: pa.Table, near: pa.Table) -> pa.Table:
+def follow_survivors(losers: pa.Table, near: pa.Table) -> pa.Table:
     """Point losers whose representative is itself a near duplicate to the one that stands for it."""
     at = pc.index_in(losers["survivor"], near["uid"])
     moved = near.select(["survivor", "distance", "survivor_part"]).take(at)  # nulls where the representative stays

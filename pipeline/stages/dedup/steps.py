@@ -18,7 +18,7 @@ carries them out.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -27,18 +27,27 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import MAX_BUCKETS
-from pipeline.engine.units import Marker, Ready, Unit, Work, add_counts, digest, finish_stage, finished_stage
+from pipeline.engine.shuffle import MAX_BUCKETS, group_of_part
+from pipeline.engine.units import (
+    Marker,
+    Prepare,
+    Stateless,
+    Unit,
+    add_counts,
+    digest,
+    finish_stage,
+    finished_stage,
+)
 from pipeline.records import Reason
 from pipeline.stages.balance.scans import (
     Balance,
-    PrepareSelect,
-    QueryKeys,
+    OpenSelect,
+    QueryHashes,
     find_balance,
     save_thresholds,
     write_balance,
 )
-from pipeline.stages.dedup.decisions import CollectOverlap, PrepareDecide, PrepareOverlap, Survive, group_of_part
+from pipeline.stages.dedup.decisions import CollectOverlap, OpenDecide, OpenOverlap, WriteSurvivors
 from pipeline.stages.dedup.duplicates import (
     CompareBands,
     FetchedPart,
@@ -65,7 +74,7 @@ def run_dedup(
     config: Config,
     base_dir: Path,
     allowlist: Allowlist,
-    keys: QueryKeys,
+    keys: QueryHashes,
     fetched: Mapping[str, Marker],
 ) -> Marker:
     """Fill dedup/; return the stage's marker, whose counts are those of unique and kept pairs together."""
@@ -120,7 +129,7 @@ class _Stage:
     def band_buckets(self) -> int:
         return min(max(1, math.ceil(self.images / _IMAGES_PER_BAND_BUCKET)), MAX_BUCKETS)
 
-    def _run(self, step: str, payloads: Mapping[str, object], prepare: Callable[[], Work]) -> dict[str, Marker]:
+    def _run(self, step: str, payloads: Mapping[str, object], prepare: Prepare) -> dict[str, Marker]:
         units = [Unit(name, digest(self.stage_digest, step, name), payload) for name, payload in payloads.items()]
         return run_units(self.build, f"dedup/{step}", units, prepare)
 
@@ -134,15 +143,15 @@ class _Stage:
         return {group.name: group for group in groups}
 
     def overlap(self) -> dict[str, Marker]:
-        prepare = PrepareOverlap(self.build.workspace.root, self.indexes, self.config.dedup.min_quality)
+        prepare = OpenOverlap(self.build.workspace.root, self.indexes, self.config.dedup.min_quality)
         return self._run("overlap", self._parts(), prepare)
 
     def group(self) -> dict[str, Marker]:
         spilling = SpillImages(self.buckets, self.config.seed, self.config.dedup.evals == "remove")
-        spilled = self._run("spill", self._groups(), Ready(spilling))
+        spilled = self._run("spill", self._groups(), Stateless(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
         grouping = GroupImages(names, self.config.dedup, self.band_buckets)
-        return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Ready(grouping))
+        return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Stateless(grouping))
 
     def compare(self, grouped: Mapping[str, Marker]) -> list[str]:
         """Return the names of the files of losers and edges."""
@@ -151,23 +160,23 @@ class _Stage:
             return losers
         banded = [name for m in grouped.values() for name in m.outputs if "/banded/" in name]
         comparing = CompareBands(banded, self.config.dedup.max_distance_bits)
-        edges = self._run("compare", {f"{b:05d}": b for b in range(self.band_buckets)}, Ready(comparing))
+        edges = self._run("compare", {f"{b:05d}": b for b in range(self.band_buckets)}, Stateless(comparing))
         return losers + [name for m in edges.values() for name in m.outputs]
 
     def resolve(self, names: list[str]) -> dict[str, Marker]:
         ranges = min(len(self.parts), max(1, math.ceil(self.images / _IMAGES_PER_RANGE)))
-        return self._run("resolve", {"all": names}, Ready(ResolveDuplicates(len(self.parts), max(1, ranges))))
+        return self._run("resolve", {"all": names}, Stateless(ResolveDuplicates(len(self.parts), max(1, ranges))))
 
     def survive(self) -> dict[str, Marker]:
-        surviving = Survive(self.config.dedup.evals == "remove", len(self.parts))
-        return self._run("survive", self._groups(), Ready(surviving))
+        surviving = WriteSurvivors(self.config.dedup.evals == "remove", len(self.parts))
+        return self._run("survive", self._groups(), Stateless(surviving))
 
-    def decide(self, balance: Balance, keys: QueryKeys) -> dict[str, Marker]:
+    def decide(self, balance: Balance, keys: QueryHashes) -> dict[str, Marker]:
         thresholds = ".wit/dedup/thresholds.parquet"
         save_thresholds(self.build.workspace, thresholds, balance.thresholds)
         captions = [group.rows(".wit/dedup/captions") for group in self._groups().values()]
-        prepare = PrepareDecide(
-            PrepareSelect(self.build.workspace.root, thresholds, keys),
+        prepare = OpenDecide(
+            OpenSelect(self.build.workspace.root, thresholds, keys),
             captions,
             len(self.parts),
             self.config.dedup.evals == "remove",
@@ -176,4 +185,4 @@ class _Stage:
 
     def collect(self) -> dict[str, Marker]:
         marked = [f".wit/dedup/marked/{name}.parquet" for name in self._groups()]
-        return self._run("collect", {name: name for name in self.indexes.names}, Ready(CollectOverlap(marked)))
+        return self._run("collect", {name: name for name in self.indexes.names}, Stateless(CollectOverlap(marked)))

@@ -17,7 +17,7 @@ from pipeline.allowlist import count as stage
 from pipeline.allowlist.build import Inputs, build_allowlist
 from pipeline.allowlist.count import WikipediaInputs, count_wikipedia, find_site
 from pipeline.beam.runner import parse_beam_options
-from pipeline.engine.lock import only_build
+from pipeline.engine.lock import build_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.workspace import Workspace
@@ -191,7 +191,7 @@ def test_a_list_of_another_size_needs_no_new_count(
 
 def test_two_counts_at_once_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
     build = build_in(tmp_path / "work")
-    with only_build(build.workspace), pytest.raises(UserError, match="another build is running"):
+    with build_lock(build.workspace), pytest.raises(UserError, match="another build is running"):
         count_wikipedia(build, inputs_of(files["dump.xml"]))
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.beam.failures import in_one_line, user_error, without_step
-from pipeline.errors import ConfigError, UserError
+from pipeline.beam.failures import user_error, without_step
+from pipeline.errors import ConfigError, UserError, one_line
 
 LOG = Path("/tmp/run.log")
 
@@ -98,7 +98,7 @@ def test_a_failure_without_any_text():
 
 
 def test_long_and_broken_lines_are_joined_and_cut():
-    line = in_one_line("many\nwords " * 500)
+    line = one_line("many\nwords " * 500)
     assert "\n" not in line
     assert len(line) == 500
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.beam.runner import parse_beam_options
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build, _packs, _unpack, run_reduction, run_units
-from pipeline.engine.units import Unit, UnitOutput, digest, finish_stage, finished_stage, read_markers, settle
+from pipeline.engine.units import Unit, UnitOutput, digest, discard_stale, finish_stage, finished_stage, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.stages.dedup.duplicates import FetchedPart
@@ -24,10 +24,10 @@ class WriteAndLog:
     log: str
     text: str = "x"
 
-    def __call__(self):
-        return self.work
+    def open(self):
+        return self
 
-    def work(self, payload, output: UnitOutput):
+    def run(self, payload, output: UnitOutput):
         with open(self.log, "a") as log:
             log.write(f"{payload}\n")
         with output.create(f"out/{payload}.txt") as out:
@@ -88,7 +88,7 @@ def test_a_run_killed_while_it_removes_leaves_nothing_without_an_owner(build, lo
         with monkeypatch.context() as killed:
             killed.setattr(build.workspace.fs, "rm_file", rm_file)
             with pytest.raises(KeyboardInterrupt):
-                settle(build.workspace, "step", units(1))
+                discard_stale(build.workspace, "step", units(1))
     run_units(build, "step", units(1), WriteAndLog(str(log)))
     assert set(tree(build.workspace.root)) == {".wit/step/u1.json", "out/1.txt"}
 
@@ -123,11 +123,11 @@ class OvertakenByATwin:
 
     log: str
 
-    def __call__(self):
-        return self.work
+    def open(self):
+        return self
 
-    def work(self, payload, output: UnitOutput):
-        counts = WriteAndLog(self.log).work(payload, output)
+    def run(self, payload, output: UnitOutput):
+        counts = WriteAndLog(self.log).run(payload, output)
         if runs(Path(self.log)) == [payload]:
             with output.workspace.create(f"out/{payload}.txt") as out:
                 out.write(b"other answers")
@@ -142,10 +142,10 @@ def test_a_unit_whose_files_are_not_those_of_its_marker_runs_again(build, log):
 
 @dataclass(frozen=True)
 class LeaveNothing:
-    def __call__(self):
-        return self.work
+    def open(self):
+        return self
 
-    def work(self, payload, output: UnitOutput):
+    def run(self, payload, output: UnitOutput):
         with output.create("out/gone.txt") as out:
             out.write(b"gone")
         output.workspace.remove(["out/gone.txt"])
@@ -166,10 +166,10 @@ def test_ten_thousands_of_units_fit_into_the_graph_of_a_job(build, log):
 
 @dataclass(frozen=True)
 class FailHalfWay:
-    def __call__(self):
-        return self.work
+    def open(self):
+        return self
 
-    def work(self, payload, output: UnitOutput):
+    def run(self, payload, output: UnitOutput):
         with output.create("out/half.txt") as out:
             out.write(b"half")
             raise UserError(f"unit {payload} met a stranger")
@@ -199,15 +199,19 @@ def test_stage_markers_own_their_folder(build, log):
 
 
 def test_a_reduction_is_written_once(build):
-    def wire(pipeline: beam.Pipeline) -> beam.PCollection:
-        return pipeline | beam.Create([1, 2, 3]) | beam.CombineGlobally(sum) | beam.Map(lambda n: pa.table({"n": [n]}))
+    class Sum:
+        def wire(self, pipeline: beam.Pipeline) -> beam.PCollection:
+            return (
+                pipeline | beam.Create([1, 2, 3]) | beam.CombineGlobally(sum) | beam.Map(lambda n: pa.table({"n": [n]}))
+            )
 
-    def refuse(pipeline: beam.Pipeline) -> beam.PCollection:
-        raise AssertionError("it was done")
+    class Refuse:
+        def wire(self, pipeline: beam.Pipeline) -> beam.PCollection:
+            raise AssertionError("it was done")
 
-    first = run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", wire)
+    first = run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", Sum())
     assert build.workspace.read_table("out/sum.parquet")["n"].to_pylist() == [6]
-    assert run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", refuse) == first
+    assert run_reduction(build, "sum", Unit("sum", "d"), "out/sum.parquet", Refuse()) == first
 
 
 def test_digests_follow_values_not_order_of_keys():
@@ -218,6 +222,6 @@ def test_digests_follow_values_not_order_of_keys():
 
 def test_units_of_one_name_are_refused(build, log):
     twins = [Unit("u", "1", 1), Unit("u", "2", 2)]
-    with pytest.raises(ValueError, match="two units of the same name"):
+    with pytest.raises(ValueError, match="duplicate unit name"):
         run_units(build, "step", twins, WriteAndLog(str(log)))
     assert runs(log) == []

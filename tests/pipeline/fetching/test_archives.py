@@ -190,7 +190,9 @@ def test_an_archive_that_changed_after_it_was_indexed_answers_nothing_wrong(tmp_
         look_up(ArchiveIndex(tmp_path / "index"), "http://a.example/0.jpg")
 
 
-@pytest.mark.parametrize("content", [b"<html>no archive</html>", gzip.compress(b"url,caption\n"), b"\x1f\x8b broken"])
+@pytest.mark.parametrize(
+    "content", [b"<html>no archive</html>", gzip.compress(b"url,caption\n", mtime=0), b"\x1f\x8b broken"]
+)
 def test_what_is_no_archive_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.warc.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"fetch\.archives: .*a\.warc\.gz: no WARC file: it holds no record"):

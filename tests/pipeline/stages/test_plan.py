@@ -14,8 +14,8 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import PAIRS, PLAN, Reason, pair_uid
-from pipeline.stages.balance.exact import priorities, query_keys, uid_numbers
-from pipeline.stages.balance.scans import QueryKeys
+from pipeline.stages.balance.exact import priorities, query_hashes, uid_numbers
+from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.plan import part_names, run_plan
 from queries.allowlist import Allowlist, import_allowlist
 
@@ -72,14 +72,14 @@ def run(tmp_path: Path, files: list[list[dict]], *, cap: int, slack: float = 1.5
         }
     )
     build = Build(workspace, parse_beam_options(list(beam)), Progress(None))
-    marker = run_plan(build, config, Allowlist.load(path), QueryKeys(path, SEED), pairs)
+    marker = run_plan(build, config, Allowlist.load(path), QueryHashes(path, SEED), pairs)
     tables = [workspace.read_table(name) for name in part_names(marker)]
     return workspace, marker, tables
 
 
 def oracle(rows: list[dict], cap: int) -> dict[str, list[int]]:
     unique = {row["uid"]: row for row in rows}
-    keys = query_keys(QUERIES, SEED)
+    keys = query_hashes(QUERIES, SEED)
     selected = defaultdict(list)
     for query in range(len(QUERIES)):
         uids = [uid for uid, row in unique.items() if query in row["query_ids"]]

@@ -151,11 +151,11 @@ def test_where_the_manifest_stands_the_set_is_whole(tmp_path, monkeypatch, chang
     if change == "a shard is cut":
         (tmp_path / "shards/00001.tar").write_bytes((tmp_path / "shards/00001.tar").read_bytes()[:-512])
 
-    def stopped(part, output):
+    def stopped(self, part, output):
         raise RuntimeError("the machine is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_shard", stopped)
+        patch.setattr(shards.WriteShard, "run", stopped)
         with pytest.raises(UserError, match="the machine is gone"):
             make_shards(tmp_path, shade=100 * (change == "other images"))
     assert not (tmp_path / "shards/manifest.json").exists()

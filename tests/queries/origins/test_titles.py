@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from queries.list_files import CANDIDATES
-from queries.origins.titles import keep_articles, title_queries, why_not_a_title
+from queries.origins.titles import exclusion_reason, keep_articles, title_queries
 from queries.wikipedia.dump import Page
 from queries.wikipedia.page_views import VIEWS
 
@@ -25,7 +25,7 @@ from queries.wikipedia.page_views import VIEWS
     ],
 )
 def test_only_articles_give_titles(page: Page, reason: str | None) -> None:
-    assert why_not_a_title(page) == reason
+    assert exclusion_reason(page) == reason
 
 
 def views(**counts: int) -> pa.Table:
@@ -57,4 +57,4 @@ def test_no_views_give_no_titles() -> None:
 
 @pytest.mark.parametrize("markup", ["{{" + " " * 2_000_000, "{{" + "disambig " * 200_000, "{{a" * 600_000])
 def test_markup_that_names_no_template_is_read_once(markup: str) -> None:
-    assert why_not_a_title(Page("Dog", 0, False, markup)) is None
+    assert exclusion_reason(Page("Dog", 0, False, markup)) is None

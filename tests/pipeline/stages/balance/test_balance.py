@@ -17,7 +17,7 @@ from pipeline.records import pair_uid
 from pipeline.stages.balance import exact as balance
 from pipeline.stages.balance import scans as stage
 from pipeline.stages.balance.exact import (
-    KEY,
+    PRIORITY,
     Matches,
     Thresholds,
     WindowCount,
@@ -25,10 +25,10 @@ from pipeline.stages.balance.exact import (
     Windows,
     count_matches,
     find_thresholds,
-    query_keys,
+    query_hashes,
     selected_lists,
 )
-from pipeline.stages.balance.scans import QueryKeys, find_balance
+from pipeline.stages.balance.scans import QueryHashes, find_balance
 from queries.allowlist import Allowlist, import_allowlist
 
 QUERIES = 12
@@ -102,7 +102,7 @@ head_heavy = st.lists(
 )
 def test_equals_the_oracle_in_any_order_and_batching(query_lists, cap, sigmas, batch_rows, narrowings, random):
     pairs = make_pairs(query_lists)
-    keys = query_keys([f"query {i}" for i in range(QUERIES)], seed=7)
+    keys = query_hashes([f"query {i}" for i in range(QUERIES)], seed=7)
     order = list(range(pairs.num_rows))
     random.shuffle(order)
     shuffled = pairs.take(pa.array(order, pa.int64()))
@@ -118,14 +118,14 @@ def test_ties_are_broken_by_uid_and_the_cap_stays_exact(monkeypatch, bits):
     coarse = lambda *a: whole(*a) >> shift if bits else whole(*a) * np.uint64(0)  # noqa: E731
     monkeypatch.setattr(balance, "priorities", coarse)
     pairs = make_pairs([[0, 1] if i % 3 else [0] for i in range(200)])
-    keys = query_keys([f"query {i}" for i in range(QUERIES)], seed=1)
+    keys = query_hashes([f"query {i}" for i in range(QUERIES)], seed=1)
     selected = run_scans([pairs], keys, 20, 8.0)
     assert selected == oracle(pairs, keys, 20) == run_scans([pairs], keys, 20, 0.0, narrowings=8)
     assert [sum(q in s for s in selected.values()) for q in (0, 1)] == [20, 20]
 
 
 def test_a_full_size_head_is_found_in_its_window_at_the_first_look():
-    keys = query_keys(["the"], seed=3)
+    keys = query_hashes(["the"], seed=3)
     pairs = make_pairs([[0]] * 60_000)
     matches = Matches.of(pairs["uid"], pairs["query_ids"], keys)
     windows = Windows.around(np.array([60_000]), 20_000)
@@ -142,16 +142,16 @@ def test_a_second_balance_collects_few_keys_as_well(tmp_path, monkeypatch):
     (tmp_path / "queries.txt").write_text("dog\ncat\n")
     path = str(tmp_path / "queries.parquet")
     import_allowlist([str(tmp_path / "queries.txt")], path)
-    keys = QueryKeys(path, 5)
+    keys = QueryHashes(path, 5)
     pool = make_pairs([[0]] * 20_000)
-    priority = Matches.of(pool["uid"], pool["query_ids"], keys()).key["priority"]
+    priority = Matches.of(pool["uid"], pool["query_ids"], keys.load()).key["priority"]
     planned = np.sort(np.concatenate([np.argsort(priority)[: 2 * cap], np.arange(0, 20_000, 40)]))
     pairs = pool.take(pa.array(np.unique(planned)[np.arange(len(np.unique(planned))) % 5 > 0]))
     workspace = Workspace(str(tmp_path / "w"))
     UnitOutput(workspace).write_table("pairs.parquet", pairs)
     build = Build(workspace, parse_beam_options([]), Progress(None))
     found = find_balance(build, "again", ["pairs.parquet"], Allowlist.load(path), keys, cap=cap, inputs="x")
-    matches = Matches.of(pairs["uid"], pairs["query_ids"], keys())
+    matches = Matches.of(pairs["uid"], pairs["query_ids"], keys.load())
     chosen = found.thresholds.selects(matches)
     assert sorted(matches.key["priority"][chosen]) == sorted(matches.key["priority"])[:cap]
     last = sorted(workspace.sizes(".wit/again"))
@@ -161,7 +161,7 @@ def test_a_second_balance_collects_few_keys_as_well(tmp_path, monkeypatch):
 
 def test_priorities_are_uniform_and_independent_between_queries():
     uids = np.frombuffer(b"".join(bytes.fromhex(pair_uid("u", str(i))) for i in range(50_000)), "<u8").reshape(-1, 2)
-    first, second = query_keys(["dog", "cat"], seed=0)
+    first, second = query_hashes(["dog", "cat"], seed=0)
     a = balance.priorities(np.full(50_000, first), uids[:, 0], uids[:, 1]) / 2.0**64
     b = balance.priorities(np.full(50_000, second), uids[:, 0], uids[:, 1]) / 2.0**64
     counts, _ = np.histogram(a, bins=50, range=(0, 1))
@@ -170,12 +170,12 @@ def test_priorities_are_uniform_and_independent_between_queries():
 
 
 def test_query_keys_follow_the_text_and_the_seed_not_the_row():
-    assert (query_keys(["dog", "cat"], 1) == query_keys(["cat", "dog"], 1)[::-1]).all()
-    assert (query_keys(["dog"], 1) != query_keys(["dog"], 2)).all()
+    assert (query_hashes(["dog", "cat"], 1) == query_hashes(["cat", "dog"], 1)[::-1]).all()
+    assert (query_hashes(["dog"], 1) != query_hashes(["dog"], 2)).all()
 
 
 def test_windows_only_for_queries_over_the_cap():
     windows = Windows.around(np.array([5, 6, 0, 1000]), 5)
     assert windows.head.tolist() == [1, 3]
     assert (windows.low <= windows.high).all()
-    assert np.dtype(KEY).itemsize == 24
+    assert np.dtype(PRIORITY).itemsize == 24

@@ -15,7 +15,7 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.records import FETCHED, Reason, pair_uid
-from pipeline.stages.balance.scans import QueryKeys
+from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup import duplicates
 from pipeline.stages.dedup import steps as stage_of_dedup
 from pipeline.stages.dedup.decisions import MAX_CAPTIONS
@@ -104,7 +104,7 @@ def run_stage(tmp_path: Path, rows: list[dict], parts: int, **dedup: object) -> 
     )
     build = Build(workspace, parse_beam_options([]), Progress(None))
     path = str(tmp_path / "queries.parquet")
-    marker = run_dedup(build, config, tmp_path, Allowlist.load(path), QueryKeys(path, 5), fetched)
+    marker = run_dedup(build, config, tmp_path, Allowlist.load(path), QueryHashes(path, 5), fetched)
     return workspace, marker
 
 
@@ -201,7 +201,7 @@ def test_units_of_several_parts_decide_the_same(tmp_path, monkeypatch):
     rows = make_rows(random_images(np.random.default_rng(5), 120))
     trees = []
     for most_groups in (1_024, 3):
-        monkeypatch.setattr("pipeline.stages.dedup.decisions.MAX_BUCKETS", most_groups)
+        monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", most_groups)
         folder = tmp_path / str(most_groups)
         folder.mkdir()
         workspace, _ = run_stage(folder, rows, 7)

@@ -10,9 +10,7 @@ from support.recorded_web import image_url, make_project
 
 from pipeline.errors import UserError
 from pipeline.fetching import archives
-from pipeline.fetching.archives import ArchiveIndex
-from pipeline.stages import fetched
-from pipeline.stages.fetched import index_folder
+from pipeline.fetching.archives import ArchiveIndex, index_folder
 
 
 @pytest.fixture
@@ -38,9 +36,10 @@ def test_one_process_makes_it_while_the_others_wait(recordings, monkeypatch):
     def build_slowly(paths, folder):
         builds.append(paths)
         time.sleep(0.2)
-        archives.build_archive_index(paths, folder)
+        build(paths, folder)
 
-    monkeypatch.setattr(fetched, "build_archive_index", build_slowly)
+    build = archives.build_archive_index
+    monkeypatch.setattr(archives, "build_archive_index", build_slowly)
     with ThreadPoolExecutor(4) as workers:  # every call opens the lock file anew, as another process would
         folders = set(workers.map(lambda _: index_folder(recordings, "v"), range(4)))
     assert len(folders) == len(builds) == 1
@@ -51,7 +50,7 @@ def test_copies_elsewhere_and_other_formats_have_their_own(recordings, tmp_path,
     copy = tmp_path / "copy.warc.gz"
     copy.write_bytes(Path(recordings[0]).read_bytes())
     assert index_folder([str(copy)], "v") != first  # the index of a copy must not point into the original
-    monkeypatch.setattr(fetched, "INDEX_FORMAT", archives.INDEX_FORMAT + 1)
+    monkeypatch.setattr(archives, "INDEX_FORMAT", archives.INDEX_FORMAT + 1)
     assert index_folder(recordings, "v") != first
 
 
