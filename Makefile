@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test check test-spark lock clean
+.PHONY: setup demo test check golden test-spark lock clean
 
 setup: $(INSTALLED)
 
@@ -26,6 +26,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not spark"
+
+# Write tests/golden/ again, after outputs have changed on purpose; tests/README.md says when.
+golden: setup
+	PYTHONPATH=tests $(BIN)/python -m support.golden
 
 # Spark, on this machine. Where pyspark, Java, Maven or a jar cannot be had, say why and pass: nothing else needs them.
 test-spark: setup
