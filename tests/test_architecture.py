@@ -21,6 +21,28 @@ BEAM_MAY_BE_IMPORTED_IN = (
     "pipeline/engine/run.py",
     "pipeline/stages/balance/scans.py",
 )
+PIPELINE_UPWARDS = (
+    "errors",
+    "records",
+    "private_folder",
+    "paths",
+    "config",
+    "web",
+    "beam",
+    "engine",
+    "account",
+    "project",
+    "shards",
+    "sources",
+    "fetching",
+    "stages",
+    "allowlist",
+    "build",
+    "demo",
+    "cli",
+)
+"""The modules and folders of pipeline/: each imports only those before it."""
+PIPELINE_ROOT = {"build", "config", "project", "records", "account", "errors", "paths", "private_folder"}
 NO_SUCH_MODULE = {"utils", "util", "common", "helpers", "misc"}
 
 
@@ -65,6 +87,31 @@ def test_torch_stays_in_the_trainer():
         for path in modules(package):
             if any(name.split(".")[0] in ("torch", "open_clip") for name in imported(path)):
                 assert package == "trainer", path
+
+
+def test_no_import_of_the_pipeline_runs_upwards():
+    level = {f"pipeline.{name}": number for number, name in enumerate(PIPELINE_UPWARDS)}
+    for path in modules("pipeline"):
+        place = path.relative_to(ROOT)
+        own = ".".join(place.with_suffix("").parts[:2])
+        if place.name in ("__init__.py", "__main__.py") and len(place.parts) == 2:
+            continue  # the door to all of them
+        assert own in level, f"{place}: give it a place in PIPELINE_UPWARDS"
+        for name in imported(path):
+            imports = ".".join(name.split(".")[:2])
+            if imports in level:
+                assert level[imports] <= level[own], f"{place} imports {name}, which comes after it"
+
+
+def test_candidates_and_fetching_do_not_know_each_other():
+    for folder, other in (("fetching", "sources"), ("sources", "fetching")):
+        for path in modules(f"pipeline/{folder}"):
+            assert not any(within(name, {f"pipeline.{other}"}) for name in imported(path)), path
+
+
+def test_the_root_of_the_pipeline_holds_its_vocabulary_only():
+    at_root = {path.stem for path in (ROOT / "pipeline").glob("*.py")} - {"__init__", "__main__"}
+    assert at_root == PIPELINE_ROOT
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends():
