@@ -135,7 +135,7 @@ class PairDataset(Dataset[Batch | TrainerError]):
         return usable[int(uniform(self._view.seed, _CAPTION_STREAM, epoch, shard, number)[0] * len(usable))]
 
 
-class _Tokenizer(SimpleTokenizer):
+class _Tokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is not typed
     """open_clip's, which merges every word whole, in time quadratic in its length, before it cuts the text."""
 
     def encode(self, text: str) -> list[int]:

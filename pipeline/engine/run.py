@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import apache_beam as beam
 import pyarrow as pa
@@ -33,7 +33,7 @@ _UNITS_PER_PACK = 1_000
 class Reduction(Protocol):
     """A pipeline that ends in one table."""
 
-    def wire(self, pipeline: beam.Pipeline, /) -> beam.pvalue.PCollection:
+    def wire(self, pipeline: beam.Pipeline, /) -> "beam.pvalue.PCollection[Any]":
         """Return a collection of one pa.Table."""
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -136,7 +137,7 @@ class _CountScan:
     tasks: list[list[str]]
     queries: int
 
-    def wire(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
+    def wire(self, pipeline: beam.Pipeline) -> "beam.pvalue.PCollection[Any]":
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
@@ -173,7 +174,7 @@ class _Scan:
     keys: QueryHashes
     kind: type[_Found]
 
-    def wire(self, pipeline: beam.Pipeline) -> beam.pvalue.PCollection:
+    def wire(self, pipeline: beam.Pipeline) -> "beam.pvalue.PCollection[Any]":
         return (
             pipeline
             | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
