@@ -10,7 +10,7 @@ ALLOWED = {
     "queries": {"queries"},
     "dedup": {"dedup"},
     "pipeline": {"pipeline", "queries", "dedup"},
-    "trainer": {"trainer", "pipeline.shards", "dedup.eval_sets"},
+    "trainer": {"trainer", "pipeline.shards", "dedup.eval_sets", "dedup.copies"},
 }
 OURS = tuple(ALLOWED)
 BEAM_MAY_BE_IMPORTED_IN = (

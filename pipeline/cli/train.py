@@ -1,4 +1,4 @@
-"""`wit train` and `wit evaluate`: launchers of the trainer, which lives in a package of its own with its own extra."""
+"""`wit train`, `wit evaluate` and `wit dedup train`: launchers of the trainer, which has its own extra."""
 
 import argparse
 import importlib.util
@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands; what follows them is the trainer's to understand."""
+    """Add the commands; what follows them is the trainer's to understand."""
     for name, module, help_text in (
         ("train", "trainer", "train on the shards, one process (see also `torchrun -m trainer`)"),
         ("evaluate", "trainer.evaluation", "zero-shot, retrieval and linear-probe evaluation of a checkpoint"),
@@ -17,6 +17,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser = commands.add_parser(name, help=help_text, add_help=False, prefix_chars="\0")
         parser.add_argument("arguments", nargs="*")
         parser.set_defaults(func=_launch, module=module)
+    dedup = commands.add_parser("dedup", help="train a detector of edited copies")
+    steps = dedup.add_subparsers(required=True, metavar="command")
+    train = steps.add_parser("train", help="train on tars of photos, without labels", add_help=False, prefix_chars="\0")
+    train.add_argument("arguments", nargs="*")
+    train.set_defaults(func=_launch, module="trainer.copies")
 
 
 def _launch(args: argparse.Namespace) -> int:

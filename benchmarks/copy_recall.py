@@ -1,0 +1,241 @@
+"""Measure which edited copies each detector finds among strangers, alone and with verification on the pixels.
+
+    python -m benchmarks.copy_recall TAR... --bases 121 [--detector MODEL.onnx] [--hashes] [--verify] [--out FILE.json]
+
+The photos of the tars are the references; some of them, spread evenly, are edited in every way of `dedup.copies.edits`.
+A detector's threshold is the highest score that any edited photo has with another photo ("zero"), or that one pair of a
+million strangers has ("1e-6"). Photos that PDQ takes for copies of an earlier one are left out first.
+"""
+
+import argparse
+import json
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.pdq_recall import as_row, hash_of
+from dedup.copies.detector import Detector, scores
+from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
+from dedup.copies.verify import align_features, features, mirrored
+from dedup.copies.views import VIEWS, content_box, evaluation_views
+from dedup.fingerprint import decode_rgb, fingerprint, fingerprint_views
+
+LONG_SIDE = 256
+CANDIDATES = 3
+NAMES = (*EDITS, *UNSEEN_EDITS)
+
+
+@dataclass
+class Photos:
+    """References, and edits of some of them: query q shows reference `own[q]` after edit `kinds[q]`."""
+
+    references: list[np.ndarray]
+    queries: list[np.ndarray]
+    own: np.ndarray
+    kinds: np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tars", nargs="+", type=Path)
+    parser.add_argument("--bases", type=int, default=121)
+    parser.add_argument("--base-tars", type=int, default=99, help="only photos of the first so many tars are edited")
+    parser.add_argument("--detector", type=Path)
+    parser.add_argument("--hashes", action="store_true", help="measure PDQ and pHash too")
+    parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    photos = make_photos(arguments.tars, arguments.bases, arguments.base_tars)
+    strangers = len(photos.queries) * (len(photos.references) - 1)
+    print(f"{len(photos.references)} references, {len(photos.queries)} edited photos, {strangers:,} pairs of strangers")
+    columns: dict[str, np.ndarray] = {}
+    figures: dict[str, object] = {"strangers": strangers, "references": len(photos.references)}
+    if arguments.hashes:
+        for name, similarity in (("PDQ", pdq_similarity(photos)), ("pHash", phash_similarity(photos))):
+            columns |= recalls(name, similarity, photos, figures)
+    if arguments.detector:
+        detector = Detector.load(arguments.detector)
+        similarity = detector_similarity(detector, photos, figures)
+        columns |= recalls("learned", similarity, photos, figures)
+        if arguments.verify:
+            columns |= verified(detector, similarity, photos, figures)
+    report(columns, photos, figures, arguments.out)
+
+
+def make_photos(tars: list[Path], bases: int, base_tars: int) -> Photos:
+    references, first = [], None
+    for place, path in enumerate(tars):
+        if place == base_tars:
+            first = len(references)
+        references += [shrunk(decode_rgb(file)) for file in images(path)]
+    first = len(references) if first is None else first
+    hashes = np.stack([np.stack([as_row(pdq) for _, pdq in fingerprint_views(photo)]) for photo in references])
+    kept = []
+    for row in range(len(references)):
+        near = np.bitwise_count(hashes[kept] ^ hashes[row, 0]).sum(2).min(1, initial=256) if kept else np.array([256])
+        if near.min() > 40:
+            kept.append(row)
+    editable = [place for place, row in enumerate(kept) if row < first]
+    references = [references[row] for row in kept]
+    chosen = sorted(editable, key=lambda place: hash_of(str(place)))[:bases]
+    queries, own, kinds = [], [], []
+    for kind, name in enumerate(NAMES):
+        for place in chosen:
+            other = references[(place * 7919 + 13) % len(references)]
+            queries.append(decode_rgb(edited(name, references[place], other, str(place))))
+            own.append(place)
+            kinds.append(kind)
+    return Photos(references, queries, np.array(own), np.array(kinds))
+
+
+def images(path: Path) -> Iterator[bytes]:
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.isfile() and member.name.lower().endswith((".jpg", ".jpeg", ".png")):
+                yield tar.extractfile(member).read()
+
+
+def shrunk(photo: np.ndarray) -> np.ndarray:
+    scale = LONG_SIDE / max(photo.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in (photo.shape[1], photo.shape[0]))
+    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA) if scale < 1 else photo
+
+
+def detector_similarity(detector: Detector, photos: Photos, figures: dict[str, object]) -> np.ndarray:
+    """Return cosines, `(queries, references)`: the best over the views of the one and the content box of the other."""
+    began = time.process_time()
+    whole = detector.describe(photos.queries)
+    figures["describe_ms"] = (time.process_time() - began) / len(photos.queries) * 1000
+    began = time.process_time()
+    boxes = [content_box(query) for query in photos.queries]
+    figures["content_box_ms"] = (time.process_time() - began) / len(photos.queries) * 1000
+    boxed = [row for row, box in enumerate(boxes) if box]
+    figures["content_box_of_references"] = float(np.mean([content_box(one) is not None for one in photos.references]))
+    inner = detector.describe(
+        [photos.queries[row][boxes[row].top : boxes[row].bottom, boxes[row].left : boxes[row].right] for row in boxed]
+    )
+    best = np.full((len(photos.queries), len(photos.references)), -(2**31), np.int32)
+    views = [evaluation_views(photo) for photo in photos.references]
+    figures["best_view"] = np.zeros_like(best, dtype=np.int8)
+    for view in range(len(VIEWS)):
+        described = detector.describe([one[view] for one in views])
+        score = scores(whole, described)
+        if boxed:
+            score[boxed] = np.maximum(score[boxed], scores(inner, described))
+        figures["best_view"][score > best] = view
+        np.maximum(best, score, out=best)
+    return best / np.float32(detector.scale**2)
+
+
+def pdq_similarity(photos: Photos) -> np.ndarray:
+    """Return minus the bits of the nearest of eight views."""
+    views = np.stack([np.stack([as_row(pdq) for _, pdq in fingerprint_views(photo)]) for photo in photos.references])
+    rows = [as_row(fingerprint(query).pdq) for query in photos.queries]
+    return np.stack([-np.bitwise_count(views ^ row).sum(2).min(1).astype(np.float32) for row in rows])
+
+
+def phash_similarity(photos: Photos) -> np.ndarray:
+    """Return minus the differing bits of 64: the signs of the low frequencies of 32 x 32 greys, without views."""
+
+    def bits(photo: np.ndarray) -> np.ndarray:
+        grey = cv2.cvtColor(np.ascontiguousarray(photo), cv2.COLOR_RGB2GRAY)
+        low = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8].ravel()
+        return np.packbits(low > np.median(low[1:]))
+
+    hashes = np.stack([bits(photo) for photo in photos.references])
+    return np.stack([-np.bitwise_count(hashes ^ bits(query)).sum(1).astype(np.float32) for query in photos.queries])
+
+
+def recalls(name: str, similarity: np.ndarray, photos: Photos, figures: dict[str, object]) -> dict[str, np.ndarray]:
+    """Return, for each threshold, which queries are found; write the thresholds to `figures`."""
+    rows = np.arange(len(photos.queries))
+    own = similarity[rows, photos.own].copy()
+    strangers = similarity.copy()
+    strangers[rows, photos.own] = -np.inf
+    highest = np.partition(strangers.ravel(), -1000)[-1000:]
+    highest.sort()
+    zero = highest[-1]
+    one_in_a_million = highest[-1 - int(strangers.size // 1_000_000)]
+    row, column = np.unravel_index(strangers.argmax(), strangers.shape)
+    figures[name] = {"zero": float(zero), "1e-6": float(one_in_a_million), "nearest": [int(row), int(column)]}
+    if name == "learned":
+        counts = [int((strangers >= level).sum()) for level in np.arange(0.2, 0.8, 0.05)]
+        figures["strangers_from_0.2_by_0.05"] = counts
+    return {
+        f"{name}, zero": own > zero,
+        f"{name}, 1e-6": own > one_in_a_million,
+        f"{name}, first": own > strangers.max(1),
+    }
+
+
+def verified(
+    detector: Detector, similarity: np.ndarray, photos: Photos, figures: dict[str, object]
+) -> dict[str, np.ndarray]:
+    """Accept what is surely a copy, and of the nearest candidates those that agree on the pixels."""
+    found = np.zeros(len(photos.queries), bool)
+    proposed = np.zeros(len(photos.queries), bool)
+    false, pairs, strangers = [], 0, 0
+    taken: dict[tuple[int, bool, bool], object] = {}
+    began = time.process_time()
+    for query, picture in enumerate(photos.queries):
+        nearest = np.argsort(-similarity[query], kind="stable")[:CANDIDATES]
+        nearest = [int(row) for row in nearest if similarity[query, row] >= detector.card.propose]
+        web = features(picture) if nearest else None
+        for row in nearest:
+            own = row == photos.own[query]
+            proposed[query] |= own
+            accepted = similarity[query, row] >= detector.card.sure
+            inverted = VIEWS[figures["best_view"][query, row]] == "inverted"
+            for mirror in (False, True):
+                if accepted:
+                    break
+                key = (row, mirror, inverted)
+                if key not in taken:
+                    photo = 255 - photos.references[row] if inverted else photos.references[row]
+                    taken[key] = features(mirrored(photo) if mirror else photo)
+                alignment = align_features(taken[key], web, mirrored=mirror)
+                pairs += 1
+                accepted = alignment is not None and alignment.is_copy
+            strangers += not own
+            if accepted and own:
+                found[query] = True
+            elif accepted:
+                false.append([query, row, NAMES[photos.kinds[query]], float(similarity[query, row])])
+    figures["verify_ms_a_query"] = (time.process_time() - began) / len(photos.queries) * 1000
+    figures["verified_pairs"] = pairs
+    figures["strangers_looked_at"] = strangers
+    figures["false_matches"] = false
+    return {"proposed": proposed, "verified": found}
+
+
+def report(columns: dict[str, np.ndarray], photos: Photos, figures: dict[str, object], out: Path | None) -> None:
+    figures.pop("best_view", None)
+    table = Table(title="recall by edit")
+    table.add_column("edit")
+    for name in columns:
+        table.add_column(name, justify="right")
+    shares = {}
+    for kind, name in enumerate(NAMES):
+        shares[name] = {column: float(found[photos.kinds == kind].mean()) for column, found in columns.items()}
+        table.add_row(name, *(f"{share:.3f}" for share in shares[name].values()), end_section=kind + 1 == len(EDITS))
+    for title, kinds in (
+        (f"mean of {len(EDITS)}", tuple(EDITS)),
+        (f"mean of {len(UNSEEN_EDITS)} unseen", UNSEEN_EDITS),
+    ):
+        shares[title] = {column: float(np.mean([shares[kind][column] for kind in kinds])) for column in columns}
+        table.add_row(title, *(f"{share:.3f}" for share in shares[title].values()))
+    Console(width=160).print(table)
+    print(json.dumps(figures))
+    if out:
+        out.write_text(json.dumps({"figures": figures, "recall": shares}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

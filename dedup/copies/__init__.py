@@ -1,0 +1,1 @@
+"""Finding edited copies: a learned descriptor proposes, local features verify on the pixels."""

@@ -1,0 +1,152 @@
+"""A copy detector: any ONNX model from squares of bytes to unit vectors, with its settings in the model's metadata.
+
+The input is uint8 `(n, side, side, 3)` RGB, the output float32 `(n, dimensions)` of length 1. Vectors leave this module
+as int8, and all that follows counts in integers: given the vectors, every machine comes to the same decisions.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+
+BATCH = 64  # pictures; bounds the memory of a run to some 100 MB at 128 px
+
+
+class DetectorError(Exception):
+    """A file is not a usable copy detector; the message says why."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model's metadata says of it (keys `wit.side`, `wit.sure`, `wit.propose`)."""
+
+    side: int  # pixels of the input's squares
+    dimensions: int
+    sure: float  # cosine at which two pictures are copies without a look at their pixels
+    propose: float  # cosine below which they are not looked at
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A model ready to run; make one with `load`. It pickles as its file's bytes."""
+
+    model: bytes
+    card: Card
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Open a model.
+
+        Raises:
+            DetectorError: no such file, not ONNX, other inputs and outputs, or metadata missing.
+        """
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise DetectorError(f"cannot read the copy detector {path}: {error.strerror}") from error
+        try:
+            return cls(model, _card(_session(model)))
+        except DetectorError as error:
+            raise DetectorError(f"{path} is not a copy detector: {error}") from None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the hash of the model file, which names the detector in indexes and manifests."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    @property
+    def scale(self) -> float:
+        """Return the factor from unit vectors to int8; an entry is then 16 in the mean, and few are clipped."""
+        return 16.0 * self.card.dimensions**0.5
+
+    @cached_property
+    def _running(self) -> Any:
+        return _session(self.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "card": self.card}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def square(self, picture: np.ndarray) -> np.ndarray:
+        """Squash an RGB picture to the input's square."""
+        side = self.card.side
+        if picture.shape[:2] == (side, side):
+            return np.ascontiguousarray(picture)
+        smaller = picture.shape[0] * picture.shape[1] > side * side
+        way = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        return cv2.resize(np.ascontiguousarray(picture), (side, side), interpolation=way)
+
+    def describe(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Return `(n, dimensions)` int8 vectors of RGB pictures of any size."""
+        if not pictures:
+            return np.empty((0, self.card.dimensions), np.int8)
+        squares = np.stack([self.square(picture) for picture in pictures])
+        batches = [
+            self._running.run(None, {_INPUT: squares[at : at + BATCH]})[0] for at in range(0, len(squares), BATCH)
+        ]
+        vectors = np.nan_to_num(np.concatenate(batches)) * np.float32(self.scale)
+        return np.clip(np.rint(vectors), -127, 127).astype(np.int8)
+
+    def score(self, cosine: float) -> int:
+        """Return a cosine as what `scores` gives."""
+        return round(cosine * self.scale**2)
+
+    def cosine(self, score: int) -> float:
+        """Return a score as a cosine."""
+        return score / self.scale**2
+
+
+_INPUT = "pictures"
+
+
+def scores(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the dot products of int8 vectors, `(len(a), len(b))` int32.
+
+    They are computed in float32 for its speed, and are exact: 127 x 127 x 1,024 dimensions stays below 2^24.
+    """
+    return (a.astype(np.float32, copy=False) @ b.astype(np.float32, copy=False).T).astype(np.int32)
+
+
+def _session(model: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the pipeline has a process for each core
+    options.inter_op_num_threads = 1
+    # Another level fuses other operations and changes the last bits of a vector.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no other base
+        raise DetectorError(f"onnxruntime cannot open it ({str(error).splitlines()[0]})") from None
+
+
+def _card(session: Any) -> Card:
+    metadata = session.get_modelmeta().custom_metadata_map
+    (given, *more), (output, *others) = session.get_inputs(), session.get_outputs()
+    if more or others or given.type != "tensor(uint8)" or given.name != _INPUT or output.type != "tensor(float)":
+        raise DetectorError(f"it must take one uint8 tensor named {_INPUT!r} and give one float tensor")
+    try:
+        side, sure, propose = (json.loads(metadata[f"wit.{key}"]) for key in ("side", "sure", "propose"))
+    except (KeyError, ValueError) as error:
+        raise DetectorError(f"its metadata lacks wit.side, wit.sure or wit.propose ({error})") from None
+    if not -1 <= propose <= sure:
+        raise DetectorError(f"wit.propose is {propose} and wit.sure {sure}: it must not be above that")
+    height, width, channels = given.shape[1:]
+    if (channels, len(output.shape)) != (3, 2) or any(
+        isinstance(given, int) and given != side for given in (height, width)
+    ):
+        raise DetectorError(f"its input is {given.shape} and its output {output.shape}, for pictures of {side} pixels")
+    dimensions = output.shape[1]
+    if not isinstance(dimensions, int) or dimensions % 64 or not 64 <= dimensions <= 1024:
+        raise DetectorError(f"its vectors have {dimensions} dimensions: a multiple of 64 up to 1,024 is needed")
+    return Card(side, dimensions, sure, propose)

@@ -1,0 +1,112 @@
+"""Verification: copies are aligned as they were edited, strangers are not; and what the alignment says in words."""
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+from dedup.copies.edits import EDITS, crop
+from dedup.copies.transform import Transform
+from dedup.copies.verify import Alignment, align
+
+
+def scene(seed: int, height: int = 200, width: int = 280) -> np.ndarray:
+    """Draw ellipses of all sizes and colours over each other."""
+    chance = random.Random(seed)
+    picture = np.full((height, width, 3), [chance.randint(0, 255) for _ in "rgb"], np.uint8)
+    for _ in range(160):
+        centre = (chance.randint(0, width), chance.randint(0, height))
+        axes = (chance.randint(3, 30), chance.randint(3, 30))
+        colour = [chance.randint(0, 255) for _ in "rgb"]
+        cv2.ellipse(picture, centre, axes, chance.randint(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
+    return picture
+
+
+def edit(name: str, seed: int = 1) -> np.ndarray:
+    return EDITS[name](scene(seed), scene(seed + 100), random.Random(seed))
+
+
+def words(web: np.ndarray, seed: int = 1) -> str:
+    alignment = align(scene(seed), web)
+    assert alignment is not None
+    assert alignment.is_copy
+    return Transform.of(alignment, (280, 200), (web.shape[1], web.shape[0])).words()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("same", ""),
+        ("JPEG 10", ""),
+        ("text", ""),
+        ("flip", "mirrored"),
+        ("rotate 90", "rotated by 90°"),
+        ("rotate 180", "rotated by 180°"),
+        ("crop 70%", "cropped to 49%"),
+        ("border 10% white", "on 65% of a larger picture"),
+        ("aspect x1.5", "stretched 1.50 : 1"),
+    ],
+)
+def test_what_was_done_is_said(name, said):
+    assert words(edit(name)).replace("-180", "180") == said
+
+
+def test_both_ways_of_turning():
+    said = {words(EDITS["rotate 8"](scene(1), scene(2), random.Random(seed))).split(",")[0] for seed in range(8)}
+    assert {round(float(one.removeprefix("rotated by ").removesuffix("°"))) for one in said} == {-8, 8}
+    upright = cv2.warpAffine(scene(1), cv2.getRotationMatrix2D((140, 100), 8, 1), (280, 200))  # counter-clockwise
+    assert words(upright).startswith("rotated by 8")
+
+
+def test_the_crop_box_is_where_the_crop_was_cut():
+    alignment = align(scene(3), scene(3)[60:180, 28:168])
+    transform = Transform.of(alignment, (280, 200), (140, 120))
+    assert np.allclose(transform.corners, [(0.1, 0.3), (0.6, 0.3), (0.6, 0.9), (0.1, 0.9)], atol=0.01)
+    assert transform.evaluation_share == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_corners_of_a_mirrored_crop_are_on_the_upright_picture():
+    alignment = align(scene(3), np.ascontiguousarray(scene(3)[60:180, 28:168][:, ::-1]))
+    transform = Transform.of(alignment, (280, 200), (140, 120))
+    assert transform.mirrored
+    assert np.allclose(transform.corners, [(0.6, 0.3), (0.1, 0.3), (0.1, 0.9), (0.6, 0.9)], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", ["screenshot", "insert 50% side", "collage half", "meme text", "covered 50% side", "64 px"]
+)
+def test_hard_copies_are_verified(name):
+    assert sum((found := align(scene(seed), edit(name, seed))) is not None and found.is_copy for seed in range(8)) >= 7
+
+
+def test_strangers_are_not():
+    found = [align(scene(seed), scene(seed + 1)) for seed in range(0, 60, 2)]
+    assert not any(one is not None and one.is_copy for one in found)
+
+
+def test_a_stranger_that_the_copy_lies_on_is_not_found_in_the_photo_beside_it():
+    other, photo = scene(10), scene(11)
+    pasted = other.copy()
+    pasted[:50, :70] = cv2.resize(photo, (70, 50))
+    assert align(photo, other) is None or not align(photo, other).is_copy
+    assert align(other, pasted).is_copy
+
+
+@pytest.mark.parametrize("picture", [np.zeros((1, 1, 3), np.uint8), np.full((90, 30, 3), 7, np.uint8)])
+def test_pictures_without_features_align_with_nothing(picture):
+    assert align(scene(1), picture) is None
+    assert align(picture, scene(1)) is None
+
+
+def test_few_points_need_more_agreement():
+    enough = [Alignment(n, c, False, (1, 0, 0, 0, 1, 0)).is_copy for n, c in ((5, 0.55), (4, 0.7), (4, 0.6), (9, 0.4))]
+    assert enough == [True, True, False, False]
+
+
+def test_a_crop_of_a_large_picture_is_in_its_own_pixels():
+    large = cv2.resize(scene(4), (1120, 800), interpolation=cv2.INTER_CUBIC)
+    web = crop(0.6)(large, large, random.Random(2))
+    transform = Transform.of(align(large, web), (1120, 800), (web.shape[1], web.shape[0]))
+    assert transform.evaluation_share == pytest.approx(0.36, abs=0.01)
+    assert transform.words() == "cropped to 36%"

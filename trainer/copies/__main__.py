@@ -1,0 +1,62 @@
+"""`wit dedup train SHARDS`: train a copy detector on photos, without labels; rerun to go on where it stopped.
+
+The folder --out gets checkpoints, log.jsonl, and in the end copy.onnx and its card.md.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+from trainer.copies.finish import finish
+from trainer.copies.photos import read_held_out, read_photos
+from trainer.copies.train import Recipe, train
+from trainer.errors import TrainerError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong request."""
+    parser = argparse.ArgumentParser(prog="wit dedup train", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("shards", nargs="+", type=Path, help="tars of images; each top-level folder is a set")
+    parser.add_argument("--out", type=Path, required=True, help="the folder for checkpoints, the log and the model")
+    parser.add_argument("--pairs", type=int, default=2_000_000, help="how many (photo, edited photo) pairs to see")
+    parser.add_argument(
+        "--hold-out", nargs="*", default=[], metavar="SET", help="sets to calibrate on; default: every 20th photo"
+    )
+    parser.add_argument("--batch", type=int, default=192, help="pairs a step")
+    parser.add_argument("--side", type=int, default=96, help="pixels, of the model's input; a multiple of 16")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the edits; 0: the training's own")
+    parser.add_argument("--threads", type=int, default=0, help="of the training on a CPU; 0: torch's own choice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--checkpoint-minutes", type=float, default=10.0)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe = Recipe(options.pairs, options.batch, options.side, options.learning_rate, seed=options.seed)
+    try:
+        photos = read_photos(options.shards, options.out, tuple(options.hold_out))
+        held_out = read_held_out(options.shards, tuple(options.hold_out))
+        print(f"{len(photos)} photos in {len(photos.sets)} sets; {recipe.steps} steps of {recipe.batch_pairs} pairs")
+        checkpoint = train(
+            photos,
+            recipe,
+            options.out,
+            device=options.device,
+            workers=options.workers,
+            checkpoint_minutes=options.checkpoint_minutes,
+        )
+        model = finish(checkpoint, held_out, options.out, command=shlex.join(["wit", "dedup", "train", *given]))
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"model: {model}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
