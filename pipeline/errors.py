@@ -1,7 +1,10 @@
-"""Errors a user can cause and mend. The CLI prints their message as one line and exits; anything else is a bug.
+"""Errors a user can cause and mend. The CLI prints their message as one line and exits; those of the
+system (`OSError`) end it likewise. Anything else is a bug and keeps its traceback.
 
 UserError            exit 1: an input or an outcome that stops the work (missing file, account that does not close)
   ConfigError        exit 2: a config, flag or Beam option that is wrong
+
+queries/, dedup/ and trainer/ have one such error each (`InputError`, `DedupError`, `TrainerError`) in their errors.py.
 """
 
 

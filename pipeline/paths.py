@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec import AbstractFileSystem
 
-from pipeline.errors import ConfigError, one_line
+from pipeline.errors import ConfigError, UserError, one_line
 
 
 def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.paths") -> list[str]:
@@ -43,6 +43,15 @@ def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> b
     return info["type"] != "directory" and bool(fs.isfile(name))
 
 
+def _find(path: str) -> tuple[str, dict[str, Any]]:
+    fs, inner = fsspec.core.url_to_fs(path)
+    try:
+        info = fs.info(inner)
+        return inner, {inner: info} if info["type"] == "file" else fs.find(inner, detail=True)
+    except FileNotFoundError:
+        return inner, fs.glob(inner, detail=True) if has_magic(inner) else {}
+
+
 class FileVersion(NamedTuple):
     """Which version of a file is there: `changed` is the time of its last change, or the store's own tag."""
 
@@ -52,13 +61,15 @@ class FileVersion(NamedTuple):
 
 
 def file_versions(path: str) -> list[FileVersion]:
-    """Return the versions of a file, of the files under a folder, or of those that match a pattern, without reading."""
-    fs, inner = fsspec.core.url_to_fs(path)
+    """Return the versions of a file, of the files under a folder, or of those that match a pattern, without reading.
+
+    Raises:
+        UserError: the store does not answer, or refuses.
+    """
     try:
-        info = fs.info(inner)
-        found = {inner: info} if info["type"] == "file" else fs.find(inner, detail=True)
-    except FileNotFoundError:
-        found = fs.glob(inner, detail=True) if has_magic(inner) else {}
+        inner, found = _find(path)
+    except Exception as error:  # whatever a store raises without its package, credentials or network
+        raise UserError(f"{path}: {one_line(error)}") from None
     folder = inner.split("*")[0].rpartition("/")[0]
     tags = ("ETag", "etag", "mtime", "updated")
     return [

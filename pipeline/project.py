@@ -9,6 +9,7 @@ from pipeline.config import Config, load_config
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, one_line
 from queries.allowlist import Allowlist
+from queries.errors import InputError
 
 STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
 """Named after the folder that each fills."""
@@ -47,5 +48,5 @@ class Project:
     def load_allowlist(self) -> Allowlist:
         try:
             return Allowlist.load(self.allowlist_path)
-        except (OSError, ValueError) as error:
+        except (OSError, InputError) as error:
             raise ConfigError(f"allowlist.path = {self.config.allowlist.path!r}: {error}") from None

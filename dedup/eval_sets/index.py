@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dedup.errors import DedupError
 from dedup.eval_sets.read import Example, read_examples
 from dedup.fingerprint import PDQ_BYTES, VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
 
@@ -75,7 +76,7 @@ def index_eval_set(
     """Index the set at `path` into `out_dir/name`, replacing what is there; see `read_examples` for the layouts.
 
     `on_progress` is told the number of examples done so far, every 128.
-    Raises `FileNotFoundError` or `ValueError` with one line if there is nothing to index.
+    Raises `FileNotFoundError` or `DedupError` with one line if there is nothing to index.
     """
     examples = read_examples(kind, os.fspath(path), image_column=image_column, label_column=label_column)
     counts: Counter[str] = Counter()
@@ -166,7 +167,7 @@ def _summary(name: str, path: str, counts: Counter[str]) -> EvalSummary:
     failures = {reason: n for reason, n in sorted(counts.items()) if reason != "kept"}
     if not counts["kept"]:
         told = ", ".join(f"{n} {reason}" for reason, n in failures.items()) or "it is empty"
-        raise ValueError(f"{path}: no readable image found ({told})")
+        raise DedupError(f"{path}: no readable image found ({told})")
     return EvalSummary(name, counts.total(), counts["kept"], failures)
 
 

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from dedup.errors import DedupError
 from dedup.eval_sets.tars import Sample, Stray, read_samples
 
 Kind = Literal["folder", "webdataset", "parquet"]
@@ -63,16 +64,19 @@ def read_examples(
 
     `label_column` names the column (parquet) or the json field (webdataset) of the class; "label" if there is one.
     Bytes of a name that are not UTF-8 come as `\\xff`; a name that comes again has `#2` behind it.
-    Raises `FileNotFoundError` where nothing is there, `ValueError` where it is not what `kind` says.
+    Raises `FileNotFoundError` where nothing is there, `DedupError` where it is not what `kind` says.
     """
-    fs, root = fsspec.core.url_to_fs(path)
+    try:
+        fs, root = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
+        raise DedupError(f"{path}: {error}") from error
     if kind == "folder":
         return _named(_read_folder(fs, root))
     if kind == "webdataset":
         return _named(_read_webdataset(fs, root, label_column or "label"))
     if kind == "parquet":
         return _named(_read_parquet(fs, root, image_column, label_column))
-    raise ValueError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
+    raise DedupError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
 
 
 def _named(examples: Iterator[Example]) -> Iterator[Example]:
@@ -113,7 +117,7 @@ def _read_folder(fs: Any, root: str) -> Iterator[Example]:
     if not fs.exists(root):
         raise FileNotFoundError(f"{root}: no such folder")
     if not fs.isdir(root):
-        raise ValueError(f"{root}: a file where a folder is needed; kind 'webdataset' reads .tar, 'parquet' .parquet")
+        raise DedupError(f"{root}: a file where a folder is needed; kind 'webdataset' reads .tar, 'parquet' .parquet")
     for file, info in sorted(fs.find(root, detail=True).items()):
         name = posixpath.relpath(file, root)
         label = posixpath.basename(posixpath.dirname(name)) or None
@@ -132,7 +136,7 @@ def _content(fs: Any, file: str, size: int | None) -> tuple[bytes, Failure]:
             with open(file, "rb") as stream:
                 content = stream.read(MAX_EXAMPLE_BYTES + 1)  # one that grows has no size to trust
         except OSError as error:
-            raise ValueError(f"{file}: cannot be read ({error.strerror})") from error
+            raise DedupError(f"{file}: cannot be read ({error.strerror})") from error
     else:
         content = b"" if size is not None and size > MAX_EXAMPLE_BYTES else fs.cat_file(file)
         size = len(content) if size is None else size
@@ -144,7 +148,7 @@ def _opened(fs: Any, file: str) -> Iterator[Any]:
     try:
         stream = fs.open(file, "rb")
     except OSError as error:
-        raise ValueError(f"{file}: cannot be opened ({error.strerror or error})") from error
+        raise DedupError(f"{file}: cannot be opened ({error.strerror or error})") from error
     with stream:
         yield stream
 
@@ -168,7 +172,7 @@ def _read_webdataset(fs: Any, root: str, label_field: str) -> Iterator[Example]:
                     else:
                         yield from _examples_of_sample(tar_name, sample, label_field)
             except tarfile.TarError as error:
-                raise ValueError(f"{file}: damaged tar file ({error}); copy it again") from error
+                raise DedupError(f"{file}: damaged tar file ({error}); copy it again") from error
 
 
 def _limit_bytes(suffix: str) -> int:
@@ -226,12 +230,12 @@ def _read_parquet(fs: Any, root: str, image_column: str, label_column: str | Non
             try:
                 parquet = pq.ParquetFile(stream)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{file}: not a parquet file ({_first_line(error)})") from error
+                raise DedupError(f"{file}: not a parquet file ({_first_line(error)})") from error
             examples = _read_table(parquet, name.removesuffix(".parquet"), file, image_column, label_column)
             try:
                 yield from examples
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{file}: damaged parquet file ({_first_line(error)}); copy it again") from error
+                raise DedupError(f"{file}: damaged parquet file ({_first_line(error)}); copy it again") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -244,7 +248,7 @@ def _read_table(
     schema = parquet.schema_arrow
     for column in (image_column, label_column):
         if column is not None and column not in schema.names:
-            raise ValueError(f"{file}: no column {column!r}; there are {', '.join(schema.names)}")
+            raise DedupError(f"{file}: no column {column!r}; there are {', '.join(schema.names)}")
     label_column = label_column or ("label" if "label" in schema.names else None)
     _check_image_type(schema.field(image_column).type, file, image_column)
     class_names = _class_names(schema, label_column)
@@ -267,7 +271,7 @@ def _check_growth(metadata: pq.FileMetaData, columns: list[str], file: str) -> N
             size, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
             is_read = chunk.path_in_schema.split(".")[0] in columns
             if is_read and size > max(_MAX_CHUNK_BYTES, _MAX_GROWTH * packed):
-                raise ValueError(f"{file}: {packed:,} bytes of {chunk.path_in_schema} unpack to {size:,}")
+                raise DedupError(f"{file}: {packed:,} bytes of {chunk.path_in_schema} unpack to {size:,}")
 
 
 def _images(column: pa.Array) -> Iterator[tuple[bytes, Failure]]:
@@ -284,7 +288,7 @@ def _check_image_type(kind: pa.DataType, file: str, column: str) -> None:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise ValueError(f"{file}: column {column!r} is {kind}; need encoded images, as bytes or {{bytes, path}}")
+        raise DedupError(f"{file}: column {column!r} is {kind}; need encoded images, as bytes or {{bytes, path}}")
 
 
 def _class_names(schema: pa.Schema, label_column: str | None) -> dict[int, str]:
@@ -311,7 +315,7 @@ def _files(fs: Any, root: str, suffixes: tuple[str, ...]) -> list[tuple[str, str
         raise FileNotFoundError(f"{root}: no such file, or no {' or '.join(suffixes)} file in it")
     for file in files:
         if not _is_regular(fs, file):
-            raise ValueError(f"{file}: not a regular file, but a folder, a device or a link to nothing")
+            raise DedupError(f"{file}: not a regular file, but a folder, a device or a link to nothing")
     return [(posixpath.relpath(file, root or "."), file) for file in files]
 
 

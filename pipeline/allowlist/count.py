@@ -13,7 +13,6 @@ A unit holds some of a part's counts, or one bucket, in memory; neither grows wi
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,7 +38,6 @@ from pipeline.engine.units import (
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.paths import FileVersion, file_versions
-from queries.errors import InputError
 from queries.origins.titles import exclusion_reason, keep_articles, rank_titles
 from queries.wikipedia.counting import COUNTS, add_up, count_text
 from queries.wikipedia.dump import DumpPart, Page, Site, read_pages, read_site, split_dump
@@ -89,30 +87,22 @@ def find_site(dumps: Sequence[str]) -> Site | None:
     """Return the wiki that dumps are of; None of no dumps.
 
     Raises:
-        UserError: a file is no dump, or they are of different wikis.
+        InputError: a file is no dump.
+        UserError: they are of different wikis.
     """
-    with _for_users():
-        sites = {path: read_site(path) for path in dumps}
+    sites = {path: read_site(path) for path in dumps}
     names = {site.name: path for path, site in sites.items()}
     if len(names) > 1:
         raise UserError("dumps of different wikis: " + ", ".join(f"{path} is {name}" for name, path in names.items()))
     return next(iter(sites.values()), None)
 
 
-@contextmanager
-def _for_users() -> Iterator[None]:
-    """Raise an InputError as the UserError that the engine carries from a worker to the user."""
-    try:
-        yield
-    except InputError as error:
-        raise UserError(str(error)) from None
-
-
 def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PART_BYTES) -> WikipediaCounts:
     """Fill words/ and titles/ from a dump and page-view files; what is done already is skipped.
 
     Raises:
-        UserError: a file is missing or damaged, or no page-view file, or of another wiki.
+        InputError: a dump is missing or damaged.
+        UserError: a page-view file is missing or damaged, is none, or of another wiki.
     """
     with build_lock(build.workspace):
         build.workspace.remove_temporary_files()
@@ -147,8 +137,7 @@ def _finished(build: Build, stage: str, stage_digest: str) -> Marker | None:
 
 
 def _count_words(build: Build, inputs: WikipediaInputs, part_bytes: int, stage_digest: str) -> Marker:
-    with _for_users():
-        parts = [part for path in inputs.dumps for part in split_dump(path, part_bytes)]
+    parts = [part for path in inputs.dumps for part in split_dump(path, part_bytes)]
     buckets = _bucket_count(sum(version.bytes or 0 for version in _versions(inputs.dumps))) if parts else 0
     tasks = _units([(part.path, part) for part in parts], stage_digest)
     counted = _run(build, "words/count", tasks, _CountPart(inputs.site, buckets))
@@ -215,8 +204,7 @@ class _CountPart:
         name, part = task
         counts: Counter[str] = Counter(inputs=0, kept=0)
         titles: list[str] = []
-        with _for_users():
-            spill(output, f"{_SPILLED_WORDS}{name}.rows", COUNTS, self.buckets, self._words(part, titles, counts))
+        spill(output, f"{_SPILLED_WORDS}{name}.rows", COUNTS, self.buckets, self._words(part, titles, counts))
         articles = pa.table([pa.array(titles, pa.string())], schema=_TITLES)
         routed = [(articles, _buckets_of(articles["title"], _TITLE_BUCKETS))]
         spill(output, f"{_ARTICLES}{name}.rows", _TITLES, _TITLE_BUCKETS, routed)
@@ -280,9 +268,8 @@ class _ReadViews:
 
     def run(self, task: tuple[str, str], output: UnitOutput) -> Mapping[str, int]:
         name, path = task
-        with _for_users():
-            routed = ((views, _buckets_of(views["title"], self.buckets)) for views in self._views(path))
-            rows = spill(output, f".wit/titles/spilled/{name}.rows", VIEWS, self.buckets, routed)
+        routed = ((views, _buckets_of(views["title"], self.buckets)) for views in self._views(path))
+        rows = spill(output, f".wit/titles/spilled/{name}.rows", VIEWS, self.buckets, routed)
         return {"inputs": rows, "kept": rows}
 
     def _views(self, path: str) -> Iterator[pa.Table]:

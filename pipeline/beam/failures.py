@@ -10,19 +10,26 @@ import re
 import tempfile
 from pathlib import Path
 
+from dedup.errors import DedupError
 from pipeline.errors import ConfigError, UserError, one_line
+from queries.errors import InputError
 
 _TRACEBACK = "Traceback (most recent call last):"
 _STEP = re.compile(r" \[while running '(?P<step>.*?)'\]")
 _JOB_PREFIX = re.compile(r"^Pipeline \S+ failed in state \w+: ")
-_USER_ERRORS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError)}
+_USER_ERRORS = (UserError, ConfigError, InputError, DedupError)
+_RAISED_AS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError)} | {
+    f"{kind.__module__}.{kind.__qualname__}": UserError for kind in (InputError, DedupError)
+}
 
 
 def user_error(error: Exception, log: Path) -> UserError:
     """Return the `UserError` to raise for a failed run: the DoFn's own, or one that names cause, step and log file."""
     name, message = _python_cause(str(error)) or (type(error).__qualname__, str(error))
-    if name in _USER_ERRORS:
-        return _USER_ERRORS[name](without_step(message))
+    if isinstance(error, _USER_ERRORS):
+        return UserError(without_step(str(error)))
+    if name in _RAISED_AS:
+        return _RAISED_AS[name](without_step(message))
     step = _STEP.search(message)
     where = f"in step {step['step']!r}; " if step else ""
     if f"[Errno {errno.ENOSPC}]" in message:

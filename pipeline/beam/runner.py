@@ -107,9 +107,11 @@ def _vcpus(machine_type: str | None) -> int:
 
 
 def _failure(error: Exception) -> UserError:
-    keep_log()
     _LOGGER.error("The run failed", exc_info=error)
-    return user_error(error, log_file())
+    found = user_error(error, log_file())
+    if str(log_file()) in str(found):
+        keep_log()
+    return found
 
 
 def _pipeline(options: PipelineOptions) -> beam.Pipeline:

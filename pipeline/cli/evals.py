@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dedup.errors import DedupError
 from dedup.eval_sets import EvalSet, find_set, known_sets, registered
 from dedup.eval_sets.index import EvalSummary, index_eval_set
 from dedup.eval_sets.read import Kind
@@ -85,7 +86,7 @@ def _index(args: argparse.Namespace) -> int:
     _note_unknown(args.name)
     try:
         summary = _index_with_progress(args)
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (FileNotFoundError, DedupError) as error:
         raise UserError(f"{args.name}: {error}") from error
     lost = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in summary.failures.items())
     print(f"{args.out / args.name}: {summary.indexed:,} images{f' (left out: {lost})' if lost else ''}")

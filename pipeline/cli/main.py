@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from dedup.errors import DedupError
 from pipeline.account import Account, read_account
 from pipeline.cli import demo as cli_demo
 from pipeline.cli import evals as cli_evals
@@ -17,6 +18,7 @@ from pipeline.cli import train as cli_train
 from pipeline.engine.progress import Progress
 from pipeline.errors import UserError, one_line
 from pipeline.project import STAGES, Project
+from queries.errors import InputError
 
 _EXAMPLES = """\
 examples:
@@ -36,15 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.beam_args = beam_args
         return int(args.func(args))
-    except UserError as error:
+    except (UserError, InputError, DedupError) as error:
         print(f"wit: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except Exception as error:
-        if not _is_for_users(error):
-            raise
+    except OSError as error:  # the system's own, which names the file; every other exception is a bug
         print(f"wit: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -55,22 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_not_about_apitools(record: logging.LogRecord) -> bool:
     """Importing Beam warns of optional Google packages, which is nothing to a user."""
     return "apitools" not in record.getMessage()
-
-
-def _is_for_users(error: Exception) -> bool:
-    """Tell the errors of the system, of a store, and the one-line ones of queries/ and dedup/ from bugs.
-
-    Bugs keep their traceback.
-    """
-    if isinstance(error, TypeError | AttributeError | NameError | AssertionError):
-        return False
-    packages = []
-    trace = error.__traceback__
-    while trace is not None:
-        packages.append(trace.tb_frame.f_globals.get("__name__", "").split(".")[0])
-        trace = trace.tb_next
-    is_described = isinstance(error, ValueError) and packages[-1] in ("queries", "dedup")
-    return isinstance(error, OSError) or is_described or "fsspec" in packages
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from dedup.errors import DedupError
 from dedup.eval_sets import threshold_bits
 from dedup.eval_sets.index import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
@@ -97,7 +98,7 @@ class _IndexSet:
                     image_column=config.image,
                     label_column=config.label,
                 )
-            except (FileNotFoundError, ValueError) as error:
+            except (FileNotFoundError, DedupError) as error:
                 raise UserError(f"evals: {config.name}: {error}") from error
             for file in sorted((Path(scratch) / config.name).rglob("*")):
                 if file.is_file():

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from dedup.errors import DedupError
 from pipeline.beam.failures import user_error, without_step
 from pipeline.errors import ConfigError, UserError, one_line
+from queries.errors import InputError
 
 LOG = Path("/tmp/run.log")
 
@@ -54,6 +56,18 @@ def test_a_users_error_surfaces_as_itself_from_another_process(text, kind):
     found = user_error(RuntimeError(text.format(error=error)), LOG)
     assert type(found) is kind
     assert str(found) == "cannot read a.parquet: no column 'url'"
+
+
+@pytest.mark.parametrize("text", [FROM_A_WORKER, FROM_SPARK])
+@pytest.mark.parametrize("kind", [InputError, DedupError])
+def test_the_errors_of_the_other_packages_are_a_users_too(text, kind):
+    error = f"{kind.__module__}.{kind.__name__}: a.xml: not a dump"
+    for found in (
+        user_error(RuntimeError(text.format(error=error)), LOG),
+        user_error(kind("a.xml: not a dump [while running 'Read']"), LOG),
+    ):
+        assert type(found) is UserError
+        assert str(found) == "a.xml: not a dump"
 
 
 @pytest.mark.parametrize("text", [FROM_A_WORKER, FROM_SPARK])

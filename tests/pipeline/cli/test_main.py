@@ -181,13 +181,22 @@ def test_a_full_disk_is_one_line(project, capsys, monkeypatch):
     )
 
 
-def test_bugs_keep_their_traceback(project, monkeypatch):
-    def wrong(*_: object) -> None:
-        raise KeyError("nobody thought of this")
+@pytest.mark.parametrize("kind", [KeyError, ValueError, TypeError, RuntimeError])
+def test_bugs_keep_their_traceback(project, monkeypatch, kind):
+    def wrong(*_: object, **__: object) -> None:
+        raise kind("nobody thought of this")
 
-    monkeypatch.setattr("pipeline.stages.report.write_reports", wrong)
-    with pytest.raises(KeyError):
-        main(["report", "-c", str(project)])
+    for module, arguments in (
+        ("pipeline.stages.report.write_reports", ("report", "-c", str(project))),
+        ("pipeline.cli.queries.import_allowlist", ("queries", "import", str(project), "--out", "q.parquet")),
+        (
+            "dedup.eval_sets.index.read_examples",
+            ("evals", "index", "a", "--kind", "folder", "--path", ".", "--out", "o"),
+        ),
+    ):
+        monkeypatch.setattr(module, wrong)
+        with pytest.raises(kind):
+            main(list(arguments))
 
 
 def test_an_empty_set_is_no_success_without_a_word(project, capsys):
