@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dedup.eval_sets.config import EvalSetConfig
 from pipeline.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -104,22 +105,26 @@ class FetchConfig(Table):
 
     def content(self) -> dict[str, Any]:
         """Return the keys that decide what a fetched image is; the others only decide how it is asked for."""
-        return self.model_dump(include=_FETCH_CONTENT, mode="json")
+        return self.model_dump(exclude=set(PACING_KEYS), mode="json")
 
 
-_FETCH_CONTENT = {
-    "archives",
-    "network",
-    "allow_private_hosts",
-    "agent",
-    "image_size",
-    "jpeg_quality",
-    "min_image_size",
-    "max_aspect_ratio",
-    "max_pixels",
-    "max_bytes",
-    "max_redirects",
-}
+PACING_KEYS = frozenset(
+    {
+        "parts",  # counted apart: it decides which images lie together
+        "contact",
+        "gateway",
+        "timeout_s",
+        "retries",
+        "concurrency",
+        "host_concurrency",
+        "host_interval_s",
+        "host_failures",
+    }
+)
+"""Keys of `[fetch]` that decide how images are requested and not what an image is.
+
+After a change of any other key, also one that a newer version adds, everything is fetched again.
+"""
 
 
 class DedupConfig(Table):
@@ -130,17 +135,6 @@ class DedupConfig(Table):
     max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 15
     eval_max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 31
     min_quality: Annotated[int, Field(ge=0, le=100)] = 50
-
-
-class EvalConfig(Table):
-    """`[[evals]]`: one evaluation set to measure overlap with."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    kind: Literal["folder", "webdataset", "parquet"]
-    path: str
-    image: str = "image"  # parquet: the column of encoded image bytes (or the HF struct with a `bytes` field)
-    label: str | None = None  # parquet: the column of class names
-    max_distance_bits: Annotated[int, Field(ge=0, le=31)] | None = None  # overrides dedup.eval_max_distance_bits
 
 
 class Config(Table):
@@ -154,13 +148,13 @@ class Config(Table):
     balance: BalanceConfig = BalanceConfig()
     fetch: FetchConfig
     dedup: DedupConfig = DedupConfig()
-    evals: tuple[EvalConfig, ...] = Field(default=(), strict=False)
+    evals: tuple[EvalSetConfig, ...] = Field(default=(), strict=False)
     train: dict[str, Any] | None = None  # the trainer's own tables; it checks them, for it is installed apart
     evaluate: dict[str, Any] | None = None
 
     @field_validator("evals")
     @classmethod
-    def _names_are_unique(cls, evals: tuple[EvalConfig, ...]) -> tuple[EvalConfig, ...]:
+    def _names_are_unique(cls, evals: tuple[EvalSetConfig, ...]) -> tuple[EvalSetConfig, ...]:
         names = [e.name for e in evals]
         for name in names:
             if names.count(name) > 1:
@@ -223,6 +217,6 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     return f"{hint}known keys are {', '.join(fields)}"
 
 
-def _table_of(annotation: Any) -> type[Table]:
+def _table_of(annotation: Any) -> type[BaseModel]:
     """Return the table model in `T` or `tuple[T, ...]`."""
-    return cast(type[Table], next((a for a in get_args(annotation) if isinstance(a, type)), annotation))
+    return cast(type[BaseModel], next((a for a in get_args(annotation) if isinstance(a, type)), annotation))

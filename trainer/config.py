@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dedup.eval_sets.config import EvalSetConfig
 from trainer.errors import TrainerConfigError
 from trainer.loss import Objective
 from trainer.model import TextTower, named_architecture, with_text_tower
@@ -97,18 +98,6 @@ class EvaluateConfig(Table):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     prompts: str | None = None  # class names and templates: a .json, .toml or .md file
     probe_train: dict[str, str] = {}  # for a linear probe: where a set's training images are, in the set's own layout
-
-
-class EvalSetConfig(BaseModel):
-    """The keys of `[[evals]]` that an evaluation needs; the pipeline checks the others."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    name: str
-    kind: str
-    path: str
-    image: str = "image"
-    label: str | None = None
 
 
 class Settings(Table):

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from dedup.errors import DedupError
 from dedup.eval_sets import threshold_bits
+from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
-from pipeline.config import Config, EvalConfig
+from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
@@ -24,7 +25,7 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class _Set:
-    config: EvalConfig
+    config: EvalSetConfig
     path: str
 
 
@@ -71,14 +72,14 @@ def run_evals(build: Build, config: Config, base_dir: Path) -> EvalIndexes:
     return EvalIndexes(bits, digest(content, bits))
 
 
-def max_distance_bits(config: Config, evaluation: EvalConfig) -> int:
+def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
     """Return up to which distance an image matches a set: its own key, else the general or a stricter known one."""
     if evaluation.max_distance_bits is not None:
         return evaluation.max_distance_bits
     return threshold_bits(evaluation.name, config.dedup.eval_max_distance_bits)
 
 
-def _unit(evaluation: EvalConfig, base_dir: Path) -> Unit:
+def _unit(evaluation: EvalSetConfig, base_dir: Path) -> Unit:
     path = evaluation.path if "://" in evaluation.path else str(base_dir / evaluation.path)
     unit_digest = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), file_versions(path))
     return Unit(evaluation.name, unit_digest, _Set(evaluation, path))

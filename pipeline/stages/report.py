@@ -18,7 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import read_thumbnails, thumbnail
+from dedup.eval_sets.results import REQUIRED, results_folder
 from dedup.overlap import pick_evidence, summarise_overlap
 from dedup.report import (
     Balance,
@@ -32,7 +34,7 @@ from dedup.report import (
 )
 from dedup.statistics import split_accuracy
 from pipeline.account import Account, read_account
-from pipeline.config import Config, EvalConfig
+from pipeline.config import Config
 from pipeline.engine.run import Build
 from pipeline.engine.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.engine.workspace import FileFacts, Workspace
@@ -47,7 +49,6 @@ VERSION = 3
 EVIDENCE_PER_SET = 24
 _QUERY_ROWS = 20
 _THUMBNAIL_PX = 128
-_RESULTS = pa.schema([("eval_id", pa.string()), ("correct", pa.bool_())])  # of what `wit evaluate` writes
 
 
 def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
@@ -72,7 +73,7 @@ def _result_hashes(workspace: Workspace, config: Config) -> dict[str, str]:
 
 
 def _result_files(workspace: Workspace, name: str) -> list[str]:
-    return sorted(file for file in workspace.sizes(f"evals/{name}/results") if file.endswith(".parquet"))
+    return sorted(file for file in workspace.sizes(results_folder(name)) if file.endswith(".parquet"))
 
 
 def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist) -> str:
@@ -150,7 +151,7 @@ def _query_rows(balance: pa.Table, *, largest: bool) -> tuple[QueryRow, ...]:
     return tuple(QueryRow(row["query"], row["matched"], row["planned"], row["kept"]) for row in chosen)
 
 
-def _eval_report(workspace: Workspace, config: Config, evaluation: EvalConfig) -> EvalReport:
+def _eval_report(workspace: Workspace, config: Config, evaluation: EvalSetConfig) -> EvalReport:
     name = evaluation.name
     bits = max_distance_bits(config, evaluation)
     index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "label", "reason", "quality"])
@@ -243,11 +244,11 @@ def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: p
 
 
 def _read_results(workspace: Workspace, name: str, path: str, index: pa.Table) -> tuple[str, pa.Table]:
-    """Return the model's name and `_RESULTS`."""
+    """Return the model's name and `REQUIRED`."""
     file, way_out = f"{workspace.root}/{path}", "evaluate the model on the set as it is now, or delete the file"
     try:
-        whole = workspace.read_table(path, _RESULTS.names)
-        table = whole.cast(_RESULTS)
+        whole = workspace.read_table(path, REQUIRED.names)
+        table = whole.cast(REQUIRED)
     except (pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} holds no per-example results ({reason}): {way_out}") from error

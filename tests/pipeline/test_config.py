@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import Config, load_config
+from pipeline.config import PACING_KEYS, Config, FetchConfig, load_config
 from pipeline.errors import ConfigError
 
 SMALLEST = """
@@ -102,6 +102,28 @@ def test_every_key_is_documented_and_no_other():
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([a-z0-9_.]+)`", row)}
     assert documented == keys(Config)
+
+
+FETCH_CONTENT_KEYS = {
+    "archives",
+    "network",
+    "allow_private_hosts",
+    "agent",
+    "image_size",
+    "jpeg_quality",
+    "min_image_size",
+    "max_aspect_ratio",
+    "max_pixels",
+    "max_bytes",
+    "max_redirects",
+}
+"""Keys that change an image. Whoever adds a key decides: here, and a new key refetches; or in `PACING_KEYS`."""
+
+
+def test_each_fetch_key_either_changes_an_image_or_is_declared_harmless(tmp_path):
+    assert FetchConfig.model_fields.keys() == FETCH_CONTENT_KEYS | PACING_KEYS
+    assert not FETCH_CONTENT_KEYS & PACING_KEYS
+    assert load_config(write(tmp_path, SMALLEST)).fetch.content().keys() == FETCH_CONTENT_KEYS
 
 
 def test_pacing_is_not_part_of_what_an_image_is(tmp_path):

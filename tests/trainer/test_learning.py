@@ -11,7 +11,8 @@ import pytest
 from support.processes import tiny_settings
 from support.scene_shards import draw_scene, scene_of, write_scene_shards
 
-from trainer.config import EvalSetConfig, EvaluateConfig
+from dedup.eval_sets.config import EvalSetConfig
+from trainer.config import EvaluateConfig
 from trainer.evaluation.models import open_encoder
 from trainer.evaluation.prompts import Prompts
 from trainer.evaluation.zero_shot import zero_shot

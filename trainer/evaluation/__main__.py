@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trainer.config import EvalSetConfig, Settings, load_settings
+from dedup.eval_sets.config import EvalSetConfig
+from trainer.config import Settings, load_settings
 from trainer.errors import TrainerConfigError, TrainerError
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.linear_probe import linear_probe

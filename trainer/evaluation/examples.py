@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.read import read_examples
-from trainer.config import EvalSetConfig
 from trainer.errors import TrainerError
 from trainer.evaluation.models import Encoder
 from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, plain_name

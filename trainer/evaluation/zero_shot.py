@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dedup.eval_sets import Metric
-from trainer.config import EvalSetConfig
+from dedup.eval_sets.config import EvalSetConfig
+from dedup.eval_sets.results import RESULTS, results_folder
 from trainer.errors import TrainerError
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.metrics import (
@@ -33,17 +34,6 @@ from trainer.evaluation.metrics import (
 )
 from trainer.evaluation.models import Encoder
 from trainer.evaluation.prompts import Prompts
-
-RESULTS = pa.schema(
-    [
-        ("eval_id", pa.string()),  # as in evals/<set>/index.parquet
-        ("label", pa.string()),  # the class's first name; of several classes, the one that scored highest
-        ("prediction", pa.string()),
-        ("correct", pa.bool_()),
-        ("score", pa.float32()),  # the softmax probability of the prediction
-        ("label_rank", pa.int32()),  # how many classes scored higher than the label's: 0 when correct
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +119,7 @@ def write_results(workspace: str, model: str, result: ZeroShotResult) -> str:
     about = {"model": model, "metric": result.metric, "value": result.value, "accuracy": result.accuracy}
     table = result.table.replace_schema_metadata({"wit": json.dumps(about)})
     filesystem, root = fsspec.core.url_to_fs(workspace)
-    folder = f"{root}/evals/{result.name}/results"
+    folder = f"{root}/{results_folder(result.name)}"
     target = f"{folder}/{model}.parquet"
     partial = f"{target}.partial"
     try:
