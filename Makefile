@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test check golden test-spark lock clean
+.PHONY: setup demo test check golden test-spark fuzz lock clean
 
 setup: $(INSTALLED)
 
@@ -38,6 +38,12 @@ test-spark: setup
 	$(BIN)/python -m pipeline.beam.spark.build_job_server \
 	  || { echo "test-spark: skipped, there is no job server (the reason is above)"; exit 0; }; \
 	$(BIN)/python -m pytest -rs -m spark tests/spark || test $$? -eq 5  # 5: nothing was collected
+
+# Damaged files for every reader of foreign bytes: make fuzz FUZZ_SECONDS=3600 FUZZ_SEED=7
+FUZZ_SECONDS ?= 300
+FUZZ_SEED ?= 0
+fuzz: setup
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 lock: setup
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate \

@@ -178,7 +178,7 @@ def _jsonl_rows(lines: _Lines, path: str, source: SourceConfig) -> Iterator[Row 
     objects = (_parse_object(line) for line in lines if not line.isspace())
     head = list(itertools.islice(objects, _HEAD_ROWS))
     keys = dict.fromkeys(key for item in head if isinstance(item, dict) for key in item)
-    columns = _find_columns(source, list(keys), path) if keys else []
+    columns = _find_columns(source, list(keys), path) if keys else _columns(source)
     for item in itertools.chain(head, objects):
         if isinstance(item, Reason):
             yield item
@@ -249,8 +249,12 @@ def _find_positions(source: SourceConfig, first_row: Sequence[str], path: str) -
     return [names.index(name) for name in _find_columns(source, names, path)]
 
 
+def _columns(source: SourceConfig) -> list[str]:
+    return [source.url, source.caption] + ([source.page_url] if source.page_url is not None else [])
+
+
 def _find_columns(source: SourceConfig, names: Sequence[str], path: str) -> list[str]:
-    columns = [source.url, source.caption] + ([source.page_url] if source.page_url is not None else [])
+    columns = _columns(source)
     for name in columns:
         if names.count(name) != 1:
             what = f"{names.count(name)} columns are called {name!r}" if name in names else f"no column {name!r}"

@@ -186,6 +186,12 @@ def test_a_line_without_end_is_one_damaged_record(monkeypatch):
     assert captions(line + long[:-1], "t.jsonl") == (["x"], {Reason.DAMAGED_RECORD: 1})
 
 
+def test_objects_without_any_key_are_rows_without_a_caption():
+    assert captions(b"{}\n{}\n", "t.jsonl") == ([], {Reason.NO_CAPTION: 2})
+    many = b"{}\n" * 2_000 + b'{"url": "http://a.example/1.jpg", "caption": "x"}\n'
+    assert captions(many, "t.jsonl") == (["x"], {Reason.NO_CAPTION: 2_000})
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2"])
 @pytest.mark.parametrize(("kind", "write"), [("csv", as_csv), ("tsv", as_tsv), ("jsonl", as_jsonl)])
 def test_a_file_that_breaks_off_keeps_the_lines_before(kind, write, suffix):
