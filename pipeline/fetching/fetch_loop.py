@@ -185,7 +185,10 @@ class FetchLoop:
         if rules is None:
             await self._fetch_rules(host, job.target.origin)
             return None
-        rules.check(job.target.url)
+        if rules.is_large:
+            await asyncio.to_thread(rules.check, job.target.url)
+        else:
+            rules.check(job.target.url)
         try:
             response = await self._client.get(
                 job.target,

@@ -1,86 +1,24 @@
-"""What a host's robots.txt allows us to request (RFC 9309); protego does the parsing and matching."""
+"""Fetch and keep the robots.txt files of the hosts (RFC 9309); robots_file.py reads them."""
 
 import asyncio
-import math
-import re
 from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import UTC, datetime
-
-from protego import Protego
 
 from pipeline.config import FetchConfig
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client, Response
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.fetching.responses import is_redirect, redirect_target, retry_after_s
+from pipeline.fetching.robots_file import LARGE_BYTES, MAX_BYTES, RobotRules, parse_robots
 from pipeline.records import Reason
 
-MAX_BYTES = 500 * 1024  # RFC 9309 section 2.5: at least 500 KiB must be parsed; what is beyond is ignored
+__all__ = ["MAX_BYTES", "RobotRules", "RobotsCache", "fetch_robots", "parse_robots"]
+
 MAX_REDIRECTS = 5  # section 2.3.1.2
 LIFETIME_S = 24 * 3600.0  # section 2.4
 FAILURE_LIFETIME_S = 600.0
 
 _TOO_MANY_REQUESTS = 429
-
-_USER_AGENT_LINE = re.compile(
-    r"^([ \t]*user[- ]?agent[ \t]*:)[ \t]*(\*|[a-z_-]*)[^\r\n]*", re.IGNORECASE | re.MULTILINE
-)
-
-
-@dataclass(frozen=True, slots=True)
-class RobotRules:
-    """The rules of one authority. `refused` says why nothing may be requested; without `parsed` everything may."""
-
-    agent: str
-    parsed: Protego | None = None
-    refused: tuple[Reason, str] | None = None
-    size_bytes: int = 0
-
-    @classmethod
-    def refusing(cls, agent: str, failure: FetchFailure) -> "RobotRules":
-        """Return rules that disallow everything, for a file that cannot be fetched (RFC 9309 section 2.3.1.4)."""
-        reason = failure.reason if failure.is_before_request else Reason.ROBOTS_UNREACHABLE
-        return cls(agent, refused=(reason, f"robots.txt: {failure.message}"))
-
-    def check(self, url: str) -> None:
-        """Return if `url` may be requested.
-
-        Raises:
-            FetchFailure: it must not be.
-        """
-        if self.refused is not None:
-            raise FetchFailure(*self.refused)
-        if not self.allows(url):
-            raise FetchFailure(Reason.ROBOTS_DISALLOWED, "robots.txt disallows it")
-
-    def allows(self, url: str) -> bool:
-        """Return whether the file allows `url`."""
-        return self.parsed is None or bool(self.parsed.can_fetch(url, self.agent))
-
-    @property
-    def crawl_delay_s(self) -> float:
-        """The Crawl-delay of our group, seconds between two requests; 0 without one."""
-        delay = self.parsed.crawl_delay(self.agent) if self.parsed is not None else None
-        return delay if delay and math.isfinite(delay) and delay > 0 else 0.0
-
-
-def parse_robots(body: bytes, agent: str) -> RobotRules:
-    """Return the rules in a robots.txt file; lines that do not parse are skipped, so any bytes are accepted."""
-    if len(body) > MAX_BYTES:
-        body = body[:MAX_BYTES].rpartition(b"\n")[0]  # half a line could allow or forbid the wrong thing
-    text = _name_one_agent(body.decode("utf-8-sig", "replace").replace("\0", ""), agent)
-    return RobotRules(agent, parsed=Protego.parse(text), size_bytes=len(body))
-
-
-def _name_one_agent(text: str, agent: str) -> str:
-    """Rewrite the user-agent lines to `agent`, `*`, or nothing (which still ends the group before).
-
-    Protego takes a line for ours where it is part of our name, not where it adds a version to it; the RFC (section
-    2.2.1) compares product tokens. And it copies every rule to every agent listed: 500 KiB can cost it a minute.
-    """
-    kept = {"*": "*", agent.lower(): agent}
-    return _USER_AGENT_LINE.sub(lambda match: f"{match[1]} {kept.get(match[2].lower(), '#')}", text)
 
 
 async def fetch_robots(client: Client, origin: str, config: FetchConfig) -> RobotRules:
@@ -100,15 +38,18 @@ async def fetch_robots(client: Client, origin: str, config: FetchConfig) -> Robo
             truncate=True,
         )
         if not is_redirect(response.status):
-            return _rules(response, config.agent)
+            return await _rules(response, config.agent)
         target = Target.parse(redirect_target(target.url, response.headers))
     return RobotRules(config.agent)  # section 2.3.1.2: as if there were no file
 
 
-def _rules(response: Response, agent: str) -> RobotRules:
+async def _rules(response: Response, agent: str) -> RobotRules:
     if response.body is not None:
-        with response.body as body:
-            return parse_robots(body.read(), agent)
+        with response.body as file:
+            body = file.read()
+        if len(body) <= LARGE_BYTES:
+            return parse_robots(body, agent)
+        return await asyncio.to_thread(parse_robots, body, agent)
     if 400 <= response.status <= 499 and response.status != _TOO_MANY_REQUESTS:
         return RobotRules(agent)  # section 2.3.1.3: there is no file
     raise FetchFailure(
@@ -151,5 +92,5 @@ class RobotsCache:
 
 
 def _cost(rules: RobotRules) -> int:
-    """Return about what an entry takes: parsed rules are some four times the text."""
-    return 512 + 4 * rules.size_bytes
+    """Return about what an entry takes: parsed rules are some four times their text."""
+    return 512 + 5 * len(rules.text)
