@@ -9,6 +9,7 @@ import tomllib
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -72,7 +73,7 @@ class FetchConfig(Table):
     archives: tuple[str, ...] = Field(default=(), strict=False)
     network: bool = True
     allow_private_hosts: bool = False
-    gateway: Annotated[str, Field(pattern=r"^http://[^/]+$")] | None = None
+    gateway: str | None = None
     image_size: Annotated[int, Field(ge=16, le=4_096)] = 256
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
     min_image_size: Annotated[int, Field(ge=1)] = 32
@@ -92,7 +93,18 @@ class FetchConfig(Table):
     def _contact_is_reachable(cls, contact: str | None) -> str | None:
         if contact is not None and not contact.startswith(("mailto:", "http://", "https://")):
             raise ValueError("must start with mailto:, http:// or https://")
+        if contact is not None and not re.fullmatch(_HEADER_TEXT, contact):
+            raise ValueError(
+                "must be printable ASCII without spaces or parentheses: it stands in the User-Agent header"
+            )
         return contact
+
+    @field_validator("gateway")
+    @classmethod
+    def _gateway_is_a_server(cls, gateway: str | None) -> str | None:
+        if gateway is not None and not _is_server(gateway):
+            raise ValueError("must be http://HOST or http://HOST:PORT, without user, path or spaces")
+        return gateway
 
     @model_validator(mode="after")
     def _contact_where_something_leaves_the_machine(self) -> Self:
@@ -125,6 +137,20 @@ PACING_KEYS = frozenset(
 
 After a change of any other key, also one that a newer version adds, everything is fetched again.
 """
+
+
+_HEADER_TEXT = r"[!-'*-~]+"
+
+
+def _is_server(url: str) -> bool:
+    """Return whether `url` names an HTTP server and nothing else."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    host = re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", parts.netloc.removesuffix(f":{port}"))
+    return bool(host) and url == f"http://{parts.netloc}" and port != 0
 
 
 class DedupConfig(Table):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config import PACING_KEYS, Config, FetchConfig, load_config
 from pipeline.errors import ConfigError
@@ -132,3 +132,34 @@ def test_pacing_is_not_part_of_what_an_image_is(tmp_path):
     smaller = load_config(write(tmp_path, SMALLEST + "image_size = 224"))
     assert patient.fetch.content() == config.fetch.content() != smaller.fetch.content()
     assert patient.recipe() == config.recipe() != smaller.recipe()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("contact", f"mailto:you@example.org{bad}")
+            for bad in ("\n", "\r\nX: y", "\0", "\x7f", "\t", " me", "(", "é")
+        ),
+        *(
+            ("gateway", f"http://gateway.example{bad}")
+            for bad in ("\n", "\r\nX: y", "\0", "/", "/path", " ", ":x", ":0")
+        ),
+        ("gateway", "http://user:secret@gateway.example"),
+        ("gateway", "https://gateway.example"),
+        ("gateway", "http://"),
+        ("agent", "wit-pipeline\n"),
+        ("agent", "wit pipeline"),
+        ("agent", "wit\0"),
+    ],
+)
+def test_what_stands_in_requests_is_checked(key, value):
+    with pytest.raises(ValidationError, match=key):
+        FetchConfig(**({"contact": "mailto:you@example.org"} | {key: value}))
+
+
+@pytest.mark.parametrize(
+    "gateway", ["http://127.0.0.1:8080", "http://gateway", "http://[::1]:80", "http://a_b.example"]
+)
+def test_gateways(gateway):
+    assert FetchConfig(contact="mailto:you@example.org", gateway=gateway).gateway == gateway
