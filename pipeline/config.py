@@ -87,6 +87,7 @@ class FetchConfig(Table):
     host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 4
     host_interval_s: Annotated[float, Field(ge=0, le=3_600)] = 0.1
     host_failures: Annotated[int, Field(ge=1)] = 20
+    max_silent_requests: Annotated[int, Field(ge=0)] = 40
 
     @field_validator("contact")
     @classmethod
@@ -131,6 +132,7 @@ PACING_KEYS = frozenset(
         "host_concurrency",
         "host_interval_s",
         "host_failures",
+        "max_silent_requests",
     }
 )
 """Keys of `[fetch]` that decide how images are requested and not what an image is.

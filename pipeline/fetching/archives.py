@@ -25,6 +25,7 @@ from multidict import CIMultiDict
 
 from pipeline.engine.units import digest
 from pipeline.errors import UserError
+from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.private_folder import private_folder
 from pipeline.records import Reason
@@ -178,6 +179,8 @@ class ArchiveIndex:
         try:
             return self._read(self._paths[file], offset, url, max_bytes, wants_body)
         except OSError as error:
+            if (fault := local_fault(error)) is not None:
+                raise fault from error
             raise FetchFailure(Reason.PROTOCOL_ERROR, f"archive record: {type(error).__name__}") from error
 
     def _read(self, path: str, offset: int, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedResponse:

@@ -34,6 +34,7 @@ _MEMORY_BYTES = 1 << 20  # a larger body waits for its decoder in a file
 _DNS_LIFETIME_S = 300
 _EXPECTED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 _DNS_ENTRIES = 10_000
+_NO_RESOLVER_RESPONDS = "no DNS server of this machine responds"
 _NO_RESOLVER = 11  # ARES_ECONNREFUSED: no DNS server of this machine could be contacted
 
 
@@ -114,6 +115,7 @@ class Client:
         with _failures(progress):
             async with asyncio.timeout(max(budget_s, 0)):
                 async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                    progress.http_status = response.status
                     if not wants_body(response.status, response.headers):
                         return Response(response.status, response.headers, None)
                     progress.is_in_body = True
@@ -135,13 +137,15 @@ def _failures(progress: Progress) -> Iterator[None]:
     """Turn errors of the HTTP library into the closed list of reasons, and faults of this machine into `UserError`."""
     try:
         yield
-    except FetchFailure:
+    except FetchFailure as raised:
+        raised.http_status = raised.http_status or progress.http_status
         raise
     except (Exception, MemoryError) as error:
         if (fault := local_fault(error)) is not None:
             raise fault from error
         if (failure := _failure(error, progress)) is None:
             raise
+        failure.http_status = progress.http_status
         raise failure from error
 
 
@@ -175,7 +179,8 @@ def _failure_to_connect(error: Exception, progress: Progress) -> FetchFailure | 
         cause = _os_cause(error.os_error)
     elif not isinstance(error, _EXPECTED):
         return None
-    return FetchFailure(reason, cause, is_transient=is_transient, is_before_request=True)
+    is_local = cause == _NO_RESOLVER_RESPONDS
+    return FetchFailure(reason, cause, is_transient=is_transient, is_before_request=True, is_local=is_local)
 
 
 def _dns_failure(error: aiohttp.ClientConnectorDNSError) -> tuple[Reason, str, bool]:
@@ -183,7 +188,7 @@ def _dns_failure(error: aiohttp.ClientConnectorDNSError) -> tuple[Reason, str, b
         return Reason.PRIVATE_ADDRESS, str(error.os_error), False
     cause = error.os_error.__cause__
     if cause is not None and cause.args[:1] == (_NO_RESOLVER,):
-        return Reason.DNS_FAILED, "no DNS server of this machine responds", True
+        return Reason.DNS_FAILED, _NO_RESOLVER_RESPONDS, True
     return Reason.DNS_FAILED, "the name does not resolve", True
 
 

@@ -34,6 +34,7 @@ class Progress:
     is_sent: bool = False  # or about to be
     is_reused: bool = False  # on a connection that served an earlier request
     is_in_body: bool = False
+    http_status: int | None = None
 
 
 PROGRESS: ContextVar[Progress] = ContextVar("progress")

@@ -6,20 +6,23 @@ its host's robots.txt is fetched) it waits in the queue of the next host and hol
 """
 
 import asyncio
-import hashlib
 import io
+import logging
 from collections import Counter
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 
 from pipeline.config import FetchConfig
+from pipeline.errors import UserError
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client, Headers, Response
+from pipeline.fetching.decode import decode
 from pipeline.fetching.hosts import HostLimits, HostSchedule
-from pipeline.fetching.images import store_image
+from pipeline.fetching.local_faults import local_fault
+from pipeline.fetching.network_watch import PAUSES_S, NetworkWatch
 from pipeline.fetching.opt_out import refusal
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.fetching.part import Part
@@ -28,21 +31,31 @@ from pipeline.fetching.robots import RobotRules, RobotsCache, fetch_robots
 from pipeline.records import Reason
 from pipeline.web.urls import normalize_url
 
+logger = logging.getLogger(__name__)
+
 BACKOFF_S = 0.5  # before the first retry; doubled for each further one
 SHUT_FROM_S = 60.0  # a longer Retry-After opens the host's circuit breaker for that time
 MAX_SHUT_S = 3600.0
 PART_GRACE_S = 3600.0  # see `part_limit_s`
 
+_NO_NETWORK = (
+    "fetch stopped: {}, and none came after several tries: this machine seems to have no network; run again when it "
+    "has: what is done stays done. If these hosts are really gone, set fetch.max_silent_requests = 0"
+)
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """One part being fetched; `done` is resolved with the last of its URLs."""
+    """One part being fetched; `done` is resolved with the last of its URLs.
+
+    `held` are outcomes without an HTTP response, which stand once a response comes from anywhere.
+    """
 
     part: Part
     ends_at_s: float
     done: "asyncio.Future[None]"
+    held: list[tuple["_Job", Outcome]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +95,9 @@ class FetchLoop:
         self._archives = archives
         self._loop = asyncio.get_running_loop()
         self._robots = RobotsCache()
+        self._network = NetworkWatch(config.max_silent_requests)
+        self._pause: asyncio.Task[None] | None = None
+        self._pauses = 0
         self._robots_failures: Counter[str] = Counter()
         limits = HostLimits.shared(
             concurrency=config.host_concurrency,
@@ -99,7 +115,7 @@ class FetchLoop:
         targets = [(number, _target_or_failure(url)) for number, url in part.pending()]
         limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config, self._workers)
         run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
-        expiry = self._loop.call_at(run.ends_at_s, self._give_up, run)
+        expiry = self._loop.create_task(self._expire(run))
         self._runs.add(run)
         try:
             for number, target in targets:
@@ -115,10 +131,13 @@ class FetchLoop:
             self._runs.discard(run)
             self._schedule.remove(lambda job: job.run is run)
             self._schedule.forget_idle(self._loop.time())
+            if self._pause is not None and not self._runs:
+                self._pause.cancel()
+                self._pause = None
 
     def _start_ready(self) -> None:
         """Start all jobs that may start, and schedule a wake-up for the next one."""
-        while len(self._tasks) < self._config.concurrency:
+        while len(self._tasks) < self._config.concurrency and self._pause is None:
             now_s = self._loop.time()
             taken = self._schedule.take(now_s)
             if taken is None:
@@ -137,7 +156,7 @@ class FetchLoop:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if at_s is None or len(self._tasks) == self._config.concurrency:
+        if at_s is None or len(self._tasks) == self._config.concurrency or self._pause is not None:
             return
         if not self._tasks:  # do not wait where it is clear that nothing will start in time
             for run in [run for run in self._runs if run.ends_at_s < at_s]:
@@ -147,7 +166,9 @@ class FetchLoop:
     def _on_attempt_done(self, run: _Run, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not run.done.done():
-            run.done.set_exception(error)
+            run.done.set_exception(local_fault(error) or error)
+        if self._network.is_suspect and self._pause is None:
+            self._pause = self._loop.create_task(self._check_network())
         self._start_ready()
 
     async def _attempt(self, host: str, job: _Job) -> None:
@@ -162,7 +183,10 @@ class FetchLoop:
         if response is None:
             self._enqueue(job)
             return
-        outcome, jpeg = await self._loop.run_in_executor(self._decoders, _decode, response, self._config)
+        assert response.body is not None
+        outcome, jpeg = await self._loop.run_in_executor(
+            self._decoders, decode, response.body, response.status, self._config
+        )
         self._end(job, outcome, jpeg)
 
     async def _look_up(self, job: _Job) -> Response | None:
@@ -199,11 +223,11 @@ class FetchLoop:
                 close_connection=self._config.gateway is None and self._schedule.queued(host) == 0,
             )
         except FetchFailure as failure:
-            self._note_failure(host, failure)
+            self._note_failure(host, job.target.origin, failure)
             raise
         finally:
             job.left_s -= self._loop.time() - started_s
-        self._schedule.record(host, self._loop.time(), is_failure=False)
+        self._note_response(host, job.target.origin)
         if response.body is not None:
             return response
         self._redirect(job, response.headers)
@@ -217,13 +241,15 @@ class FetchLoop:
         try:
             rules = await fetch_robots(self._client, origin, self._config)
         except FetchFailure as failure:
-            self._note_failure(host, failure)
+            self._note_failure(host, origin, failure)
             self._robots_failures[origin] += 1
             tries = self._robots_failures[origin]
             if failure.is_transient and tries <= self._config.retries:
                 self._schedule.postpone(host, self._loop.time() + BACKOFF_S * 2 ** (tries - 1))
                 return
             rules = RobotRules.refusing(self._config.agent, failure)
+        else:
+            self._note_response(host, origin)
         del self._robots_failures[origin]
         self._robots.put(origin, rules, self._loop.time())
         self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
@@ -251,9 +277,21 @@ class FetchLoop:
         job.target = Target.parse(redirect_target(job.target.url, headers))
         job.is_looked_up = False
 
-    def _note_failure(self, host: str, failure: FetchFailure) -> None:
+    def _note_response(self, host: str, origin: str) -> None:
+        self._schedule.record(host, self._loop.time(), is_failure=False)
+        self._note_network(host, origin, None)
+
+    def _note_network(self, host: str, origin: str, failure: FetchFailure | None) -> None:
+        self._network.note(host, origin, failure)
+        if failure is None or failure.http_status is not None:
+            was_down, self._pauses = self._pauses > 0, 0
+            for run in [run for run in self._runs if run.held]:
+                self._retry_held(run) if was_down else self._finish_held(run)
+
+    def _note_failure(self, host: str, origin: str, failure: FetchFailure) -> None:
         """Back off from a host that is failing or sent Retry-After."""
         now_s = self._loop.time()
+        self._note_network(host, origin, failure)
         is_of_host = failure.is_transient or failure.reason in (Reason.TIMEOUT, Reason.TLS_FAILED)
         self._schedule.record(host, now_s, is_failure=is_of_host)
         wait_s = failure.retry_after_s or 0.0
@@ -290,13 +328,110 @@ class FetchLoop:
 
     def _end(self, job: _Job, outcome: Outcome, jpeg: bytes | None = None) -> None:
         run = job.run
-        if run.done.done():  # a bug elsewhere ended the run before its last URL
+        if run.done.done():  # a fault of this machine, or a bug, ended the run before its last URL
             return
-        if jpeg is not None:
-            outcome = replace(outcome, jpeg=run.part.keep(jpeg))
+        if outcome.reason is not None and outcome.http_status is None and self._network.silent_requests:
+            run.held.append((job, outcome))
+        else:
+            if jpeg is not None:
+                outcome = replace(outcome, jpeg=run.part.keep(jpeg))
+            self._finish(run, job, outcome)
+        if run.held and len(run.held) == run.part.unfinished and self._pause is None:
+            self._end_with_silence(run)
+
+    def _finish(self, run: _Run, job: _Job, outcome: Outcome) -> None:
         run.part.finish(job.number, outcome)
-        if run.part.unfinished == 0:
+        if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
+
+    def _finish_held(self, run: _Run) -> None:
+        held, run.held = run.held, []
+        for job, outcome in held:
+            self._finish(run, job, outcome)
+
+    def _end_with_silence(self, run: _Run) -> None:
+        """End a part whose last URLs had no response: after a try elsewhere, where that can be."""
+        if self._network.is_wide and self._network.origins:
+            self._pause = self._loop.create_task(self._check_network())
+        else:
+            self._finish_held(run)
+
+    async def _check_network(self) -> None:
+        """Go on when the network is there; stop all parts where it does not come back."""
+        paused_s = 0.0
+        try:
+            paused_s = await self._wait_for_network()
+        except Exception as error:
+            self._stop_all(local_fault(error) or error)
+        self._pause = None
+        self._network.clear()
+        if paused_s:
+            self._forget_failures()
+        for run in list(self._runs):
+            run.ends_at_s += paused_s
+            self._retry_held(run) if paused_s else self._finish_held(run)
+        self._start_ready()
+
+    async def _wait_for_network(self) -> float:
+        """Return after how many seconds to try again; 0 where the network was there all the time.
+
+        Raises:
+            UserError: it does not come back.
+        """
+        paused_s = 0.0
+        while not await self._is_network_there():
+            if self._pauses == len(PAUSES_S):
+                raise UserError(_NO_NETWORK.format(self._network))
+            pause_s = PAUSES_S[self._pauses]
+            logger.warning("%s: trying again in %g s", self._network, pause_s)
+            await asyncio.sleep(pause_s)
+            paused_s += pause_s
+            self._pauses += 1
+            if not self._network.origins:
+                break  # only more requests can tell
+        return paused_s
+
+    async def _is_network_there(self) -> bool:
+        """Request the robots.txt of an authority that responded before."""
+        for origin in list(self._network.origins):
+            try:
+                await self._client.get(
+                    Target.parse(f"{origin}/robots.txt"),
+                    budget_s=self._config.timeout_s,
+                    max_bytes=0,
+                    wants_body=lambda *_: False,
+                )
+            except FetchFailure as failure:
+                if failure.http_status is None:
+                    continue
+            return True
+        return False
+
+    def _forget_failures(self) -> None:
+        """Forget what was concluded about hosts while there was no network."""
+        self._robots.forget_failures()
+        self._robots_failures.clear()
+        self._schedule.reopen()
+
+    def _retry_held(self, run: _Run) -> None:
+        held, run.held = run.held, []
+        for job, _ in held:
+            job.retries, job.left_s = 0, self._config.timeout_s
+            self._enqueue(job)
+
+    def _stop_all(self, error: Exception) -> None:
+        self._pauses = 0
+        self._forget_failures()
+        for run in self._runs:
+            run.held.clear()
+            if not run.done.done():
+                run.done.set_exception(error)
+
+    async def _expire(self, run: _Run) -> None:
+        """Give up what waits when the time of a part is over."""
+        while (left_s := run.ends_at_s - self._loop.time()) > 0 or self._pause is not None:
+            await asyncio.sleep(max(left_s, 1.0))
+        self._give_up(run)
 
     def _give_up(self, run: _Run) -> None:
         for job in self._schedule.remove(lambda job: job.run is run):
@@ -313,27 +448,3 @@ def _target_or_failure(url: str) -> Target | FetchFailure:
 
 def _unavailable(message: str) -> Outcome:
     return failed(FetchFailure(Reason.HOST_UNAVAILABLE, message))
-
-
-def _decode(response: Response, config: FetchConfig) -> tuple[Outcome, bytes | None]:
-    """Return the outcome of a URL that responded with a file, and the image to keep. Runs in a decoder thread."""
-    assert response.body is not None
-    with response.body as body:
-        encoded = body.read()
-    sha256 = hashlib.sha256(encoded).hexdigest()
-    try:
-        image = store_image(encoded, config)
-    except FetchFailure as failure:
-        return failed(failure, http_status=response.status, sha256=sha256), None
-    outcome = Outcome(
-        http_status=response.status,
-        width=image.size[0],
-        height=image.size[1],
-        original_width=image.original_size[0],
-        original_height=image.original_size[1],
-        sha256=sha256,
-        exif=image.exif,
-        pdq=image.pdq,
-        pdq_quality=image.pdq_quality,
-    )
-    return outcome, image.jpeg

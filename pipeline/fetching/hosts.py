@@ -132,6 +132,12 @@ class HostSchedule(Generic[Job]):
             host.consecutive_failures = 0
             self.shut(name, now_s + SHUT_S)
 
+    def reopen(self) -> None:
+        """Close all circuit breakers, and forget the failures that lead to them."""
+        for name, host in self._hosts.items():
+            host.shut_until_s, host.consecutive_failures = 0.0, 0
+            self._offer(name, host)
+
     def forget_idle(self, now_s: float) -> None:
         """Drop the hosts with no queue and no state to keep."""
         for name, host in list(self._hosts.items()):

@@ -9,7 +9,7 @@ class FetchFailure(Exception):
     """A URL, or one attempt at it, failed for a reason of the closed list: an expected value, raised to leave early.
 
     `is_transient`: the same request may succeed later. `is_before_request`: no request could be sent, which is the same
-    for every URL of the authority. `retry_after_s` is from the host's Retry-After.
+    for every URL of the authority. `is_local`: the cause is on this machine. `retry_after_s`: of Retry-After.
     `original_size` is (width, height) where the image header could still be read.
     """
 
@@ -21,6 +21,7 @@ class FetchFailure(Exception):
         http_status: int | None = None,
         is_transient: bool = False,
         is_before_request: bool = False,
+        is_local: bool = False,
         retry_after_s: float | None = None,
         original_size: tuple[int, int] | None = None,
     ) -> None:
@@ -30,6 +31,7 @@ class FetchFailure(Exception):
         self.http_status = http_status
         self.is_transient = is_transient
         self.is_before_request = is_before_request
+        self.is_local = is_local
         self.retry_after_s = retry_after_s
         self.original_size = original_size
 

@@ -55,6 +55,7 @@ async def _rules(response: Response, agent: str) -> RobotRules:
     raise FetchFailure(
         Reason.ROBOTS_UNREACHABLE,
         f"HTTP status {response.status}",
+        http_status=response.status,
         is_transient=response.status >= 400,
         retry_after_s=retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC)),
     )
@@ -84,6 +85,11 @@ class RobotsCache:
         self._size_bytes += _cost(rules)
         while self._size_bytes > self._max_bytes and len(self._rules) > 1:
             self._forget(next(iter(self._rules)))
+
+    def forget_failures(self) -> None:
+        """Forget the files that could not be fetched."""
+        for origin in [origin for origin, (rules, _) in self._rules.items() if rules.refused is not None]:
+            self._forget(origin)
 
     def _forget(self, origin: str) -> None:
         entry = self._rules.pop(origin, None)
