@@ -58,11 +58,11 @@ class Client:
 
     def __init__(self, config: FetchConfig) -> None:
         self._config = config
-        resolver: Any = aiohttp.AsyncResolver()
+        self._resolver: Any = aiohttp.AsyncResolver()
         is_open = config.allow_private_hosts or config.gateway is not None  # a gateway may well be on this machine
         connector = aiohttp.TCPConnector(
             limit=0,
-            resolver=resolver if is_open else PublicResolver(resolver),
+            resolver=self._resolver if is_open else PublicResolver(self._resolver),
             ttl_dns_cache=_DNS_LIFETIME_S,
             dns_cache_max_size=_DNS_ENTRIES,
         )
@@ -83,6 +83,7 @@ class Client:
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+        await self._resolver.close()
 
     async def get(
         self,
