@@ -1,7 +1,5 @@
 """`wit build`: run the stages in order, each from the files of the one before."""
 
-from importlib.metadata import version
-
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from dedup.eval_sets.read import read_examples
@@ -10,7 +8,7 @@ from pipeline.engine.lock import build_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.errors import ConfigError, UserError, one_line
-from pipeline.project import STAGES, Project
+from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
 from pipeline.stages.fetched import check_fetched, run_fetched
@@ -80,8 +78,3 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
     write_manifest(build, shards, account, config.recipe() | {"allowlist_sha256": allowlist.sha256}, code_version())
     if "report" in stages:
         run_report(build, config, allowlist)
-
-
-def code_version() -> str:
-    """Return the installed version of this package."""
-    return version("wit-pipeline")

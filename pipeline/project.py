@@ -3,16 +3,28 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config, load_config
-from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, one_line
-from queries.allowlist import Allowlist
 from queries.errors import InputError
+
+if TYPE_CHECKING:  # both import Arrow, and a config is refused before
+    from pipeline.engine.workspace import Workspace
+    from queries.allowlist import Allowlist
 
 STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
 """Named after the folder that each fills."""
+
+
+def code_version() -> str:
+    """Return the version of the installed package, "0+unknown" where the code runs without being installed."""
+    try:
+        return metadata.version("wit-pipeline")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,9 @@ class Project:
         return cls(load_config(path), path.resolve().parent)
 
     @cached_property
-    def workspace(self) -> Workspace:
+    def workspace(self) -> "Workspace":
+        from pipeline.engine.workspace import Workspace
+
         try:
             workspace = Workspace(self.resolve(self.config.workspace))
             if not workspace.is_local:
@@ -45,7 +59,9 @@ class Project:
     def allowlist_path(self) -> str:
         return self.resolve(self.config.allowlist.path)
 
-    def load_allowlist(self) -> Allowlist:
+    def load_allowlist(self) -> "Allowlist":
+        from queries.allowlist import Allowlist
+
         try:
             return Allowlist.load(self.allowlist_path)
         except (OSError, InputError) as error:

@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `wit evals` and its commands."""
-    evals = subparsers.add_parser("evals", help="list and index evaluation sets", allow_abbrev=False)
+    evals = subparsers.add_parser("evals", allow_abbrev=False)
     commands = evals.add_subparsers(metavar="COMMAND", required=True)
     listing = commands.add_parser("list", help="the 35 registered sets", allow_abbrev=False)
     listing.set_defaults(func=_list)

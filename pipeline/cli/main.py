@@ -4,21 +4,24 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from dedup.errors import DedupError
-from pipeline.account import Account, read_account
 from pipeline.cli import demo as cli_demo
-from pipeline.cli import evals as cli_evals
-from pipeline.cli import queries as cli_queries
 from pipeline.cli import train as cli_train
-from pipeline.engine.progress import Progress
 from pipeline.errors import UserError, one_line
-from pipeline.project import STAGES, Project
+from pipeline.project import STAGES, Project, code_version
 from queries.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.account import Account
+
+# What is slow to import (Beam, Arrow, rich) is imported where a command needs it: `--help` and a refused config wait
+# for none of it.
+_GROUPS = {"queries": "make, check and explain allowlists", "evals": "list and index evaluation sets"}
+"""Commands with commands of their own, each in the module of its name, with what `--help` says of it."""
 
 _EXAMPLES = """\
 examples:
@@ -59,7 +62,7 @@ def _is_not_about_apitools(record: logging.LogRecord) -> bool:
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split what is ours from Beam's options, which only the commands that run Beam take."""
-    parser = _parser()
+    parser = _parser(arguments[:1])
     own, after = arguments, []
     if "--" in arguments:
         cut = arguments.index("--")
@@ -70,7 +73,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, [*unknown, *after]
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of all commands; `first` is the first argument, if there is any."""
     parser = argparse.ArgumentParser(
         prog="wit",
         description="Build a CLIP-style image-text dataset: crawl, balance, deduplicate, measure overlap, train.",
@@ -78,15 +82,34 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_PrintVersion, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     cli_demo.add_parser(commands)
-    cli_queries.add_parser(commands)
+    _add_group("queries", commands, first)
     _add_build(commands)
     _add_status(commands)
-    cli_evals.add_parser(commands)
+    _add_group("evals", commands, first)
     _add_report(commands)
     cli_train.add_parser(commands)
     return parser
+
+
+class _PrintVersion(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"wit {code_version()}")
+        parser.exit()
+
+
+def _add_group(
+    name: str, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", first: Sequence[str]
+) -> None:
+    if list(first) == [name]:
+        import_module(f"pipeline.cli.{name}").add_parser(commands)
+    else:
+        commands.add_parser(name, help=_GROUPS[name])
 
 
 def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -128,11 +151,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from pipeline.beam.runner import parse_beam_options
-    from pipeline.build import run_build  # Beam takes seconds to import; only the commands that run it wait for it
+    project = Project.load(args.config)  # before Beam, which takes seconds to import
+    from pipeline.beam.options import parse_beam_options
+    from pipeline.build import run_build
+    from pipeline.engine.progress import Progress
 
     options = parse_beam_options(args.beam_args)
-    project = Project.load(args.config)
     progress = Progress(None) if args.quiet else Progress()
     account = run_build(project, options, to=args.to, refetch=args.refetch, progress=progress)
     print_account(account)
@@ -140,7 +164,10 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    account = read_account(Project.load(args.config).workspace)
+    project = Project.load(args.config)
+    from pipeline.account import read_account
+
+    account = read_account(project.workspace)
     if not account.stages:
         print("nothing is built yet: run `wit build`")
         return 0
@@ -152,15 +179,18 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
+    project = Project.load(args.config)
     from pipeline.stages.report import write_reports
 
-    project = Project.load(args.config)
     print(write_reports(project.workspace, project.config, project.load_allowlist()))
     return 0
 
 
-def print_account(account: Account) -> None:
+def print_account(account: "Account") -> None:
     """Print the account as a table, one line per stage and one per reason."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name, justify in (("stage", "left"), ("in", "right"), ("kept", "right"), ("share", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

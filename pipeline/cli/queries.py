@@ -32,7 +32,7 @@ Run the same command again to resume. Options that are not listed here go to Bea
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `wit queries` and its commands."""
-    queries = subparsers.add_parser("queries", help="make, check and explain allowlists", allow_abbrev=False)
+    queries = subparsers.add_parser("queries", allow_abbrev=False)
     commands = queries.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
     _add_import(commands)

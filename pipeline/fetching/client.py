@@ -26,6 +26,7 @@ from pipeline.fetching.connection import MAX_HEAD_BYTES, MAX_HEADERS, PROGRESS, 
 from pipeline.fetching.content_coding import Inflater, UnsupportedCodingError, codings
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure
+from pipeline.project import code_version
 from pipeline.records import Reason
 
 Headers = CIMultiDictProxy[str] | CIMultiDict[str]
@@ -48,9 +49,9 @@ class Response:
 
 
 def user_agent(config: FetchConfig) -> str:
-    """Return the User-Agent header: `wit-pipeline/0.1 (+mailto:you@example.org)`."""
+    """Return the User-Agent header: `wit-pipeline/0.2.0 (+mailto:you@example.org)`."""
     contact = f" (+{config.contact})" if config.contact else ""
-    return f"{config.agent}/0.1{contact}"
+    return f"{config.agent}/{code_version()}{contact}"
 
 
 class Client:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def test_every_kind_of_response_has_its_reason(server: HostileServer) -> None:
 
 def test_requests_carry_a_truthful_agent_and_the_contact(server: HostileServer) -> None:
     fetch_urls([server.url("/ok.jpg")], contact="mailto:you@example.org")
-    assert {headers["User-Agent"] for headers in server.seen} == {"wit-pipeline/0.1 (+mailto:you@example.org)"}
+    assert {headers["User-Agent"] for headers in server.seen} == {
+        f"wit-pipeline/{version('wit-pipeline')} (+mailto:you@example.org)"
+    }
 
 
 def test_each_url_is_requested_once_and_shared_by_its_pairs(server: HostileServer) -> None:
