@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dedup.eval_sets.read import Kind
+from dedup.eval_sets.registry import Kind
 
 
 class EvalSetConfig(BaseModel):

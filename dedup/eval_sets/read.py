@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from dedup.errors import DedupError
+from dedup.eval_sets.registry import Kind
 from dedup.eval_sets.tars import Sample, Stray, read_samples
 
-Kind = Literal["folder", "webdataset", "parquet"]
 Failure = Literal["", "other_file", "no_image", "too_large"]
 
 _SUFFIXES_OF_PPM = ("ppm", "pgm", "pbm", "pnm")

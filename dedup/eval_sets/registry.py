@@ -6,6 +6,7 @@ from functools import cache
 from importlib import resources
 from typing import Literal, get_args
 
+Kind = Literal["folder", "webdataset", "parquet"]
 Metric = Literal["accuracy", "mean-per-class", "11-point-map", "mean-top1-top5", "roc-auc", "pm0-pm10"]
 Basis = Literal["stated", "reconstructed", "candidate"]
 

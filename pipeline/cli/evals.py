@@ -14,7 +14,7 @@ from rich.table import Table
 from dedup.errors import DedupError
 from dedup.eval_sets import EvalSet, find_set, known_sets, registered
 from dedup.eval_sets.index import EvalSummary, index_eval_set
-from dedup.eval_sets.read import Kind
+from dedup.eval_sets.registry import Kind
 from pipeline.errors import ConfigError, UserError
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
