@@ -44,7 +44,7 @@ from queries.wikipedia.dump import DumpPart, Page, Site, read_pages, read_site, 
 from queries.wikipedia.page_views import VIEWS, read_views
 from queries.wikipedia.wikitext import plain_text
 
-VERSION = 3
+VERSION = 4
 """Raised when the same dump would give other counts, or scratch files another format."""
 
 PART_BYTES = 32 << 20

@@ -24,12 +24,16 @@ _SKIPPED_TAGS = frozenset(
     [
         *("ref", "references", "math", "chem", "ce", "hiero", "score", "timeline", "graph", "table", "gallery"),
         *("imagemap", "mapframe", "maplink", "syntaxhighlight", "source", "code", "pre", "style", "script"),
-        *("templatestyles", "templatedata", "inputbox", "categorytree", "indicator"),
+        *("templatestyles", "templatedata", "inputbox", "categorytree", "indicator", "includeonly"),
     ]
 )
 _LINE_TAGS = frozenset(["br", "hr", "li", "dd", "dt", "p", "div", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6"])
 
-_QUOTES = re.compile("'{2,}")  # italics and bold
+_QUOTED_LINE = re.compile("^.*''.*$", re.MULTILINE)
+_QUOTES = re.compile("('{2,})")  # italics, bold, both
+
+_SWITCH = re.compile("__[A-Z]+__")  # __NOTOC__
+_TAG_BEFORE_NEWLINE = re.compile(r"<(ref|references|gallery|math|syntaxhighlight|source)\n", re.IGNORECASE)
 
 # Headings have a line of their own anyway, and thousands of "=" on one line overflow the parser's stack.
 _HEADING = re.compile("^=", re.MULTILINE)
@@ -76,7 +80,33 @@ def _prepared(markup: str) -> str:
     """Take out what the tokenizer makes much work of and shows no differently."""
     before, end, after = markup.rpartition("-->")
     closed = before + end + after.replace("<!--", "<! --")  # comments that do not end
-    return _HEADING.sub(" =", _QUOTES.sub("", closed))
+    closed = _TAG_BEFORE_NEWLINE.sub(r"<\1 ", _SWITCH.sub("", closed))
+    return _HEADING.sub(" =", _QUOTED_LINE.sub(_without_quotes, closed))
+
+
+def _without_quotes(line: re.Match[str]) -> str:
+    """Take the quotes of italics and bold out of a line, but for the apostrophes among them: l'''amour''.
+
+    As `doQuotes` of MediaWiki's parser: four quotes are an apostrophe and bold, of more than five the first are
+    apostrophes; and where bold and italics are both odd, one bold is an apostrophe and italics.
+    """
+    pieces = _QUOTES.split(line[0])
+    lengths = [len(quotes) for quotes in pieces[1::2]]
+    apostrophes = [1 if n == 4 else max(0, n - 5) for n in lengths]
+    bolds, italics = sum(n > 2 for n in lengths), sum(n == 2 or n >= 5 for n in lengths)
+    if bolds % 2 and italics % 2:
+        before = {i: pieces[2 * i] + "'" * apostrophes[i] for i, n in enumerate(lengths) if n in (3, 4)}
+        if before:
+            apostrophes[min(before, key=lambda i: (_apostrophe_rank(before[i]), i))] += 1
+    kept = [text + "'" * n for text, n in zip(pieces[::2], [*apostrophes, 0], strict=True)]
+    return "".join(kept)
+
+
+def _apostrophe_rank(before: str) -> int:
+    """Rank the text before a bold: after a word of one letter an apostrophe is likeliest, after a space least."""
+    if before[-1:] == " ":
+        return 2
+    return 0 if before[-2:-1] == " " else 1
 
 
 class _Frame:
@@ -118,7 +148,10 @@ class _Wikilink(_Frame):
         text = super().shown()
         title = text if self.before is None else self.before
         prefix, colon, _ = title.partition(":")
-        if colon and (prefix.strip().lower() in self.namespaces or (self.before is None and _LANGUAGE.match(title))):
+        if colon and (
+            prefix.replace("_", " ").strip().lower() in self.namespaces
+            or (self.before is None and _LANGUAGE.match(title))
+        ):
             return ""
         return text.removeprefix(":")  # [[:Category:Dogs]] is a link that shows
 

@@ -6,7 +6,7 @@ from queries.normalize import normalize
 from queries.wikipedia.markup_cost import is_too_slow
 from queries.wikipedia.wikitext import plain_text
 
-NAMESPACES = frozenset({"file", "image", "category", "fails"})
+NAMESPACES = frozenset({"file", "file talk", "image", "category", "fails"})
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,16 @@ NAMESPACES = frozenset({"file", "image", "category", "fails"})
     [
         ("''A'' '''dog''' barks", "a dog barks"),
         ("an ''anarchist''s", "an anarchists"),
+        ("L'''amour'' of art", "l amour of art"),
+        ("of d'''Artagnan'' rode", "of d artagnan rode"),
+        ("the dogs''''bone''' x", "the dogs bone x"),
+        ("'''L'''''amour'' fou", "lamour fou"),  # bold, then both: nothing is odd
+        ("a ''b'' '''c''' d", "a b c d"),
+        ("''one line\nl'''other", "one line lother"),  # each line has its own quotes
+        ("__NOTOC__ dog __FORCETOC__ a__b", "dog a b"),
+        ("dog<ref\nname=a>hidden</ref> cat", "dog cat"),
+        ("<includeonly>hidden</includeonly>dog", "dog"),
+        ("[[File_talk:x.jpg|thumb]] runs", "runs"),
         ("[[Dog]]s and [[Felis catus|cats]]", "dogs and cats"),
         ("[[Star Wars: Episode IV]]", "star wars episode iv"),
         ("[[Dune: Part Two|the film]]", "the film"),
