@@ -82,7 +82,7 @@ class Reason(StrEnum):
     PRIVATE_ADDRESS = "private_address"
     ROBOTS_DISALLOWED = "robots_disallowed"
     ROBOTS_UNREACHABLE = "robots_unreachable"  # RFC 9309 2.3.1.4: unreachable means disallowed
-    OPTED_OUT = "opted_out"  # X-Robots-Tag
+    OPTED_OUT = "opted_out"  # X-Robots-Tag; in pairs: the page's, or its robots meta element
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"

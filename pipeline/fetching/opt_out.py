@@ -11,13 +11,11 @@ Refused: `noai` `noimageai` `noml` (no machine learning), `noindex` `noimageinde
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
+
+from pipeline.web.robots_directives import find_directive
 
 REFUSALS = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
-
-_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_EVERYONE = frozenset({"*", ""})
 
 
 def refusal(x_robots_tags: Iterable[str], tdm_reservations: Iterable[str], *, agent: str, now: datetime) -> str | None:
@@ -25,48 +23,8 @@ def refusal(x_robots_tags: Iterable[str], tdm_reservations: Iterable[str], *, ag
 
     One string per header line. `agent` is our product token; directives for other agents are skipped.
     """
-    for line in x_robots_tags:
-        if (directive := _refusal_in_line(line, agent.lower(), now)) is not None:
-            return f"X-Robots-Tag: {directive}"
+    if (directive := find_directive(x_robots_tags, REFUSALS, agent=agent, now=now)) is not None:
+        return f"X-Robots-Tag: {directive}"
     if any(value.strip() == "1" for value in tdm_reservations):
         return "TDM-Reservation: 1"
-    return None
-
-
-def _refusal_in_line(line: str, agent: str, now: datetime) -> str | None:
-    parts = [part.strip() for part in line.split(",")]
-    is_ours = True
-    for position, part in enumerate(parts):
-        name, value = _named(part)
-        if value is not None and name not in _WITH_VALUE and " " not in name:
-            is_ours = name == agent or name in _EVERYONE
-            name, value = _named(value)
-        if not is_ours:
-            continue
-        if name in REFUSALS and value is None:
-            return name
-        if name == "unavailable_after" and _is_past([value or "", *parts[position + 1 :]], now):
-            return name
-    return None
-
-
-def _named(part: str) -> tuple[str, str | None]:
-    name, colon, value = part.partition(":")
-    return name.strip().lower(), value.strip() if colon else None
-
-
-def _is_past(parts: list[str], now: datetime) -> bool:
-    """Return whether `parts` begin with a date before `now`; it may itself hold a comma ("Sat, 30 Aug 2025 ...")."""
-    moment = _moment(parts[0]) or _moment(", ".join(parts[:2]))
-    return moment is not None and moment <= now
-
-
-def _moment(text: str) -> datetime | None:
-    """Read a date in RFC 822, RFC 850 or ISO 8601 form; None where it is none of them. Without a zone it is UTC."""
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        try:
-            moment = parse(text)
-        except (ValueError, IndexError, TypeError, OverflowError):
-            continue
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return None

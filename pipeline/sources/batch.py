@@ -3,7 +3,7 @@
 A row is judged by one chain of checks, and the first that fails names its reason:
 
     no text -> no_caption, no address -> no_url, not http(s) or too long -> bad_url, caption_too_long,
-    characters lost in decoding -> undecodable_text, repeated_text
+    characters lost in decoding -> undecodable_text, repeated_text, its page refuses -> opted_out
 """
 
 import re
@@ -101,12 +101,19 @@ class BatchBuilder:
             self._append(url, caption, "caption", self._shown(normalize_url(raw_page_url)) if raw_page_url else "")
 
     def add_page(
-        self, images: Iterable[Image], address: str, base: str | None, encoding: str = "utf-8"
+        self,
+        images: Iterable[Image],
+        address: str,
+        base: str | None,
+        *,
+        encoding: str = "utf-8",
+        is_opted_out: bool = False,
     ) -> Iterator[SourceBatch]:
         """Judge the images of one page; yield the batches that fill up meanwhile.
 
         `address` is the page's own, `base` its `<base href>` as written, `encoding` what the page is written in. An
-        image counts one row for each of its texts, or one `no_caption` row where it has none.
+        image counts one row for each of its texts, or one `no_caption` row where it has none. Of a page that is opted
+        out, each row that would be a candidate is `opted_out`.
         """
         page_url = normalize_url(address)
         start = (normalize_url(base, page_url) if base else None) or page_url
@@ -129,6 +136,9 @@ class BatchBuilder:
                     self.dropped[Reason.UNDECODABLE_TEXT] += 1
                 elif (key := hash((url, caption))) in seen:
                     self.dropped[Reason.REPEATED_TEXT] += 1
+                elif is_opted_out:
+                    seen.add(key)
+                    self.dropped[Reason.OPTED_OUT] += 1
                 else:
                     seen.add(key)
                     self._append(url, caption, field, shown)

@@ -12,6 +12,7 @@ from typing import cast
 from lxml import etree
 
 from pipeline.sources.batch import Image, clean_text
+from pipeline.sources.opt_out import Meta
 
 MAX_PAGE_BYTES = 8 << 20  # decoded; Common Crawl cuts at 1 MiB (5 MiB since 2025)
 # The parser compares an end tag with every open element until one matches (about 4 ns each), and knows neither wbr nor
@@ -40,6 +41,7 @@ class Page:
 
     base: str | None  # `<base href>` as written
     images: list[Image]  # in page order
+    metas: list[Meta]  # those with a content
     is_complete: bool  # False where the page nests too deeply, and was read up to there only
 
 
@@ -58,7 +60,7 @@ def extract_images(html: str) -> Page:
         is_complete = True
     except _TooDeep:
         is_complete = False
-    return Page(target.base, target.images(), is_complete)
+    return Page(target.base, target.images(), target.metas, is_complete)
 
 
 class _TooDeep(Exception):
@@ -105,6 +107,7 @@ class _ImageTags:
 
     def __init__(self, max_depth: int) -> None:
         self.base: str | None = None
+        self.metas: list[Meta] = []
         self._max_depth = max_depth
         self._tags: list[_Tag] = []
         self._depth = 0
@@ -130,6 +133,10 @@ class _ImageTags:
             self._figures.append(_Figure())
         elif tag == "figcaption" and self._figures:
             self._captions.append(self._figures[-1])
+        elif tag == "meta":
+            name = next((attributes[key] for key in ("name", "http-equiv", "property") if attributes.get(key)), "")
+            if name and attributes.get("content"):
+                self.metas.append(Meta(name, attributes["content"]))
         elif tag == "base":
             self.base = self.base if self.base is not None else attributes.get("href")
         elif tag in _NOT_TEXT:

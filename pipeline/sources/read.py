@@ -13,11 +13,12 @@ from pipeline.sources.warc import read_warc
 from pipeline.sources.wat import read_wat
 
 
-def read_source(source: SourceConfig, path: str, limits: PairsConfig) -> Iterator[SourceBatch]:
+def read_source(source: SourceConfig, path: str, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
     """Yield the candidates of one file and the account of the rows that are none.
 
     What counts as a row depends on the kind: a row or line of a table, a text of an image (or an image without any) of
     a page or WAT record, and whatever is damaged (docs/sources.md). Rows seen = candidates + the sum over `dropped`.
+    `agent` is our product token, by which pages may address us.
 
     Raises:
         UserError: there is no such file, or it is not what the config says.
@@ -28,8 +29,8 @@ def read_source(source: SourceConfig, path: str, limits: PairsConfig) -> Iterato
             if source.kind == "url-table":
                 yield from read_table(stream, path, source, limits)
             elif source.kind == "warc":
-                yield from read_warc(stream, limits)
+                yield from read_warc(stream, limits, agent)
             else:
-                yield from read_wat(stream, limits)
+                yield from read_wat(stream, limits, agent)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, SourceBatch
 from pipeline.sources.charset import decode_page
 from pipeline.sources.html import MAX_PAGE_BYTES, extract_images
+from pipeline.sources.opt_out import is_opted_out
 from pipeline.web.http_payload import HttpResponse, decode_body, parse_response
 from pipeline.web.warc_records import WarcRecord, read_records
 
@@ -26,8 +27,8 @@ _CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
 _MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
 
 
-def read_warc(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
-    """Yield the candidates of a WARC file.
+def read_warc(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
+    """Yield the candidates of a WARC file; `agent` is our product token, by which pages may address us.
 
     Every image of an HTML page answered with 200 counts: one row for each of its texts (alt, title, figcaption), or one
     `no_caption` row. A response that is not HTTP, and a page that cannot be decoded, is larger than MAX_PAGE_BYTES, or
@@ -40,13 +41,13 @@ def read_warc(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
         elif (kind := record.field("WARC-Type")) is None:
             builder.dropped[Reason.DAMAGED_RECORD] += 1
         elif kind.lower() == "response":
-            yield from _add_response(builder, record)
+            yield from _add_response(builder, record, agent)
         if builder.is_full:
             yield builder.take()
     yield from builder.finish()
 
 
-def _add_response(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBatch]:
+def _add_response(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterator[SourceBatch]:
     target = record.field("WARC-Target-URI") or ""
     if target and not target.lower().startswith(("http:", "https:")):
         return
@@ -68,7 +69,15 @@ def _add_response(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceB
     extracted = extract_images(page.text)
     if not extracted.is_complete:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
-    yield from builder.add_page(extracted.images, target, extracted.base, page.encoding)
+    opted_out = is_opted_out(
+        extracted.metas,
+        response.headers.getall("X-Robots-Tag", []),
+        response.headers.getall("TDM-Reservation", []),
+        agent,
+    )
+    yield from builder.add_page(
+        extracted.images, target, extracted.base, encoding=page.encoding, is_opted_out=opted_out
+    )
 
 
 def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:

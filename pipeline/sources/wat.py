@@ -18,6 +18,7 @@ import orjson
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Image, SourceBatch, clean_text
+from pipeline.sources.opt_out import Meta, is_opted_out
 from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
@@ -26,6 +27,7 @@ _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH, _BRACE = b"\\{"
 _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
 _OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
+_REFUSING_WORDS = (b"noai", b"no-ai", b"no_ai", b"imageai", b"imageindex", b"noml", b"tdm-reservation")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -35,10 +37,11 @@ class _Page:
     links: list[dict[str, Any]]  # the image links that may have a text
     without_text: int  # how many others there are
     base: str | None
+    is_opted_out: bool = False
 
 
-def read_wat(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
-    """Yield the candidates of a WAT file.
+def read_wat(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
+    """Yield the candidates of a WAT file; `agent` is our product token, by which pages may address us.
 
     Every `IMG@/src` link of a page answered with 200 counts: one row for each of its texts (alt, title), or one
     `no_caption` row.
@@ -48,26 +51,34 @@ def read_wat(stream: BinaryIO, limits: PairsConfig) -> Iterator[SourceBatch]:
         if isinstance(record, Reason):
             builder.dropped[record] += 1
         else:
-            yield from _add_record(builder, record)
+            yield from _add_record(builder, record, agent)
         if builder.is_full:
             yield builder.take()
     yield from builder.finish()
 
 
-def _add_record(builder: BatchBuilder, record: WarcRecord) -> Iterator[SourceBatch]:
+def _add_record(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterator[SourceBatch]:
     block = record.block
     if (first := block.find(_IMAGE_LINK)) < 0 and _IMAGE not in block:
         return
     status = _STATUS.search(block)
     if status and status[1] != b"200":
         return
-    page = (_cut_out(block, first) or _parse(block)) if record.is_whole else None
+    page = None
+    if record.is_whole:
+        page = (None if _may_refuse(block) else _cut_out(block, first)) or _parse(block, agent)
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
     builder.dropped[Reason.NO_CAPTION] += page.without_text
     target = record.field("WARC-Target-URI") or ""
-    yield from builder.add_page(map(_image, page.links), target, page.base)
+    yield from builder.add_page(map(_image, page.links), target, page.base, is_opted_out=page.is_opted_out)
+
+
+def _may_refuse(block: bytes) -> bool:
+    """Say whether a word is in the record that could opt its images out: so few have one that the others are spared."""
+    lower = block.lower()
+    return any(word in lower for word in _REFUSING_WORDS)
 
 
 def _image(link: dict[str, Any]) -> Image:
@@ -125,16 +136,33 @@ def _object_start(block: bytes, earliest: int, path: int) -> int:
     return start if is_plain else -1
 
 
-def _parse(block: bytes) -> _Page | None:
+def _parse(block: bytes, agent: str) -> _Page | None:
     """Parse the whole record; None where it is not the JSON of a page."""
     try:
         envelope = _loads(block)["Envelope"]
-        metadata = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
+        response = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]
+        metadata = response["HTML-Metadata"]
         links = [link for link in metadata.get("Links", ()) if link.get("path") == "IMG@/src"]
-        base = metadata.get("Head", {}).get("Base")
+        head = metadata.get("Head", {})
+        base, metas, headers = head.get("Base"), head.get("Metas", ()), response.get("Headers", {})
+        opted_out = is_opted_out(
+            [Meta(_named(meta), str(meta.get("content", ""))) for meta in metas],
+            _header_lines(headers, "x-robots-tag"),
+            _header_lines(headers, "tdm-reservation"),
+            agent,
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return _Page(links, 0, base if isinstance(base, str) else None)
+    return _Page(links, 0, base if isinstance(base, str) else None, opted_out)
+
+
+def _named(meta: dict[str, Any]) -> str:
+    return str(meta.get("name") or meta.get("http-equiv") or meta.get("property") or "")
+
+
+def _header_lines(headers: dict[str, Any], name: str) -> list[str]:
+    values = [value for key, value in headers.items() if key.lower() == name]
+    return [str(line) for value in values for line in (value if isinstance(value, list) else [value])]
 
 
 def _loads(block: bytes) -> Any:

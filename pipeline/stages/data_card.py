@@ -110,8 +110,9 @@ def _evals(config: Config) -> str:
 
 
 def _opt_outs(account: Account) -> str:
-    fetched = next((s for s in account.stages if s.stage == "fetched"), None)
-    found = {} if fetched is None else {str(r): fetched.reasons[r] for r in _OPT_OUTS if r in fetched.reasons}
+    found: Counter[str] = Counter()
+    for stage in account.stages:
+        found.update({str(reason): stage.reasons[reason] for reason in _OPT_OUTS if reason in stage.reasons})
     return ", ".join(f"{name} {count:,}" for name, count in found.items()) or "none met"
 
 

@@ -47,7 +47,7 @@ def run_pairs(
     build: Build, config: Config, base_dir: Path, allowlist: Allowlist, allowlist_path: str
 ) -> dict[str, Marker]:
     """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
-    prepare = _OpenMatcher(allowlist_path, config.pairs)
+    prepare = _OpenMatcher(allowlist_path, config.pairs, config.fetch.agent)
     return run_units(build, "pairs", units(config, base_dir, allowlist), prepare)
 
 
@@ -70,7 +70,7 @@ def _short_name(path: str, base_dir: Path) -> str:
 
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
-    reads = file.source.model_dump(exclude={"paths"})
+    reads = file.source.model_dump(exclude={"paths"}) | {"agent": config.fetch.agent}
     unit_digest = digest(
         VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256
     )
@@ -81,21 +81,23 @@ def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
 class _OpenMatcher:
     allowlist: str
     limits: PairsConfig
+    agent: str
 
     def open(self) -> Work:
-        return _ExtractPairs(QueryMatcher(Allowlist.load(self.allowlist).queries), self.limits)
+        return _ExtractPairs(QueryMatcher(Allowlist.load(self.allowlist).queries), self.limits, self.agent)
 
 
 @dataclass(frozen=True)
 class _ExtractPairs:
     matcher: QueryMatcher
     limits: PairsConfig
+    agent: str
 
     def run(self, file: SourceFile, output: UnitOutput) -> Counter[str]:
         counts: Counter[str] = Counter(inputs=0, kept=0)
 
         def matched() -> Iterator[pa.RecordBatch]:
-            for batch in read_source(file.source, file.path, self.limits):
+            for batch in read_source(file.source, file.path, self.limits, self.agent):
                 pairs = match_batch(batch, self.matcher, file.name)
                 count_batch(counts, batch, pairs.num_rows)
                 if pairs.num_rows:

@@ -41,10 +41,12 @@ def page(html: str | bytes, uri: str = "http://a.example/dir/page.html", **http_
 
 
 def wat(links: Any, uri: str = "http://a.example/dir/page.html", **options: Any) -> bytes:
-    """Return the WAT record of a page. Options: base, status, separators (of the JSON)."""
+    """Return the WAT record of a page. Options: base, status, metas, headers, separators (of the JSON)."""
     html: dict[str, Any] = {"Head": {"Title": "t"} | ({"Base": options["base"]} if "base" in options else {})}
+    html["Head"] |= {"Metas": options["metas"]} if "metas" in options else {}
     html["Links"] = links
-    response = {"Response-Message": {"Status": options.get("status", "200"), "Version": "HTTP/1.1"}, "Headers": {}}
+    response = {"Response-Message": {"Status": options.get("status", "200"), "Version": "HTTP/1.1"}}
+    response["Headers"] = options.get("headers", {})
     payload = {"Actual-Content-Type": "application/http; msgtype=response", "HTTP-Response-Metadata": response}
     response["HTML-Metadata"] = html
     body = {"Container": {}, "Envelope": {"Payload-Metadata": payload, "WARC-Header-Metadata": {}}}

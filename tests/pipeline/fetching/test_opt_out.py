@@ -34,6 +34,21 @@ REFUSED = [
     ["nofollow, unavailable_after: 25 Jun 2010 15:00:00 PST, noarchive"],
     ["wit-pipeline: unavailable_after: 25 Jun 2010 15:00:00 GMT"],
     ["unavailable_after: Mon, 01 Jan 2035 00:00:00 GMT, noai"],
+    # Written in ways nobody defined
+    ["noai; noimageai"],
+    ["nofollow noimageai"],
+    ["all: noai"],
+    ["robots: noai"],
+    ["index: noai"],
+    ["noai: true"],
+    ["no-ai, no_index"],
+    ["'noai'"],
+    ['"noai, nofollow"'],
+    ["max-image-preview: large noai"],
+    ["otherbot: nofollow; wit-pipeline/1.0: noai"],
+    ["wit-pipeline : noai"],
+    ["unavailable_after 25 Jun 2010 15:00:00 GMT"],
+    ["a: b, " * 3_000 + "otherbot: noai"],  # nobody can tell for whom
 ]
 
 ALLOWED = [
@@ -53,6 +68,13 @@ ALLOWED = [
     ["unavailable_after:"],
     ["noaim", "notnoindex"],
     ["otherbot: unavailable_after: 25 Jun 2010 15:00:00 GMT"],
+    ["noai: false"],
+    ["otherbot: noai; noimageai"],
+    ["otherbot : noai"],
+    ["otherbot/2.0: noai"],
+    ["max-image-preview: noai"],
+    ["casinoai, noairports"],
+    [":" * 100_000],
 ]
 
 

@@ -189,6 +189,61 @@ def test_queries_are_in_the_encoding_of_their_page():
     ]
 
 
+OPTED_OUT = [
+    '<meta name="robots" content="noai, noimageai">',
+    "<META CONTENT='NoAI' NAME=Robots>",
+    "<meta name=robots content='index, follow; noimageai'>",
+    "<meta name=robots content=index><meta name=robots content=noml>",
+    "<meta name=robots content=noimageindex>",
+    "<meta name=wit-pipeline content=noai>",
+    "<meta http-equiv=X-Robots-Tag content=noai>",
+    "<meta name=tdm-reservation content=1>",
+]
+NOT_OPTED_OUT = [
+    "<meta name=robots content='noindex, nofollow'>",  # said of the page as a search result
+    "<meta name=robots content=all>",
+    "<meta name=googlebot content=noai>",
+    "<meta name=description content=noai>",
+    "<meta name=tdm-reservation content=0>",
+    "<!-- <meta name=robots content=noai> -->",
+    "<p>noai</p>",
+]
+
+
+@pytest.mark.parametrize("head", OPTED_OUT)
+def test_a_page_opts_its_images_out(head):
+    images = "<img src=a.jpg alt=x title=y><img src=b.jpg><img src='data:,' alt=x>"
+    raw = gzipped([page(head + images), page("<img src=c.jpg alt=z>")])
+    rows, dropped = rows_of(read_warc(io.BytesIO(raw), PairsConfig(), "wit-pipeline"))
+    assert [row[1] for row in rows] == ["z"]
+    assert dropped == Counter({Reason.OPTED_OUT: 2, Reason.NO_CAPTION: 1, Reason.BAD_URL: 1})
+
+
+@pytest.mark.parametrize("head", NOT_OPTED_OUT)
+def test_a_page_that_refuses_something_else(head):
+    raw = page(head + "<img src=a.jpg alt=x>")
+    rows, dropped = rows_of(read_warc(io.BytesIO(raw), PairsConfig(), "wit-pipeline"))
+    assert (len(rows), dropped) == (1, Counter())
+
+
+@pytest.mark.parametrize(
+    ("header", "is_opted_out"),
+    [
+        ("X-Robots-Tag: noai, noimageai", True),
+        ("x-robots-tag: all: noai", True),
+        ("X-Robots-Tag: otherbot: noai\r\nX-Robots-Tag: noimageai", True),
+        ("TDM-Reservation: 1", True),
+        ("X-Robots-Tag: noindex", False),
+        ("X-Robots-Tag: otherbot: noai", False),
+        ("X-Note: noai", False),
+    ],
+)
+def test_the_response_of_a_page_opts_its_images_out(header, is_opted_out):
+    rows, dropped = read(page("<img src=a.jpg alt=x>", headers=[header]))
+    assert len(rows) == (not is_opted_out)
+    assert dropped[Reason.OPTED_OUT] == is_opted_out
+
+
 def test_an_empty_query_is_part_of_an_address():
     assert urls("<img src='a.jpg?' alt=x><img src='a.jpg' alt=x>") == [
         "http://a.example/dir/a.jpg?",

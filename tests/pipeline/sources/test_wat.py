@@ -79,6 +79,31 @@ def test_only_pages_answered_with_200_count():
     assert (len(rows), dropped) == (1, Counter())
 
 
+@pytest.mark.parametrize(
+    ("options", "is_opted_out"),
+    [
+        ({"metas": [{"name": "robots", "content": "NoAI, noimageai"}]}, True),
+        ({"metas": [{"content": "x"}, {"name": "Robots", "content": "noai"}]}, True),
+        ({"metas": [{"name": "wit-pipeline", "content": "noml"}]}, True),
+        ({"metas": [{"name": "tdm-reservation", "content": "1"}]}, True),
+        ({"metas": [{"name": "robots", "content": "noindex"}]}, False),
+        ({"metas": [{"name": "description", "content": "noai"}]}, False),
+        ({"headers": {"x-robots-tag": "no-ai"}}, True),
+        ({"headers": {"X-Robots-Tag": ["nofollow", "noimageai"]}}, True),
+        ({"headers": {"TDM-Reservation": "1"}}, True),
+        ({"headers": {"X-Robots-Tag": "otherbot: noai"}}, False),
+        ({"headers": {"Link": "noai"}}, False),
+    ],
+)
+def test_a_page_opts_its_images_out(options, is_opted_out):
+    links = [image_link("a.jpg", alt="x", title="y"), image_link("b.jpg")]
+    raw = gzipped([wat(links, **options), wat([image_link("c.jpg", alt="noai")])])
+    rows, dropped = rows_of(read_wat(io.BytesIO(raw), PairsConfig(), "wit-pipeline"))
+    assert [row[1] for row in rows] == (["noai"] if is_opted_out else ["x", "y", "noai"])
+    expected = Counter({Reason.OPTED_OUT: 2 * is_opted_out, Reason.NO_CAPTION: 1})
+    assert +dropped == +expected
+
+
 def test_half_an_emoji_costs_no_page():
     rows, dropped = read(record("metadata", wat_json(r'"alt":"dog \ud83d","title":"cat"')))
     assert [row[1] for row in rows] == ["dog", "cat"]
