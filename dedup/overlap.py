@@ -3,9 +3,11 @@
 Two images count as the same if their bytes are equal, or if the fetched one's PDQ hash is within a distance of one of
 the eight views of the evaluation image and both are textured enough for a hash to mean something (`min_quality`). The
 gate matters for sets of flat or synthetic pictures (MNIST, rendered scenes, black video frames), which would match any
-flat picture of the web; equal bytes count whatever the quality.
+flat picture of the web; equal bytes count whatever the quality. Edited copies come from the copy detector, if there is
+one (docs/copies.md).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dedup.copies.match import Copy
 from dedup.fingerprint import PDQ_BITS, PDQ_BYTES, VIEWS
 from dedup.hamming import HammingIndex
 
@@ -23,8 +26,31 @@ OVERLAP = pa.schema(
         ("score", pa.float32()),  # 1 - distance / 256
         ("distance", pa.int32()),  # bits
         ("view", pa.string()),  # how the evaluation image is turned to look like the fetched one
+        ("degree", pa.string()),  # `Degree`
+        ("edit", pa.string()),  # what was done, in words; empty where nothing was moved
+        ("cosine", pa.float32()),  # of the descriptors; null where the copy detector did not propose the pair
+        ("inliers", pa.int32()),  # of the alignment on the pixels, as are the next two; null where there is none
+        ("correlation", pa.float32()),
+        (
+            "corners",
+            pa.list_(pa.float32()),
+        ),  # x, y of the fetched image's four corners, as fractions of the other's sides
     ]
 )
+
+EQUAL_BYTES, RE_ENCODED, EDITED = "equal bytes", "re-encoded", "edited"
+"""The degrees of a copy: how sure, and how much was done to it."""
+
+_TURNS = {
+    "upright": "",
+    "rotate90": "rotated by 90°",
+    "rotate180": "rotated by 180°",
+    "rotate270": "rotated by -90°",
+    "mirror": "mirrored",
+    "flip": "mirrored, rotated by 180°",
+    "transpose": "mirrored, rotated by 90°",
+    "transverse": "mirrored, rotated by -90°",
+}
 
 
 @dataclass(frozen=True)
@@ -48,21 +74,28 @@ class EvalIndex:
         return len(self.eval_ids)
 
 
-def find_overlap(images: pa.Table, index: EvalIndex, *, max_distance_bits: int, min_quality: int) -> pa.Table:
+def find_overlap(
+    images: pa.Table, index: EvalIndex, *, max_distance_bits: int, min_quality: int, copies: Sequence[Copy] = ()
+) -> pa.Table:
     """Return one `OVERLAP` row per evaluation example and fetched image that show the same, by eval_id, then uid.
 
     `images` has the columns uid, pdq, pdq_quality and sha256, without nulls. Of several matching views the nearest
-    counts.
+    counts. `copies` are what the copy detector found besides, by the numbers of the index's examples and the images.
     """
-    found = np.concatenate([_equal_bytes(images, index), _near(images, index, max_distance_bits, min_quality)])
-    example, image, distance, view = found[_first_of_each_pair(found)].T
+    copies = [copy for copy in copies if copy.alignment or _both_textured(images, index, copy, min_quality)]
+    by_hash = [_equal_bytes(images, index), _near(images, index, max_distance_bits, min_quality)]
+    found = np.concatenate([*by_hash, _by_detector(images, index, copies)])
+    found = found[_first_of_each_pair(found)]
+    example, image, distance, view = found.T
     uids = combine(images["uid"])
+    proofs = {(copy.picture, copy.image): copy for copy in copies}
     columns = [
         index.eval_ids.take(pa.array(example)),
         uids.take(pa.array(image)),
         pa.array(1 - distance / PDQ_BITS, pa.float32()),
         pa.array(distance, pa.int32()),
         pa.array([name for name, _ in VIEWS], pa.string()).take(pa.array(view)),
+        *_what_was_done(images, index, found, proofs, max_distance_bits),
     ]
     return pa.table(columns, OVERLAP).sort_by([("eval_id", "ascending"), ("uid", "ascending")])
 
@@ -104,6 +137,48 @@ def _near(images: pa.Table, index: EvalIndex, max_distance_bits: int, min_qualit
     return found[index.quality[example] >= min_quality]
 
 
+def _both_textured(images: pa.Table, index: EvalIndex, copy: Copy, min_quality: int) -> bool:
+    """Return whether a copy that nothing proves on the pixels counts all the same: flat pictures are all alike."""
+    return bool(min(index.quality[copy.picture], images["pdq_quality"][copy.image].as_py()) >= min_quality)
+
+
+def _by_detector(images: pa.Table, index: EvalIndex, copies: Sequence[Copy]) -> np.ndarray:
+    """Return (example, image, distance, view) of pairs found by other means: their nearest views, however far."""
+    example = np.array([copy.picture for copy in copies], np.int64)
+    image = np.array([copy.image for copy in copies], np.int64)
+    words = hash_matrix(images["pdq"])[image].view(np.uint64)
+    views = index.views.words.reshape(-1, len(VIEWS), words.shape[1])[example]
+    bits = np.bitwise_count(views ^ words[:, None]).sum(2, dtype=np.int64)
+    return np.stack([example, image, bits.min(1, initial=PDQ_BITS), bits.argmin(1)], axis=1)
+
+
+def _what_was_done(
+    images: pa.Table,
+    index: EvalIndex,
+    found: np.ndarray,
+    proofs: Mapping[tuple[int, int], Copy],
+    max_distance_bits: int,
+) -> list[pa.Array]:
+    """Return the columns degree, edit, cosine, inliers, correlation and corners of found pairs."""
+    equal = pc.equal(index.sha256.take(pa.array(found[:, 0])), combine(images["sha256"]).take(pa.array(found[:, 1])))
+    rows = []
+    for (example, image, distance, view), same_bytes in zip(found.tolist(), equal.to_pylist(), strict=True):
+        copy = proofs.get((example, image))
+        edit = (
+            copy.edit() if copy and copy.transform else _TURNS[VIEWS[view][0]] if distance <= max_distance_bits else ""
+        )
+        degree = EQUAL_BYTES if same_bytes else EDITED if edit or distance > max_distance_bits else RE_ENCODED
+        alignment = copy.alignment if copy else None
+        corners = [value for corner in copy.transform.corners for value in corner] if copy and copy.transform else None
+        measured = (alignment.inliers, alignment.correlation) if alignment else (None, None)
+        rows.append((degree, "" if same_bytes else edit, copy.cosine if copy else None, *measured, corners))
+    schema = pa.schema(
+        [OVERLAP.field(name) for name in ("degree", "edit", "cosine", "inliers", "correlation", "corners")]
+    )
+    table = pa.table([list(column) for column in zip(*rows, strict=True)] if rows else [[]] * len(schema), schema)
+    return [column.combine_chunks() for column in table.columns]
+
+
 def _first_of_each_pair(found: np.ndarray) -> np.ndarray:
     """Return the rows that hold the least (distance, view) of each (example, image)."""
     example, image, distance, view = found.T
@@ -127,18 +202,22 @@ class OverlapSummary:
     """How many of the examples have their nearest copy at 0, 1, ... `max_distance_bits` bits."""
     most_examples_of_one_image: int
     """Large where one flat or generic image passes for many examples: a sign of false matches."""
+    edited: int
+    """How many of the examples have no copy within `max_distance_bits`, and are there by the copy detector."""
 
 
 def summarise_overlap(overlap: pa.Table, max_distance_bits: int) -> OverlapSummary:
     """Add up overlap rows with the columns eval_id, uid, distance and kept."""
     kept = overlap.filter(overlap["kept"])
     nearest = kept.group_by("eval_id").aggregate([("distance", "min")])["distance_min"].to_numpy()
+    within = nearest[nearest <= max_distance_bits]
     per_image = kept.group_by("uid").aggregate([("eval_id", "count_distinct")])["eval_id_count_distinct"].to_numpy()
     return OverlapSummary(
         overlap=len(nearest),
         found=pc.count_distinct(overlap["eval_id"]).as_py(),
         images=len(per_image),
-        distances=tuple(np.bincount(nearest, minlength=max_distance_bits + 1).tolist()),
+        distances=tuple(np.bincount(within, minlength=max_distance_bits + 1).tolist()),
+        edited=len(nearest) - len(within),
         most_examples_of_one_image=int(per_image.max(initial=0)),
     )
 

@@ -27,7 +27,7 @@ from dedup.eval_sets import EvalSet, find_set, registered
 from dedup.overlap import OverlapSummary
 from dedup.statistics import SIGNIFICANCE, Proportion, SplitAccuracy, bonferroni, contamination
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _CAPTION_CHARS = 400
 
 
@@ -83,6 +83,8 @@ class Evidence:
     uid: str
     distance: int
     view: str
+    degree: str
+    edit: str
     caption: str
     url: str
     page_url: str
@@ -229,24 +231,11 @@ def _environment() -> Environment:
         "link": web_address,
         "host": lambda url: urlsplit(url).hostname,
         "jpeg": lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
-        "view": _VIEW_WORDS.__getitem__,
         "shorten": lambda text: text if len(text) <= _CAPTION_CHARS else f"{text[:_CAPTION_CHARS]}…",
         "words": lambda name: name.replace("_", " "),
         "bucket": charts.bucket_label,
     }
     return environment
-
-
-_VIEW_WORDS = {
-    "upright": "same way up",
-    "rotate90": "turned left by 90°",
-    "rotate180": "upside down",
-    "rotate270": "turned right by 90°",
-    "mirror": "mirrored",
-    "flip": "mirrored, upside down",
-    "transpose": "mirrored, turned left by 90°",
-    "transverse": "mirrored, turned right by 90°",
-}
 
 
 def percent(share: float | None) -> str:
@@ -298,7 +287,7 @@ def _corrected(score: ModelAccuracy, tests: Counter[str]) -> float | None:
 
 def _set_view(report: EvalReport) -> dict[str, Any]:
     bits = report.summary.distances
-    at_most = [contamination(int(n), report.indexed) for n in np.cumsum(bits)]
+    at_most = [contamination(int(n) + report.summary.edited, report.indexed) for n in np.cumsum(bits)]
     pairs = [sum(bits[bit : bit + 2]) for bit in range(0, len(bits), 2)]  # PDQ distances are even, but for flat images
     labels = [f"{bit}–{min(bit + 1, len(bits) - 1)} bits" for bit in range(0, len(bits), 2)]
     return {

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError, UserError, one_line
 from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
+from pipeline.stages.described import load_detector
 from pipeline.stages.fetched import check_fetched, run_fetched
 from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan
@@ -45,6 +46,7 @@ def run_build(
 
 def _check_inputs(project: Project) -> None:
     """Refuse a build whose later stages would find nothing, before the first one works for hours."""
+    load_detector(project.config, project.base_dir)
     for evaluation in project.config.evals:
         path, kind = project.resolve(evaluation.path), evaluation.kind
         try:

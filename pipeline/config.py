@@ -163,6 +163,14 @@ class DedupConfig(Table):
     max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 15
     eval_max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 31
     min_quality: Annotated[int, Field(ge=0, le=100)] = 50
+    detector: str = "pdq"  # or the path of an .onnx model, for edited copies of evaluation images
+
+    @field_validator("detector")
+    @classmethod
+    def _detector_is_known(cls, detector: str) -> str:
+        if detector != "pdq" and not detector.endswith(".onnx"):
+            raise ValueError('must be "pdq", or the path of an .onnx file')
+        return detector
 
 
 class Config(Table):
@@ -192,6 +200,7 @@ class Config(Table):
     def recipe(self) -> dict[str, Any]:
         """Return what decides the content of the set, for its manifest: no paths of this machine, no pacing."""
         everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
+        everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         return everything | {"fetch": self.fetch.content() | {"parts": self.fetch.parts}}
 
 

@@ -2,6 +2,7 @@
 
     <out_dir>/<name>/index.parquet       one row per example, unreadable ones included (`INDEX`)
     <out_dir>/<name>/thumbnails.parquet  eval_id and a small JPEG, in small row groups, to be picked from by row
+    <out_dir>/<name>/vectors.parquet     eval_id and the descriptors of all views (docs/copies.md), with a detector only
 
 Both appear whole or not at all, index.parquet last; equal images give equal bytes.
 """
@@ -12,8 +13,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from dedup.copies.detector import Detector
+from dedup.copies.match import describe_views
 from dedup.errors import DedupError
 from dedup.eval_sets.read import Example, read_examples
 from dedup.fingerprint import PDQ_BYTES, VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
@@ -39,8 +43,10 @@ INDEX = pa.schema(
     ]
 )
 
+VECTORS = pa.schema([("eval_id", pa.string()), ("vectors", pa.binary())])  # of the readable examples, in their order
+
 _THUMBNAILS = pa.schema([("eval_id", pa.string()), ("jpeg", pa.binary())])
-_THUMBNAIL_PX = 128
+_THUMBNAIL_PX = 160  # at which copies are verified
 _THUMBNAIL_QUALITY = 80
 
 # Images in memory at a time, and rows in one row group of the thumbnails; fewer where they are large.
@@ -71,6 +77,7 @@ def index_eval_set(
     *,
     image_column: str = "image",
     label_column: str | None = None,
+    detector: Detector | None = None,
     on_progress: Callable[[int], object] = lambda examples: None,
 ) -> EvalSummary:
     """Index the set at `path` into `out_dir/name`, replacing what is there; see `read_examples` for the layouts.
@@ -81,9 +88,17 @@ def index_eval_set(
     examples = read_examples(kind, os.fspath(path), image_column=image_column, label_column=label_column)
     counts: Counter[str] = Counter()
     folder = out_dir / name
-    with _replacing(folder / "index.parquet") as index, _replacing(folder / "thumbnails.parquet") as thumbnails:
-        with pq.ParquetWriter(index, INDEX) as facts, pq.ParquetWriter(thumbnails, _THUMBNAILS) as pictures:
-            _write(_measured(examples), facts, pictures, counts, on_progress)
+    with ExitStack() as stack:
+        index = stack.enter_context(_replacing(folder / "index.parquet"))
+        thumbnails = stack.enter_context(_replacing(folder / "thumbnails.parquet"))
+        vectors = stack.enter_context(_replacing(folder / "vectors.parquet")) if detector else None
+        with ExitStack() as writers:
+            output = _Output(
+                writers.enter_context(pq.ParquetWriter(index, INDEX)),
+                writers.enter_context(pq.ParquetWriter(thumbnails, _THUMBNAILS)),
+                writers.enter_context(pq.ParquetWriter(vectors, VECTORS)) if vectors else None,
+            )
+            _write(_measured(examples, detector), output, counts, on_progress)
         return _summary(name, os.fspath(path), counts)
 
 
@@ -109,11 +124,25 @@ def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
     return buffer.getvalue()
 
 
-def _measured(examples: Iterable[Example]) -> Iterator[list[tuple[dict[str, Any], bytes]]]:
-    """Yield batches of (index row, thumbnail), in order; decoding runs on all cores."""
+@dataclass(frozen=True)
+class _Output:
+    facts: pq.ParquetWriter
+    pictures: pq.ParquetWriter
+    vectors: pq.ParquetWriter | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    row: dict[str, Any]  # of the index
+    jpeg: bytes = b""
+    vectors: bytes = b""
+
+
+def _measured(examples: Iterable[Example], detector: Detector | None) -> Iterator[list[_Measured]]:
+    """Yield batches of what is kept of examples, in order; decoding runs on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in _batches(examples):
-            yield list(pool.map(_measure, batch))
+            yield list(pool.map(partial(_measure, detector), batch))
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -128,39 +157,39 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-def _measure(example: Example) -> tuple[dict[str, Any], bytes]:
+def _measure(detector: Detector | None, example: Example) -> _Measured:
     row: dict[str, Any] = {"eval_id": example.eval_id, "label": example.label, "reason": example.failure or None}
     if example.failure:
-        return row, b""
+        return _Measured(row)
     row["sha256"] = hashlib.sha256(example.encoded).hexdigest()
     try:
         rgb = decode_rgb(example.encoded)
     except ImageDecodeError as error:
-        return row | {"reason": error.failure}, b""
+        return _Measured(row | {"reason": error.failure})
     views = b"".join(pdq for _, pdq in fingerprint_views(rgb))
     height, width = rgb.shape[:2]
     facts = {"width": width, "height": height, "quality": fingerprint(rgb).quality, "views": views}
-    return row | facts, thumbnail(rgb)
+    vectors = describe_views(detector, [rgb]).tobytes() if detector else b""
+    return _Measured(row | facts, thumbnail(rgb), vectors)
 
 
 def _write(
-    batches: Iterable[list[tuple[dict[str, Any], bytes]]],
-    facts: pq.ParquetWriter,
-    pictures: pq.ParquetWriter,
-    counts: Counter[str],
-    on_progress: Callable[[int], object],
+    batches: Iterable[list[_Measured]], output: _Output, counts: Counter[str], on_progress: Callable[[int], object]
 ) -> None:
     rows: list[dict[str, Any]] = []
     for batch in batches:
-        counts.update(row["reason"] or "kept" for row, _ in batch)
-        rows += [row for row, _ in batch]
-        shown = [{"eval_id": row["eval_id"], "jpeg": jpeg} for row, jpeg in batch if jpeg]
-        pictures.write_table(pa.Table.from_pylist(shown, _THUMBNAILS))
+        counts.update(one.row["reason"] or "kept" for one in batch)
+        rows += [one.row for one in batch]
+        shown = [one for one in batch if one.jpeg]
+        ids = [one.row["eval_id"] for one in shown]
+        output.pictures.write_table(pa.table([ids, [one.jpeg for one in shown]], _THUMBNAILS))
+        if output.vectors:
+            output.vectors.write_table(pa.table([ids, [one.vectors for one in shown]], VECTORS))
         if len(rows) >= _INDEX_ROWS:
-            facts.write_table(pa.Table.from_pylist(rows, INDEX))
+            output.facts.write_table(pa.Table.from_pylist(rows, INDEX))
             rows = []
         on_progress(counts.total())
-    facts.write_table(pa.Table.from_pylist(rows, INDEX))
+    output.facts.write_table(pa.Table.from_pylist(rows, INDEX))
 
 
 def _summary(name: str, path: str, counts: Counter[str]) -> EvalSummary:

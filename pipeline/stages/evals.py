@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
+from dedup.copies.detector import Detector
+from dedup.copies.match import CopyFinder
+from dedup.copies.search import VectorIndex
+from dedup.copies.views import VIEWS
 from dedup.errors import DedupError
 from dedup.eval_sets import threshold_bits
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import index_eval_set
+from dedup.fingerprint import decode_rgb
 from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
@@ -18,8 +24,9 @@ from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.sources import file_versions
+from pipeline.stages.described import DescribedPart
 
-VERSION = 3
+VERSION = 4
 """Raised when the same images would give another index."""
 
 
@@ -36,10 +43,13 @@ class LoadedEval:
     name: str
     max_distance_bits: int
     index: EvalIndex
+    copies: CopyFinder | None
 
-    def find(self, images: pa.Table, min_quality: int) -> pa.Table:
-        """Return the overlap rows of some fetched images; see `dedup.overlap.find_overlap`."""
-        return find_overlap(images, self.index, max_distance_bits=self.max_distance_bits, min_quality=min_quality)
+    def find(self, images: pa.Table, min_quality: int, part: DescribedPart | None) -> pa.Table:
+        """Return the overlap rows of the fetched images of a part; see `dedup.overlap.find_overlap`."""
+        copies = self.copies.find(part.described, part.picture) if self.copies and part else []
+        bits = self.max_distance_bits
+        return find_overlap(images, self.index, max_distance_bits=bits, min_quality=min_quality, copies=copies)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class EvalIndexes:
 
     distances_bits: Mapping[str, int]
     digest: str
+    detector: Detector | None = None
 
     @property
     def names(self) -> list[str]:
@@ -56,20 +67,32 @@ class EvalIndexes:
     def load(self, workspace: Workspace) -> list[LoadedEval]:
         """Read the indexes, on a worker."""
         return [
-            LoadedEval(name, bits, EvalIndex.load(workspace.read_table(f"evals/{name}/index.parquet")))
+            LoadedEval(
+                name,
+                bits,
+                EvalIndex.load(workspace.read_table(f"evals/{name}/index.parquet")),
+                _copy_finder(workspace, name, self.detector) if self.detector else None,
+            )
             for name, bits in self.distances_bits.items()
         ]
 
 
-def run_evals(build: Build, config: Config, base_dir: Path) -> EvalIndexes:
+def _copy_finder(workspace: Workspace, name: str, detector: Detector) -> CopyFinder:
+    vectors = workspace.read_table(f"evals/{name}/vectors.parquet")["vectors"].to_pylist()
+    rows = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, detector.card.dimensions)
+    thumbnails = workspace.read_table(f"evals/{name}/thumbnails.parquet")["jpeg"]
+    return CopyFinder(detector, VectorIndex.build(rows, len(VIEWS)), lambda row: decode_rgb(thumbnails[row].as_py()))
+
+
+def run_evals(build: Build, config: Config, base_dir: Path, detector: Detector | None = None) -> EvalIndexes:
     """Fill evals/ with one folder per configured set."""
     if not config.evals:
         return EvalIndexes({}, digest())
-    units = [_unit(e, base_dir) for e in config.evals]
-    markers = run_units(build, "evals", units, Stateless(_IndexSet()))
+    units = [_unit(e, base_dir, detector) for e in config.evals]
+    markers = run_units(build, "evals", units, Stateless(_IndexSet(detector)))
     content = sorted((name, f.sha256) for m in markers.values() for name, f in m.outputs.items())
     bits = {e.name: max_distance_bits(config, e) for e in config.evals}
-    return EvalIndexes(bits, digest(content, bits))
+    return EvalIndexes(bits, digest(content, bits), detector)
 
 
 def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
@@ -79,14 +102,21 @@ def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
     return threshold_bits(evaluation.name, config.dedup.eval_max_distance_bits)
 
 
-def _unit(evaluation: EvalSetConfig, base_dir: Path) -> Unit:
+def _unit(evaluation: EvalSetConfig, base_dir: Path, detector: Detector | None) -> Unit:
     path = evaluation.path if "://" in evaluation.path else str(base_dir / evaluation.path)
-    unit_digest = digest(VERSION, evaluation.model_dump(exclude={"path", "max_distance_bits"}), file_versions(path))
+    unit_digest = digest(
+        VERSION,
+        evaluation.model_dump(exclude={"path", "max_distance_bits"}),
+        file_versions(path),
+        detector and detector.sha256,
+    )
     return Unit(evaluation.name, unit_digest, _Set(evaluation, path))
 
 
 @dataclass(frozen=True)
 class _IndexSet:
+    detector: Detector | None
+
     def run(self, task: _Set, output: UnitOutput) -> Mapping[str, int]:
         config = task.config
         with tempfile.TemporaryDirectory(prefix="wit-evals-") as scratch:
@@ -98,6 +128,7 @@ class _IndexSet:
                     Path(scratch),
                     image_column=config.image,
                     label_column=config.label,
+                    detector=self.detector,
                 )
             except (FileNotFoundError, DedupError) as error:
                 raise UserError(f"evals: {config.name}: {error}") from error

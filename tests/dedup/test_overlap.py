@@ -10,6 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dedup.copies.match import Copy
+from dedup.copies.transform import Transform
+from dedup.copies.verify import Alignment
 from dedup.eval_sets.index import INDEX, index_eval_set
 from dedup.fingerprint import VIEWS, decode_rgb, fingerprint
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix, pick_evidence, summarise_overlap
@@ -34,6 +37,12 @@ def image_table(rows: list[tuple[bytes, int, str]]) -> pa.Table:
     return pa.table(columns)
 
 
+TURNS = (
+    *("", "rotated by 90°", "rotated by 180°", "rotated by -90°"),
+    *("mirrored", "mirrored, rotated by 180°", "mirrored, rotated by 90°", "mirrored, rotated by -90°"),
+)
+
+
 def naive(
     evals: list[tuple[bytes, int, str]], images: list[tuple[bytes, int, str]], max_bits: int, min_quality: int
 ) -> list[dict]:
@@ -51,7 +60,10 @@ def naive(
                 continue
             score = 1 - best[0] / 256
             names = {"eval_id": f"e{e}", "uid": f"u{u}"}
-            rows.append({**names, "score": score, "distance": best[0], "view": VIEWS[best[1]][0]})
+            edit = "" if sha == eval_sha else TURNS[best[1]]
+            degree = "equal bytes" if sha == eval_sha else "edited" if edit else "re-encoded"
+            facts = {"score": score, "distance": best[0], "view": VIEWS[best[1]][0], "degree": degree, "edit": edit}
+            rows.append({**names, **facts, **dict.fromkeys(OVERLAP.names[-4:])})
     return rows
 
 
@@ -81,7 +93,27 @@ def test_flat_pictures_match_by_their_bytes_alone() -> None:
     flat = (bytes(256), 0, "black")
     images = [(bytes(32), 0, "another"), (bytes(32), 100, "textured"), (bytes(32), 0, "black")]
     found = find_overlap(image_table(images), EvalIndex.load(eval_table([flat])), max_distance_bits=31, min_quality=50)
-    assert found.to_pylist() == [{"eval_id": "e0", "uid": "u2", "score": 1.0, "distance": 0, "view": "upright"}]
+    assert [(row["eval_id"], row["uid"], row["distance"]) for row in found.to_pylist()] == [("e0", "u2", 0)]
+
+
+@pytest.mark.parametrize(("quality", "proven", "counts"), [(90, False, True), (10, False, False), (10, True, True)])
+def test_what_the_detector_finds_counts_if_it_is_proven_or_textured(quality: int, proven: bool, counts: bool) -> None:
+    index = EvalIndex.load(eval_table([(bytes(256), 90, "e0"), (bytes([255]) * 256, quality, "e1")]))
+    images = image_table([(bytes([15]) * 32, 90, "u0"), (bytes([7]) * 32, 90, "u1")])
+    alignment = Alignment(9, 0.8, True, (1, 0, 0, 0, 1, 0))
+    transform = Transform(True, 0.0, 1.0, ((0, 0), (1, 0), (1, 0.5), (0, 0.5)), 0.5, 1.0)
+    copy = Copy(1, 0, 0.77, *((alignment, transform) if proven else (None, None)), inverted=False)
+    found = find_overlap(images, index, max_distance_bits=31, min_quality=50, copies=[copy]).to_pylist()
+    assert len(found) == counts
+    for row in found:
+        assert (row["eval_id"], row["uid"], row["distance"], row["degree"]) == ("e1", "u0", 128, "edited")
+        assert row["cosine"] == pytest.approx(0.77)
+        assert row["inliers"] == (9 if proven else None)
+        assert row["edit"] == ("mirrored, cropped to 50%" if proven else "")
+        assert row["corners"] == ([0, 0, 1, 0, 1, 0.5, 0, 0.5] if proven else None)
+    kept = pa.Table.from_pylist([row | {"kept": True} for row in found], OVERLAP.append(pa.field("kept", pa.bool_())))
+    summary = summarise_overlap(kept, 31)
+    assert (summary.overlap, summary.edited, sum(summary.distances)) == (counts, counts, 0)
 
 
 def test_tables_in_several_chunks(tmp_path: Path) -> None:
@@ -150,7 +182,7 @@ def test_the_summary_counts_each_example_once(rows: list[dict]) -> None:
     summary = summarise_overlap(pa.Table.from_pylist(rows, SCHEMA), 31)
     kept = [r for r in rows if r["kept"]]
     examples = {r["eval_id"] for r in kept}
-    assert summary.overlap == len(examples) == sum(summary.distances)
+    assert summary.overlap == len(examples) == sum(summary.distances) + summary.edited
     assert summary.found == len({r["eval_id"] for r in rows})
     assert summary.images == len({r["uid"] for r in kept})
     nearest = [min(r["distance"] for r in kept if r["eval_id"] == e) for e in examples]

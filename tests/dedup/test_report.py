@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import html
 import io
 import json
 import re
@@ -50,6 +51,8 @@ def evidence(distance: int, text: str = "a caption", url: str = "https://a.examp
         uid="0" * 32,
         distance=distance,
         view="mirror",
+        degree="edited" if distance else "re-encoded",
+        edit="mirrored" if distance else "",
         caption=text,
         url=url,
         page_url=url,
@@ -61,7 +64,7 @@ def evidence(distance: int, text: str = "a caption", url: str = "https://a.examp
 def eval_report(name: str, text: str = "a caption", url: str = "https://a.example/x.jpg") -> EvalReport:
     distances = tuple({0: 3, 4: 2, 30: 1}.get(bits, 0) for bits in range(32))
     pairs = tuple(evidence(bits, text, url) for bits in (0, 4, 30))
-    return EvalReport(name, 200, OverlapSummary(6, 9, 7, distances, 12), 31, pairs, {"broken_image": 2}, flat=20)
+    return EvalReport(name, 200, OverlapSummary(6, 9, 7, distances, 12, 0), 31, pairs, {"broken_image": 2}, flat=20)
 
 
 def report_data(text: str = "a caption", url: str = "https://a.example/x.jpg") -> ReportData:
@@ -74,7 +77,7 @@ def report_data(text: str = "a caption", url: str = "https://a.example/x.jpg") -
         evals=(
             accurate,
             eval_report("my-own", text, url),
-            EvalReport("mnist", 50, OverlapSummary(0, 0, 0, (0,) * 16, 0), 15),
+            EvalReport("mnist", 50, OverlapSummary(0, 0, 0, (0,) * 16, 0, 0), 15),
         ),
         min_quality=50,
         balance=Balance.of(np.array([0, 5, 90_000]), np.array([0, 4, 20_000]), 20_000),
@@ -211,6 +214,18 @@ def test_counts_are_those_of_the_evidence() -> None:
     assert "32x32 pixels; the paper itself reports false positives here." in "".join(page.text)
     assert "20 of the images (10.0\u00a0%) are too flat" in "".join(page.text)
     assert "One image passes for 12 different examples" in "".join(page.text)
+
+
+def test_edited_copies_are_shown_with_what_was_done_and_counted_at_every_threshold() -> None:
+    copy = replace(evidence(130), edit="mirrored, cropped to 49%")
+    summary = OverlapSummary(6, 9, 7, (2, 1, 0), 12, 3)
+    report = replace(eval_report("cifar100"), evidence=(copy,), summary=summary, max_distance_bits=2)
+    page = html.unescape(render_html(replace(report_data(), evals=(report,))))
+    assert "mirrored, cropped to 49%" in page
+    assert "130 bits" not in page
+    assert "3 of the examples have only edited copies" in page
+    counts = json.loads(re.search(r'data-by-threshold="(.*?\])"', page)[1])
+    assert [count for count, _, _ in counts] == [5, 6, 6]
 
 
 def test_a_set_without_overlap_is_not_tested() -> None:

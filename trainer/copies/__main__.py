@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, default=192, help="pairs a step")
     parser.add_argument("--side", type=int, default=96, help="pixels, of the model's input; a multiple of 16")
+    parser.add_argument(
+        "--large-share", type=float, default=0.2, help="of the pairs, the last, seen at the full --side"
+    )
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="processes that make the edits; 0: the training's own")
@@ -37,7 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = Recipe(options.pairs, options.batch, options.side, options.learning_rate, seed=options.seed)
+    recipe = Recipe(
+        options.pairs,
+        options.batch,
+        options.side,
+        options.learning_rate,
+        seed=options.seed,
+        large_share=options.large_share,
+    )
     try:
         photos = read_photos(options.shards, options.out, tuple(options.hold_out))
         held_out = read_held_out(options.shards, tuple(options.hold_out))

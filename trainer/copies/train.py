@@ -29,7 +29,6 @@ WARMUP_SHARE = 0.02
 DECAY_SHARE = 0.3
 _RAMP_SHARE = 0.1  # of the pairs, in which the entropy term grows to its full weight
 _LOG_STEPS = 20
-LARGE_SHARE = 0.2  # of the pairs, at the end, are seen at the full size; those before at two thirds of it
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Recipe:
     learning_rate: float = 2.5e-3
     weight_decay: float = 0.01
     seed: int = 0
+    large_share: float = 0.2  # of the pairs, at the end, are seen at the full size; those before at two thirds of it
 
     @property
     def steps(self) -> int:
@@ -50,7 +50,7 @@ class Recipe:
     def side_at(self, step: int) -> int:
         """Return the side of the squares of a step, in pixels."""
         small = max(32, round(self.side * 2 / 3 / 16) * 16)
-        return self.side if step >= self.steps * (1 - LARGE_SHARE) else small
+        return self.side if step >= self.steps * (1 - self.large_share) else small
 
     def learning_rate_at(self, step: int) -> float:
         """Rise, stay, and fall to nothing."""

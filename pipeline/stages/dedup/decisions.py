@@ -3,8 +3,10 @@
 steps.py has the order of the steps.
 """
 
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.copies.detector import Detector
 from dedup.overlap import OVERLAP
 from pipeline.engine.shuffle import gather, group_count, group_of_part, spill
 from pipeline.engine.units import UnitOutput, Work
@@ -19,6 +22,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.records import DECISIONS, Reason
 from pipeline.stages.balance.scans import OpenSelect, SelectQueries
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
+from pipeline.stages.described import DescribedPart
 from pipeline.stages.evals import EvalIndexes, LoadedEval
 
 MAX_CAPTIONS = 64
@@ -37,7 +41,7 @@ class OpenOverlap:
     min_quality: int
 
     def open(self) -> Work:
-        return FindOverlap(self.indexes.load(Workspace(self.root)), self.min_quality)
+        return FindOverlap(self.indexes.load(Workspace(self.root)), self.min_quality, self.indexes.detector)
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,34 @@ class FindOverlap:
 
     sets: list[LoadedEval]
     min_quality: int
+    detector: Detector | None
 
     def run(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
         images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256"])
+        with self._described(part, output.workspace, images["uid"].to_pylist()) as described:
+            found = self._find(images, described)
+        output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables(found))
+        return {"inputs": images.num_rows, "kept": images.num_rows}
+
+    @contextmanager
+    def _described(self, part: FetchedPart, workspace: Workspace, uids: list[str]) -> Iterator[DescribedPart | None]:
+        if self.detector is None or not self.sets:
+            yield None
+            return
+        dimensions = self.detector.card.dimensions
+        with workspace.open(f"fetched/{part.name}.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            yield DescribedPart.read(workspace, part.name, uids, tar, dimensions)
+
+    def _find(self, images: pa.Table, described: DescribedPart | None) -> list[pa.Table]:
         found = [_OVERLAP.empty_table()]
         for loaded in self.sets:
-            matches = loaded.find(images, self.min_quality)
+            matches = loaded.find(images, self.min_quality, described)
             found.append(
                 matches.append_column("eval", pa.repeat(loaded.name, matches.num_rows))
                 .select(_OVERLAP.names)
                 .cast(_OVERLAP)
             )
-        output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables(found))
-        return {"inputs": images.num_rows, "kept": images.num_rows}
+        return found
 
 
 @dataclass(frozen=True)

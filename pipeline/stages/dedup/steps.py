@@ -56,10 +56,11 @@ from pipeline.stages.dedup.duplicates import (
     ResolveDuplicates,
     SpillImages,
 )
+from pipeline.stages.described import load_detector, run_described
 from pipeline.stages.evals import EvalIndexes, run_evals
 from queries.allowlist import Allowlist
 
-VERSION = 2
+VERSION = 3
 """Raised when the same images would give other decisions, or scratch files another format."""
 
 _IMAGES_PER_BUCKET = 50_000
@@ -78,7 +79,10 @@ def run_dedup(
     fetched: Mapping[str, Marker],
 ) -> Marker:
     """Fill dedup/; return the stage's marker, whose counts are those of unique and kept pairs together."""
-    indexes = run_evals(build, config, base_dir)
+    detector = load_detector(config, base_dir)
+    indexes = run_evals(build, config, base_dir, detector)
+    if detector and config.evals:
+        run_described(build, detector, fetched)
     content = sorted(
         (name, f.sha256) for m in fetched.values() for name, f in m.outputs.items() if name.endswith("parquet")
     )

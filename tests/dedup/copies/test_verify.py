@@ -5,22 +5,11 @@ import random
 import cv2
 import numpy as np
 import pytest
+from support.copies import scene
 
 from dedup.copies.edits import EDITS, crop
 from dedup.copies.transform import Transform
 from dedup.copies.verify import Alignment, align
-
-
-def scene(seed: int, height: int = 200, width: int = 280) -> np.ndarray:
-    """Draw ellipses of all sizes and colours over each other."""
-    chance = random.Random(seed)
-    picture = np.full((height, width, 3), [chance.randint(0, 255) for _ in "rgb"], np.uint8)
-    for _ in range(160):
-        centre = (chance.randint(0, width), chance.randint(0, height))
-        axes = (chance.randint(3, 30), chance.randint(3, 30))
-        colour = [chance.randint(0, 255) for _ in "rgb"]
-        cv2.ellipse(picture, centre, axes, chance.randint(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
-    return picture
 
 
 def edit(name: str, seed: int = 1) -> np.ndarray:

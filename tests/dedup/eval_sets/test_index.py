@@ -215,8 +215,8 @@ def test_thumbnails_are_small_and_picked_by_id(tmp_path: Path, monkeypatch: pyte
     assert pq.ParquetFile(file).num_row_groups == 4
     shown = read_thumbnails(file, ["6.png", "1.png", "nobody.png", "small.png"])
     assert {k: Image.open(io.BytesIO(v)).size for k, v in shown.items()} == {
-        "6.png": (85, 128),
-        "1.png": (85, 128),
+        "6.png": (107, 160),
+        "1.png": (107, 160),
         "small.png": (5, 8),
     }
     assert fingerprint(np.asarray(Image.open(io.BytesIO(shown["6.png"])))).quality > 50

@@ -1,0 +1,135 @@
+"""fetched/ -> described/: what the copy detector sees of every fetched image, once for each image and detector.
+
+A unit is a fetched part. Another detector describes the images again and fetches nothing. Vectors are int8, and
+everything after them counts in integers: given described/, all machines find the same copies.
+"""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from dedup.copies.detector import Detector, DetectorError
+from dedup.copies.match import Described
+from dedup.copies.views import Box
+from dedup.fingerprint import decode_rgb
+from pipeline.config import Config
+from pipeline.engine.run import Build, run_units
+from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest
+from pipeline.engine.workspace import Workspace
+from pipeline.errors import ConfigError
+
+VERSION = 1
+"""Raised when the same images and detector would give other vectors."""
+
+DESCRIBED = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("vector", pa.binary()),  # int8, of the whole image
+        ("box", pa.list_(pa.int32())),  # left, top, right, bottom of what a plain surround frames; null without one
+        ("inner", pa.binary()),  # int8, of the box
+    ]
+)
+
+_BATCH = 64  # images in memory at a time
+
+
+def load_detector(config: Config, base_dir: Path) -> Detector | None:
+    """Return the detector of edited copies that `dedup.detector` names; None for "pdq".
+
+    Raises:
+        ConfigError: it is no detector.
+    """
+    name = config.dedup.detector
+    if name == "pdq":
+        return None
+    try:
+        return Detector.load(base_dir / name)
+    except DetectorError as error:
+        raise ConfigError(f"dedup.detector = {name!r}: {error}") from None
+
+
+def run_described(build: Build, detector: Detector, fetched: Mapping[str, Marker]) -> None:
+    """Fill described/ with one table for each fetched part."""
+    units = [
+        Unit(name, digest(VERSION, detector.sha256, marker.outputs[f"fetched/{name}.tar"].sha256), name)
+        for name, marker in fetched.items()
+    ]
+    run_units(build, "described", units, Stateless(_Describe(detector)))
+
+
+@dataclass(frozen=True)
+class _Describe:
+    detector: Detector
+
+    def run(self, name: str, output: UnitOutput) -> Mapping[str, int]:
+        images = 0
+        with output.workspace.open(f"fetched/{name}.tar") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            tables = []
+            for uids, pictures in _batches(tar):
+                images += len(uids)
+                tables.append(_table(uids, Described.of(self.detector, pictures)))
+        output.write_batches(f"described/{name}.parquet", DESCRIBED, tables or [DESCRIBED.empty_table()])
+        return {"inputs": images, "kept": images}
+
+
+def _batches(tar: tarfile.TarFile) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    uids, pictures = list[str](), list[np.ndarray]()
+    for member in tar:
+        image = tar.extractfile(member)
+        assert image is not None
+        uids.append(member.name.removesuffix(".jpg"))
+        pictures.append(decode_rgb(image.read()))
+        if len(uids) == _BATCH:
+            yield uids, pictures
+            uids, pictures = [], []
+    if uids:
+        yield uids, pictures
+
+
+def _table(uids: list[str], described: Described) -> pa.Table:
+    inner = dict(zip(described.boxes, described.inner, strict=True))
+    rows = [
+        {
+            "uid": uid,
+            "vector": described.whole[number].tobytes(),
+            "box": list(described.boxes[number]) if number in inner else None,
+            "inner": inner[number].tobytes() if number in inner else None,
+        }
+        for number, uid in enumerate(uids)
+    ]
+    return pa.Table.from_pylist(rows, DESCRIBED)
+
+
+@dataclass(frozen=True)
+class DescribedPart:
+    """The images of a fetched part, with their vectors, and their pixels where they are needed."""
+
+    described: Described
+    pictures: list[str]  # uids, by number
+    tar: tarfile.TarFile
+
+    @classmethod
+    def read(cls, workspace: Workspace, name: str, uids: list[str], tar: tarfile.TarFile, dimensions: int) -> Self:
+        """Read the part in the order of `uids`; images that several pairs share are described under each uid."""
+        table = workspace.read_table(f"described/{name}.parquet")
+        place = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
+        rows = table.take(pa.array([place[uid] for uid in uids], pa.int64())).to_pylist()
+        boxes = {number: Box(*row["box"]) for number, row in enumerate(rows) if row["box"]}
+        whole = _matrix([row["vector"] for row in rows], dimensions)
+        inner = _matrix([rows[number]["inner"] for number in boxes], dimensions)
+        return cls(Described(whole, boxes, inner), uids, tar)
+
+    def picture(self, number: int) -> np.ndarray:
+        """Return the pixels of an image."""
+        image = self.tar.extractfile(f"{self.pictures[number]}.jpg")
+        assert image is not None
+        return decode_rgb(image.read())
+
+
+def _matrix(vectors: list[bytes], dimensions: int) -> np.ndarray:
+    return np.frombuffer(b"".join(vectors), np.int8).reshape(-1, dimensions)

@@ -1,0 +1,182 @@
+"""Edited copies of evaluation images are found from fetched images on: described once, verified, reported."""
+
+import hashlib
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from support.copies import save_model, scene
+
+from dedup.copies.edits import EDITS
+from dedup.fingerprint import decode_rgb, fingerprint
+from pipeline.beam.runner import parse_beam_options
+from pipeline.config import Config
+from pipeline.engine.progress import Progress
+from pipeline.engine.run import Build
+from pipeline.engine.units import Marker, UnitOutput, read_markers
+from pipeline.engine.workspace import Workspace
+from pipeline.errors import ConfigError
+from pipeline.records import FETCHED, pair_uid
+from pipeline.shards.tar import TarWriter
+from pipeline.stages.balance.scans import QueryHashes
+from pipeline.stages.dedup.steps import run_dedup
+from pipeline.stages.described import load_detector
+from queries.allowlist import Allowlist, import_allowlist
+
+METADATA = {"wit.side": 16, "wit.sure": 0.999, "wit.propose": 0.2}
+PLANTED = ("same", "crop 70%", "flip", "rotate 8", "screenshot", "border 10% white", "meme text", "inverted")
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    _, file = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return file.tobytes()
+
+
+def fetched_part(workspace: Workspace, files: dict[str, bytes]) -> Marker:
+    """Write one fetched part of these images, named by their captions."""
+    rows, output = [], UnitOutput(workspace)
+    with output.create("fetched/part-00000.tar") as stream, TarWriter(stream) as tar:
+        for caption, file in files.items():
+            look = fingerprint(decode_rgb(file))
+            uid = pair_uid(f"http://example.org/{caption}", caption)
+            row = dict.fromkeys(FETCHED.names) | {
+                "uid": uid,
+                "url": f"http://example.org/{caption}",
+                "caption": caption,
+            }
+            row |= {
+                "query_ids": [0],
+                "selected_by": [0],
+                "status": "success",
+                "sha256": hashlib.sha256(file).hexdigest(),
+            }
+            rows.append(row | {"pdq": look.pdq, "pdq_quality": look.quality})
+            tar.add(f"{uid}.jpg", file)
+        failed = dict.fromkeys(FETCHED.names) | {"uid": "0" * 32, "reason": "timeout", "query_ids": [0]}
+    output.write_table("fetched/part-00000.parquet", pa.Table.from_pylist([*rows, failed], FETCHED))
+    return Marker("d", output.files, {"inputs": len(rows) + 1, "kept": len(rows)})
+
+
+def run(folder: Path, detector: str, files: dict[str, bytes]) -> Workspace:
+    workspace = Workspace(str(folder / "work"))
+    (folder / "queries.txt").write_text("query\n")
+    path = str(folder / "queries.parquet")
+    import_allowlist(str(folder / "queries.txt"), path)
+    config = Config.model_validate(
+        {
+            "workspace": "work",
+            "allowlist": {"path": "queries.parquet"},
+            "sources": [{"kind": "warc", "paths": ["x"]}],
+            "fetch": {"network": False, "parts": 1},
+            "dedup": {"detector": detector},
+            "evals": [{"name": "scenes", "kind": "folder", "path": "scenes"}],
+        }
+    )
+    fetched = {"part-00000": fetched_part(workspace, files)}
+    build = Build(workspace, parse_beam_options([]), Progress(None))
+    run_dedup(build, config, folder, Allowlist.load(path), QueryHashes(path, 0), fetched)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    """Return image files by caption: copies of the evaluation pictures 0, 1, ... and strangers."""
+    made = {name: EDITS[name](scene(n), scene(n + 50), random.Random(n)) for n, name in enumerate(PLANTED)}
+    made |= {f"stranger {n}": scene(n + 100) for n in range(6)}
+    return {caption: jpeg(picture) for caption, picture in made.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("described")
+    (folder / "scenes").mkdir()
+    for number in range(len(PLANTED) + 2):
+        Image.fromarray(scene(number)).save(folder / "scenes" / f"{number}.png")
+    save_model(folder / "model.onnx", metadata=METADATA)
+    return folder
+
+
+def overlap(workspace: Workspace) -> dict[str, dict]:
+    """Return caption -> its overlap row."""
+    captions = {row["uid"]: row["caption"] for row in workspace.read_table("fetched/part-00000.parquet").to_pylist()}
+    rows = workspace.read_table("dedup/overlap/scenes.parquet").to_pylist()
+    assert len({row["uid"] for row in rows}) == len(rows)
+    return {captions[row["uid"]]: row for row in rows}
+
+
+def test_planted_copies_are_found_with_what_was_done_to_them(folder, files):
+    found = overlap(run(folder, "model.onnx", files))
+    assert sorted(found) == sorted(PLANTED)
+    assert {name: row["eval_id"] for name, row in found.items()} == {n: f"{i}.png" for i, n in enumerate(PLANTED)}
+    assert found["same"]["degree"] == "re-encoded"
+    assert found["same"]["edit"] == ""
+    assert {row["degree"] for name, row in found.items() if name != "same" and name != "meme text"} == {"edited"}
+    assert found["flip"]["edit"] == "mirrored"
+    assert found["crop 70%"]["edit"] == "cropped to 49%"
+    assert found["inverted"]["edit"] == "inverted"
+    assert "larger picture" in found["screenshot"]["edit"]
+    assert "rotated by" in found["rotate 8"]["edit"]
+    for name in ("crop 70%", "screenshot", "rotate 8"):
+        row = found[name]
+        assert row["distance"] > 31
+        assert row["inliers"] >= 5
+        assert row["correlation"] > 0.5
+        assert len(row["corners"]) == 8
+        assert 0.2 <= row["cosine"] <= 1.01
+
+
+def test_pdq_alone_finds_the_whole_pictures(folder, files):
+    found = overlap(run(folder, "pdq", files))
+    assert {"same", "flip"} <= found.keys() < set(PLANTED)
+    assert found["flip"]["edit"] == "mirrored"
+    assert found["flip"]["cosine"] is None
+
+
+def test_images_are_described_once_for_each_detector(folder, files):
+    workspace = run(folder, "model.onnx", files)
+    before = read_markers(workspace, "described"), Path(folder, "work/described/part-00000.parquet").stat().st_mtime_ns
+    run(folder, "model.onnx", files)
+    assert before[1] == Path(folder, "work/described/part-00000.parquet").stat().st_mtime_ns
+    save_model(folder / "other.onnx", side=32, metadata=METADATA | {"wit.side": 32})
+    run(folder, "other.onnx", files)
+    after = read_markers(workspace, "described")
+    assert after.keys() == before[0].keys()
+    assert after["part-00000"].digest != before[0]["part-00000"].digest
+    described = workspace.read_table("described/part-00000.parquet")
+    assert described.num_rows == len(files)
+
+
+def test_a_second_run_gives_the_same_bytes(folder, files, tmp_path):
+    first = run(folder, "model.onnx", files)
+    names = [name for name in first.sizes("dedup") | first.sizes("described")]
+    contents = {name: first.read_bytes(name) for name in names}
+    for part in ("scenes", "model.onnx"):
+        (tmp_path / part).symlink_to(folder / part)
+    second = run(tmp_path, "model.onnx", files)
+    assert {name: second.read_bytes(name) for name in names} == contents
+
+
+@pytest.mark.parametrize(
+    ("detector", "said"), [("none.onnx", "cannot read"), ("text.onnx", "onnxruntime cannot open it")]
+)
+def test_what_is_no_detector_is_one_line(folder, detector, said):
+    (folder / "text.onnx").write_text("text")
+    raw = {
+        "workspace": "work",
+        "allowlist": {"path": "q"},
+        "sources": [{"kind": "warc", "paths": ["x"]}],
+        "fetch": {"network": False},
+        "dedup": {"detector": detector},
+    }
+    with pytest.raises(ConfigError, match=said) as error:
+        load_detector(Config.model_validate(raw), folder)
+    assert "\n" not in str(error.value)
+
+
+def test_another_word_is_refused():
+    with pytest.raises(ValueError, match=r'"pdq", or the path'):
+        Config.model_validate({"dedup": {"detector": "sscd"}})
