@@ -85,7 +85,7 @@ def main() -> None:
         size.write_text(str(make_dump(dump, int(args.gigabytes * 1e9))))
     xml_bytes = int(size.read_text())
     out = args.dir / "queries.parquet"
-    command = [sys.executable, "-m", "pipeline.cli.main", "queries", "build", "--dump", str(dump), "--out", str(out)]
+    command = [sys.executable, "-m", "pipeline.cli", "queries", "build", "--dump", str(dump), "--out", str(out)]
     start = time.perf_counter()
     subprocess.run(command, check=True)
     wall_s = time.perf_counter() - start

@@ -204,7 +204,3 @@ def print_account(account: "Account") -> None:
     if empty is not None:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in empty.reasons.items())
         print(f"wit: the set is empty: {empty.stage} kept none of {empty.inputs:,} rows ({reasons})", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,7 +31,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def start(config: Path, *options: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "pipeline.cli.main", "build", "-c", str(config), "--quiet", *options]
+    command = [sys.executable, "-m", "pipeline.cli", "build", "-c", str(config), "--quiet", *options]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 
 
