@@ -36,7 +36,7 @@ from wordfreq import get_frequency_dict
 
 from queries.allowlist import Allowlist, import_allowlist
 from queries.match import QueryMatcher
-from queries.normalize import normalize_batch
+from queries.normal_form import normalize_batch
 
 SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIZE = 500_000

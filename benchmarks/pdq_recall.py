@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from dedup.fingerprint import decode_rgb, fingerprint, fingerprint_views
 from dedup.hamming import search_by_scan
+from dedup.pdq import decode_rgb, fingerprint, fingerprint_views
 
 Edit = Callable[[Image.Image], Image.Image]
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dedup.copies.match import Copy
-from dedup.fingerprint import PDQ_BITS, PDQ_BYTES, VIEWS
 from dedup.hamming import HammingIndex
+from dedup.pdq import PDQ_BITS, PDQ_BYTES, VIEWS
 
 OVERLAP = pa.schema(
     [

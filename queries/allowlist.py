@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from queries.errors import InputError
 from queries.files import store_errors_in_one_line
 from queries.list_files import SCHEMA, parse_parquet, read_bytes, read_list
-from queries.normalize import normalize_batch
+from queries.normal_form import normalize_batch
 
 
 @dataclass(frozen=True)

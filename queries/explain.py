@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from queries.allowlist import Allowlist
-from queries.normalize import normalize, normalize_batch
+from queries.normal_form import normalize, normalize_batch
 
 
 @dataclass(frozen=True)

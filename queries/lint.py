@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from queries.match import QueryMatcher
-from queries.normalize import is_word, normalize_batch
+from queries.normal_form import is_word, normalize_batch
 
 REASONS = ("no_tokens", "duplicate", "too_long", "digits", "single", "too_common")
 DEFAULT_MAX_CHARS = 100

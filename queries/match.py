@@ -1,6 +1,6 @@
 """Which queries does a caption contain?
 
-A query matches when its tokens (`queries.normalize`) stand in the caption's, in a row. The queries are a trie of
+A query matches when its tokens (`queries.normal_form`) stand in the caption's, in a row. The queries are a trie of
 tokens: words are numbered, and a node is reached by (node, next word), a pair of integers in one hash table. All
 positions of a batch of captions go down the trie together, an array operation for each level, so the cost per caption
 does not depend on the number of queries, and Python's share is small. Once built, nothing changes: threads share it.
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from queries.int_table import IntTable
-from queries.normalize import normalize, normalize_batch
+from queries.normal_form import normalize, normalize_batch
 
 Ints = npt.NDArray[np.int64]
 

@@ -28,7 +28,7 @@ from dedup.copies.detector import Detector
 from dedup.copies.match import describe_views
 from dedup.errors import DedupError
 from dedup.eval_sets.read import Example, read_examples
-from dedup.fingerprint import PDQ_BYTES, VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+from dedup.pdq import PDQ_BYTES, VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
 
 INDEX = pa.schema(
     [
@@ -39,7 +39,7 @@ INDEX = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("quality", pa.int32()),  # PDQ quality, 0..100
-        ("views", pa.binary(len(VIEWS) * PDQ_BYTES)),  # the PDQ hashes of `fingerprint.VIEWS`, one after another
+        ("views", pa.binary(len(VIEWS) * PDQ_BYTES)),  # the PDQ hashes of `pdq.VIEWS`, one after another
     ]
 )
 

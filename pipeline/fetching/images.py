@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from dedup.fingerprint import fingerprint, in_8_bits
+from dedup.pdq import fingerprint, in_8_bits
 from pipeline.config import FetchConfig
 from pipeline.fetching.exif import ORIENTATIONS, exif_json, orientation, read_exif
 from pipeline.fetching.outcome import FetchFailure

@@ -16,8 +16,8 @@ from dedup.errors import DedupError
 from dedup.eval_sets import threshold_bits
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import index_eval_set
-from dedup.fingerprint import decode_rgb
 from dedup.overlap import EvalIndex, find_overlap
+from dedup.pdq import decode_rgb
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Stateless, Unit, UnitOutput, digest

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from queries.errors import InputError
 from queries.list_files import CANDIDATES
-from queries.normalize import normalize_batch
+from queries.normal_form import normalize_batch
 
 ORIGIN = "wordfreq"
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from queries.normalize import is_word, normalize_batch
+from queries.normal_form import is_word, normalize_batch
 
 COUNTS = pa.schema([("first", pa.string()), ("second", pa.string()), ("count", pa.int64())])
 """How often words and bigrams occur; `second` is empty for single words."""

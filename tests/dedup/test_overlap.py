@@ -14,8 +14,8 @@ from dedup.copies.match import Copy
 from dedup.copies.transform import Transform
 from dedup.copies.verify import Alignment
 from dedup.eval_sets.index import INDEX, index_eval_set
-from dedup.fingerprint import VIEWS, decode_rgb, fingerprint
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix, pick_evidence, summarise_overlap
+from dedup.pdq import VIEWS, decode_rgb, fingerprint
 
 
 def eval_table(rows: list[tuple[bytes, int, str]]) -> pa.Table:

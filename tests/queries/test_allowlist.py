@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from queries.allowlist import Allowlist, import_allowlist, manifest_path, merge_candidates
 from queries.errors import InputError
 from queries.list_files import CANDIDATES, SCHEMA, read_captions, read_list
-from queries.normalize import normalize
+from queries.normal_form import normalize
 
 
 def write(path: Path, content: Any) -> str:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from queries.lint import REASONS, lint
-from queries.normalize import normalize
+from queries.normal_form import normalize
 
 QUERIES = ["dog", "?!", "Dog", "x" * 101, "12", "3.5 1", "A", "the", "東", "C#", "", "hot dog", "é", "dog!", "🐶", "4k"]
 CAPTIONS = [pa.array(["the dog", "The cat", None, "the"]), pa.array(["a hot dog"])]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from queries import match
 from queries.match import QueryMatcher, naive_match
-from queries.normalize import normalize, normalize_batch
+from queries.normal_form import normalize, normalize_batch
 
 # Few characters, so that queries do occur; among them what separates, combines, folds and stands alone.
 TEXTS = st.text(st.sampled_from("aAbß \n\t-'.+#é\u0301\u200d\u200b🐶東京ปที่ใＡ"), max_size=12)

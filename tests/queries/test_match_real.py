@@ -11,7 +11,7 @@ from support.shared_data import SHARED
 
 from queries.allowlist import Allowlist, import_allowlist
 from queries.match import QueryMatcher
-from queries.normalize import normalize
+from queries.normal_form import normalize
 
 SAMPLE = 150
 

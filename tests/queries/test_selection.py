@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from queries.list_files import CANDIDATES
-from queries.normalize import normalize
+from queries.normal_form import normalize
 from queries.selection import Source, select
 
 

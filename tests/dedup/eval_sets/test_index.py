@@ -15,7 +15,7 @@ from support.shared_data import SHARED
 import dedup.eval_sets.index
 from dedup.eval_sets.index import INDEX, EvalSummary, index_eval_set, read_thumbnails
 from dedup.eval_sets.read import read_examples
-from dedup.fingerprint import fingerprint, fingerprint_views
+from dedup.pdq import fingerprint, fingerprint_views
 
 
 def picture(seed: int, height: int = 60, width: int = 90) -> np.ndarray:

@@ -23,7 +23,7 @@ from pipeline.engine.run import Build
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError
 from queries.allowlist import Allowlist
-from queries.normalize import normalize
+from queries.normal_form import normalize
 from queries.origins.titles import title_queries
 from queries.recipe import Recipe
 from queries.wikipedia.dump import read_site

@@ -13,7 +13,7 @@ from support.wiki_files import dump_xml, page, wordnet_folder
 from pipeline.cli import queries as cli_queries
 from pipeline.errors import ConfigError, UserError
 from queries.allowlist import Allowlist
-from queries.normalize import normalize
+from queries.normal_form import normalize
 
 
 def wit(command: str) -> int:

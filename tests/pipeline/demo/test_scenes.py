@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dedup.fingerprint import fingerprint, fingerprint_views
+from dedup.pdq import fingerprint, fingerprint_views
 from pipeline.demo.captions import LANGUAGES, say
 from pipeline.demo.drawing import draw, encode
 from pipeline.demo.scenes import COLOURS, SHAPES, Scene, Thing, held_out_scenes, is_held_out, training_scenes

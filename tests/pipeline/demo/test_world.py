@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dedup.fingerprint import decode_rgb, fingerprint, fingerprint_views
+from dedup.pdq import decode_rgb, fingerprint, fingerprint_views
 from pipeline.config import FetchConfig, PairsConfig
 from pipeline.demo.failures import plant_failures
 from pipeline.demo.ledger import Ledger
@@ -20,7 +20,7 @@ from pipeline.fetching.images import store_image
 from pipeline.records import Reason, pair_uid
 from pipeline.sources.warc import read_warc
 from pipeline.web.urls import normalize_url
-from queries.normalize import normalize
+from queries.normal_form import normalize
 
 PICTURES = 120
 

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from support.fetching import config
 from support.shared_data import SHARED
 
-from dedup.fingerprint import decode_rgb, fingerprint
+from dedup.pdq import decode_rgb, fingerprint
 from pipeline.fetching.exif import ORIENTATIONS
 from pipeline.fetching.images import StoredImage, _scans, store_image
 from pipeline.fetching.outcome import FetchFailure

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queries.normalize import normalize
+from queries.normal_form import normalize
 from queries.origins.bigrams import bigram_queries
 from queries.origins.unigrams import unigram_queries
 from queries.wikipedia.counting import COUNTS, add_up, count_text

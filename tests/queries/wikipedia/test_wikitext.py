@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queries.normalize import normalize
+from queries.normal_form import normalize
 from queries.wikipedia.markup_cost import is_too_slow
 from queries.wikipedia.wikitext import plain_text
 

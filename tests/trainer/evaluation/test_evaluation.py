@@ -21,7 +21,7 @@ from support.processes import TINY, tiny_settings
 from support.scene_shards import COLOURS, draw_scene, scene_of, write_scene_shards
 from support.shared_data import SHARED
 
-from dedup import fingerprint
+from dedup import pdq
 from dedup.eval_sets import known_sets
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.read import read_examples
@@ -368,15 +368,15 @@ def test_evaluation_images_are_decoded_as_the_trainings_are():
 
 def test_the_index_and_the_trainer_read_the_same_images():
     """They import nothing from each other, and the report joins what they make of one set."""
-    assert FORMATS == fingerprint._FORMATS
+    assert FORMATS == pdq._FORMATS
     floats = io.BytesIO()
     Image.fromarray(np.full((20, 20), 0.5, np.float32)).save(floats, "TIFF")
-    with pytest.raises(fingerprint.ImageDecodeError, match="floating-point"):
-        fingerprint.decode_rgb(floats.getvalue())
+    with pytest.raises(pdq.ImageDecodeError, match="floating-point"):
+        pdq.decode_rgb(floats.getvalue())
     with pytest.raises(ValueError, match="floating-point"):
         open_image(floats.getvalue())
     grey = _sixteen_bit_png(0x4321)
-    assert fingerprint.decode_rgb(grey)[0, 0].tolist() == list(open_image(grey).convert("RGB").getpixel((0, 0)))
+    assert pdq.decode_rgb(grey)[0, 0].tolist() == list(open_image(grey).convert("RGB").getpixel((0, 0)))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from support.shared_data import SHARED
 
-from dedup.fingerprint import VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+from dedup.pdq import VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
 
 VECTORS = SHARED / "hashes" / "pdq_vectors.tar"
 

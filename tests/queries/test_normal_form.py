@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from queries.normalize import normalize, normalize_batch
+from queries.normal_form import normalize, normalize_batch
 
 CASES = [
     # punctuation separates
