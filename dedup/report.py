@@ -146,6 +146,7 @@ class ReportData:
     balance: Balance | None = None
     head: tuple[QueryRow, ...] = ()
     tail: tuple[QueryRow, ...] = ()
+    detector: bool = False  # whether edited copies were looked for
 
     @property
     def not_measured(self) -> tuple[EvalSet, ...]:

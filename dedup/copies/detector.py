@@ -15,10 +15,12 @@ from typing import Any, Self
 import cv2
 import numpy as np
 
+from dedup.errors import DedupError
+
 BATCH = 64  # pictures; bounds the memory of a run to some 100 MB at 128 px
 
 
-class DetectorError(Exception):
+class DetectorError(DedupError):
     """A file is not a usable copy detector; the message says why."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dedup.errors import DedupError
 from pipeline.cli import demo as cli_demo
+from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import train as cli_train
 from pipeline.errors import UserError, one_line
 from pipeline.project import STAGES, Project, code_version
@@ -90,6 +91,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     _add_status(commands)
     _add_group("evals", commands, first)
     _add_report(commands)
+    cli_overlap.add_parser(commands)
     cli_train.add_parser(commands)
     return parser
 

@@ -26,7 +26,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _launch(args: argparse.Namespace) -> int:
     """Become the trainer, so that signals (SIGTERM on preemptible nodes) and the exit code are its own."""
-    missing = [name for name in ("torch", "open_clip") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("torch", "open_clip", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"training needs {' and '.join(missing)}: run pip install '.[train]' in the project's folder")
+        raise UserError(f"training needs {', '.join(missing)}: run pip install '.[train]' in the project's folder")
     os.execv(sys.executable, [sys.executable, "-m", args.module, *args.arguments])

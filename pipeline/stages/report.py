@@ -98,6 +98,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         stages=tuple(StageFlow(s.stage, s.inputs, s.kept, s.reasons) for s in account.stages),
         evals=tuple(_eval_report(workspace, config, evaluation) for evaluation in config.evals),
         min_quality=config.dedup.min_quality,
+        detector=config.dedup.detector != "pdq",
         balance=Balance.of(balance["matched"].to_numpy(), balance["kept"].to_numpy(), config.balance.cap),
         head=_query_rows(balance, largest=True),
         tail=_query_rows(balance, largest=False),

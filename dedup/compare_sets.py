@@ -1,0 +1,226 @@
+"""Which images of one set another set has too: the overlap report for any two sets, without a crawl.
+
+<out>/index/<name>/...    the index of the first set (dedup/eval_sets/index.py)
+<out>/overlap.parquet     a row per example and image that show the same (dedup/overlap.py: OVERLAP)
+<out>/overlap_ids.txt     examples of the first set that the second has, one a line; clean_ids.txt has the others
+<out>/index.html, overlap.json
+"""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dedup.copies.detector import Detector
+from dedup.copies.match import CopyFinder, Described
+from dedup.copies.search import VectorIndex
+from dedup.copies.views import VIEWS
+from dedup.errors import DedupError
+from dedup.eval_sets.index import EvalSummary, index_eval_set, read_thumbnails, thumbnail
+from dedup.eval_sets.read import IMAGE_SUFFIXES, Example, read_examples
+from dedup.fingerprint import ImageDecodeError, decode_rgb, fingerprint
+from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence, summarise_overlap
+from dedup.report import EvalReport, Evidence, ReportData, write_report
+
+_BATCH = 64  # images of the second set in memory
+_EVIDENCE = 48
+_THUMBNAIL_PX = 160
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of images: a folder, WebDataset tars or Parquet files; see `read_examples`."""
+
+    path: Path
+    kind: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        """Tell the layout from what is there.
+
+        Raises:
+            DedupError: nothing is, or nothing of a known layout.
+        """
+        if not path.exists():
+            raise DedupError(f"{path}: no such file or folder")
+        files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+        suffixes = Counter(file.suffix.lower().removeprefix(".") for file in files)
+        for kind, found in (("webdataset", suffixes["tar"]), ("parquet", suffixes["parquet"])):
+            if found:
+                return cls(path, kind)
+        if path.is_dir() and any(suffixes[suffix] for suffix in IMAGE_SUFFIXES):
+            return cls(path, "folder")
+        raise DedupError(f"{path}: no images, no .tar and no .parquet")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What counts as the same picture."""
+
+    detector: Detector | None
+    detector_name: str
+    max_distance_bits: int = 31
+    min_quality: int = 50
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The account: how many examples of the first set the second has, and how many images of the second were read."""
+
+    report: EvalReport
+    images: int
+    left_out: dict[str, int]
+
+
+def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -> Compared:
+    """Write the report of what `second` has of `first` to the folder `out`.
+
+    Raises:
+        FileNotFoundError, DedupError: one line; a set has no readable image or another layout.
+    """
+    name = first.path.resolve().name
+    summary = index_eval_set(name, first.kind, first.path, out / "index", detector=settings.detector, label_column=None)
+    folder = out / "index" / name
+    with tempfile.TemporaryDirectory(prefix="wit-overlap-") as scratch:
+        matches = _Matches(EvalIndex.load(pq.read_table(folder / "index.parquet")), _finder(folder, settings), settings)
+        counts: Counter[str] = Counter()
+        tables = [matches.find(batch, Path(scratch)) for batch in _decoded(second, counts)]
+        if not counts["kept"]:
+            raise DedupError(f"{second.path}: no readable image found")
+        overlap = pa.concat_tables([OVERLAP.empty_table(), *tables]).sort_by(
+            [("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")]
+        )
+        report = _report(name, summary, overlap, folder, Path(scratch), settings)
+    _write(out, report, overlap, pq.read_table(folder / "index.parquet", columns=["eval_id", "reason"]))
+    images = counts.pop("kept")
+    facts = (
+        ("Evaluation set", str(first.path)),
+        ("Compared with", f"{second.path}, {images:,} images"),
+        ("Detector of edited copies", settings.detector_name),
+    )
+    write_report(ReportData(facts, (), (report,), settings.min_quality, detector=settings.detector is not None), out)
+    return Compared(report, images, dict(counts))
+
+
+def _finder(folder: Path, settings: Settings) -> CopyFinder | None:
+    detector = settings.detector
+    if detector is None:
+        return None
+    vectors = pq.read_table(folder / "vectors.parquet")["vectors"].to_pylist()
+    rows = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, detector.card.dimensions)
+    jpegs = pq.read_table(folder / "thumbnails.parquet")["jpeg"].combine_chunks()
+    return CopyFinder(detector, VectorIndex.build(rows, len(VIEWS)), lambda row: decode_rgb(jpegs[row].as_py()))
+
+
+_Image = tuple[Example, np.ndarray]
+
+
+def _decoded(source: Source, counts: Counter[str]) -> Iterator[list[_Image]]:
+    """Yield the readable images in batches; the others are counted by reason."""
+    remaining = iter(read_examples(source.kind, str(source.path)))
+    while examples := list(islice(remaining, _BATCH)):
+        batch: list[_Image] = []
+        for example in examples:
+            try:
+                if example.failure:
+                    counts[example.failure] += 1
+                    continue
+                batch.append((example, decode_rgb(example.encoded)))
+            except ImageDecodeError as error:
+                counts[error.failure] += 1
+        counts["kept"] += len(batch)
+        if batch:
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Matches:
+    index: EvalIndex
+    finder: CopyFinder | None
+    settings: Settings
+
+    def find(self, batch: list[_Image], scratch: Path) -> pa.Table:
+        """Return the overlap rows of a batch, and keep a thumbnail of every image in them."""
+        looks = [fingerprint(picture) for _, picture in batch]
+        images = pa.table(
+            {
+                "uid": pa.array([example.eval_id for example, _ in batch], pa.string()),
+                "pdq": pa.array([look.pdq for look in looks], pa.binary(32)),
+                "pdq_quality": pa.array([look.quality for look in looks], pa.int32()),
+                "sha256": pa.array([hashlib.sha256(example.encoded).hexdigest() for example, _ in batch], pa.string()),
+            }
+        )
+        pictures = [picture for _, picture in batch]
+        copies = []
+        if self.finder and self.settings.detector:
+            described = Described.of(self.settings.detector, pictures)
+            copies = self.finder.find(described, pictures.__getitem__)
+        bits, quality = self.settings.max_distance_bits, self.settings.min_quality
+        found = find_overlap(images, self.index, max_distance_bits=bits, min_quality=quality, copies=copies)
+        shown = set(found["uid"].to_pylist())
+        for example, picture in batch:
+            if example.eval_id in shown:
+                _thumbnail_file(scratch, example.eval_id).write_bytes(thumbnail(picture, _THUMBNAIL_PX))
+        return found
+
+
+def _thumbnail_file(scratch: Path, image_id: str) -> Path:
+    return scratch / hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _report(
+    name: str, summary: EvalSummary, overlap: pa.Table, folder: Path, scratch: Path, settings: Settings
+) -> EvalReport:
+    index = pq.read_table(folder / "index.parquet", columns=["eval_id", "label", "reason", "quality"])
+    kept = overlap.append_column("kept", pa.repeat(True, overlap.num_rows))
+    picked = pick_evidence(kept, _EVIDENCE).to_pylist()
+    labels = dict(zip(index["eval_id"].to_pylist(), index["label"].to_pylist(), strict=True))
+    jpegs = read_thumbnails(folder / "thumbnails.parquet", [row["eval_id"] for row in picked])
+    return EvalReport(
+        name=name,
+        indexed=summary.indexed,
+        summary=summarise_overlap(kept, settings.max_distance_bits),
+        max_distance_bits=settings.max_distance_bits,
+        evidence=tuple(
+            Evidence(
+                eval_id=row["eval_id"],
+                label=labels[row["eval_id"]],
+                uid=row["uid"],
+                distance=row["distance"],
+                view=row["view"],
+                degree=row["degree"],
+                edit=row["edit"],
+                caption=row["uid"],
+                url="",
+                page_url="",
+                eval_jpeg=jpegs.get(row["eval_id"]),
+                image_jpeg=_thumbnail_file(scratch, row["uid"]).read_bytes(),
+            )
+            for row in picked
+        ),
+        left_out=summary.failures,
+        flat=pc.sum(pc.less(index["quality"], settings.min_quality)).as_py() or 0,
+    )
+
+
+def _write(out: Path, report: EvalReport, overlap: pa.Table, index: pa.Table) -> None:
+    pq.write_table(overlap, out / "overlap.parquet.tmp", compression="zstd")
+    (out / "overlap.parquet.tmp").replace(out / "overlap.parquet")
+    found = set(overlap["eval_id"].to_pylist())
+    readable = index.filter(pc.is_null(index["reason"]))["eval_id"].to_pylist()
+    _write_lines(out / "overlap_ids.txt", (one for one in readable if one in found))
+    _write_lines(out / "clean_ids.txt", (one for one in readable if one not in found))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    partial.replace(path)

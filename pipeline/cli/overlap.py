@@ -1,0 +1,44 @@
+"""`wit overlap A B`: which images of A does B have; any two sets of images, no crawl, no config."""
+
+import argparse
+from pathlib import Path
+
+from dedup.errors import DedupError
+from pipeline.errors import UserError
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "overlap",
+        help="the overlap report of any two sets of images",
+        description="Write a report of the images of A that B has too. Each is a folder of images, a folder or file of "
+        "WebDataset tars, or of Parquet with encoded images (the layout of Hugging Face data sets).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("a", type=Path, metavar="A", help="the set to be looked for, such as an evaluation set")
+    parser.add_argument("b", type=Path, metavar="B", help="the set to look in, such as training data")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--detector", type=Path, help="an .onnx model that finds edited copies too (docs/copies.md)")
+    parser.add_argument("--max-distance-bits", type=int, default=31, choices=range(32), metavar="BITS")
+    parser.set_defaults(func=_overlap)
+
+
+def _overlap(args: argparse.Namespace) -> int:
+    from dedup.compare_sets import Settings, Source, compare_sets  # slow to import
+    from dedup.copies.detector import Detector
+    from dedup.report import percent
+
+    try:
+        detector = Detector.load(args.detector) if args.detector else None
+        name = args.detector.name if args.detector else "none"
+        settings = Settings(detector, name, max_distance_bits=args.max_distance_bits)
+        compared = compare_sets(Source.of(args.a), Source.of(args.b), args.out, settings)
+    except (FileNotFoundError, DedupError) as error:
+        raise UserError(str(error)) from error
+    report = compared.report
+    lost = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in compared.left_out.items())
+    print(f"{report.summary.overlap:,} of {report.indexed:,} images of {args.a} are in {args.b} ", end="")
+    print(f"({percent(report.share.value)}; {compared.images:,} images{f'; left out: {lost}' if lost else ''})")
+    print(f"{args.out / 'index.html'}")
+    return 0

@@ -1,0 +1,90 @@
+"""`wit overlap`: the report of two sets of images."""
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from support.copies import save_model, scene
+
+from dedup.copies.edits import EDITS
+from pipeline.cli.main import main
+
+PLANTED = ("same", "crop 70%", "flip", "screenshot")
+
+
+def png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """Write the set A as a folder, B with copies of four of its pictures as a folder, tar and Parquet, and a model."""
+    made = {f"{n}.png": png(EDITS[name](scene(n), scene(n + 50), random.Random(n))) for n, name in enumerate(PLANTED)}
+    made |= {f"stranger-{n}.png": png(scene(n + 100)) for n in range(3)}
+    for folder, files in (("a", {f"{n}.png": png(scene(n)) for n in range(6)}), ("b", made | {"broken.png": b"png"})):
+        (tmp_path / folder).mkdir()
+        for name, content in files.items():
+            (tmp_path / folder / name).write_bytes(content)
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        tar.add(tmp_path / "b", "b")
+    images = pa.array([{"bytes": content, "path": name} for name, content in made.items()])
+    pq.write_table(pa.table({"image": images}), tmp_path / "b.parquet")
+    save_model(tmp_path / "model.onnx", metadata={"wit.side": 16, "wit.sure": 0.999, "wit.propose": 0.2})
+    return tmp_path
+
+
+def run(sets: Path, b: str, *more: str) -> Path:
+    out = sets / "out"
+    assert main(["overlap", str(sets / "a"), str(sets / b), "--out", str(out), *more]) == 0
+    return out
+
+
+@pytest.mark.parametrize("b", ["b", "b.tar", "b.parquet"])
+def test_edited_copies_are_found_in_every_layout(sets, b, capsys):
+    out = run(sets, b, "--detector", str(sets / "model.onnx"))
+    assert "4 of 6 images" in capsys.readouterr().out
+    assert (out / "overlap_ids.txt").read_text().split() == ["0.png", "1.png", "2.png", "3.png"]
+    assert (out / "clean_ids.txt").read_text().split() == ["4.png", "5.png"]
+    rows = {row["eval_id"]: row for row in pq.read_table(out / "overlap.parquet").to_pylist()}
+    assert rows["1.png"]["edit"] == "cropped to 49%"
+    assert rows["2.png"]["edit"] == "mirrored"
+    (told,) = json.loads((out / "overlap.json").read_text())["sets"]
+    assert (told["overlap"], told["indexed"], len(told["evidence"])) == (4, 6, 4)
+    page = (out / "index.html").read_text()
+    assert "cropped to 49%" in page
+    assert page.count("data:image/jpeg") == 8
+
+
+def test_whole_pictures_are_found_without_a_detector(sets, capsys):
+    out = run(sets, "b")
+    assert "left out: 1 not an image" in capsys.readouterr().out
+    assert (out / "overlap_ids.txt").read_text().split() == ["0.png", "2.png"]
+    assert [row["degree"] for row in pq.read_table(out / "overlap.parquet").to_pylist()] == ["equal bytes", "edited"]
+
+
+def test_running_again_gives_the_same_files(sets):
+    def contents(out: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    first = contents(run(sets, "b", "--detector", str(sets / "model.onnx")))
+    assert contents(run(sets, "b", "--detector", str(sets / "model.onnx"))) == first
+
+
+@pytest.mark.parametrize("b", ["nothing", "empty", "texts"])
+def test_what_is_no_set_is_one_line(sets, b, capsys):
+    (sets / "empty").mkdir()
+    (sets / "texts").mkdir()
+    (sets / "texts" / "a.txt").write_text("a")
+    assert main(["overlap", str(sets / "a"), str(sets / b), "--out", str(sets / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert b in error
