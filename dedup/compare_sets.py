@@ -26,8 +26,8 @@ from dedup.copies.views import VIEWS
 from dedup.errors import DedupError
 from dedup.eval_sets.index import EvalSummary, index_eval_set, read_thumbnails, thumbnail
 from dedup.eval_sets.read import IMAGE_SUFFIXES, Example, read_examples
-from dedup.fingerprint import ImageDecodeError, decode_rgb, fingerprint
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence, summarise_overlap
+from dedup.pdq import ImageDecodeError, decode_rgb, fingerprint
 from dedup.report import EvalReport, Evidence, ReportData, write_report
 
 _BATCH = 64  # images of the second set in memory
