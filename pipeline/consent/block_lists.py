@@ -1,0 +1,172 @@
+"""Lists of what must not be used, as their users hold them: domains, URLs, hashed URLs, hashes of images.
+
+    domains          example.com           with all its subdomains; *.example.com, ||example.com^ and hosts files too
+    urls             https://example.com/a.jpg
+    url hashes       64, 40 or 32 hexadecimal digits: SHA-256, SHA-1 or MD5 of a URL
+    image hashes     the same of a file as downloaded, or pdq:<64 digits>, which also finds near copies
+
+One entry a line; empty lines and lines that begin with # are skipped. URLs match with http or https, as normalised
+here. Of each hash 8 bytes are kept, in one sorted array: ten million entries take 80 MB, and a wrong match among a
+billion images has a probability below one in a thousand.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.consent.policy import Signal, Statement
+from pipeline.web.urls import normalize_url
+
+PDQ_MAX_BITS = 31
+"""The distance up to which PDQ's authors call two images the same."""
+
+_ALGORITHMS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}
+_HEX = re.compile("[0-9a-f]+")
+_HOST = re.compile(r"[^\s/:|^*]+\.[^\s/:|^*]+")
+
+
+class EntryError(ValueError):
+    """A line that is no entry of its list; the message does not repeat it."""
+
+
+@dataclass(frozen=True)
+class DigestSet:
+    """A set of digests of one length, by their first 8 bytes."""
+
+    keys: np.ndarray
+
+    @classmethod
+    def of(cls, digests: Iterable[bytes]) -> "DigestSet":
+        return cls(np.unique(np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64)))
+
+    def __contains__(self, digest: bytes) -> bool:
+        key = np.uint64(int.from_bytes(digest[:8]))
+        at = int(np.searchsorted(self.keys, key))
+        return at < len(self.keys) and bool(self.keys[at] == key)
+
+
+@dataclass(frozen=True)
+class BlockLists:
+    """All lists together. The sets of hashes are by the number of hexadecimal digits; `pdq` is (images, 4) uint64."""
+
+    domains: frozenset[str] = frozenset()
+    urls: DigestSet | None = None
+    url_hashes: Mapping[int, DigestSet] = field(default_factory=dict)
+    image_hashes: Mapping[int, DigestSet] = field(default_factory=dict)
+    pdq: np.ndarray | None = None
+
+    @classmethod
+    def read(cls, lines: Mapping[str, Iterable[str]]) -> "BlockLists":
+        """Return the lists of each kind: domains, urls, url_hashes, image_hashes.
+
+        Raises:
+            EntryError: a line is no entry.
+        """
+        urls = [_digest(_without_scheme(_url(line))) for line in _entries(lines.get("urls", ()))]
+        images = list(_entries(lines.get("image_hashes", ())))
+        looks = [_pdq(line) for line in images if line.startswith("pdq:")]
+        return cls(
+            frozenset(_domain(line) for line in _entries(lines.get("domains", ()))),
+            DigestSet.of(urls) if urls else None,
+            _by_length(_entries(lines.get("url_hashes", ()))),
+            _by_length(line for line in images if not line.startswith("pdq:")),
+            np.stack(looks) if looks else None,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.domains or self.urls or self.url_hashes or self.image_hashes or self.pdq is not None)
+
+    def of_url(self, url: str, host: str) -> Statement | None:
+        """Return the refusal of a normalised URL, before it is requested."""
+        if self.domains and any(domain in self.domains for domain in _and_parents(host)):
+            return _listed("domain")
+        bare = _without_scheme(url) if self.urls or self.url_hashes else ""
+        if self.urls is not None and _digest(bare) in self.urls:
+            return _listed("URL")
+        for digits, hashes in self.url_hashes.items():
+            for scheme in ("https://", "http://"):
+                if _ALGORITHMS[digits]((scheme + bare).encode()).digest() in hashes:
+                    return _listed("URL")
+        return None
+
+    def of_file(self, encoded: bytes, sha256: str) -> Statement | None:
+        """Return the refusal of an image file as downloaded."""
+        for digits, hashes in self.image_hashes.items():
+            digest = bytes.fromhex(sha256) if digits == 64 else _ALGORITHMS[digits](encoded).digest()
+            if digest in hashes:
+                return _listed("image")
+        return None
+
+    def of_fingerprints(self, sha256: str, pdq: bytes) -> Statement | None:
+        """Return the refusal of an image of which only SHA-256 and PDQ hash are left."""
+        if (hashes := self.image_hashes.get(64)) is not None and bytes.fromhex(sha256) in hashes:
+            return _listed("image")
+        return self.of_pdq(pdq)
+
+    def of_pdq(self, pdq: bytes) -> Statement | None:
+        """Return the refusal of an image that looks like one of the list."""
+        if self.pdq is None:
+            return None
+        distances = np.bitwise_count(self.pdq ^ np.frombuffer(pdq, np.uint64)).sum(axis=1)
+        return _listed("image") if int(distances.min()) <= PDQ_MAX_BITS else None
+
+
+def _listed(what: str) -> Statement:
+    """What is listed is counted and never shown: the statement names neither list nor entry."""
+    return Statement(Signal.BLOCK_LIST, f"the {what} is on a block list", refuses=True)
+
+
+def _entries(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            yield entry
+
+
+def _domain(line: str) -> str:
+    name = line.split()[-1].lower().removeprefix("||").partition("^")[0].partition("/")[0].lstrip("*.").rstrip(".")
+    url = normalize_url(f"http://{name}/") if _HOST.fullmatch(name) else None
+    if url is None:
+        raise EntryError("no domain")
+    return url[len("http://") : -1]
+
+
+def _and_parents(host: str) -> Iterator[str]:
+    """Yield a host name and the domains it lies in."""
+    labels = host.rstrip(".").split(".")
+    return (".".join(labels[start:]) for start in range(len(labels)))
+
+
+def _url(line: str) -> str:
+    url = normalize_url(line if "://" in line else f"http://{line}")
+    if url is None:
+        raise EntryError("no http(s) URL")
+    return url
+
+
+def _without_scheme(url: str) -> str:
+    return url.partition("://")[2]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _by_length(entries: Iterable[str]) -> dict[int, DigestSet]:
+    found: dict[int, list[bytes]] = {}
+    for entry in entries:
+        digits = entry.lower().rpartition(":")[2]
+        if len(digits) not in _ALGORITHMS or _HEX.fullmatch(digits) is None:
+            raise EntryError("no MD5, SHA-1 or SHA-256 in hexadecimal digits")
+        found.setdefault(len(digits), []).append(bytes.fromhex(digits)[:8])
+    return {digits: DigestSet.of(digests) for digits, digests in found.items()}
+
+
+def _pdq(entry: str) -> np.ndarray:
+    digits = entry.removeprefix("pdq:").strip().lower()
+    if len(digits) != 64 or _HEX.fullmatch(digits) is None:
+        raise EntryError("no PDQ hash of 64 hexadecimal digits")
+    return np.frombuffer(bytes.fromhex(digits), np.uint64)

@@ -1,0 +1,54 @@
+"""`Content-Usage` (IETF AI Preferences), as a response header or a rule in robots.txt.
+
+    Content-Usage: train-ai=n                 forbids training
+    Content-Usage: train-ai=y, search=n       allows training, forbids search
+    Content-Usage: train-ai=no                says nothing: only the tokens y and n do
+
+The drafts limit `train-ai` to generative models. A published set is used to train whatever its readers like, so
+`train-ai=n` refuses here.
+"""
+
+from collections.abc import Iterable
+
+import http_sf
+
+from pipeline.consent.policy import TRAINING
+
+ATTACH_DRAFT = "draft-ietf-aipref-attach-05 (2026-08-19)"
+VOCABULARY_DRAFT = "draft-ietf-aipref-vocab-08 (2026-09-14)"
+
+# Of the vocabulary, then of its earlier drafts: files that were written for those still stand.
+_USES = {
+    "train-ai": TRAINING,
+    "search": "search",
+    "train-genai": TRAINING,
+    "genai": TRAINING,
+    "ai": TRAINING,
+    "tdm": TRAINING,
+    "bots": TRAINING,
+    "ai-use": "ai-input",
+}
+
+
+def read_content_usage(value: str) -> dict[str, bool]:
+    """Return use -> is it allowed; empty where the value states nothing or is no structured-field dictionary.
+
+    Vocabulary section 6.4: unknown labels and all parameters are ignored, and of a repeated label the last counts.
+    """
+    try:
+        parsed = http_sf.parse(value.strip(" \t").encode("ascii"), tltype="dictionary")
+    except (ValueError, RecursionError):
+        return {}
+    assert isinstance(parsed, dict)
+    preferences: dict[str, bool] = {}
+    for label, use in _USES.items():
+        item = parsed.get(label)
+        token = item[0] if isinstance(item, tuple) else None
+        if isinstance(token, http_sf.Token) and str(token) in ("y", "n"):
+            preferences[use] = preferences.get(use, True) and str(token) == "y"
+    return preferences
+
+
+def read_content_usage_header(lines: Iterable[str]) -> dict[str, bool]:
+    """Return the preferences in all header lines; they are one dictionary (RFC 9651 section 4.2)."""
+    return read_content_usage(", ".join(lines))

@@ -1,0 +1,140 @@
+"""Rights in XMP and IPTC data: PLUS data mining, and who made a picture, who owns it and where its licence is.
+
+`plus:DataMining` (IPTC Photo Metadata Standard 2023.1) holds a value of PLUS's vocabulary:
+
+    http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED-AIMLTRAINING     refused, as every value that begins DMI-PROHIBITED
+    http://ns.useplus.org/ldf/vocab/DMI-ALLOWED                     allowed
+    http://ns.useplus.org/ldf/vocab/DMI-UNSPECIFIED                 says nothing
+
+All prohibitions refuse: those with constraints or licences to read (SEECONSTRAINT ...), since nobody reads them here,
+and those of generative training or of all but search engines, since a published set is used for more than that.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lxml import etree
+
+from pipeline.consent.policy import Signal, Statement, shorten
+
+_WORTH_PARSING = re.compile(rb"DataMining|reservation|rights|creator|WebStatement|license|LicensorURL", re.IGNORECASE)
+_PROHIBITED = re.compile(r"prohibit", re.IGNORECASE)
+_PROHIBITED_BYTES = re.compile(rb"DMI-PROHIBITED[A-Z-]*", re.IGNORECASE)
+_PLUS = "useplus.org"
+_RDF_RESOURCE = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource"
+_MAX_PACKET_BYTES = 4 << 20
+_PARSER_OPTIONS: dict[str, Any] = {"resolve_entities": False, "no_network": True, "recover": True, "huge_tree": False}
+
+_IIM_BY_LINE, _IIM_COPYRIGHT = 80, 116
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a file says of its rights, each None where it says nothing."""
+
+    rights: str | None = None
+    creator: str | None = None
+    license_url: str | None = None
+
+    def or_else(self, other: "Rights") -> "Rights":
+        return Rights(self.rights or other.rights, self.creator or other.creator, self.license_url or other.license_url)
+
+
+def read_xmp(packet: bytes) -> tuple[Rights, list[Statement]]:
+    """Return what an XMP packet says; nothing where it is damaged, but a prohibition that can still be read counts."""
+    is_wide = b"\0" in packet[:64]  # UTF-16 or UTF-32
+    if not is_wide and _WORTH_PARSING.search(packet) is None:
+        return Rights(), []
+    root = _parse(packet)
+    if root is None:
+        found = _PROHIBITED_BYTES.search(packet)
+        return Rights(), [_plus(found[0].decode())] if found is not None else []
+    values: dict[str, list[str]] = {}
+    statements = []
+    for namespace, name, value in _properties(root):
+        if name == "DataMining" and _PLUS in namespace:
+            statements.append(_plus(value))
+        elif name.lower() in ("reservation", "tdm-reservation") and "tdm" in namespace.lower():
+            if value in ("0", "1"):
+                statements.append(Statement(Signal.TDM_RESERVATION, f"{value} (XMP)", value == "1"))
+        else:
+            values.setdefault(f"{namespace.rstrip('/#').rpartition('/')[2]}:{name}", []).append(value)
+    return _rights(values), statements
+
+
+def read_iptc(resources: bytes) -> Rights:
+    """Return the by-line and copyright notice of IPTC-IIM data in Photoshop's image resources."""
+    at = resources.find(b"8BIM\x04\x04")
+    if at < 0:
+        return Rights()
+    at += 6
+    at += (resources[at] + 2) // 2 * 2 + 4 if at < len(resources) else 0  # a padded Pascal string, then the size
+    found: dict[int, list[str]] = {}
+    while resources[at : at + 1] == b"\x1c" and at + 5 <= len(resources):
+        record, dataset, size = resources[at + 1], resources[at + 2], int.from_bytes(resources[at + 3 : at + 5])
+        if record == 2 and dataset in (_IIM_BY_LINE, _IIM_COPYRIGHT) and size < 0x8000:
+            found.setdefault(dataset, []).append(_text(resources[at + 5 : at + 5 + size]))
+        at += 5 + size
+    return Rights(_joined(found.get(_IIM_COPYRIGHT)), _joined(found.get(_IIM_BY_LINE)))
+
+
+def _parse(packet: bytes) -> Any:
+    begin = packet.find(b"<")
+    if begin < 0 or len(packet) > _MAX_PACKET_BYTES:
+        return None
+    body = packet if b"\0" in packet[:64] else packet[begin:].rstrip(b"\0 \r\n\t")
+    try:
+        return etree.fromstring(body, etree.XMLParser(**_PARSER_OPTIONS))
+    except (etree.XMLSyntaxError, ValueError):
+        return None
+
+
+def _properties(root: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield (namespace, name, value) of every property: attributes, elements with text, and items of their lists."""
+    for element in root.iter(etree.Element):
+        qualified = etree.QName(element)
+        for key, value in element.attrib.items():
+            name = etree.QName(key)
+            if name.namespace:
+                yield name.namespace, name.localname, value.strip()
+        resource = element.get(_RDF_RESOURCE)
+        if resource:
+            yield qualified.namespace or "", qualified.localname, resource.strip()
+        if qualified.localname == "li" and element.text and element.text.strip():
+            owner = element.getparent().getparent() if element.getparent() is not None else None
+            if owner is not None:
+                name = etree.QName(owner)
+                yield name.namespace or "", name.localname, element.text.strip()
+        elif element.text and element.text.strip():
+            yield qualified.namespace or "", qualified.localname, element.text.strip()
+
+
+def _plus(value: str) -> Statement:
+    return Statement(Signal.PLUS_DATA_MINING, value.rpartition("/")[2], _PROHIBITED.search(value) is not None)
+
+
+def _rights(values: dict[str, list[str]]) -> Rights:
+    """Join the values of the properties that name rights; the first of several licences counts."""
+    licences = [
+        *values.get("ns:license", []),  # cc:license
+        *values.get("rights:WebStatement", []),
+        *values.get("1.0:LicensorURL", []),  # plus:
+    ]
+    return Rights(
+        _joined(values.get("1.1:rights")),  # dc:
+        _joined(values.get("1.1:creator")),
+        shorten(next(iter(licences), "")) or None,
+    )
+
+
+def _joined(values: Iterable[str] | None) -> str | None:
+    return shorten("; ".join(dict.fromkeys(value for value in values or () if value))) or None
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8").strip("\0 ")
+    except UnicodeDecodeError:
+        return value.decode("cp1252", "replace").strip("\0 ")

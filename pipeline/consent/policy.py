@@ -1,0 +1,85 @@
+"""The one rule for conflicts: the most restrictive statement wins.
+
+A signal that says anything gives a `Statement`. One that refuses is enough, wherever it stands and however many others
+allow; a statement that allows never outweighs one that refuses; what is absent or cannot be read refuses nothing.
+
+    robots.txt          response header     image            decision
+    -                   -                   -                kept
+    train-ai=y          -                   -                kept
+    train-ai=y          train-ai=n          -                refused (content-usage)
+    ai-train=yes        -                   DMI-PROHIBITED   refused (plus-data-mining)
+    -                   TDM-Reservation: 0  DMI-ALLOWED      kept
+    -                   TDM-Reservation: 1  DMI-ALLOWED      refused (tdm-reservation)
+
+Within one statement about several uses, training decides: we make sets to train models on. A statement that forbids it
+refuses; one that allows it does not; and one that says nothing of it but forbids another use (search, AI input)
+refuses, for a set that others copy is used for that too.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+TRAINING = "train-ai"
+"""The use that decides, as the IETF's vocabulary calls it; other uses are `search` and `ai-input`."""
+
+_MAX_TEXT_CHARS = 200
+
+
+class Signal(StrEnum):
+    """Where a statement about the use of an image can stand. Closed: tables and reports use these names."""
+
+    BLOCK_LIST = "block-list"
+    ROBOTS_TXT = "robots-txt"
+    ALSO_OBEY = "also-obey"
+    CONTENT_USAGE = "content-usage"
+    CONTENT_SIGNAL = "content-signal"
+    TDM_RESERVATION = "tdm-reservation"
+    RSL = "rsl"
+    X_ROBOTS_TAG = "x-robots-tag"
+    PAYMENT_REQUIRED = "payment-required"
+    BOT_WALL = "bot-wall"
+    PLUS_DATA_MINING = "plus-data-mining"
+    C2PA = "c2pa"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one signal says; `text` is its own words, shortened, and where they stand."""
+
+    signal: Signal
+    text: str
+    refuses: bool
+
+    def __str__(self) -> str:
+        return f"{self.signal}: {shorten(self.text)}"
+
+
+def refusing(statements: Iterable[Statement]) -> Statement | None:
+    """Return the first statement that refuses: the most restrictive wins."""
+    return next((statement for statement in statements if statement.refuses), None)
+
+
+def refuses_use(preferences: Mapping[str, bool]) -> bool:
+    """Return whether one statement, use -> is it allowed, refuses ours."""
+    return not preferences.get(TRAINING, all(preferences.values()))
+
+
+def in_words(preferences: Mapping[str, bool]) -> str:
+    """Return preferences as `train-ai=n, search=y`."""
+    return ", ".join(f"{use}={'y' if is_allowed else 'n'}" for use, is_allowed in preferences.items())
+
+
+def combine(statements: Iterable[Mapping[str, bool]]) -> dict[str, bool]:
+    """Join statements of equal rank, use by use: one that forbids wins (draft-ietf-aipref-vocab-08 section 5.1)."""
+    joined: dict[str, bool] = {}
+    for preferences in statements:
+        for use, is_allowed in preferences.items():
+            joined[use] = joined.get(use, True) and is_allowed
+    return joined
+
+
+def shorten(text: str) -> str:
+    """Return a stranger's text on one line of printable characters, cut to a bearable length."""
+    plain = "".join(c if c.isprintable() else " " for c in text[: 2 * _MAX_TEXT_CHARS])
+    return " ".join(plain.split())[:_MAX_TEXT_CHARS]
