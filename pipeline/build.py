@@ -8,6 +8,7 @@ from pipeline.engine.lock import build_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.fetching.block_files import find_block_lists, read_block_lists
 from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
@@ -47,6 +48,7 @@ def run_build(
 def _check_inputs(project: Project) -> None:
     """Refuse a build whose later stages would find nothing, before the first one works for hours."""
     load_detector(project.config, project.base_dir)
+    read_block_lists(find_block_lists(project.config.fetch.consent, project.base_dir))
     for evaluation in project.config.evals:
         path, kind = project.resolve(evaluation.path), evaluation.kind
         try:
@@ -75,7 +77,7 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
     decided = run_dedup(build, config, base_dir, allowlist, keys, fetched)
     if "shards" not in stages:
         return
-    shards = run_shards(build, fetched, decided)
+    shards = run_shards(build, fetched, decided, find_block_lists(config.fetch.consent, base_dir))
     account = read_account(build.workspace)
     write_manifest(build, shards, account, config.recipe() | {"allowlist_sha256": allowlist.sha256}, code_version())
     if "report" in stages:

@@ -64,12 +64,50 @@ class BalanceConfig(Table):
     slack: Annotated[float, Field(ge=1, le=100)] = 2.0
 
 
+class ConsentConfig(Table):
+    """`[fetch.consent]`: which signals against the use of an image are read. robots.txt itself always is."""
+
+    content_usage: bool = True
+    content_signal: bool = True
+    x_robots_tag: bool = True
+    tdm: bool = True
+    tdm_file: Literal["hinted", "always", "never"] = "hinted"
+    rsl: bool = True
+    image_metadata: bool = True
+    c2pa: bool = True
+    bot_walls: bool = True
+    block_domains: tuple[str, ...] = Field(default=(), strict=False)
+    block_urls: tuple[str, ...] = Field(default=(), strict=False)
+    block_url_hashes: tuple[str, ...] = Field(default=(), strict=False)
+    block_image_hashes: tuple[str, ...] = Field(default=(), strict=False)
+
+    def reads(self, signal: str) -> bool:
+        """Return whether a signal of `pipeline.consent.policy` is heeded."""
+        return {
+            "content-usage": self.content_usage,
+            "content-signal": self.content_signal,
+            "x-robots-tag": self.x_robots_tag,
+            "tdm-reservation": self.tdm,
+            "rsl": self.rsl,
+            "plus-data-mining": self.image_metadata,
+            "c2pa": self.c2pa,
+            "bot-wall": self.bot_walls,
+        }.get(signal, True)
+
+    @property
+    def block_lists(self) -> dict[str, tuple[str, ...]]:
+        """Return the files of the block lists by their kind."""
+        return {kind: getattr(self, f"block_{kind}") for kind in ("domains", "urls", "url_hashes", "image_hashes")}
+
+
 class FetchConfig(Table):
     """`[fetch]`: how images are asked for, and what is kept of them."""
 
     parts: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     contact: str | None = None
     agent: Annotated[str, Field(pattern=r"^[A-Za-z_-]+$")] = "wit-pipeline"  # the robots.txt product token
+    also_obey: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("ai-crawlers",), strict=False)
+    consent: ConsentConfig = ConsentConfig()
     archives: tuple[str, ...] = Field(default=(), strict=False)
     network: bool = True
     allow_private_hosts: bool = False
@@ -118,7 +156,9 @@ class FetchConfig(Table):
 
     def content(self) -> dict[str, Any]:
         """Return the keys that decide what a fetched image is; the others only decide how it is asked for."""
-        return self.model_dump(exclude=set(PACING_KEYS), mode="json")
+        content = self.model_dump(exclude=set(PACING_KEYS), mode="json")
+        signals = content["consent"]
+        return content | {"consent": {key: on for key, on in signals.items() if key not in BLOCK_LIST_KEYS}}
 
 
 PACING_KEYS = frozenset(
@@ -140,6 +180,9 @@ PACING_KEYS = frozenset(
 After a change of any other key, also one that a newer version adds, everything is fetched again.
 """
 
+
+BLOCK_LIST_KEYS = frozenset({"block_domains", "block_urls", "block_url_hashes", "block_image_hashes"})
+"""Keys of `[fetch.consent]` that may change without fetching again: the shards are made by them anew."""
 
 _HEADER_TEXT = r"[!-'*-~]+"
 

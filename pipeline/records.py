@@ -41,10 +41,27 @@ IMAGE_FACTS: list[tuple[str, pa.DataType]] = [
     ("exif", pa.string()),  # JSON object of the downloaded image's EXIF tags, as img2dataset
     ("pdq", pa.binary(32)),  # 256-bit PDQ hash of the upright image
     ("pdq_quality", pa.int32()),  # 0..100; below 50 the hash says little
+    ("refused_by", pa.string()),  # the signal that said no, a `Signal` of pipeline.consent.policy; null where none did
+    ("consent_checked", pa.string()),  # where consent was looked for, in order: lists robots headers image
+    ("consent_said", pa.string()),  # what was said, yes and no, as "signal: words"; null where nothing was
+    ("rights", pa.string()),  # of the image file's own metadata: the copyright notice,
+    ("creator", pa.string()),  # who made it,
+    ("license_url", pa.string()),  # and where its licence is
 ]
 
 # One row for EVERY planned pair, in plan order.
 FETCHED = pa.schema([*PLAN, *(pa.field(name, kind) for name, kind in IMAGE_FACTS)])
+
+# One row per URL of a fetched part, in consent/: when consent was looked for, and what robots.txt was served then.
+LEDGER = pa.schema(
+    [
+        ("url", pa.string()),
+        ("checked_at", pa.timestamp("s", "UTC")),  # null where nothing was asked for
+        ("robots_at", pa.timestamp("s", "UTC")),  # of the last host that a redirect led to
+        ("robots_status", pa.int32()),  # HTTP status; null where there was no response
+        ("robots_sha256", pa.string()),  # null where no file was served
+    ]
+)
 
 # One row per fetched pair that the dedup stage decided about; reason null = the pair is in the final shards.
 DECISIONS = pa.schema(
@@ -82,7 +99,9 @@ class Reason(StrEnum):
     PRIVATE_ADDRESS = "private_address"
     ROBOTS_DISALLOWED = "robots_disallowed"
     ROBOTS_UNREACHABLE = "robots_unreachable"  # RFC 9309 2.3.1.4: unreachable means disallowed
-    OPTED_OUT = "opted_out"  # X-Robots-Tag; in pairs: the page's, or its robots meta element
+    OPTED_OUT = "opted_out"  # a signal of pipeline/consent/ says no, `refused_by` says which; in pairs: the page does
+    PAYMENT_REQUIRED = "payment_required"  # 402
+    BOT_WALL = "bot_wall"  # a challenge page, behind whatever status
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"

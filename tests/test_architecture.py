@@ -28,6 +28,7 @@ PIPELINE_UPWARDS = (
     "paths",
     "config",
     "web",
+    "consent",
     "beam",
     "engine",
     "account",

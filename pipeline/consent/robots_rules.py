@@ -90,12 +90,16 @@ class _Addressed:
 
 @dataclass(frozen=True, slots=True)
 class UsageRules:
-    """What a file says about use. `licences` are URLs of RSL documents; `names_tdm_file`: it hints at tdmrep.json."""
+    """What a file says about use. `licences` are URLs of RSL documents; `names_tdm_file`: it hints at tdmrep.json.
+
+    `size_bytes` is about that of the file, 0 where it says nothing.
+    """
 
     addressed: tuple[_Addressed, ...] = ()
     licences: tuple[str, ...] = ()
     reserves_mining: bool = False
     names_tdm_file: bool = False
+    size_bytes: int = 0
 
     def statements(self, url: str) -> Iterator[Statement]:
         """Yield what the file says about the use of a URL."""
@@ -127,6 +131,7 @@ def read_usage_rules(text: str, agent: str, also_obey: frozenset[str]) -> UsageR
         licences=tuple(dict.fromkeys(licence for group in asked for licence in group.licences)),
         reserves_mining=any(group.reserves_mining for group in asked),
         names_tdm_file="tdmrep" in folded or "tdm-reservation" in folded,
+        size_bytes=len(text),
     )
 
 

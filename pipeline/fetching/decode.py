@@ -5,6 +5,9 @@ import mmap
 from typing import IO
 
 from pipeline.config import FetchConfig
+from pipeline.consent.block_lists import BlockLists
+from pipeline.consent.image_metadata import read_image_metadata
+from pipeline.fetching.consent import ConsentRecord, check_page
 from pipeline.fetching.images import store_image
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
@@ -13,7 +16,9 @@ _BYTES_PER_PIXEL = 16  # the most that decoding takes, see docs/fetching.md
 _SPARE_BYTES = 64 << 20
 
 
-def decode(file: IO[bytes], http_status: int, config: FetchConfig) -> tuple[Outcome, bytes | None]:
+def decode(
+    file: IO[bytes], http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
+) -> tuple[Outcome, bytes | None]:
     """Return the outcome of a URL that responded with a file, and the image to keep. Runs in a decoder thread.
 
     Raises:
@@ -23,7 +28,13 @@ def decode(file: IO[bytes], http_status: int, config: FetchConfig) -> tuple[Outc
         encoded = file.read()
     sha256 = hashlib.sha256(encoded).hexdigest()
     try:
+        check_page(encoded, http_status, config.consent)
+        metadata = read_image_metadata(encoded, config.consent)
+        listed = block_lists.of_file(encoded, sha256)
+        consent.heed("image", [*([listed] if listed else []), *metadata.statements], config.consent)
         image = store_image(encoded, config)
+        if (listed := block_lists.of_pdq(image.pdq)) is not None:
+            consent.heed("image", [listed], config.consent)
     except FetchFailure as failure:
         if (fault := local_fault(failure)) is not None and not _has_memory(config):
             raise fault from failure
@@ -38,6 +49,9 @@ def decode(file: IO[bytes], http_status: int, config: FetchConfig) -> tuple[Outc
         exif=image.exif,
         pdq=image.pdq,
         pdq_quality=image.pdq_quality,
+        rights=metadata.rights.rights,
+        creator=metadata.rights.creator,
+        license_url=metadata.rights.license_url,
     )
     return outcome, image.jpeg
 

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from pipeline.consent.policy import Signal
 from pipeline.fetching.outcome import Outcome
 from pipeline.fetching.part import Part
 from pipeline.records import Reason
@@ -45,4 +46,5 @@ def reuse(part: Part, earlier: EarlierPart) -> None:
 def _outcome(row: Mapping[str, Any], jpeg: tuple[int, int] | None = None) -> Outcome:
     facts = {name: row[name] for name in _FACTS}
     reason = None if row["reason"] is None else Reason(row["reason"])
-    return Outcome(**facts | {"reason": reason}, jpeg=jpeg)
+    refused_by = None if row["refused_by"] is None else Signal(row["refused_by"])
+    return Outcome(**facts | {"reason": reason, "refused_by": refused_by}, jpeg=jpeg)

@@ -15,15 +15,16 @@ from datetime import UTC, datetime
 from functools import partial
 
 from pipeline.config import FetchConfig
+from pipeline.consent.block_lists import BlockLists
 from pipeline.errors import UserError
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client, Headers, Response
+from pipeline.fetching.consent import ConsentGate, ConsentRecord, check_wall, recorded_at
 from pipeline.fetching.decode import decode
-from pipeline.fetching.hosts import HostLimits, HostSchedule
+from pipeline.fetching.hosts import SHUT_S, HostLimits, HostSchedule
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.network_watch import PAUSES_S, NetworkWatch
-from pipeline.fetching.opt_out import refusal
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.fetching.part import Part
 from pipeline.fetching.responses import check_status, is_redirect, redirect_target
@@ -69,6 +70,7 @@ class _Job:
     redirects: int = 0
     retries: int = 0
     is_looked_up: bool = False
+    consent: ConsentRecord = field(default_factory=ConsentRecord)
 
 
 def part_limit_s(targets: list[Target], config: FetchConfig, workers: int) -> float:
@@ -86,9 +88,17 @@ class FetchLoop:
     """Fetches the URLs of one or more parts at a time. Everything runs in the event loop that made it."""
 
     def __init__(
-        self, config: FetchConfig, *, workers: int, client: Client, decoders: Executor, archives: ArchiveIndex | None
+        self,
+        config: FetchConfig,
+        *,
+        workers: int,
+        client: Client,
+        decoders: Executor,
+        archives: ArchiveIndex | None,
+        block_lists: BlockLists,
     ) -> None:
         self._config = config
+        self._gate = ConsentGate(config, client, block_lists)
         self._workers = workers
         self._client = client
         self._decoders = decoders
@@ -175,6 +185,8 @@ class FetchLoop:
         """Make one request for a job, then end it or queue it again."""
         try:
             response = await (self._look_up(job) if host == _ARCHIVES else self._request(host, job))
+            if response is not None:
+                await self._gate.check_licence(job.consent, job.target.url, response)
         except FetchFailure as failure:
             self._retry_or_end(job, failure)
             return
@@ -185,8 +197,16 @@ class FetchLoop:
             return
         assert response.body is not None
         outcome, jpeg = await self._loop.run_in_executor(
-            self._decoders, decode, response.body, response.status, self._config
+            self._decoders,
+            decode,
+            response.body,
+            response.status,
+            self._config,
+            self._gate.block_lists,
+            job.consent,
         )
+        if outcome.reason == Reason.BOT_WALL and host != _ARCHIVES:
+            self._schedule.shut(host, self._loop.time() + SHUT_S)
         self._end(job, outcome, jpeg)
 
     async def _look_up(self, job: _Job) -> Response | None:
@@ -194,7 +214,8 @@ class FetchLoop:
         assert self._archives is not None
         job.is_looked_up = True
         find, max_bytes = self._archives.get, self._config.max_bytes
-        recorded = await self._loop.run_in_executor(self._decoders, find, job.target.url, max_bytes, self._wants_body)
+        wants_body = partial(self._wants_body, job, True)
+        recorded = await self._loop.run_in_executor(self._decoders, find, job.target.url, max_bytes, wants_body)
         if recorded is None:
             return None
         if recorded.body is not None:
@@ -210,15 +231,15 @@ class FetchLoop:
             await self._fetch_rules(host, job.target.origin)
             return None
         if rules.is_large:
-            await asyncio.to_thread(rules.check, job.target.url)
+            await asyncio.to_thread(self._gate.check_rules, job.consent, rules, job.target.url)
         else:
-            rules.check(job.target.url)
+            self._gate.check_rules(job.consent, rules, job.target.url)
         try:
             response = await self._client.get(
                 job.target,
                 budget_s=job.left_s,
                 max_bytes=self._config.max_bytes,
-                wants_body=self._wants_body,
+                wants_body=partial(self._wants_body, job, False),
                 scratch_dir=job.run.part.scratch_dir,
                 close_connection=self._config.gateway is None and self._schedule.queued(host) == 0,
             )
@@ -250,24 +271,23 @@ class FetchLoop:
             rules = RobotRules.refusing(self._config.agent, failure)
         else:
             self._note_response(host, origin)
+            rules = await self._gate.follow(origin, rules, self._config.host_interval_s * self._workers)
         del self._robots_failures[origin]
         self._robots.put(origin, rules, self._loop.time())
         self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
 
-    def _wants_body(self, status: int, headers: Headers) -> bool:
+    def _wants_body(self, job: _Job, is_recorded: bool, status: int, headers: Headers) -> bool:
         """Return whether a response carries an image, False for a redirect.
 
         Raises:
             FetchFailure: it carries neither, or forbids the use.
         """
         now = datetime.now(UTC)
+        job.consent.times = replace(job.consent.times, at=recorded_at(headers) if is_recorded else now)
+        check_wall(status, headers, self._config.consent)
         if not is_redirect(status):
             check_status(status, headers, now)
-        refused_by = refusal(
-            headers.getall("X-Robots-Tag", ()), headers.getall("TDM-Reservation", ()), agent=self._config.agent, now=now
-        )
-        if refused_by is not None:
-            raise FetchFailure(Reason.OPTED_OUT, refused_by, http_status=status)
+        self._gate.check_headers(job.consent, status, headers, now)
         return not is_redirect(status)
 
     def _redirect(self, job: _Job, headers: Headers) -> None:
@@ -299,6 +319,8 @@ class FetchLoop:
             self._schedule.shut(host, now_s + min(wait_s, MAX_SHUT_S))
         elif wait_s:
             self._schedule.postpone(host, now_s + wait_s)
+        if failure.reason in (Reason.BOT_WALL, Reason.PAYMENT_REQUIRED):  # it turns us away: let it rest
+            self._schedule.shut(host, now_s + SHUT_S)
 
     def _retry_or_end(self, job: _Job, failure: FetchFailure) -> None:
         wait_s = BACKOFF_S * 2**job.retries if failure.retry_after_s is None else failure.retry_after_s
@@ -311,6 +333,11 @@ class FetchLoop:
 
     def _enqueue(self, job: _Job, not_before_s: float = 0.0) -> None:
         """Queue the next request of a job where it belongs, or end the job."""
+        try:
+            self._gate.check_lists(job.consent, job.target)
+        except FetchFailure as failure:
+            self._end(job, failed(failure))
+            return
         if not self._config.allow_private_hosts and is_private_literal(job.target.host):
             message = f"{job.target.host} is not on the public Internet"
             self._end(job, failed(FetchFailure(Reason.PRIVATE_ADDRESS, message)))
@@ -340,7 +367,7 @@ class FetchLoop:
             self._end_with_silence(run)
 
     def _finish(self, run: _Run, job: _Job, outcome: Outcome) -> None:
-        run.part.finish(job.number, outcome)
+        run.part.finish(job.number, job.consent.add_to(outcome), job.consent.times)
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
 

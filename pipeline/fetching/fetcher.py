@@ -10,7 +10,7 @@ import asyncio
 import os
 import resource
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -19,6 +19,7 @@ import pyarrow as pa
 import uvloop
 
 from pipeline.config import FetchConfig
+from pipeline.consent.block_lists import BlockLists
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client
 from pipeline.fetching.earlier import EarlierPart, reuse
@@ -31,11 +32,19 @@ _OPEN_FILES = 4_096
 class Fetcher:
     """Fetches parts; may be used from several threads."""
 
-    def __init__(self, config: FetchConfig, *, workers: int = 1, archives: ArchiveIndex | None = None) -> None:
+    def __init__(
+        self,
+        config: FetchConfig,
+        *,
+        workers: int = 1,
+        archives: ArchiveIndex | None = None,
+        block_lists: BlockLists | None = None,
+    ) -> None:
         """Start the event loop in a thread of its own.
 
         `workers` is how many processes fetch at the same time, everywhere together: the request limits of a host
-        are divided among them. `archives` is the index of `config.archives`; the caller keeps it open.
+        are divided among them. `archives` is the index of `config.archives`; the caller keeps it open. `block_lists`
+        are those of `config.consent`.
         """
         if config.archives and archives is None:
             raise ValueError("config.archives is set, but there is no index of them")
@@ -46,23 +55,36 @@ class Fetcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         self._client, self._fetch_loop = asyncio.run_coroutine_threadsafe(
-            self._open(workers, archives), self._loop
+            self._open(workers, archives, block_lists or BlockLists()), self._loop
         ).result()
 
-    async def _open(self, workers: int, archives: ArchiveIndex | None) -> tuple[Client, FetchLoop]:
+    async def _open(
+        self, workers: int, archives: ArchiveIndex | None, block_lists: BlockLists
+    ) -> tuple[Client, FetchLoop]:
         client = Client(self._config)
         return client, FetchLoop(
-            self._config, workers=workers, client=client, decoders=self._decoders, archives=archives
+            self._config,
+            workers=workers,
+            client=client,
+            decoders=self._decoders,
+            archives=archives,
+            block_lists=block_lists,
         )
 
     def fetch_part(
-        self, plan: pa.Table, *, tar_stream: BinaryIO, scratch_dir: Path, earlier: Iterable[EarlierPart] = ()
+        self,
+        plan: pa.Table,
+        *,
+        tar_stream: BinaryIO,
+        scratch_dir: Path,
+        earlier: Iterable[EarlierPart] = (),
+        keep_ledger: Callable[[pa.Table], None] | None = None,
     ) -> pa.Table:
         """Fetch every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
 
         Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
         must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
-        URLs that `earlier` has are not requested.
+        URLs that `earlier` has are not requested. `keep_ledger` is given when consent was looked for (schema `LEDGER`).
         """
         part = Part(plan, scratch_dir)
         try:
@@ -74,6 +96,8 @@ class Fetcher:
             finally:
                 running.cancel()
             part.write_tar(tar_stream)
+            if keep_ledger is not None:
+                keep_ledger(part.ledger())
             return part.table()
         finally:
             part.close()

@@ -115,7 +115,7 @@ class HostSchedule(Generic[Job]):
 
     def shut(self, name: str, until_s: float) -> None:
         """Open the circuit breaker until `until_s`; queued jobs become ready at once for the caller to end."""
-        host = self._hosts[name]
+        host = self._hosts.setdefault(name, _Host())  # a host can be forgotten before its last response is understood
         host.shut_until_s = max(host.shut_until_s, until_s)
         self._offer(name, host)
 

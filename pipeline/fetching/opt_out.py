@@ -3,7 +3,6 @@
     X-Robots-Tag: noai, max-image-preview:large          refused
     X-Robots-Tag: otherbot: noindex, noai                not ours: what follows an agent's name is for that agent
     X-Robots-Tag: unavailable_after: 25 Jun 2020 15:00:00 GMT     refused from that time on
-    TDM-Reservation: 1                                   refused (W3C TDM Reservation Protocol)
 
 Refused: `noai` `noimageai` `noml` (no machine learning), `noindex` `noimageindex` (a dataset is an index of images),
 `none` (short for noindex, nofollow) and `unavailable_after` in the past. Not refused: `nofollow` `noarchive` `nocache`
@@ -18,13 +17,9 @@ from pipeline.web.robots_directives import find_directive
 REFUSALS = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
 
 
-def refusal(x_robots_tags: Iterable[str], tdm_reservations: Iterable[str], *, agent: str, now: datetime) -> str | None:
-    """Return the directive that forbids using a response with these headers, or None.
+def refusal(x_robots_tags: Iterable[str], *, agent: str, now: datetime) -> str | None:
+    """Return the directive of X-Robots-Tag that forbids using a response with these headers, or None.
 
     One string per header line. `agent` is our product token; directives for other agents are skipped.
     """
-    if (directive := find_directive(x_robots_tags, REFUSALS, agent=agent, now=now)) is not None:
-        return f"X-Robots-Tag: {directive}"
-    if any(value.strip() == "1" for value in tdm_reservations):
-        return "TDM-Reservation: 1"
-    return None
+    return find_directive(x_robots_tags, REFUSALS, agent=agent, now=now)

@@ -1,7 +1,9 @@
 """The outcome of one URL: the facts of its image, or the reason why it has none."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
+from pipeline.consent.policy import Signal
 from pipeline.records import Reason
 
 
@@ -10,7 +12,8 @@ class FetchFailure(Exception):
 
     `is_transient`: the same request may succeed later. `is_before_request`: no request could be sent, which is the same
     for every URL of the authority. `is_local`: the cause is on this machine. `retry_after_s`: of Retry-After.
-    `original_size` is (width, height) where the image header could still be read.
+    `original_size` is (width, height) where the image header could still be read. `refused_by` is the signal by which
+    the owner, or a block list, said no.
     """
 
     def __init__(
@@ -24,6 +27,7 @@ class FetchFailure(Exception):
         is_local: bool = False,
         retry_after_s: float | None = None,
         original_size: tuple[int, int] | None = None,
+        refused_by: Signal | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -34,6 +38,7 @@ class FetchFailure(Exception):
         self.is_local = is_local
         self.retry_after_s = retry_after_s
         self.original_size = original_size
+        self.refused_by = refused_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,23 @@ class Outcome:
     exif: str | None = None
     pdq: bytes | None = None
     pdq_quality: int | None = None
+    refused_by: Signal | None = None
+    consent_checked: str | None = None
+    consent_said: str | None = None
+    rights: str | None = None
+    creator: str | None = None
+    license_url: str | None = None
     jpeg: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """When consent was looked for, for the ledger; the facts of robots.txt are None where none was asked for."""
+
+    at: datetime | None = None
+    robots_at: datetime | None = None
+    robots_status: int | None = None
+    robots_sha256: str | None = None
 
 
 def failed(failure: FetchFailure, *, http_status: int | None = None, sha256: str | None = None) -> Outcome:
@@ -64,4 +85,5 @@ def failed(failure: FetchFailure, *, http_status: int | None = None, sha256: str
         original_width=width,
         original_height=height,
         sha256=sha256,
+        refused_by=failure.refused_by,
     )

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.fetching.outcome import Outcome
-from pipeline.records import FETCHED, IMAGE_FACTS, RESIZE_REASONS
+from pipeline.fetching.outcome import Checked, Outcome
+from pipeline.records import FETCHED, IMAGE_FACTS, LEDGER, RESIZE_REASONS
 from pipeline.shards.tar import TarWriter
 
 _OUTCOME_COLUMNS = frozenset(field.name for field in fields(Outcome))
@@ -28,6 +28,7 @@ class Part:
         self._plan = plan
         self._url_of_pair = coded.indices
         self._outcomes: list[Outcome | None] = [None] * len(self.urls)
+        self._checked: dict[int, Checked] = {}
         self.unfinished = len(self.urls)
         self._images: BinaryIO = TemporaryFile(dir=scratch_dir)  # noqa: SIM115 closed by `close`
         self._size_bytes = 0
@@ -47,10 +48,12 @@ class Part:
         self._size_bytes += len(jpeg)
         return offset, len(jpeg)
 
-    def finish(self, number: int, outcome: Outcome) -> None:
-        """Record the outcome of URL `number`."""
+    def finish(self, number: int, outcome: Outcome, checked: Checked | None = None) -> None:
+        """Record the outcome of URL `number`, and when consent was looked for, where that was now."""
         assert self._outcomes[number] is None, f"{self.urls[number]} ended twice"
         self._outcomes[number] = outcome
+        if checked is not None:
+            self._checked[number] = checked
         self.unfinished -= 1
 
     def write_tar(self, stream: BinaryIO) -> None:
@@ -72,6 +75,20 @@ class Part:
             values = [_status(o) if name == "status" else getattr(o, name) for o in outcomes]
             columns[name] = pa.array(values, kind).take(self._url_of_pair)
         return pa.table({name: columns[name] for name in FETCHED.names}, schema=FETCHED)
+
+    def ledger(self) -> pa.Table:
+        """Return when consent was looked for, as `LEDGER`: a row for each URL that was not known before."""
+        rows = [
+            {
+                "url": self.urls[number],
+                "checked_at": checked.at,
+                "robots_at": checked.robots_at,
+                "robots_status": checked.robots_status,
+                "robots_sha256": checked.robots_sha256,
+            }
+            for number, checked in sorted(self._checked.items())
+        ]
+        return pa.Table.from_pylist(rows, LEDGER)
 
     def _finished(self) -> list[Outcome]:
         finished = [outcome for outcome in self._outcomes if outcome is not None]

@@ -1,15 +1,19 @@
 """Fetch and keep the robots.txt files of the hosts (RFC 9309); robots_file.py reads them."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline.config import FetchConfig
+from pipeline.consent.ai_crawlers import product_tokens
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client, Response
+from pipeline.fetching.consent import check_page, check_wall
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.fetching.responses import is_redirect, redirect_target, retry_after_s
-from pipeline.fetching.robots_file import LARGE_BYTES, MAX_BYTES, RobotRules, parse_robots
+from pipeline.fetching.robots_file import LARGE_BYTES, MAX_BYTES, RobotRules, RobotsFetch, parse_robots
 from pipeline.records import Reason
 
 __all__ = ["MAX_BYTES", "RobotRules", "RobotsCache", "fetch_robots", "parse_robots"]
@@ -38,26 +42,32 @@ async def fetch_robots(client: Client, origin: str, config: FetchConfig) -> Robo
             truncate=True,
         )
         if not is_redirect(response.status):
-            return await _rules(response, config.agent)
+            return await _rules(response, config)
         target = Target.parse(redirect_target(target.url, response.headers))
     return RobotRules(config.agent)  # section 2.3.1.2: as if there were no file
 
 
-async def _rules(response: Response, agent: str) -> RobotRules:
+async def _rules(response: Response, config: FetchConfig) -> RobotRules:
+    now, status = datetime.now(UTC), response.status
+    check_wall(status, response.headers, config.consent)
     if response.body is not None:
         with response.body as file:
             body = file.read()
+        check_page(body, status, config.consent)
+        also_obey = product_tokens(config.also_obey)
         if len(body) <= LARGE_BYTES:
-            return parse_robots(body, agent)
-        return await asyncio.to_thread(parse_robots, body, agent)
-    if 400 <= response.status <= 499 and response.status != _TOO_MANY_REQUESTS:
-        return RobotRules(agent)  # section 2.3.1.3: there is no file
+            rules = parse_robots(body, config.agent, also_obey)
+        else:
+            rules = await asyncio.to_thread(parse_robots, body, config.agent, also_obey)
+        return replace(rules, fetched=RobotsFetch(now, status, hashlib.sha256(body).hexdigest()))
+    if 400 <= status <= 499 and status != _TOO_MANY_REQUESTS:
+        return RobotRules(config.agent, fetched=RobotsFetch(now, status, None))  # section 2.3.1.3: there is no file
     raise FetchFailure(
         Reason.ROBOTS_UNREACHABLE,
-        f"HTTP status {response.status}",
-        http_status=response.status,
-        is_transient=response.status >= 400,
-        retry_after_s=retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC)),
+        f"HTTP status {status}",
+        http_status=status,
+        is_transient=status >= 400,
+        retry_after_s=retry_after_s(response.headers.get("Retry-After"), now),
     )
 
 

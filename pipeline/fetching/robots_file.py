@@ -1,4 +1,4 @@
-"""What a robots.txt file says about a URL: RFC 9309, with the usage preferences that stand in its groups.
+"""What a robots.txt file says about requesting a URL (RFC 9309), and, with pipeline/consent/, about using it.
 
 Protego matches paths. The choice of groups is made here, for two reasons: the RFC (section 2.2.1) compares product
 tokens, where Protego takes "*bot" for everyone; and Protego copies every rule to every agent of its group, so that a
@@ -9,11 +9,15 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 
 from protego import Protego
 
+from pipeline.consent.policy import Signal, Statement
+from pipeline.consent.robots_rules import NOTHING, UsageRules, read_usage_rules
 from pipeline.fetching.outcome import FetchFailure
+from pipeline.fetching.site_terms import NO_TERMS, SiteTerms
 from pipeline.records import Reason
 
 MAX_BYTES = 500 * 1024  # RFC 9309 section 2.5: at least 500 KiB must be parsed; what is beyond is ignored
@@ -27,6 +31,15 @@ _SITE_WIDE = re.compile(r"(?:sitemaps?|site-map|host)\s*(?::|\s|$)", re.IGNORECA
 _TOKEN = re.compile(r"[a-z_-]+")
 
 
+@dataclass(frozen=True, slots=True)
+class RobotsFetch:
+    """What was served as robots.txt, for the record; `sha256` is None where no file was."""
+
+    at: datetime
+    status: int | None
+    sha256: str | None
+
+
 @dataclass(frozen=True)
 class RobotRules:
     """The rules of one authority. `refused` says why nothing may be requested; without `text` everything may.
@@ -36,18 +49,23 @@ class RobotRules:
 
     agent: str
     text: str = ""
-    refused: tuple[Reason, str] | None = None
+    refused: tuple[Reason, str, Signal | None] | None = None
+    usage: UsageRules = NOTHING
+    terms: SiteTerms = NO_TERMS
+    fetched: RobotsFetch | None = None
 
     @classmethod
     def refusing(cls, agent: str, failure: FetchFailure) -> "RobotRules":
         """Return rules that disallow everything, for a file that cannot be fetched (RFC 9309 section 2.3.1.4)."""
-        reason = failure.reason if failure.is_before_request else Reason.ROBOTS_UNREACHABLE
-        return cls(agent, refused=(reason, f"robots.txt: {failure.message}"))
+        says_more = failure.is_before_request or failure.refused_by is not None
+        reason = failure.reason if says_more else Reason.ROBOTS_UNREACHABLE
+        refused = (reason, f"robots.txt: {failure.message}", failure.refused_by)
+        return cls(agent, refused=refused, fetched=RobotsFetch(datetime.now(UTC), failure.http_status, None))
 
     @property
     def is_large(self) -> bool:
         """Whether parsing and matching take long enough to keep out of the event loop."""
-        return len(self.text) > LARGE_BYTES
+        return len(self.text) > LARGE_BYTES or self.usage.size_bytes > LARGE_BYTES
 
     def check(self, url: str) -> None:
         """Return if `url` may be requested.
@@ -56,9 +74,14 @@ class RobotRules:
             FetchFailure: it must not be.
         """
         if self.refused is not None:
-            raise FetchFailure(*self.refused, is_before_request=True)
+            reason, message, refused_by = self.refused
+            raise FetchFailure(reason, message, is_before_request=True, refused_by=refused_by)
         if not self.allows(url):
-            raise FetchFailure(Reason.ROBOTS_DISALLOWED, "robots.txt disallows it")
+            raise FetchFailure(Reason.ROBOTS_DISALLOWED, "robots.txt disallows it", refused_by=Signal.ROBOTS_TXT)
+
+    def statements(self, url: str) -> list[Statement]:
+        """Return what the file, and the terms that it leads to, say about the use of `url`."""
+        return [*self.usage.statements(url), *self.terms.statements(url)]
 
     def allows(self, url: str) -> bool:
         """Return whether the file allows `url`."""
@@ -83,14 +106,18 @@ class _Group:
     lines: list[str] = field(default_factory=list)
 
 
-def parse_robots(body: bytes, agent: str) -> RobotRules:
-    """Return the rules in a robots.txt file; lines that do not parse are skipped, so any bytes are accepted."""
+def parse_robots(body: bytes, agent: str, also_obey: frozenset[str] = frozenset()) -> RobotRules:
+    """Return the rules in a robots.txt file; lines that do not parse are skipped, so any bytes are accepted.
+
+    `also_obey` are the product tokens, in lower case, of other crawlers whose rules bind us too.
+    """
     if len(body) > MAX_BYTES:
         whole, end, _ = body[:MAX_BYTES].replace(b"\r", b"\n").rpartition(b"\n")
         body = whole + end  # half a line could allow or forbid the wrong thing
-    groups = list(_groups(body.decode("utf-8-sig", "replace").replace("\0", "")))
-    lines = _lines_for(groups, agent.lower())
-    rules = RobotRules(agent, f"User-agent: {agent}\n" + "".join(f"{line}\n" for line in lines) if lines else "")
+    whole_text = body.decode("utf-8-sig", "replace").replace("\0", "")
+    lines = _lines_for(list(_groups(whole_text)), agent.lower())
+    text = f"User-agent: {agent}\n" + "".join(f"{line}\n" for line in lines) if lines else ""
+    rules = RobotRules(agent, text, usage=read_usage_rules(whole_text, agent.lower(), also_obey))
     rules.allows("http://example.com/")  # parse now: later calls only match
     return rules
 

@@ -1,5 +1,8 @@
 """plan/ -> fetched/: request every planned image once; one tar and one Parquet per part, a row for every planned pair.
 
+Beside them stands consent/, when each URL's consent was looked for. It is no output of the unit: no two fetches happen
+at the same time, and nothing is made from it.
+
 The unit is a plan part. The fetcher of a process (event loop, connections, robots and DNS caches) is kept between
 parts.
 """
@@ -9,10 +12,13 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.beam.runner import worker_count
 from pipeline.config import Config, FetchConfig
@@ -21,13 +27,14 @@ from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, index_folder
+from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_block_lists
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
-from pipeline.records import FETCHED
+from pipeline.records import FETCHED, LEDGER
 from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
 
-VERSION = 1
+VERSION = 2
 """Raised when the same responses would give other bytes."""
 
 
@@ -65,7 +72,8 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
         Unit(_stem(name), unit_digest, _PlannedPart(name, tuple(earlier.get(_stem(name), []))))
         for name, unit_digest in digests.items()
     ]
-    prepare = _OpenFetcher(config.fetch, settings, worker_count(build.options))
+    block_files = find_block_lists(config.fetch.consent, base_dir)
+    prepare = _OpenFetcher(config.fetch, settings, worker_count(build.options), block_files)
     markers = run_units(build, "fetched", units, prepare)
     build.workspace.remove_folder(_REUSE)
     return markers
@@ -157,11 +165,13 @@ class _OpenFetcher:
     config: FetchConfig
     settings: _Settings
     workers: int
+    block_files: BlockFiles
 
     def open(self) -> Work:
         recorded = self.settings.archives
         archives = ArchiveIndex(index_folder(recorded, self.settings.recorded)) if recorded else None
-        fetcher = Fetcher(self.config, workers=self.workers, archives=archives)
+        block_lists = read_block_lists(self.block_files)
+        fetcher = Fetcher(self.config, workers=self.workers, archives=archives, block_lists=block_lists)
         work = _FetchPart(fetcher)
         weakref.finalize(work, fetcher.close)
         return work
@@ -183,9 +193,18 @@ class _FetchPart:
                 tar_stream=cast(BinaryIO, tar),
                 scratch_dir=Path(scratch),
                 earlier=part.open_earlier(output.workspace),
+                keep_ledger=partial(_keep_ledger, output.workspace, f"consent/{stem}.parquet"),
             )
         output.write_table(f"fetched/{stem}.parquet", rows.cast(FETCHED))
         return count_outcomes(rows)
+
+
+def _keep_ledger(workspace: Workspace, name: str, ledger: pa.Table) -> None:
+    """Write the ledger of a part; of URLs that this fetch did not request it keeps what stood there."""
+    before = workspace.read_table(name).cast(LEDGER) if workspace.exists(name) else LEDGER.empty_table()
+    older = before.filter(pc.invert(pc.is_in(before["url"], ledger["url"])))
+    with workspace.create(name) as out:
+        pq.write_table(pa.concat_tables([ledger, older]).sort_by("url"), out, compression="zstd")
 
 
 def count_outcomes(rows: pa.Table) -> Counter[str]:

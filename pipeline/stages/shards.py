@@ -10,21 +10,26 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.account import Account
+from pipeline.consent.block_lists import BlockLists
+from pipeline.consent.policy import Signal
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest, unfinished
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, unfinished
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
-from pipeline.records import SHARD
+from pipeline.fetching.block_files import BlockFiles, read_block_lists
+from pipeline.paths import file_versions
+from pipeline.records import SHARD, Reason
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
 
-VERSION = 1
+VERSION = 2
 """Raised when the same decisions would give other bytes."""
 
 _SHARD_FILE = re.compile(r"[0-9]{5,}(\.tar|\.parquet|_stats\.json)")
@@ -47,19 +52,25 @@ class Part:
         return f"shards/{self.number:05d}"
 
 
-def run_shards(build: Build, fetched: Mapping[str, Marker], decided: Marker) -> dict[str, Marker]:
-    """Fill shards/ with one tar, one Parquet and one stats file per part; `write_manifest` completes the set."""
-    units = [_unit(i, name, marker, decided) for i, (name, marker) in enumerate(fetched.items())]
+def run_shards(
+    build: Build, fetched: Mapping[str, Marker], decided: Marker, block_files: BlockFiles
+) -> dict[str, Marker]:
+    """Fill shards/ with one tar, one Parquet and one stats file per part; `write_manifest` completes the set.
+
+    What the block lists name now is left out, whether they did when it was fetched or not.
+    """
+    lists = digest({kind: [file_versions(path) for path in paths] for kind, paths in block_files.items() if paths})
+    units = [_unit(i, name, marker, decided, lists) for i, (name, marker) in enumerate(fetched.items())]
     if unfinished(build.workspace, "shards", units):
         build.workspace.remove(["shards/manifest.json"])
-    return run_units(build, "shards", units, Stateless(WriteShard()))
+    return run_units(build, "shards", units, _OpenShards(block_files))
 
 
-def _unit(number: int, name: str, fetched: Marker, decided: Marker) -> Unit:
+def _unit(number: int, name: str, fetched: Marker, decided: Marker, lists: str) -> Unit:
     decisions = f"dedup/decisions/{name}.parquet"
     part = Part(number, f"fetched/{name}.parquet", f"fetched/{name}.tar", decisions)
     inputs = sorted((file, facts.sha256) for file, facts in fetched.outputs.items())
-    return Unit(f"{number:05d}", digest(VERSION, inputs, decided.outputs[decisions].sha256), part)
+    return Unit(f"{number:05d}", digest(VERSION, inputs, decided.outputs[decisions].sha256, lists), part)
 
 
 def write_manifest(
@@ -95,16 +106,50 @@ def _strays(workspace: Workspace, own: Set[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class _OpenShards:
+    block_files: BlockFiles
+
+    def open(self) -> Work:
+        return WriteShard(read_block_lists(self.block_files))
+
+
+@dataclass(frozen=True)
 class WriteShard:
     """Write one shard. Rows keep the order of the plan, which is random by construction."""
 
+    block_lists: BlockLists
+
     def run(self, part: Part, output: UnitOutput) -> Mapping[str, int]:
         rows = join_decisions(output.workspace.read_table(part.fetched), output.workspace.read_table(part.decisions))
+        decided = pc.sum(pc.equal(rows["status"], "success")).as_py() or 0
+        if self.block_lists:
+            rows = drop_listed(rows, self.block_lists)
         kept = rows.filter(pc.equal(rows["status"], "success"))
         _write_tar(part, kept, output)
         output.write_table(f"{part.stem}.parquet", rows)
         output.write_json(f"{part.stem}_stats.json", shard_stats(rows))
-        return {"inputs": kept.num_rows, "kept": kept.num_rows}
+        return {"inputs": decided, "kept": kept.num_rows, Reason.OPTED_OUT: decided - kept.num_rows}
+
+
+def drop_listed(rows: pa.Table, block_lists: BlockLists) -> pa.Table:
+    """Return the rows of a shard with those dropped whose URL or image is on a block list."""
+    listed = [
+        status == "success"
+        and (block_lists.of_url(url, _host(url)) or block_lists.of_fingerprints(sha256, pdq)) is not None
+        for status, url, sha256, pdq in zip(
+            *(rows[name].to_pylist() for name in ("status", "url", "sha256", "pdq")), strict=True
+        )
+    ]
+    columns = {"status": DROPPED, "reason": Reason.OPTED_OUT, "refused_by": Signal.BLOCK_LIST}
+    for name, value in columns.items():
+        rows = rows.set_column(
+            rows.schema.get_field_index(name), SHARD.field(name), pc.if_else(pa.array(listed), str(value), rows[name])
+        )
+    return rows
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
@@ -149,7 +194,10 @@ def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes) -> None:
 
 
 def shard_stats(rows: pa.Table) -> dict[str, Any]:
-    """Return img2dataset's counters for one shard, without its clock times: they would differ on every run."""
+    """Return img2dataset's counters for one shard, and the pairs that each signal refused.
+
+    Without img2dataset's clock times: they would differ on every run.
+    """
     statuses = Counter(rows["status"].to_pylist())
     reasons = Counter(reason for reason in rows["reason"].to_pylist() if reason is not None)
     return {
@@ -158,5 +206,6 @@ def shard_stats(rows: pa.Table) -> dict[str, Any]:
         "failed_to_download": statuses["failed_to_download"],
         "failed_to_resize": statuses["failed_to_resize"],
         "dropped": statuses[DROPPED],
+        "refused_by": dict(sorted(Counter(rows["refused_by"].drop_null().to_pylist()).items())),
         "status_dict": {"success": statuses["success"], **dict(sorted(reasons.items()))},
     }

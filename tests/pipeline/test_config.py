@@ -116,6 +116,8 @@ FETCH_CONTENT_KEYS = {
     "max_pixels",
     "max_bytes",
     "max_redirects",
+    "also_obey",
+    "consent",
 }
 """Keys that change an image. Whoever adds a key decides: here, and a new key refetches; or in `PACING_KEYS`."""
 

@@ -104,7 +104,11 @@ def _toml(value: object) -> str:
 
 
 def tree(root: Path, *folders: str) -> dict[str, str]:
-    """Return name -> SHA-256 of every file below `root`, or below some of its folders."""
+    """Return name -> SHA-256 of every file below `root`, or below some of its folders.
+
+    Without consent/: it says when things were asked for, which no two builds do at the same time.
+    """
     starts = [root / folder for folder in folders] or [root]
     files = sorted(p for start in starts for p in start.rglob("*") if p.is_file())
+    files = [p for p in files if not p.is_relative_to(root / "consent")]
     return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

@@ -1,0 +1,51 @@
+"""The files of the block lists, read once in every process that fetches."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import fsspec
+
+from pipeline.config import ConsentConfig
+from pipeline.consent.block_lists import BlockLists, EntryError
+from pipeline.errors import UserError
+from pipeline.paths import expand_paths
+
+BlockFiles = Mapping[str, Sequence[str]]
+"""The files of the block lists by their kind: domains, urls, url_hashes, image_hashes."""
+
+
+def find_block_lists(config: ConsentConfig, base_dir: Path) -> BlockFiles:
+    """Return the files that the config names.
+
+    Raises:
+        ConfigError: a pattern matches no file.
+    """
+    return {
+        kind: expand_paths(patterns, base_dir, f"fetch.consent.block_{kind}")
+        for kind, patterns in config.block_lists.items()
+    }
+
+
+def read_block_lists(files: BlockFiles) -> BlockLists:
+    """Return the lists in files (local paths or fsspec URLs).
+
+    Raises:
+        UserError: a file cannot be read, or has a line that is no entry; the line is named and not shown.
+    """
+    place = ["", 0]
+
+    def lines(paths: Sequence[str]) -> Iterator[str]:
+        for path in paths:
+            try:
+                with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as file:
+                    for number, line in zip(itertools.count(1), file, strict=False):
+                        place[:] = [path, number]
+                        yield line
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"fetch.consent: the block list {path} cannot be read: {error}") from None
+
+    try:
+        return BlockLists.read({kind: lines(paths) for kind, paths in files.items()})
+    except EntryError as error:
+        raise UserError(f"fetch.consent: line {place[1]} of the block list {place[0]}: {error}") from None

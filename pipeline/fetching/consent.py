@@ -1,0 +1,160 @@
+"""Consent while fetching: what `pipeline/consent/` reads, turned into failures and into the record of a URL."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from pipeline.config import ConsentConfig, FetchConfig
+from pipeline.consent.block_lists import BlockLists
+from pipeline.consent.bot_walls import PAYMENT_REQUIRED, challenge_in_headers, challenge_in_page, price_in_headers
+from pipeline.consent.policy import Signal, Statement, refusing
+from pipeline.consent.response_headers import statements_of_headers
+from pipeline.consent.rsl import licence_links
+from pipeline.fetching.addresses import Target
+from pipeline.fetching.client import Client, Headers, Response
+from pipeline.fetching.opt_out import refusal
+from pipeline.fetching.outcome import Checked, FetchFailure, Outcome
+from pipeline.fetching.robots_file import RobotRules
+from pipeline.fetching.site_terms import Licences, asks_for_more, fetch_licence, fetch_terms
+from pipeline.records import Reason
+
+_MAX_PAUSE_S = 30.0  # between robots.txt and the document it leads to, whatever the Crawl-delay
+_REASONS = {Signal.ALSO_OBEY: Reason.ROBOTS_DISALLOWED}
+
+
+@dataclass(slots=True)
+class ConsentRecord:
+    """What was looked for on the way of one URL, redirects included, and what was said."""
+
+    checked: dict[str, None] = field(default_factory=dict)
+    said: dict[str, None] = field(default_factory=dict)
+    times: Checked = field(default_factory=Checked)
+
+    def heed(
+        self, where: str, statements: "list[Statement]", config: ConsentConfig, *, http_status: int | None = None
+    ) -> None:
+        """Note what was said at `where`: lists, robots, headers or image.
+
+        Raises:
+            FetchFailure: one of the statements refuses.
+        """
+        self.checked[where] = None
+        heeded = [statement for statement in statements if config.reads(statement.signal)]
+        for statement in heeded:
+            self.said[str(statement)] = None
+        refusal = refusing(heeded)
+        if refusal is not None:
+            reason = _REASONS.get(refusal.signal, Reason.OPTED_OUT)
+            raise FetchFailure(reason, str(refusal), http_status=http_status, refused_by=refusal.signal)
+
+    def add_to(self, outcome: Outcome) -> Outcome:
+        """Return an outcome with this record."""
+        said = "; ".join(self.said) or None
+        return replace(outcome, consent_checked=" ".join(self.checked) or None, consent_said=said)
+
+
+class ConsentGate:
+    """Where every URL must pass: block lists, robots.txt and what it leads to, headers and the licences they name."""
+
+    def __init__(self, config: FetchConfig, client: Client, block_lists: BlockLists) -> None:
+        self._config = config
+        self._client = client
+        self.block_lists = block_lists
+        self._licences: Licences = {}
+
+    def check_lists(self, record: ConsentRecord, target: Target) -> None:
+        """Return if no block list names a URL.
+
+        Raises:
+            FetchFailure: one does.
+        """
+        if self.block_lists:
+            listed = self.block_lists.of_url(target.url, target.host)
+            record.heed("lists", [] if listed is None else [listed], self._config.consent)
+
+    async def follow(self, origin: str, rules: RobotRules, pause_s: float) -> RobotRules:
+        """Return the rules of a robots.txt with the terms of the one document that it may lead to."""
+        if not asks_for_more(rules.usage, self._config.consent):
+            return rules
+        await asyncio.sleep(max(pause_s, min(rules.crawl_delay_s, _MAX_PAUSE_S)))
+        return replace(rules, terms=await fetch_terms(self._client, origin, rules.usage, self._config, self._licences))
+
+    def check_rules(self, record: ConsentRecord, rules: RobotRules, url: str) -> None:
+        """Return if robots.txt, and what it leads to, lets us request and use a URL.
+
+        Raises:
+            FetchFailure: it does not.
+        """
+        if (fetched := rules.fetched) is not None:
+            record.times = Checked(fetched.at, fetched.at, fetched.status, fetched.sha256)
+        record.checked["robots"] = None
+        rules.check(url)
+        record.heed("robots", rules.statements(url), self._config.consent)
+
+    def check_headers(self, record: ConsentRecord, status: int, headers: Headers, now: datetime) -> None:
+        """Return if the headers of a response let us use its content.
+
+        Raises:
+            FetchFailure: they do not.
+        """
+        statements = list(statements_of_headers(headers, self._config.consent))
+        directive = refusal(headers.getall("X-Robots-Tag", ()), agent=self._config.agent, now=now)
+        if directive is not None:
+            statements.append(Statement(Signal.X_ROBOTS_TAG, directive, refuses=True))
+        record.heed("headers", statements, self._config.consent, http_status=status)
+
+    async def check_licence(self, record: ConsentRecord, url: str, response: Response) -> None:
+        """Return if the licence that a response names, where it names one for machines, lets us use its content.
+
+        Raises:
+            FetchFailure: it does not.
+        """
+        links = licence_links(response.headers.getall("Link", ()), url) if self._config.consent.rsl else []
+        if not links:
+            return
+        terms = await fetch_licence(self._client, links[0], url, self._config, self._licences)
+        try:
+            record.heed("headers", list(terms.statements(url)), self._config.consent, http_status=response.status)
+        except FetchFailure:
+            if response.body is not None:
+                response.body.close()
+            raise
+
+
+def check_wall(status: int, headers: Headers, config: ConsentConfig) -> None:
+    """Return if a response is neither a challenge nor a bill.
+
+    Raises:
+        FetchFailure: it is.
+    """
+    challenge = challenge_in_headers(headers) if config.bot_walls else None
+    if challenge is not None:
+        raise _wall(challenge, status)
+    if status == PAYMENT_REQUIRED:
+        message = price_in_headers(headers)
+        raise FetchFailure(Reason.PAYMENT_REQUIRED, message, http_status=status, refused_by=Signal.PAYMENT_REQUIRED)
+
+
+def check_page(body: bytes, status: int, config: ConsentConfig) -> None:
+    """Return if the body of a response that should not be HTML is no challenge page.
+
+    Raises:
+        FetchFailure: it is.
+    """
+    found = challenge_in_page(body) if config.bot_walls else None
+    if found is not None:
+        raise _wall(f"the page holds {found!r}", status)
+
+
+def recorded_at(headers: Headers) -> datetime | None:
+    """Return the Date of a recorded response."""
+    try:
+        moment = parsedate_to_datetime(headers.get("Date", ""))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _wall(what: str, status: int) -> FetchFailure:
+    return FetchFailure(Reason.BOT_WALL, f"challenge: {what[:100]}", http_status=status, refused_by=Signal.BOT_WALL)
