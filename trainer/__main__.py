@@ -1,4 +1,4 @@
-"""`python -m trainer -c wit.toml`, or under torchrun: train on the shards of a workspace, or go on where it stopped."""
+"""`python -m trainer -c wit.toml`, also under torchrun: train on a workspace's shards, or resume from a checkpoint."""
 
 import argparse
 import logging
@@ -12,10 +12,10 @@ from trainer.train import train
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done or stopped by SIGTERM, 1 failed, 2 wrong request."""
+    """Run the command; return its exit code: 0 done or stopped by SIGTERM, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m trainer",
-        description="Train a CLIP model on the shards of a workspace; rerun to go on from the last checkpoint.",
+        description="Train a CLIP model on the shards of a workspace; rerun to resume from the last checkpoint.",
         epilog="On several GPUs: torchrun --nproc-per-node=8 -m trainer -c wit.toml",
     )
     parser.add_argument("-c", "--config", type=Path, required=True, help="the TOML file with a [train] table")
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     if os.environ.get("RANK", "0") == "0":
-        print(f"model: {model}" if model else "stopped; run the same command to go on")
+        print(f"model: {model}" if model else "stopped; run the same command again to resume")
     return 0
 
 

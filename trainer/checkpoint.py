@@ -1,7 +1,7 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file that is there whole or not at all.
+"""Checkpoints: everything a run needs to resume as if it had never stopped, in one file that is written atomically.
 
-A file holds full, unsharded tensors by parameter name, so a run may go on with another number of processes, or change
-between DDP and FSDP. `step` counts finished steps; the order of samples follows from it.
+A file holds full, unsharded tensors by parameter name, so a run may resume with another number of processes, or
+change between DDP and FSDP. `step` counts finished steps; the order of samples follows from it.
 """
 
 import os
@@ -42,12 +42,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def is_checkpoint_name(path: Path) -> bool:
-    """Return whether a file is called as this trainer calls its checkpoints."""
+    """Return whether a file name has the form of this trainer's checkpoints."""
     return _NAME.fullmatch(path.name) is not None
 
 
 def capture(model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the weights and the optimiser's state, whole and on the CPU. Every process must call this.
+    """Return the full weights and optimiser state, on the CPU. Every process must call this.
 
     FSDP gives the tensors to the first process only; the others get empty dictionaries.
     """
@@ -61,27 +61,29 @@ def capture(model: CLIP, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore(model: CLIP, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put captured state into a model and optimiser of any sharding. Every process calls this with the same state.
+    """Load captured state into a model and optimiser of any sharding. Every process calls this with the same state.
 
-    The hyper-parameters stay the optimiser's own, not those that the state was captured with.
+    The optimiser keeps its current hyper-parameters, not those in the captured state.
 
     Raises:
-        ValueError: a tensor of the model, or all of the optimiser's, are missing; torch raises others.
+        ValueError: the parameter names differ, or the optimiser's state is missing; torch raises other errors.
     """
     if state["model"].keys() != model.state_dict().keys() or not state["optimizer"].get("state"):
-        raise ValueError("its tensors are others")
-    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        raise ValueError("its parameter names do not match the model")
+    hyperparameters = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
     shape = model.logit_scale.shape
     weights, states = with_scalars_of_shape(state["model"], shape), _with_moments_of_shape(state["optimizer"], shape)
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, weights, options=options)
     set_optimizer_state_dict(model, optimizer, states, options=options)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
+    for group, values in zip(optimizer.param_groups, hyperparameters, strict=True):
         group.update(values)
 
 
 def is_finite(tensors: Iterable[Any]) -> bool:
-    """Return whether no number of these tensors, or of this process's shards of them, is infinite or none."""
+    """Return whether all values of these tensors, or of this process's shards of them, are finite."""
     shards = (t.to_local() if isinstance(t, DTensor) else t for t in tensors if torch.is_tensor(t))
     return all(bool(torch.isfinite(shard).all()) for shard in shards)
 
@@ -103,7 +105,7 @@ def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
     """Write a checkpoint atomically, then drop all but the newest `keep`.
 
     Raises:
-        TrainerError: it cannot be written; nothing of it is left.
+        TrainerError: it cannot be written; no partial file is left behind.
     """
     partial = path.with_suffix(".partial")
     try:
@@ -115,12 +117,12 @@ def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
         os.replace(partial, path)
         for old in list_checkpoints(path.parent)[:-keep]:
             old.unlink()
-    except (OSError, RuntimeError) as error:  # torch's writer covers the system's error with one of its own
+    except (OSError, RuntimeError) as error:  # torch's writer hides the system's error behind a RuntimeError
         with suppress(OSError):
             partial.unlink()
         raise TrainerError(
-            f"cannot write {path}: {one_line(error)}; free space or set train.output, and run again to go on from "
-            "the checkpoint before"
+            f"cannot write {path}: {one_line(error)}; free space or set train.output, and run again to resume from "
+            "the previous checkpoint"
         ) from error
 
 
@@ -128,16 +130,16 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        TrainerError: it cannot be read, or is none of ours.
+        TrainerError: it cannot be read, or another program wrote it.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises whatever its unpickler and zip reader do
+    except Exception as error:  # torch.load raises any error of its unpickler and zip reader
         reason = str(error).partition("\n")[0]
         raise TrainerError(f"cannot read checkpoint {path}: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainerError(f"{path} is not a checkpoint of this trainer")
     bad = [key for key, kind in _PARTS.items() if not isinstance(content.get(key), kind)]
     if bad or not content["identity"].keys() >= {"train.architecture", "train.objective"}:
-        raise TrainerError(f"checkpoint {path} has no {bad[0] if bad else 'whole identity'}")
+        raise TrainerError(f"checkpoint {path}: {bad[0] if bad else 'identity'!r} is missing or incomplete")
     return content

@@ -1,6 +1,6 @@
-"""`[train]` and `[evaluate]` of wit.toml: every key checked when loaded, the paper's values filled in by model name.
+"""`[train]` and `[evaluate]` of wit.toml: checks every key at load, fills in the paper's values by model name.
 
-The other tables belong to the pipeline and are not looked at. Relative paths start at the config file.
+The other tables belong to the pipeline and are ignored. Relative paths start at the config file's folder.
 """
 
 import tomllib
@@ -33,13 +33,13 @@ class TrainConfig(Table):
 
     model: str = "ViT-B/32"
     text: TextTower = "transformer"
-    architecture: dict[str, Any]  # open_clip's model config; a preset or open_clip's own list gives it
+    architecture: dict[str, Any]  # open_clip's model config; default: from the preset or open_clip's list of models
     initial: str | None = None  # open_clip checkpoint to start from; positions are resized
 
-    # what is read
+    # input
     shards: tuple[str, ...] = Field(default=(), strict=False)  # globs of tars; default: `<workspace>/shards/*.tar`
     output: str | None = None  # default: `<workspace>/train`
-    cache: str | None = None  # where remote shards are kept; default: `<output>/cache`
+    cache: str | None = None  # folder of local copies of remote shards; default: `<output>/cache`
     cache_gib: Annotated[float, Field(gt=0, le=2**30)] = 64.0
     lanes: Positive = 8
     window: Positive = 65_536
@@ -47,7 +47,7 @@ class TrainConfig(Table):
     prefetch: Positive = 4
     crop_scale: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 1.0)
     captions: Literal["first", "any"] = "first"
-    balance_cap: Positive | None = None  # MetaCLIP's online balancing: at most about so many pairs a query and epoch
+    balance_cap: Positive | None = None  # MetaCLIP's online balancing: expected maximum of pairs per query and epoch
     max_broken_share: Fraction = 0.01
 
     # the objective and the recipe
@@ -65,7 +65,7 @@ class TrainConfig(Table):
     max_logit_scale: Annotated[float, Field(gt=1)]
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
 
-    # how it runs
+    # hardware and precision
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     device: Literal["auto", "cuda", "cpu"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -74,7 +74,7 @@ class TrainConfig(Table):
     channels_last: bool = False
     threads: Positive | None = None  # of a CPU run; default: torch's own choice
 
-    # what is written
+    # output
     checkpoint_steps: Positive = 1_000
     keep_checkpoints: Positive = 3
     log_steps: Positive = 10
@@ -85,7 +85,7 @@ class TrainConfig(Table):
     @classmethod
     def _check_crop_scale(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
-            raise ValueError("must be the smallest area and the largest, both above 0")
+            raise ValueError("must be [smallest area, largest area], both above 0 and at most 1")
         return value
 
 
@@ -97,11 +97,11 @@ class EvaluateConfig(Table):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     prompts: str | None = None  # class names and templates: a .json, .toml or .md file
-    probe_train: dict[str, str] = {}  # for a linear probe: where a set's training images are, in the set's own layout
+    probe_train: dict[str, str] = {}  # for a linear probe: path of a set's training images, in the layout of the set
 
 
 class Settings(Table):
-    """What the trainer reads of one wit.toml, with paths resolved."""
+    """The part of a wit.toml that the trainer uses, with paths resolved."""
 
     workspace: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -111,7 +111,7 @@ class Settings(Table):
 
     @property
     def shard_globs(self) -> tuple[str, ...]:
-        """Where the shards are."""
+        """The globs that match the shards."""
         return self.train.shards or (f"{self.workspace}/shards/*.tar",)
 
     @property
@@ -120,8 +120,8 @@ class Settings(Table):
         output = self.train.output or f"{self.workspace}/train"
         if "://" in output:
             raise TrainerConfigError(
-                f"train.output = {output!r} is not a local folder: checkpoints are renamed into place, so set "
-                "train.output to a folder of a local or shared file system"
+                f"train.output = {output!r} is not a local folder: checkpoints need atomic renames, so set "
+                "train.output to a folder on a local or shared file system"
             )
         return Path(output)
 
@@ -137,22 +137,22 @@ def _presets() -> dict[str, Any]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """Return the model names with hyper-parameters of their own."""
+    """Return the model names that have a preset."""
     return tuple(_presets()["models"])
 
 
 def preset(model: str) -> dict[str, Any]:
-    """Return the values that a model name stands for: common, then its family's, then its own.
+    """Return the hyper-parameters of a model name: the common ones, overridden by its family's, then the model's.
 
     Any other name must be an open_clip architecture; it gets a ViT's or ResNet's values and the learning rate of ViT-B.
     """
     models = _presets()["models"]
-    own = dict(models.get(model) or {"open_clip": model, "learning_rate": models["ViT-B/32"]["learning_rate"]})
-    architecture = own.pop("architecture", None) or named_architecture(own["open_clip"])
+    values = dict(models.get(model) or {"open_clip": model, "learning_rate": models["ViT-B/32"]["learning_rate"]})
+    architecture = values.pop("architecture", None) or named_architecture(values["open_clip"])
     is_resnet = isinstance(architecture["vision_cfg"].get("layers"), list)
-    family = own.pop("family", "resnet" if is_resnet else "vit")
-    own.pop("open_clip", None)
-    return {**_presets()["common"], **_presets()["families"][family], "architecture": architecture, **own}
+    family = values.pop("family", "resnet" if is_resnet else "vit")
+    values.pop("open_clip", None)
+    return {**_presets()["common"], **_presets()["families"][family], "architecture": architecture, **values}
 
 
 def load_settings(path: Path) -> Settings:
@@ -191,7 +191,7 @@ def settings_from(document: dict[str, Any], folder: Path) -> Settings:
 
 
 def _check_architecture(architecture: Any) -> None:
-    """Raise unless the table has what the data depend on; open_clip checks the rest."""
+    """Raise unless the table has the keys that data loading needs; open_clip checks the rest."""
     try:
         numbers = [
             architecture["embed_dim"],

@@ -1,8 +1,8 @@
-"""From addresses of samples to tensors: read, decode at reduced scale, crop, resize, tokenise, in worker processes.
+"""From sample positions to tensors: read, decode at reduced scale, crop, resize, tokenise, in worker processes.
 
-Whatever is random about a sample (its crop, which of its captions) is a hash of (seed, epoch, sample), so a batch is
-the same bytes in any worker of any rank. A sample that cannot be used is counted by reason, and the next good one of
-its shard takes its place.
+All randomness of a sample (its crop, which of its captions) is a hash of (seed, epoch, sample), so a batch has the
+same bytes in any worker of any rank. An unusable sample is counted by reason and replaced by the next usable one of
+its shard.
 """
 
 import signal
@@ -25,19 +25,19 @@ from torch.utils.data import DataLoader, Dataset
 from trainer.errors import TrainerError
 from trainer.images import decode_rgb
 from trainer.online_balance import BalancedOrder
-from trainer.order import SampleOrder, SamplePositions, rank_share, uniform
+from trainer.order import SampleOrder, SamplePositions, rank_offsets, uniform
 from trainer.shards import Sample, ShardSet
 
 Unusable = Literal["no_image", "no_caption", "broken_image", "too_many_pixels"]
 MAX_CHUNK = 256
-"""Samples that one worker prepares at a time; the step's batch is put together from these."""
+"""Samples that one worker prepares at a time; a step's batch is concatenated from these."""
 LAST_STEP_S = 60
-"""How long a worker goes on after SIGTERM, if its training process does not end it before."""
+"""How long a worker keeps running after SIGTERM, unless its training process ends it earlier."""
 MAX_CACHED_WORDS = 500_000
 """Words whose tokens a worker remembers: about 100 MB."""
 SYMBOLS_PER_TOKEN = 64
-"""How much of a word is looked at: no token is longer than 32 symbols, and as much again is for what the cut changes,
-which is a few symbols before it."""
+"""How much of a word is encoded per token of context: no token is longer than 32 symbols, and the second 32 are a
+margin, because the cut changes the merges of a few symbols before it."""
 _CROP_STREAM, _CAPTION_STREAM = 2, 3  # order.py uses 0 and 1
 
 
@@ -46,97 +46,99 @@ class Batch(NamedTuple):
 
     images: Tensor  # (n, size, size, 3) uint8
     tokens: Tensor  # (n, context) int64
-    shards: Tensor  # (n,) int64, with `indices` the samples' addresses
+    shards: Tensor  # (n,) int64, with `indices` the samples' positions
     indices: Tensor
-    broken: dict[str, int]  # by reason, positions of the stream whose own sample cannot be used
+    broken: dict[str, int]  # by reason, positions of the stream whose sample is unusable
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How the pairs are presented to the model."""
+    """How images are cropped and captions chosen and tokenised."""
 
     image_size: int
     context_length: int
     seed: int
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the shorter side's square, as an area
+    crop_scale: tuple[float, float] = (0.9, 1.0)  # fraction of the area of the largest square
     captions: Literal["first", "any"] = "first"
 
 
 class PairDataset(Dataset[Batch | TrainerError]):
-    """Turns addresses into a batch; runs in loader workers."""
+    """Turns sample positions into a batch; runs in loader workers."""
 
-    def __init__(self, shards: ShardSet, view: Preprocessing) -> None:
+    def __init__(self, shards: ShardSet, preprocessing: Preprocessing) -> None:
         self._shards = shards
-        self._view = view
+        self._preprocessing = preprocessing
 
-    def __getitem__(self, addresses: SamplePositions) -> Batch | TrainerError:
+    def __getitem__(self, positions: SamplePositions) -> Batch | TrainerError:
         try:
-            return self.batch(addresses)
+            return self.batch(positions)
         except TrainerError as error:
-            return error  # raised across processes it would come with a traceback; `load_steps` raises it
+            return error  # DataLoader would wrap it in a traceback; `load_steps` raises it
 
-    def batch(self, addresses: SamplePositions) -> Batch:
-        """Return the samples at these addresses.
+    def batch(self, positions: SamplePositions) -> Batch:
+        """Return the samples at these positions.
 
         Raises:
             TrainerError: a shard cannot be read, or holds no usable sample.
         """
-        size, count = self._view.image_size, len(addresses)
+        size, count = self._preprocessing.image_size, len(positions)
         images = np.empty((count, size, size, 3), np.uint8)
         captions: list[str] = []
-        index = addresses.index.copy()
-        draws = self._crop_draws(addresses)
+        index = positions.index.copy()
+        draws = self._crop_draws(positions)
         broken: Counter[str] = Counter()
         for row in range(count):
-            index[row], caption = self._first_usable(addresses, row, draws[:, row], images[row], broken)
+            index[row], caption = self._first_usable(positions, row, draws[:, row], images[row], broken)
             captions.append(caption)
         return Batch(
-            torch.from_numpy(images), tokenize(captions, self._view.context_length), torch.from_numpy(addresses.shard),
-            torch.from_numpy(index), dict(broken),
+            torch.from_numpy(images), tokenize(captions, self._preprocessing.context_length),
+            torch.from_numpy(positions.shard), torch.from_numpy(index), dict(broken),
         )  # fmt: skip
 
-    def _crop_draws(self, addresses: SamplePositions) -> NDArray[np.float64]:
-        """Return three numbers in [0, 1) per sample: how large its crop is, and where. (3, n)"""
-        where = (
-            addresses.epoch.astype(np.uint64),
-            addresses.shard.astype(np.uint64),
-            addresses.index.astype(np.uint64),
+    def _crop_draws(self, positions: SamplePositions) -> NDArray[np.float64]:
+        """Return three numbers in [0, 1) per sample: the size and offsets of its crop. (3, n)"""
+        sample_ids = (
+            positions.epoch.astype(np.uint64),
+            positions.shard.astype(np.uint64),
+            positions.index.astype(np.uint64),
         )
-        return np.stack([uniform(self._view.seed, _CROP_STREAM, *where, draw) for draw in range(3)])
+        return np.stack([uniform(self._preprocessing.seed, _CROP_STREAM, *sample_ids, draw) for draw in range(3)])
 
     def _first_usable(
         self,
-        addresses: SamplePositions,
+        positions: SamplePositions,
         row: int,
         draws: NDArray[np.float64],
         image: NDArray[np.uint8],
         broken: Counter[str],
     ) -> tuple[int, str]:
         """Write the sample's image, or that of the next usable one of its shard; return its index and caption."""
-        met: Counter[str] = Counter()
-        epoch, shard, wanted = (int(column[row]) for column in (addresses.epoch, addresses.shard, addresses.index))
+        reasons: Counter[str] = Counter()
+        epoch, shard, wanted = (int(column[row]) for column in (positions.epoch, positions.shard, positions.index))
         reader = self._shards.reader(shard)
         for number in (*range(wanted, len(reader)), *range(wanted)):
-            sample = reader.read(number, with_json=self._view.captions == "any")
+            sample = reader.read(number, with_json=self._preprocessing.captions == "any")
             caption = self._caption(stored_captions(sample), epoch, shard, number)
             problem = (
-                "no_caption" if caption is None else decode_crop(sample.image, draws, self._view.crop_scale, image)
+                "no_caption"
+                if caption is None
+                else decode_crop(sample.image, draws, self._preprocessing.crop_scale, image)
             )
             if problem is None and caption is not None:
                 return number, caption
-            met[str(problem)] += 1
-            if number == wanted:  # those after it are counted where the stream itself comes to them
+            reasons[str(problem)] += 1
+            if number == wanted:  # later ones are counted when the stream reaches them
                 broken[str(problem)] += 1
-        raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(met)}")
+        raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(reasons)}")
 
     def _caption(self, usable: list[str], epoch: int, shard: int, number: int) -> str | None:
         if len(usable) < 2:
             return usable[0] if usable else None
-        return usable[int(uniform(self._view.seed, _CAPTION_STREAM, epoch, shard, number)[0] * len(usable))]
+        return usable[int(uniform(self._preprocessing.seed, _CAPTION_STREAM, epoch, shard, number)[0] * len(usable))]
 
 
 class _Tokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is not typed
-    """open_clip's, which merges every word whole, in time quadratic in its length, before it cuts the text."""
+    """open_clip's tokenizer, but linear in a word's length: open_clip merges the whole word, then cuts the text."""
 
     def encode(self, text: str) -> list[int]:
         """Return the text's tokens, or at least the first `context_length` of them."""
@@ -165,7 +167,7 @@ def tokenize(texts: list[str], context_length: int) -> Tensor:
 
 
 def stored_captions(sample: Sample) -> list[str]:
-    """Return the `captions` of the sample's json if it was read and lists any, else its txt; none of them blank."""
+    """Return the non-blank `captions` of the sample's json if it was read and lists any, else its txt."""
     captions = _listed_captions(sample.json or b"")
     if not captions and sample.text is not None:
         captions = [sample.text.decode("utf-8", "replace")]
@@ -187,23 +189,23 @@ def _listing(counts: dict[str, int]) -> str:
 def decode_crop(
     encoded: bytes | None, draws: NDArray[np.float64], crop_scale: tuple[float, float], out: NDArray[np.uint8]
 ) -> Unusable | None:
-    """Decode an image, cut a random square and write it to `out`, (size, size, 3); return what is wrong, if anything.
+    """Decode an image, cut a random square and write it to `out`, (size, size, 3); return why it failed, or None.
 
-    The square's area is a share within `crop_scale` of the largest square; its place is uniform (CLIP section 2.4: "a
-    random square crop from resized images"). `draws`: three numbers in [0, 1).
+    The square's area is a fraction within `crop_scale` of the largest square's; its offset is uniform (CLIP section
+    2.4: "a random square crop from resized images"). `draws`: three numbers in [0, 1).
     """
     if not encoded:
         return "no_image"
     size = len(out)
     low, high = crop_scale
-    side_share = float(np.sqrt(low + draws[0] * (high - low)))
+    side_fraction = float(np.sqrt(low + draws[0] * (high - low)))
     try:
-        image = decode_rgb(encoded, min_side=int(np.ceil(size / side_share)))
+        image = decode_rgb(encoded, min_side=int(np.ceil(size / side_fraction)))
     except Image.DecompressionBombError:
         return "too_many_pixels"
-    except Exception:  # decoders raise whatever hostile bytes lead them to: RuntimeError, IndexError, struct.error ...
+    except Exception:  # on hostile bytes decoders raise anything: RuntimeError, IndexError, struct.error ...
         return "broken_image"
-    side = min(image.size) * side_share
+    side = min(image.size) * side_fraction
     left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], image.size, strict=True))
     box = (left, top, left + side, top + side)
     out[:] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
@@ -212,7 +214,7 @@ def decode_crop(
 
 @dataclass(frozen=True)
 class RankSampler:
-    """One rank's part of the run: which positions of the stream it reads, chunk by chunk."""
+    """The positions of the stream that one rank reads, chunk by chunk."""
 
     order: SampleOrder | BalancedOrder
     batch: int
@@ -228,22 +230,22 @@ class RankSampler:
         return -(-self.batch // self.world_size // MAX_CHUNK)
 
     def __iter__(self) -> Iterator[SamplePositions]:
-        own = rank_share(self.batch, self.lanes, self.rank, self.world_size)
+        own_offsets = rank_offsets(self.batch, self.lanes, self.rank, self.world_size)
         for step in range(self.start_step, self.total_steps):
-            addresses = self.order.at(step * self.batch + own)
-            for part in np.array_split(np.arange(len(own)), self.chunks_per_step):
-                yield addresses.take(part)
+            positions = self.order.at(step * self.batch + own_offsets)
+            for part in np.array_split(np.arange(len(own_offsets)), self.chunks_per_step):
+                yield positions.take(part)
 
     def __len__(self) -> int:
         return (self.total_steps - self.start_step) * self.chunks_per_step
 
 
 def load_steps(
-    pairs: PairDataset, share: RankSampler, *, workers: int, prefetch: int, device: torch.device
+    pairs: PairDataset, sampler: RankSampler, *, workers: int, prefetch: int, device: torch.device
 ) -> Generator[Batch, None, None]:
-    """Yield this rank's part of each step, in order, prepared ahead by `workers` processes (0: in this one).
+    """Yield this rank's part of each step, in order, prepared ahead by `workers` processes (0: in this process).
 
-    Images and tokens are on the device.
+    Images and tokens are on `device`.
 
     Raises:
         TrainerError: a shard cannot be read, or holds no usable sample.
@@ -251,7 +253,7 @@ def load_steps(
     loader = DataLoader(
         pairs,
         batch_size=None,
-        sampler=share,
+        sampler=sampler,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=device.type == "cuda",
@@ -260,10 +262,10 @@ def load_steps(
     )
     chunks = iter(loader)
     try:
-        for _ in range(share.start_step, share.total_steps):
-            yield concatenated([_checked(next(chunks)) for _ in range(share.chunks_per_step)], device)
+        for _ in range(sampler.start_step, sampler.total_steps):
+            yield concatenated([_checked(next(chunks)) for _ in range(sampler.chunks_per_step)], device)
     finally:
-        del chunks  # its destructor ends the workers; a traceback could keep it alive
+        del chunks  # its destructor ends the workers, but a traceback could keep it alive
 
 
 def _outlive_signals(worker: int) -> None:
@@ -279,9 +281,9 @@ def _checked(chunk: Batch | TrainerError) -> Batch:
 
 
 def concatenated(chunks: list[Batch], device: torch.device) -> Batch:
-    """Put the chunks of a step together, images and tokens on the device.
+    """Concatenate the chunks of a step, images and tokens on the device.
 
-    They are moved one by one, because only what a loader has pinned is copied while the processor goes on.
+    Chunks are moved one by one, because only memory that the loader has pinned is copied asynchronously.
     """
     broken: Counter[str] = Counter()
     for chunk in chunks:
@@ -297,13 +299,13 @@ def concatenated(chunks: list[Batch], device: torch.device) -> Batch:
 
 @cache
 def _mean_and_deviation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return those of CLIP's pixels; making them anew would stop the device at each step."""
+    """Return CLIP's pixel mean and deviation, cached: creating them at each step would stall the device."""
     mean, deviation = (torch.tensor(c, device=device).mul_(255) for c in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return mean.view(1, 3, 1, 1), deviation.view(1, 3, 1, 1)
 
 
 def to_model_input(images: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Turn uint8 images (n, size, size, 3) into what the model takes: normalised, (n, 3, size, size)."""
+    """Turn uint8 images (n, size, size, 3) into the model's input: normalised, (n, 3, size, size)."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
     mean, deviation = _mean_and_deviation(images.device)

@@ -18,7 +18,7 @@ START_TIMEOUT = timedelta(minutes=30)  # a rank may wait while another counts or
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run."""
+    """This process's rank and device, and the number of processes of the run."""
 
     rank: int
     size: int
@@ -26,7 +26,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what a run writes once."""
+        """Whether this process writes the files of which a run has only one."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
@@ -38,10 +38,10 @@ class World:
         return [bool(value) for value in values]
 
     def in_first(self, work: Callable[[], Any]) -> None:
-        """Do something in the first process; the others wait for it.
+        """Run `work` in the first process; the others wait for it.
 
         Raises:
-            TrainerError: the work's in the first process, a `PeerError` in the others.
+            TrainerError: raised by `work` in the first process; a `PeerError` in the others.
         """
         failure = None
         if self.is_first:
@@ -60,26 +60,26 @@ class World:
         return total.item() / self.size
 
     def sum_counts(self, counts: Counter[str]) -> Counter[str]:
-        """Return the counts of all processes, added up."""
+        """Return the sum of all processes' counts."""
         if self.size == 1:
             return counts.copy()
-        everyones: list[Counter[str]] = [Counter() for _ in range(self.size)]
-        dist.all_gather_object(everyones, counts)
-        return sum(everyones, Counter())
+        gathered: list[Counter[str]] = [Counter() for _ in range(self.size)]
+        dist.all_gather_object(gathered, counts)
+        return sum(gathered, Counter())
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     """Return the GPU of this process, or the CPU where there is none and "auto" allows it.
 
     Raises:
-        TrainerError: a GPU was asked for and there is none for this process.
+        TrainerError: a GPU is required and there is none for this process.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cpu" or (wanted == "auto" and not gpus):
         return torch.device("cpu")
     if local_rank >= gpus:
         raise TrainerError(
-            f"process {local_rank} of this machine has no GPU: {gpus} found; start at most {gpus} processes here"
+            f"no GPU for process {local_rank} of this machine, which has {gpus}: start at most {gpus} processes here"
             if gpus
             else 'no GPU found: install a CUDA build of torch, or set train.device = "cpu"'
         )
@@ -94,16 +94,16 @@ def open_world(device: str) -> Iterator[World]:
         PeerError: the connection to another process broke.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    own = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
+    local_device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if local_device.type == "cuda":
+        torch.cuda.set_device(local_device)
     if size == 1:
-        yield World(0, 1, own)
+        yield World(0, 1, local_device)
         return
     try:
-        # Flags and counts travel between CPUs, so that asking "does anyone stop?" never waits for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", timeout=START_TIMEOUT)
-        yield World(dist.get_rank(), size, own)
+        # Flags and counts are reduced on CPUs, so that checking whether any rank stops never waits for a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo", timeout=START_TIMEOUT)
+        yield World(dist.get_rank(), size, local_device)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise

@@ -1,13 +1,13 @@
 """Errors that stop a training or evaluation run, each with one line that names the value and the way out.
 
-TrainerError          exit 1: the run cannot go on (no shards, a broken checkpoint, a loss that is not finite)
-  PeerError           exit 1: it cannot because another of its processes cannot, which says why
+TrainerError          exit 1: the run cannot continue (no shards, a corrupt checkpoint, a loss that is not finite)
+  PeerError           exit 1: another process of the run failed; that process prints the reason
   TrainerConfigError  exit 2: a key of `[train]` or `[evaluate]`, or a flag, is wrong
 """
 
 
 class TrainerError(Exception):
-    """The run cannot go on."""
+    """The run cannot continue."""
 
     exit_code = 1
 
@@ -16,11 +16,11 @@ class PeerError(TrainerError):
     """Another process of the run has failed or ended."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this run has failed or ended; its own message says why")
+        super().__init__("another process of this run failed or ended; see its error message")
 
 
 class TrainerConfigError(TrainerError):
-    """The request itself is wrong; nothing was started."""
+    """The config or an argument is wrong; nothing was started."""
 
     exit_code = 2
 

@@ -25,7 +25,7 @@ PREPROCESSING = {
 
 
 def export_model(source: Path, folder: Path) -> Path:
-    """Write `open_clip_config.json` and `open_clip_model.safetensors` to `folder`; each file appears whole.
+    """Write `open_clip_config.json` and `open_clip_model.safetensors` to `folder`, each atomically.
 
     Raises:
         TrainerError: `source` is not a checkpoint of this trainer or not finite, or the folder cannot be written.
@@ -38,7 +38,7 @@ def export_model(source: Path, folder: Path) -> Path:
     }
     weights = {name: tensor.contiguous() for name, tensor in content["model"].items() if torch.is_tensor(tensor)}
     if not checkpoint.is_finite(weights.values()):
-        raise TrainerError(f"the weights of {source} are not finite: export the checkpoint before it")
+        raise TrainerError(f"the weights of {source} are not finite: export an earlier checkpoint")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as partial:
@@ -48,8 +48,8 @@ def export_model(source: Path, folder: Path) -> Path:
                 os.replace(Path(partial) / name, folder / name)
     except (OSError, SafetensorError) as error:
         raise TrainerError(
-            f"cannot write the model to {folder}: {one_line(error)}; its checkpoint {source} is whole: free space or "
-            "choose another folder, and export it again"
+            f"cannot write the model to {folder}: {one_line(error)}; its checkpoint {source} is complete: free space "
+            "or choose another folder, and export it again"
         ) from error
     return folder
 

@@ -18,7 +18,7 @@ def load_initial(model: CLIP, path: str) -> None:
     `path`: a checkpoint file of open_clip, a `step-*.pt` of a run, or the folder that a run exported.
 
     Raises:
-        TrainerError: they cannot be read, or are of another architecture.
+        TrainerError: the weights cannot be read, or have another architecture.
     """
     source = Path(path)
     if source.is_dir():
@@ -28,16 +28,16 @@ def load_initial(model: CLIP, path: str) -> None:
             _load_step(model, checkpoint.load(source)["model"])
         else:
             load_checkpoint(model, str(source))
-    except Exception as error:  # open_clip and torch raise whatever their readers do
-        reason = shorten(str(error), 300)  # a line for each weight that does not fit
+    except Exception as error:  # open_clip and torch raise any error of their readers
+        reason = shorten(str(error), 300)  # torch lists every weight that does not fit
         raise TrainerError(
-            f"train.initial = {path!r} cannot be used: {reason}; name a checkpoint of open_clip, a step-*.pt or an "
-            "exported model/ of this trainer, of the architecture of train.model"
+            f"train.initial = {path!r} cannot be used: {reason}; give an open_clip checkpoint, a step-*.pt or an "
+            "exported model/ folder of this trainer, with the architecture of train.model"
         ) from error
 
 
 def _load_step(model: CLIP, weights: dict[str, Any]) -> None:
-    """Load what open_clip's reader would not find in our files, with the same adjustments."""
+    """Load our own checkpoints, whose layout open_clip's reader does not know, with the same adjustments."""
     adjusted = checkpoint.with_scalars_of_shape(weights, model.logit_scale.shape)
     if model.logit_bias is not None:
         adjusted.setdefault("logit_bias", torch.zeros_like(model.logit_scale))

@@ -2,8 +2,8 @@
 
 Each rank holds `b` images and texts of a global batch of `N`, gathers the features of the others, and computes only its
 own rows (images against all texts) and columns (texts against all images). The (b, N) logits exist one slice at a
-time: the gradients are formed together with the loss, so nothing of size (b, N) waits for the backward pass, and the
-gradients that belong to other ranks' features are summed at their owners.
+time: the gradients are computed together with the loss, so nothing of size (b, N) is kept for the backward pass, and
+the gradients of other ranks' features are summed on the rank that owns them.
 
 Averaged over ranks, as DDP and FSDP average gradients, the loss and its gradients by the features equal those of one
 process with all N pairs. So do the weights' gradients, unless features depend on a rank's other samples (BatchNorm).
@@ -40,7 +40,7 @@ def contrastive_loss(
     objective: Objective = "infonce",
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
-    """Return this rank's share of the loss; the mean over ranks is the loss of the global batch.
+    """Return this rank's part of the loss; the mean over ranks is the loss of the global batch.
 
     `image` and `text` are L2-normalised features (b, D), row i of one belonging to row i of the other; `b` is the same
     on every rank. `scale` is exp(t). InfoNCE: the mean of the cross-entropies of both directions (CLIP figure 3).
@@ -108,38 +108,39 @@ def _one_side(
 ) -> _Side:
     """Sum the loss and its gradients over all (anchor, other) logits, a slice of anchors at a time.
 
-    `pairs` returns the loss of a slice of logits and puts its derivative in their place.
+    `pairs` returns the loss of a slice of logits and replaces the logits by its gradient.
     """
     rows_at_a_time = max(1, max_logits // len(other_ND))
     loss = torch.zeros((), dtype=anchor_bD.dtype, device=anchor_bD.device)
     bias_gradient = torch.zeros_like(loss)
     anchor_gradient, other_gradient = torch.zeros_like(anchor_bD), torch.zeros_like(other_ND)
-    held = anchor_bD.new_empty(min(rows_at_a_time, len(anchor_bD)), len(other_ND))
+    buffer = anchor_bD.new_empty(min(rows_at_a_time, len(anchor_bD)), len(other_ND))
     for start in range(0, len(anchor_bD), rows_at_a_time):
         anchors = anchor_bD[start : start + rows_at_a_time]
         targets = torch.arange(start + offset, start + offset + len(anchors), device=anchors.device)
-        slope = torch.addmm(bias, anchors * scale, other_ND.T, out=held[: len(anchors)])  # for now the logits
-        loss += pairs(slope, targets)
-        bias_gradient += slope.sum()
-        torch.mm(slope, other_ND, out=anchor_gradient[start : start + rows_at_a_time])
-        other_gradient.addmm_(slope.T, anchors)
+        logits = torch.addmm(bias, anchors * scale, other_ND.T, out=buffer[: len(anchors)])
+        loss += pairs(logits, targets)
+        gradient = logits  # `pairs` has replaced them
+        bias_gradient += gradient.sum()
+        torch.mm(gradient, other_ND, out=anchor_gradient[start : start + rows_at_a_time])
+        other_gradient.addmm_(gradient.T, anchors)
     scale_gradient = (anchor_gradient * anchor_bD).sum()  # a logit is scale x anchor . other + bias
     return _Side(loss, anchor_gradient * scale, other_gradient * scale, scale_gradient, bias_gradient)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the summed cross-entropy of each row against its target column; its derivative replaces the logits."""
+    """Return the summed cross-entropy of each row against its target column; its gradient replaces the logits."""
     row = torch.arange(len(logits), device=logits.device)
     logits -= logits.amax(dim=1, keepdim=True)
-    own = logits[row, targets]
+    target_logits = logits[row, targets]
     total = logits.exp_().sum(dim=1)
     logits /= total.unsqueeze(1)
     logits[row, targets] -= 1
-    return (total.log() - own).sum()
+    return (total.log() - target_logits).sum()
 
 
 def _log_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the summed -log sigmoid(z * logit), z = +1 for the own pair and -1 for others; its derivative replaces
+    """Return the summed -log sigmoid(z * logit), z = +1 for matching pairs and -1 for others; its gradient replaces
     the logits."""
     row = torch.arange(len(logits), device=logits.device)
     logits[row, targets] *= -1  # now -z * logit everywhere
@@ -181,6 +182,6 @@ def _scatter_sum(gradient_ND: Tensor) -> Tensor:
     """Sum over ranks and return the rows of this rank's features, (b, D)."""
     if _world_size() == 1:
         return gradient_ND
-    own = gradient_ND.new_empty(len(gradient_ND) // _world_size(), gradient_ND.shape[1])
-    dist.reduce_scatter_tensor(own, gradient_ND)
-    return own
+    local_bD = gradient_ND.new_empty(len(gradient_ND) // _world_size(), gradient_ND.shape[1])
+    dist.reduce_scatter_tensor(local_bD, gradient_ND)
+    return local_bD

@@ -1,6 +1,6 @@
-"""Which architecture is trained. All of them are open_clip's `CLIP` class, so every checkpoint opens there.
+"""The model architectures. All are instances of open_clip's `CLIP` class, so open_clip opens every checkpoint.
 
-The bag-of-words text tower (CLIP figure 2, the "CBOW" of figure 3) is one too: a transformer block without queries and
+So is the bag-of-words text tower (CLIP figure 2, the "CBOW" of figure 3): a transformer block without queries and
 keys attends uniformly, that is, it averages its values over the words.
 """
 
@@ -21,7 +21,7 @@ SIGLIP_LOGITS = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0
 
 
 def named_architecture(name: str) -> dict[str, Any]:
-    """Return open_clip's config of an architecture it knows by this name."""
+    """Return open_clip's config of a named architecture."""
     config: dict[str, Any] | None = get_model_config(name)
     if config is None or "hf_model_name" in config["text_cfg"] or config.get("custom_text"):
         raise TrainerConfigError(
@@ -49,8 +49,8 @@ def build_model(
 ) -> CLIP:
     """Build a model with fresh weights.
 
-    `architecture` is an open_clip model config that `with_text_tower` has been through. `flat_logit_scale` gives the
-    scale the shape (1,), because FSDP cannot shard a scalar; checkpoints always hold the scalar.
+    `architecture` is a result of `with_text_tower`. `flat_logit_scale` gives the scale the shape (1,), because FSDP
+    cannot shard a scalar; checkpoints always hold the scalar.
     """
     model = CLIP(**open_clip_config(architecture, objective), nonscalar_logit_scale=flat_logit_scale)
     if text == "bag-of-words":
@@ -59,7 +59,7 @@ def build_model(
 
 
 def open_clip_config(architecture: dict[str, Any], objective: Objective) -> dict[str, Any]:
-    """Return the arguments of open_clip's `CLIP`, as an `open_clip_config.json` states them."""
+    """Return the arguments of open_clip's `CLIP`, as in an `open_clip_config.json`."""
     logits = SIGLIP_LOGITS if objective == "siglip" else {"init_logit_scale": INITIAL_LOGIT_SCALE}
     return {**deepcopy(architecture), **logits}
 

@@ -1,4 +1,4 @@
-"""Balance by query while training, on shards that were not balanced (or with a smaller cap): another draw each epoch.
+"""Balance by query while training, on shards that were not balanced (or with a smaller cap): a new draw each epoch.
 
 A query with `count` pairs keeps each with probability cap / max(count, cap), and a pair stays if one of its queries
 keeps it (MetaCLIP, arXiv 2309.16671, algorithm 1, moved into the loader). Rare queries keep everything, every epoch.
@@ -20,7 +20,7 @@ from trainer.order import Int64s, SampleOrder, SamplePositions, hash64, uniform
 from trainer.shards import ShardSet
 
 MAX_QUERIES = 1 << 27
-"""Far above any list of queries; eight bytes are held for each up to the largest."""
+"""Far above any allowlist's size; memory is eight bytes per id up to the largest."""
 _BALANCE_STREAM = 4  # order.py and data.py use 0 to 3
 
 
@@ -32,14 +32,14 @@ def keep_probabilities(shards: ShardSet, cap: int) -> NDArray[np.float32]:
     """
     counts = np.zeros(1, np.int64)
     for queries in _query_ids(shards):
-        own = np.bincount(queries.flatten().to_numpy(), minlength=len(counts))
-        counts = np.pad(counts, (0, len(own) - len(counts))) + own
-    found = np.empty(shards.counts.sum(), np.float32)
+        shard_counts = np.bincount(queries.flatten().to_numpy(), minlength=len(counts))
+        counts = np.pad(counts, (0, len(shard_counts) - len(counts))) + shard_counts
+    probabilities = np.empty(shards.counts.sum(), np.float32)
     start = 0
-    for queries in _query_ids(shards):  # read again: those of all shards would be several times what is returned
-        found[start : start + len(queries)] = _probabilities(queries, counts, cap)
+    for queries in _query_ids(shards):  # read again: all shards' ids take several times the memory of the result
+        probabilities[start : start + len(queries)] = _probabilities(queries, counts, cap)
         start += len(queries)
-    return found
+    return probabilities
 
 
 def _query_ids(shards: ShardSet) -> Iterator[pa.ListArray]:
@@ -48,7 +48,7 @@ def _query_ids(shards: ShardSet) -> Iterator[pa.ListArray]:
 
 
 def _shard_query_ids(tar: str, samples: int) -> pa.ListArray:
-    """Return the queries of a tar's samples; the Parquet beside it has a row more for each pair that failed."""
+    """Return the queries of a tar's samples; the Parquet beside it also has a row for each pair that failed."""
     path = f"{tar.removesuffix('.tar')}.parquet"
     try:
         with fsspec.open(path, "rb") as file:
@@ -81,9 +81,9 @@ def _probabilities(lists: pa.ListArray, counts: Int64s, cap: int) -> NDArray[np.
 
 
 class BalancedOrder:
-    """The stream of samples when each epoch is a draw of its own; same promises as `SampleOrder`.
+    """The stream of samples when each epoch is a new draw; same guarantees as `SampleOrder`.
 
-    Holds four bytes for each sample of the set, and four more for each that is kept in the two epochs read last.
+    Memory: four bytes per sample of the set, and four more per sample kept in the two epochs read last.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class BalancedOrder:
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
     def at(self, positions: Int64s) -> SamplePositions:
-        """Return where the samples at these positions of the stream are."""
+        """Return the epoch, shard and index of the samples at these positions of the stream."""
         while len(positions) and self._starts[-1] <= positions.max():
             self._starts.append(self._starts[-1] + self._epoch(len(self._starts) - 1).order.samples)
         epochs = np.searchsorted(self._starts, positions, side="right") - 1
@@ -107,7 +107,7 @@ class BalancedOrder:
         return SamplePositions(epochs, shard, index)
 
     def _draw(self, epoch: int) -> "_Epoch":
-        """Draw an epoch shard by shard, so that little else is held than what it keeps."""
+        """Draw an epoch shard by shard, so that memory holds little more than the kept indices."""
         kept: list[NDArray[np.int32]] = []
         end = 0
         for count in self._counts.tolist():
@@ -127,9 +127,9 @@ class _Epoch(NamedTuple):
 
     def at(self, positions: Int64s) -> tuple[Int64s, Int64s]:
         """Return the shard of each sample, and its index in it."""
-        found = self.order.at(positions)
+        kept = self.order.at(positions)
         index = np.empty_like(positions)
-        for shard in np.unique(found.shard):
-            here = found.shard == shard
-            index[here] = self.kept[shard][found.index[here]]
-        return found.shard, index
+        for shard in np.unique(kept.shard):
+            here = kept.shard == shard
+            index[here] = self.kept[shard][kept.index[here]]
+        return kept.shard, index

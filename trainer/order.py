@@ -1,4 +1,4 @@
-"""The order in which samples are seen: a pure function of (seed, lanes, window, shard sizes), and of nothing else.
+"""The order in which samples are read: a pure function of (seed, lanes, window, shard sizes).
 
 A run reads one endless stream of samples: epoch 0, epoch 1, and so on, each a fresh permutation of the whole set. Step
 `s` takes the stream's positions `s * batch` up to `(s + 1) * batch`; what a run has read is therefore one number, and a
@@ -23,7 +23,7 @@ UInt64s = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class SamplePositions:
-    """Where samples of the stream are, one entry per position."""
+    """The epoch, shard and index of samples, one entry per position of the stream."""
 
     epoch: Int64s
     shard: Int64s
@@ -32,9 +32,9 @@ class SamplePositions:
     def __len__(self) -> int:
         return len(self.epoch)
 
-    def take(self, places: slice | Int64s) -> "SamplePositions":
-        """Return some of them."""
-        return SamplePositions(self.epoch[places], self.shard[places], self.index[places])
+    def take(self, rows: slice | Int64s) -> "SamplePositions":
+        """Return the entries of these rows."""
+        return SamplePositions(self.epoch[rows], self.shard[rows], self.index[rows])
 
 
 def hash64(*parts: int | UInt64s) -> UInt64s:
@@ -78,7 +78,7 @@ class SampleOrder:
         self._permutation = lru_cache(maxsize=4 * lanes + 4)(_permutation)
 
     def at(self, positions: Int64s) -> SamplePositions:
-        """Return where the samples at these positions of the stream are."""
+        """Return the epoch, shard and index of the samples at these positions of the stream."""
         epochs, within = np.divmod(positions, self.samples)
         shard, index = np.empty_like(positions), np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -112,15 +112,15 @@ class SampleOrder:
         """Turn offsets into the epoch's row of shards into (shard, index in it)."""
         row = self._permutation(len(self._counts), self._seed, 0, epoch)
         ends = np.cumsum(self._counts[row])
-        place = np.searchsorted(ends, offsets, side="right")
-        return row[place], offsets - (ends[place] - self._counts[row[place]])
+        rank = np.searchsorted(ends, offsets, side="right")
+        return row[rank], offsets - (ends[rank] - self._counts[row[rank]])
 
 
-def rank_share(batch: int, lanes: int, rank: int, world_size: int) -> Int64s:
-    """Return which of a batch's positions, counted from its start, this rank reads.
+def rank_offsets(batch: int, lanes: int, rank: int, world_size: int) -> Int64s:
+    """Return the offsets within a batch that this rank reads.
 
-    Positions are dealt out by lane, so a rank stays with its lanes; the ranks' shares, one after another, are the same
-    list for every world size.
+    Offsets are sorted by lane, so a rank keeps its lanes; concatenated over the ranks, they are the same list for
+    every world size.
     """
     by_lane = np.argsort(np.arange(batch) % lanes, kind="stable")
     size = batch // world_size

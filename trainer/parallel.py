@@ -1,4 +1,4 @@
-"""How a model is laid out for training: its device and memory format, checkpointing, compilation, DDP or FSDP."""
+"""Prepare a model for training: device and memory format, gradient checkpointing, compilation, DDP or FSDP."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,14 +19,14 @@ from trainer.distributed import World
 
 
 def is_sharded(config: TrainConfig, world: World) -> bool:
-    """Return whether FSDP spreads the weights over processes."""
+    """Return whether FSDP shards the weights over processes."""
     return config.parallel == "fsdp" and world.size > 1
 
 
 def wrap(model: CLIP, config: TrainConfig, world: World) -> Any:
-    """Move a model to this process's device and return what training calls in its place. Shares its parameters."""
+    """Move a model to this process's device and return the wrapped model to call, which shares its parameters."""
     sharded = is_sharded(config, world)
-    # FSDP shards contiguous weights only; images alone in channels_last are enough for its convolutions.
+    # FSDP shards contiguous weights only; for its convolutions it is enough that the images are channels_last.
     layout = torch.channels_last if config.channels_last and not sharded else torch.preserve_format
     model.to(world.device, memory_format=layout)
     if config.gradient_checkpointing:
@@ -44,9 +44,9 @@ def wrap(model: CLIP, config: TrainConfig, world: World) -> Any:
 
 
 def _blocks(model: CLIP) -> Iterator[nn.Module]:
-    """Yield the parts of a model that FSDP gathers one at a time; whatever else it has is gathered for the whole step.
+    """Yield the parts of a model that FSDP gathers one at a time; all others are gathered for the whole step.
 
-    The image towers of timm have neither name, so they are gathered whole.
+    The image towers of timm have none of these attributes, so they are gathered whole.
     """
     yield from model.transformer.resblocks
     if hasattr(model.visual, "transformer"):
@@ -55,12 +55,12 @@ def _blocks(model: CLIP) -> Iterator[nn.Module]:
 
 
 def _stages(visual: nn.Module) -> list[nn.Module]:
-    """Return the four stages of a ResNet of open_clip; none of another tower."""
+    """Return the four stages of an open_clip ResNet; an empty list for other towers."""
     return [getattr(visual, name) for name in ("layer1", "layer2", "layer3", "layer4") if hasattr(visual, name)]
 
 
 def _checkpoint_bottlenecks(visual: nn.Module, *, is_compiled: bool) -> None:
-    """Let a ResNet's blocks compute their activations again in the backward pass, which open_clip leaves out."""
+    """Recompute the activations of a ResNet's blocks in the backward pass, which open_clip does not support."""
     for block in (block for stage in _stages(visual) for block in stage.children()):
         # A compiled graph writes the statistics in its forward part only, and takes no context.
         keeping = {} if is_compiled else {"context_fn": partial(_contexts_of_both_passes, block)}
@@ -73,7 +73,7 @@ def _contexts_of_both_passes(block: nn.Module) -> tuple[AbstractContextManager[N
 
 @contextmanager
 def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
-    """Keep the running statistics as they are, so that two passes over a batch count it once."""
+    """Leave the running statistics unchanged, so that two passes over a batch count it once."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     originals = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, originals, strict=True):

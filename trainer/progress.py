@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar or log lines, TensorBoard by default, Weights & Biases if asked for."""
+"""Progress and metrics of a run: a progress bar or log lines, TensorBoard by default, Weights & Biases on request."""
 
 import logging
 import sys
@@ -20,7 +20,7 @@ class _Writer(Protocol):
         """Record the values of a step."""
 
     def close(self) -> None:
-        """Flush what is open."""
+        """Flush and close the open files."""
 
 
 class _TensorBoard:
@@ -42,7 +42,7 @@ class _WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise TrainerConfigError("train.wandb_project needs the package wandb: pip install wandb") from error
+            raise TrainerConfigError("train.wandb_project needs the wandb package: pip install wandb") from error
         self._run = wandb.init(project=project, config=settings, dir=str(folder), resume="allow")
 
     def write(self, values: dict[str, float], step: int) -> None:
@@ -53,7 +53,7 @@ class _WeightsAndBiases:
 
 
 class Stopwatch:
-    """How long steps take, and which share of that is waiting for data."""
+    """Measures how long steps take, and the fraction of it spent waiting for data."""
 
     def __init__(self) -> None:
         self._start = self._mark = time.perf_counter()
@@ -68,15 +68,15 @@ class Stopwatch:
         self._mark = time.perf_counter()
 
     def lap(self, samples: int) -> dict[str, float]:
-        """Return samples per second and the share of waiting since the last lap, and start a new one."""
+        """Return samples per second and the fraction of waiting since the last lap, and start a new one."""
         elapsed_s = max(time.perf_counter() - self._start, 1e-9)
-        figures = {"samples_per_s": samples / elapsed_s, "data_wait": self._waited_s / elapsed_s}
+        metrics = {"samples_per_s": samples / elapsed_s, "data_wait": self._waited_s / elapsed_s}
         self._start, self._waited_s = time.perf_counter(), 0.0
-        return figures
+        return metrics
 
 
 class RunProgress:
-    """The display and records of one run; quiet in every process but the first."""
+    """The display and metric writers of one run; does nothing in every process but the first."""
 
     def __init__(self, config: TrainConfig, folder: Path, *, start: int, total: int, shown: bool) -> None:
         self._writers: list[_Writer] = []
@@ -91,24 +91,24 @@ class RunProgress:
             self._writers.append(_WeightsAndBiases(config.wandb_project, config.model_dump(), folder))
         if sys.stderr.isatty():
             columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=Console(stderr=True))
-            self._task = self._bar.add_task("train", total=total, completed=start, figures="")
+            self._bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=Console(stderr=True))
+            self._task = self._bar.add_task("train", total=total, completed=start, metrics="")
             self._bar.start()
 
     def update(self, step: int, values: dict[str, float]) -> None:
-        """Show and record the figures after `step` steps."""
+        """Show and record the metrics after `step` steps."""
         if not self._shown:
             return
         for writer in self._writers:
             writer.write(values, step)
-        figures = _line(values)
+        line = _line(values)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=figures)
+            self._bar.update(self._task, completed=step, metrics=line)
         else:
-            log.info("step %d/%d  %s", step, self._total, figures)
+            log.info("step %d/%d  %s", step, self._total, line)
 
     def close(self) -> None:
-        """Leave the display and flush the records."""
+        """Stop the display and close the writers."""
         if self._bar is not None:
             self._bar.stop()
         for writer in self._writers:

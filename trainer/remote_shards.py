@@ -1,4 +1,4 @@
-"""Shards behind an fsspec URL: which there are, which version of one is there, and a copy of it."""
+"""Shards behind an fsspec URL: list them, get the version of one, and copy it."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,37 +17,37 @@ fsspec.config.conf.setdefault(
 
 
 class Version(NamedTuple):
-    """What tells a file from another of the same name, as far as its store says."""
+    """Distinguishes a file from an earlier or later one at the same URL, from the store's metadata."""
 
     size: int | None  # bytes
-    changed: str | None  # the time of its last change, or the store's own tag
+    changed: str | None  # the time of its last change, or the store's ETag
 
 
 def expand(pattern: str) -> list[str]:
-    """Return the files that a glob (a path or any fsspec URL) names, sorted; none where nothing matches.
+    """Return the files that match a glob (a path or any fsspec URL), sorted; an empty list if none does.
 
     Raises:
         TrainerConfigError: no such protocol, or its package is not installed.
-        TrainerError: the store does not answer, or refuses.
+        TrainerError: the store does not respond, or refuses access.
     """
     filesystem, path = _locate(pattern)
     try:
         if any(c in pattern for c in "*?["):
-            found = sorted(str(match) for match in filesystem.glob(path))
+            paths = sorted(str(match) for match in filesystem.glob(path))
         else:
-            found = [path] * bool(filesystem.exists(path))
+            paths = [path] * bool(filesystem.exists(path))
     except FileNotFoundError:
         return []
-    except Exception as error:  # each file system raises what its client does
+    except Exception as error:  # each file system raises its client's errors
         raise TrainerError(f"cannot list the shards {pattern}: {one_line(error)}") from error
-    return [str(filesystem.unstrip_protocol(path)) for path in found] if "://" in pattern else found
+    return [str(filesystem.unstrip_protocol(path)) for path in paths] if "://" in pattern else paths
 
 
 def version_of(url: str) -> Version:
-    """Ask the store which version of a file it has.
+    """Return the version of a file in its store.
 
     Raises:
-        TrainerError: it is not there, or the store does not answer.
+        TrainerError: the file does not exist, or the store does not respond.
     """
     filesystem, path = _locate(url)
     try:
@@ -58,19 +58,19 @@ def version_of(url: str) -> Version:
 
 
 def fetch(url: str, copy: Path, size: int | None) -> None:
-    """Write a file's content to `copy`, which must have `size` bytes then.
+    """Copy a file to `copy` and check that it has `size` bytes.
 
     Raises:
-        TrainerError: it cannot be read whole, or not be written.
+        TrainerError: the file cannot be read in full, or the copy cannot be written.
     """
     filesystem, path = _locate(url)
     try:
         filesystem.get_file(path, str(copy))
-        arrived = copy.stat().st_size
+        copied = copy.stat().st_size
     except Exception as error:  # as above
         raise TrainerError(f"cannot copy shard {url} to {copy.parent}: {one_line(error)}") from error
-    if size not in (None, arrived):
-        raise TrainerError(f"shard {url} arrived with {arrived} of its {size} bytes: run again, or copy it by hand")
+    if size not in (None, copied):
+        raise TrainerError(f"shard {url}: received {copied} of {size} bytes: run again, or copy it by hand")
 
 
 def _locate(url: str) -> tuple[Any, str]:

@@ -1,4 +1,4 @@
-"""Which shards there are, how many samples each holds, and any sample of one by its number.
+"""List the shards, count the samples of each, and read any sample by its number.
 
 Reads the shards of this project (counts from `manifest.json` or `sizes.json`) and any WebDataset of `KEY.jpg`,
 `KEY.txt`, `KEY.json` members (counted by reading the tar headers once). Remote tars are kept in a local folder of
@@ -31,8 +31,8 @@ from trainer.tar_index import Index, index_tar
 MAX_OPEN_SHARDS = 128
 """Per loader process; far below the usual limit of 1,024 open files."""
 MAX_SAMPLES = 2**40
-"""Of a shard; what announces more is no count."""
-_ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)  # or HTTP's 403: stores refuse what is not there
+"""Of a shard; a larger announced count is rejected as invalid."""
+_ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)  # or HTTP 403: some stores send it for missing files
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class ShardCache:
         self._max_bytes = max_bytes
 
     def open(self, path: str, announced: int | None = None) -> tuple[BinaryIO, Index]:
-        """Open a local file with the content of `path`, and find its samples; fetch it if it is remote and not here.
+        """Open a local file with the content of `path` and index its samples; a remote file is copied if needed.
 
         Raises:
-            TrainerError: it cannot be read, is damaged, or does not hold the `announced` samples.
+            TrainerError: it cannot be read, is damaged, or does not hold the `announced` number of samples.
         """
         file, index = self._open_copy(path, announced) if "://" in path else self._open_local(path)
         if announced not in (None, len(index)):
             file.close()
             raise TrainerError(
-                f"shard {path} holds {len(index)} samples where {announced} are announced: "
-                "it was cut or replaced; write the set again"
+                f"shard {path} holds {len(index)} samples, but {announced} are announced: "
+                "it was truncated or replaced; write the set again"
             )
         return file, index
 
@@ -86,10 +86,10 @@ class ShardCache:
         return file, index
 
     def _kept(self, path: str, copy: Path, version: Version, announced: int | None) -> tuple[BinaryIO, Index] | None:
-        """Open a copy; None where it is not here, or turns out to be bad, so that another has to be fetched."""
+        """Open an existing copy; None if there is none or it is invalid, so that the caller must copy it again."""
         try:
             file = copy.open("rb", buffering=0)
-        except OSError:  # another process may drop a copy at any time, until it is open
+        except OSError:  # another process may delete a copy at any time before it is open
             return None
         if version.size in (None, os.fstat(file.fileno()).st_size):
             with suppress(TrainerError):
@@ -104,7 +104,7 @@ class ShardCache:
         try:
             fetch(path, partial, version.size)
             with self._writing():
-                file = partial.open("rb", buffering=0)  # from here on it may be dropped: an open file stays
+                file = partial.open("rb", buffering=0)  # from here on it may be deleted: an open file stays readable
             index = index_tar(file, path)
             with self._writing():
                 self._store(index, copy.stem)
@@ -115,7 +115,7 @@ class ShardCache:
         return file, index
 
     def _drop_oldest(self, newest: Path) -> None:
-        """Keep the copies below the limit. A process that has one open goes on reading it: unlinking is safe."""
+        """Keep the copies below the limit. Unlinking is safe: a process that has one open can still read it."""
         with self._locked(newest.parent / "dropping.lock"):
             copies = sorted((c.stat().st_mtime, c.stat().st_size, c) for c in newest.parent.glob("*.tar"))
             excess = sum(size for _, size, _ in copies) - self._max_bytes
@@ -125,15 +125,15 @@ class ShardCache:
                     excess -= size
 
     def _index(self, file: BinaryIO, path: str, name: str) -> Index:
-        """Return the stored index of this name, or make it."""
+        """Return the stored index of this name, or create and store it."""
         try:
             stored: Index = np.load(self._index_path(name))
             return stored
-        except (OSError, ValueError):  # not there, or not whole
-            made = index_tar(file, path)
+        except (OSError, ValueError):  # missing or incomplete
+            index = index_tar(file, path)
         with self._writing():
-            self._store(made, name)
-        return made
+            self._store(index, name)
+        return index
 
     def _store(self, index: Index, name: str) -> None:
         target = self._index_path(name)
@@ -164,7 +164,7 @@ class ShardCache:
             yield
         except OSError as error:
             raise TrainerError(
-                f"the folder {self._folder} of copies and indexes cannot be written: {one_line(error)}; "
+                f"cannot write to the cache of shards {self._folder}: {one_line(error)}; "
                 "free space, or set train.cache to another folder"
             ) from error
 
@@ -184,7 +184,7 @@ class ShardReader:
         return len(self._index)
 
     def read(self, number: int, *, with_json: bool) -> Sample:
-        """Return a sample by its place in the tar, in one read: its members lie side by side."""
+        """Return a sample by its index in the tar, in one read: its members are adjacent."""
         spans = self._index[number] if with_json else self._index[number, :2]
         present = spans[spans[:, 0] >= 0]
         if not len(present):
@@ -217,7 +217,7 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the shards' names and counts: another set means another order."""
+        """A hash of the shards' names and counts: the order of samples depends on both."""
         listing = json.dumps([(shard.path.rpartition("/")[2], shard.samples) for shard in self.shards])
         return _digest(listing)
 
@@ -225,7 +225,7 @@ class ShardSet:
         """Return the reader of a shard, opened at first use.
 
         Raises:
-            TrainerError: it cannot be read, is damaged, or does not hold what the set says.
+            TrainerError: it cannot be read, is damaged, or does not hold the expected number of samples.
         """
         return self._reader(shard)
 
@@ -237,20 +237,20 @@ class ShardSet:
 def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
     """List the shards that match, each once, and count their samples.
 
-    Counts come from the folder's `manifest.json` or `sizes.json`; a shard that neither names is opened and counted.
+    Counts come from the folder's `manifest.json` or `sizes.json`; a shard that neither lists is opened and counted.
 
     Raises:
         TrainerError: nothing matches, no shard holds a sample, or a shard to be counted cannot be read.
     """
-    found = {pattern: expand(pattern) for pattern in globs}
-    paths = list(dict.fromkeys(path for matches in found.values() for path in matches))
+    matches_by_glob = {pattern: expand(pattern) for pattern in globs}
+    paths = list(dict.fromkeys(path for matches in matches_by_glob.values() for path in matches))
     if not paths:
         raise TrainerError(f"no shards match {', '.join(globs)}: build them first, or set train.shards")
     announced: dict[str, int] = {}
     for folder in sorted({path.rpartition("/")[0] for path in paths}):
         source, counts = _announced_counts(folder)
         if source == "manifest.json":
-            _check_all_there(folder, counts, found)
+            _check_none_missing(folder, counts, matches_by_glob)
         announced |= counts
     counted = ShardSet(tuple(Shard(path, _count(path, announced, cache)) for path in paths), cache)
     if not counted.counts.sum():
@@ -258,34 +258,34 @@ def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
     return counted
 
 
-def _check_all_there(folder: str, counts: dict[str, int], found: dict[str, list[str]]) -> None:
-    """Raise if a glob that looks into this folder would match a tar that only the manifest has."""
-    for pattern, matches in found.items():
+def _check_none_missing(folder: str, counts: dict[str, int], matches_by_glob: dict[str, list[str]]) -> None:
+    """Raise if a glob on this folder would match a tar that the manifest lists but that does not exist."""
+    for pattern, matches in matches_by_glob.items():
         if any(path.rpartition("/")[0] == folder for path in matches):
             for path in sorted(counts.keys() - set(matches)):
                 if fnmatchcase(path.rpartition("/")[2], pattern.rpartition("/")[2]):
                     raise TrainerError(
-                        f"{folder}/manifest.json lists {path}, which is not there: copy it, or name in train.shards "
-                        "the tars to train on"
+                        f"{folder}/manifest.json lists {path}, which does not exist: copy it, or list the tars to "
+                        "train on in train.shards"
                     )
 
 
 def _announced_counts(folder: str) -> tuple[str, dict[str, int]]:
-    """Return the file that says how many samples each shard of a folder holds, and what it says, if there is one.
+    """Return the name of the file that lists a folder's samples per shard, and its counts; ("", {}) if there is none.
 
     Raises:
-        TrainerError: what it says cannot be read, or is no number of samples.
+        TrainerError: it cannot be read, or a count is invalid.
     """
     for name, read in (("manifest.json", _manifest_counts), ("sizes.json", _sizes)):
         try:
             counts = read(folder)
-        except Exception as error:  # JSON of any shape, and what each file system raises
+        except Exception as error:  # JSON of any shape, and any file system's errors
             if isinstance(error, _ABSENT) or getattr(error, "status", None) == 403:
                 continue
             raise TrainerError(f"{folder}/{name} cannot be used: {one_line(error)}") from error
         for path, count in counts.items():
             if type(count) is not int or not 0 <= count <= MAX_SAMPLES:
-                raise TrainerError(f"{folder}/{name} cannot be used: {path} holds {count!r} samples")
+                raise TrainerError(f"{folder}/{name} cannot be used: {count!r} is not a number of samples ({path})")
         return name, counts
     return "", {}
 

@@ -1,4 +1,4 @@
-"""One optimiser step: features, loss over the global batch, gradients; in micro-batches where memory asks for it."""
+"""One optimiser step: features, loss over the global batch, gradients; in micro-batches if `micro_batch` is set."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,26 +17,26 @@ from trainer.model import clamp_logit_scale
 from trainer.order import hash64
 from trainer.parallel import frozen_batch_norm
 
-Part = tuple[Tensor, Tensor, int]  # images, tokens, and the seed of what the model draws
+Part = tuple[Tensor, Tensor, int]  # images, tokens, and the seed of dropout
 Features = tuple[Any, ...]  # image and text (b, D), exp(t), bias or None
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """What a step needs; the loop gives it batches."""
+    """The model, optimiser and settings of a step; the training loop passes the batches."""
 
     core: CLIP  # the parameters
-    model: Any  # what is called: `core`, wrapped
+    model: Any  # `core` as wrapped by DDP, FSDP or compile; this one is called
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     config: TrainConfig
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def step(self, images: Tensor, tokens: Tensor, *, learning_rate: float, seed: int) -> Tensor:
-        """Update the weights on this rank's part of the global batch; return its share of the loss.
+        """Update the weights on this rank's part of the global batch; return this rank's part of the loss.
 
-        `images`: (b, 3, size, size) normalised; `tokens`: (b, context). `seed`: this step's and rank's own, from which
-        dropout and its like are drawn.
+        `images`: (b, 3, size, size) normalised; `tokens`: (b, context). `seed`: of dropout, different for each step
+        and rank.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -54,7 +54,7 @@ class Stepper:
         return loss
 
     def _features(self, images: Tensor, tokens: Tensor, seed: int) -> Features:
-        torch.manual_seed(seed)  # a part computed again, or after a resume, drops what it dropped before
+        torch.manual_seed(seed)  # a part computed again, or after a resume, gets the same dropout
         with self.autocast():
             image, text, scale, *bias = self.model(images, tokens)
         return image, text, scale, bias[0] if bias else None
@@ -67,8 +67,8 @@ class Stepper:
     def _backward_in_parts(self, parts: list[Part]) -> Tensor:
         """Compute the loss of the whole batch with the memory of one part (GradCache, arXiv 2101.06983).
 
-        First all features without a graph, then the loss and its gradients by the features, then each part again,
-        pushing its features' gradients into the weights.
+        First all features without a graph, then the loss and its gradients by the features, then each part again to
+        propagate its features' gradients to the weights.
         """
         with torch.no_grad(), frozen_batch_norm(self.core):
             features = [self._features(*part) for part in parts]
@@ -83,10 +83,10 @@ class Stepper:
             is_last = number == len(parts) - 1
             here = slice(start, start := start + len(part[0]))
             with self._synchronised(is_last):
-                own = self._features(*part)
-                surrogate = _dot(own[0], image.grad[here]) + _dot(own[1], text.grad[here])
+                outputs = self._features(*part)
+                surrogate = _dot(outputs[0], image.grad[here]) + _dot(outputs[1], text.grad[here])
                 if is_last:  # the scale and bias have one gradient, not one for each part
-                    for value, leaf in zip(own[2:], scalars, strict=True):
+                    for value, leaf in zip(outputs[2:], scalars, strict=True):
                         surrogate = surrogate if leaf is None else surrogate + _dot(value, leaf.grad)
                 self.scaler.scale(surrogate).backward()
         return loss.detach()
@@ -103,5 +103,5 @@ class Stepper:
                 yield
 
 
-def _dot(value: Tensor, slope: Tensor) -> Tensor:
-    return (value * slope).sum()
+def _dot(value: Tensor, gradient: Tensor) -> Tensor:
+    return (value * gradient).sum()

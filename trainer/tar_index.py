@@ -1,4 +1,4 @@
-"""Where the samples of a tar are, found from its headers alone, and whether the tar is whole."""
+"""Index the samples of a tar from its headers alone, and check that the tar is complete."""
 
 import os
 import tarfile
@@ -20,7 +20,7 @@ def index_tar(file: BinaryIO, name: str) -> Index:
     """Find each sample's members in a tar: consecutive files with one key, as WebDataset defines it.
 
     Raises:
-        TrainerError: the file is not a tar, a header is damaged, or it was cut before the mark of its end.
+        TrainerError: the file is not a tar, a header is damaged, or its end-of-archive block is missing.
     """
     rows: list[list[list[int]]] = []
     previous = None
@@ -31,12 +31,12 @@ def index_tar(file: BinaryIO, name: str) -> Index:
                 if not member.isfile() or base.startswith("."):  # macOS writes ._0.jpg beside 0.jpg
                     continue
                 key, _, suffix = base.partition(".")
-                place = _MEMBERS.get(suffix.lower())
+                column = _MEMBERS.get(suffix.lower())
                 if (folder, key) != previous:
                     rows.append([[-1, 0], [-1, 0], [-1, 0]])
                     previous = (folder, key)
-                if place is not None:
-                    rows[-1][place] = [member.offset_data, member.size]
+                if column is not None:
+                    rows[-1][column] = [member.offset_data, member.size]
             end = tar.offset
         if end > os.fstat(file.fileno()).st_size:
             raise TrainerError(f"shard {name} ends in the middle of a sample: write it again, or leave it out")
@@ -47,18 +47,21 @@ def index_tar(file: BinaryIO, name: str) -> Index:
 
 
 def _check_end(file: BinaryIO, end: int, name: str) -> None:
-    """Raise unless a block of zeros marks the end and only zeros follow: tarfile takes any bad header for the end.
+    """Raise unless a block of zeros marks the end and only zeros follow.
 
-    Every writer that finishes sets the mark, and a tar that was cut between two members differs in nothing else.
+    tarfile silently treats any bad header as the end of the archive. Every writer that finishes writes that block, and
+    a tar that was truncated between two members differs in nothing else.
     """
     file.seek(end)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE and not block.strip(b"\0"):
-        raise TrainerError(f"shard {name} was cut: the mark of its end is missing; write it again, or leave it out")
+        raise TrainerError(
+            f"shard {name} was truncated: it has no end-of-archive block; write it again, or leave it out"
+        )
     while block:
         if block.strip(b"\0"):
             raise TrainerError(
-                f"shard {name} is damaged: no member begins at byte {end}, nor is that the end of the file; "
+                f"shard {name} is damaged: byte {end} is neither a member's header nor the end of the archive; "
                 "write it again, or leave it out"
             )
         block = file.read(1 << 20)

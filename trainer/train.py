@@ -31,20 +31,20 @@ from trainer.shards import ShardCache, find_shards
 from trainer.step import Stepper
 
 log = logging.getLogger(__name__)
-CALMER = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
-ONE_BEFORE = "delete it to go on from the one before"
+STABILITY_ADVICE = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
+DELETE_ADVICE = "delete it to resume from the previous one"
 _NOISE_STREAM = 5  # order.py, data.py and online_balance.py use 0 to 4
 StepHook = Callable[[int, Batch], None]
 
 
 def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
-    """Train as `settings` say, from the newest checkpoint of the output folder if there is one.
+    """Train with these settings, from the newest checkpoint of the output folder if there is one.
 
     Returns the folder of the exported model, or None when a signal stopped the run (its checkpoint is written).
     `on_step` is called in every process before each step, with the step's number and its part of the batch.
 
     Raises:
-        TrainerError: the run cannot start or go on.
+        TrainerError: the run cannot start or continue.
     """
     if settings.train.threads is not None:
         torch.set_num_threads(settings.train.threads)
@@ -55,11 +55,11 @@ def train(settings: Settings, on_step: StepHook | None = None) -> Path | None:
         micro_batch = settings.train.micro_batch or "unset"
         raise TrainerError(
             f"{one_line(error).rstrip('.')}: set or lower train.micro_batch (now {micro_batch}), set "
-            "train.gradient_checkpointing = true, and rerun it to go on from the last checkpoint; a smaller "
-            f"train.batch (now {settings.train.batch}) is another run"
+            "train.gradient_checkpointing = true, and run again to resume from the last checkpoint; a smaller "
+            f"train.batch (now {settings.train.batch}) needs a new run"
         ) from error
-    except OSError as error:  # what TensorBoard or W&B cannot write, and what a machine has run out of
-        raise TrainerError(f"the run cannot go on: {error}; rerun it to go on from the last checkpoint") from error
+    except OSError as error:  # TensorBoard or W&B cannot write, or the machine has run out of a resource
+        raise TrainerError(f"the run stopped: {error}; run again to resume from the last checkpoint") from error
 
 
 @contextmanager
@@ -84,8 +84,8 @@ class _Run:
         self.total_steps = config.steps or int(config.epochs * self.order.samples / config.batch)
         if not self.total_steps:
             raise TrainerConfigError(
-                f"train.epochs = {config.epochs} of {self.order.samples} samples are no step of train.batch = "
-                f"{config.batch}: raise train.epochs, or lower train.batch"
+                f"train.epochs = {config.epochs} of {self.order.samples} samples is less than one step of "
+                f"train.batch = {config.batch}: raise train.epochs, or lower train.batch"
             )
         self.done_steps = self.saved_steps = self.unlogged_steps = 0
         self.loss_sum = torch.zeros((), device=world.device)
@@ -108,8 +108,8 @@ class _Run:
                 config.architecture, text=config.text, objective=config.objective,
                 flat_logit_scale=is_sharded(config, self.world),
             )  # fmt: skip
-        except Exception as error:  # open_clip takes any table, and fails where it uses it
-            raise TrainerConfigError(f"train.architecture cannot be built: {one_line(error)}") from error
+        except Exception as error:  # open_clip does not check the table; it fails where it uses a value
+            raise TrainerConfigError(f"cannot build train.architecture: {one_line(error)}") from error
         if config.initial is not None and not checkpoint.list_checkpoints(self.checkpoints):
             load_initial(model, config.initial)
         precision = pick_precision(config.precision, device)
@@ -127,7 +127,7 @@ class _Run:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to continue this run."""
+        """The settings that must be equal for a checkpoint to continue this run."""
         config = self.config
         return {
             "train.model": config.model,
@@ -143,39 +143,40 @@ class _Run:
         }
 
     def _resume(self) -> None:
-        found = checkpoint.list_checkpoints(self.checkpoints)
-        if not found:
+        saved = checkpoint.list_checkpoints(self.checkpoints)
+        if not saved:
             return
         try:
-            state = checkpoint.load(found[-1])
+            state = checkpoint.load(saved[-1])
         except TrainerError as error:
-            raise TrainerError(f"{error}; {ONE_BEFORE}") from error
+            raise TrainerError(f"{error}; {DELETE_ADVICE}") from error
         for key, value in self._identity.items():
             if state["identity"].get(key) != value:
-                detail = "the shards are others" if key == "shards" else f"{key} = {state['identity'].get(key)!r}"
+                detail = "the shards differ" if key == "shards" else f"{key} = {state['identity'].get(key)!r}"
                 raise TrainerError(
-                    f"{found[-1]} is of another run ({detail}): set train.output to a new folder, or restore the value"
+                    f"{saved[-1]} belongs to another run ({detail}): set train.output to a new folder, or restore "
+                    "the value"
                 )
         try:
             checkpoint.restore(self.stepper.core, self.stepper.optimizer, state)
-            if state["scaler"]:  # only of a run in fp16; another that goes on in it starts with a scale of its own
+            if state["scaler"]:  # only fp16 runs save one; a run that switches to fp16 starts with a new scale
                 self.stepper.scaler.load_state_dict(state["scaler"])
-        except Exception as error:  # torch raises whatever its loaders do
+        except Exception as error:  # torch raises any error of its loaders
             reason = " ".join(str(error).split())
-            raise TrainerError(f"checkpoint {found[-1]} does not fit the model: {reason}; {ONE_BEFORE}") from error
+            raise TrainerError(f"checkpoint {saved[-1]} does not fit the model: {reason}; {DELETE_ADVICE}") from error
         self.done_steps = self.saved_steps = state["step"]
         self.broken = Counter(state["broken"]) if self.world.is_first else Counter()
         if self.world.is_first:
-            log.info("going on from %s", found[-1])
+            log.info("resuming from %s", saved[-1])
 
     def go(self, on_step: StepHook | None) -> Path | None:
         """Run the remaining steps; return the exported model's folder unless a signal came first."""
-        share = RankSampler(
+        sampler = RankSampler(
             self.order, self.config.batch, self.config.lanes, self.done_steps, self.total_steps,
             self.world.rank, self.world.size,
         )  # fmt: skip
         vision, text = self.config.architecture["vision_cfg"], self.config.architecture["text_cfg"]
-        view = Preprocessing(
+        preprocessing = Preprocessing(
             vision["image_size"],
             text["context_length"],
             self.settings.seed,
@@ -183,7 +184,7 @@ class _Run:
             self.config.captions,
         )
         steps = load_steps(
-            PairDataset(self.shards, view), share,
+            PairDataset(self.shards, preprocessing), sampler,
             workers=self.config.workers, prefetch=self.config.prefetch, device=self.world.device,
         )  # fmt: skip
         self._describe()
@@ -191,27 +192,27 @@ class _Run:
             self.config, self.settings.output, start=self.done_steps, total=self.total_steps, shown=self.world.is_first
         )
         self.stepper.model.train()
-        with _stop_signal() as stop_asked, closing(progress), closing(steps):
-            stopped = self._loop(steps, progress, stop_asked, on_step)
+        with _stop_signal() as stop_requested, closing(progress), closing(steps):
+            stopped = self._loop(steps, progress, stop_requested, on_step)
             return None if stopped else self._finish()
 
     def _loop(
         self,
         steps: Generator[Batch, None, None],
         progress: RunProgress,
-        stop_asked: Callable[[], bool],
+        stop_requested: Callable[[], bool],
         on_step: StepHook | None,
     ) -> bool:
-        """Step until the end or a signal; return whether a signal stopped it. What was done is saved.
+        """Step until the end or a signal; return whether a signal stopped it. Finished steps are saved.
 
         Raises:
-            TrainerError: the run cannot go on; where only the next data are missing, what was done is saved.
+            TrainerError: the run cannot continue; if only the next data are missing, the finished steps are saved.
         """
         config, watch = self.config, Stopwatch()
         while True:
             batch, failure = _next_of(steps)
             watch.data_arrived()
-            is_stopping, is_failing = self.world.any(stop_asked(), failure is not None)
+            is_stopping, is_failing = self.world.any(stop_requested(), failure is not None)
             if is_stopping or is_failing or batch is None:
                 break
             if on_step is not None:
@@ -228,7 +229,7 @@ class _Run:
             if is_saving:
                 self._save()
             watch.step_ended()
-        steps.close()  # the workers need not live through the saving
+        steps.close()  # the workers are not needed while saving
         if self.unlogged_steps:
             self._report(progress, watch)
         self._save()
@@ -243,48 +244,48 @@ class _Run:
         )
 
     def _noise_seed(self) -> int:
-        """Return the seed of what the model draws in the next step, such as dropout, in this process."""
+        """Return this process's seed for the model's randomness, such as dropout, in the next step."""
         return int(hash64(self.settings.seed, _NOISE_STREAM, self.done_steps, self.world.rank)[0])
 
     def _report(self, progress: RunProgress, watch: Stopwatch) -> None:
-        """Show the figures of the steps since the last report."""
+        """Log the metrics of the steps since the last report."""
         steps = self.unlogged_steps
-        figures = self._figures(self.loss_sum / steps, steps) | watch.lap(steps * self.config.batch)
-        progress.update(self.done_steps, figures | {"learning_rate": self._rate(self.done_steps - 1)})
+        metrics = self._metrics(self.loss_sum / steps, steps) | watch.lap(steps * self.config.batch)
+        progress.update(self.done_steps, metrics | {"learning_rate": self._rate(self.done_steps - 1)})
         self.loss_sum, self.unlogged_steps = torch.zeros_like(self.loss_sum), 0
 
-    def _figures(self, mean_loss: torch.Tensor, steps: int) -> dict[str, float]:
-        """Return what is worth showing of the last steps.
+    def _metrics(self, mean_loss: torch.Tensor, steps: int) -> dict[str, float]:
+        """Return the metrics of the last steps.
 
         Raises:
-            TrainerError: the loss is no number any more, or too many samples are broken.
+            TrainerError: the loss is NaN or infinite, or too many samples are unusable.
         """
         loss = self.world.mean(mean_loss)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise TrainerError(
                 f"the loss is {loss} between steps {self.done_steps - steps + 1} and {self.done_steps}; no checkpoint "
-                f"of them is kept: {CALMER}"
+                f"of these steps is written: {STABILITY_ADVICE}"
             )
         broken = self.world.sum_counts(self.broken)
         seen = self.done_steps * self.config.batch
         if broken.total() > self.config.max_broken_share * seen:
             reasons = ", ".join(f"{count} {reason}" for reason, count in broken.most_common())
             raise TrainerError(
-                f"{broken.total()} of {seen} samples cannot be used ({reasons}), more than train.max_broken_share = "
+                f"{broken.total()} of {seen} samples are unusable ({reasons}), more than train.max_broken_share = "
                 f"{self.config.max_broken_share}: write the shards again, or raise the limit"
             )
         scale = self.stepper.core.logit_scale.detach()
-        whole_scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
-        figures = {"loss": loss, "logit_scale": float(whole_scale.exp()), "broken": float(broken.total())}
+        full_scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale
+        metrics = {"loss": loss, "logit_scale": float(full_scale.exp()), "broken": float(broken.total())}
         if self.world.device.type == "cuda":
-            figures["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return figures
+            metrics["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return metrics
 
     def _save(self) -> None:
         """Write a checkpoint of the finished steps, unless there is one.
 
         Raises:
-            TrainerError: a weight is no number any more, or the file cannot be written.
+            TrainerError: a weight is NaN or infinite, or the file cannot be written.
         """
         if self.saved_steps == self.done_steps:
             return
@@ -308,7 +309,8 @@ class _Run:
         is_finite = checkpoint.is_finite([*self.stepper.core.state_dict().values(), *moments])
         if any(self.world.any(not is_finite)):
             raise TrainerError(
-                f"the weights are not finite after step {self.done_steps}; no checkpoint of them is kept: {CALMER}"
+                f"the weights are not finite after step {self.done_steps}; no checkpoint of them is written: "
+                f"{STABILITY_ADVICE}"
             )
 
     def _finish(self) -> Path:
@@ -326,56 +328,57 @@ class _Run:
 
 
 def _next_of(steps: Generator[Batch, None, None]) -> tuple[Batch | None, TrainerError | None]:
-    """Return the next step's samples, or why there are none; neither at the end."""
+    """Return the next step's samples, or the error that prevents it; (None, None) at the end."""
     try:
         return next(steps, None), None
     except TrainerError as error:
         return None, error
     except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
-        # A dead process is noticed as such, or where the tensors that it has announced cannot be had from it.
+        # A dead worker shows as such, or as a failure to receive the tensors that it has announced.
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         reason = one_line(error)
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in the middle of a step
-    # The loader ends its processes once its traceback is gone, which is now.
+    # The loader's destructor ends its processes once no traceback refers to it, which is now.
     return None, TrainerError(
-        f"a loader process ended ({reason.rstrip('. ')}), often for lack of memory or of /dev/shm: lower train.workers "
-        "or train.prefetch, and run again to go on"
+        f"a loader process died ({reason.rstrip('. ')}), often for lack of memory or of /dev/shm: lower train.workers "
+        "or train.prefetch, and run again to resume"
     )
 
 
 def _check_batch(config: TrainConfig, world: World, samples: int) -> None:
     if samples < config.batch:
         raise TrainerConfigError(
-            f"train.batch = {config.batch} is more than the {samples} samples of the shards, so pairs would meet "
-            f"themselves as negatives: set train.batch to {samples} or less"
+            f"train.batch = {config.batch} is more than the {samples} samples of the shards, so a batch would contain "
+            f"pairs twice, as their own negatives: set train.batch to {samples} or less"
         )
     if config.batch % world.size:
         raise TrainerConfigError(
-            f"train.batch = {config.batch} cannot be shared evenly by {world.size} processes: "
+            f"train.batch = {config.batch} is not divisible by the number of processes, {world.size}: "
             "change train.batch or --nproc-per-node"
         )
-    share = config.batch // world.size
-    if config.micro_batch is not None and share % config.micro_batch:
+    local_batch = config.batch // world.size
+    if config.micro_batch is not None and local_batch % config.micro_batch:
         raise TrainerConfigError(
-            f"train.micro_batch = {config.micro_batch} does not divide the {share} samples of each process"
+            f"train.micro_batch = {config.micro_batch} does not divide the {local_batch} samples per process "
+            f"(train.batch = {config.batch} / {world.size} processes): set it to a divisor"
         )
 
 
 @contextmanager
 def _stop_signal() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM (Slurm's warning) and Ctrl-C into a request to save and stop; a second Ctrl-C interrupts at once."""
-    asked: list[int] = []
+    requests: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and asked:
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and requests:
             raise KeyboardInterrupt
-        asked.append(number)
+        requests.append(number)
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(requests)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

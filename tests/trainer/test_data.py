@@ -30,7 +30,7 @@ from trainer.data import (
 )
 from trainer.errors import TrainerError
 from trainer.images import MAX_SCANS
-from trainer.order import SampleOrder, rank_share
+from trainer.order import SampleOrder, rank_offsets
 from trainer.shards import ShardCache, ShardSet, find_shards
 
 PLAIN_TOKENIZER = SimpleTokenizer()
@@ -87,7 +87,7 @@ def test_a_large_step_is_prepared_in_chunks(scenes: Path, tmp_path: Path):
     share = RankSampler(SampleOrder(shards.counts, seed=0), 2 * MAX_CHUNK + 2, 8, 0, 1)
     assert [len(chunk) for chunk in share] == [172, 171, 171]
     (step,) = load_steps(PairDataset(shards, VIEW), share, workers=2, prefetch=1, device=CPU)
-    assert _same(step, PairDataset(shards, VIEW).batch(share.order.at(rank_share(2 * MAX_CHUNK + 2, 8, 0, 1))))
+    assert _same(step, PairDataset(shards, VIEW).batch(share.order.at(rank_offsets(2 * MAX_CHUNK + 2, 8, 0, 1))))
     elsewhere = concatenated([step, step], torch.device("meta"))  # a device of shapes without numbers
     assert [tensor.device.type for tensor in elsewhere[:4]] == ["meta", "meta", "cpu", "cpu"]
     assert len(elsewhere.images) == len(elsewhere.shards) == 2 * len(step.images)

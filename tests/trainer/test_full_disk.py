@@ -1,4 +1,4 @@
-"""What cannot be written is one clear line, and leaves no part of itself behind."""
+"""A failed write is one clear line and leaves no partial file behind."""
 
 import multiprocessing
 import os
@@ -55,7 +55,7 @@ def test_the_records_of_a_run(scenes: Path, tmp_path: Path):
     settings = tiny_settings(scenes, tmp_path / "run", steps=2, tensorboard=True, cache=str(tmp_path / "cache"))
     find_shards(settings.shard_globs, ShardCache(settings.cache, 2**30)).reader(0)
     message = _on_a_full_disk(lambda: train(settings), limit=50)
-    assert message.startswith("the run cannot go on: ")
+    assert message.startswith("the run stopped: ")
     assert "File too large" in message
 
 
@@ -71,7 +71,7 @@ def test_an_exported_model(scenes: Path, tmp_path: Path):
 def test_the_index_of_a_shard(scenes: Path, tmp_path: Path):
     shards = find_shards((f"{scenes}/shards/*.tar",), ShardCache(tmp_path / "cache", 2**30))
     message = _on_a_full_disk(lambda: shards.reader(0), limit=1_000)
-    assert f"{tmp_path}/cache of copies and indexes cannot be written: File too large" in message
+    assert f"cannot write to the cache of shards {tmp_path}/cache: File too large" in message
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
 
@@ -83,5 +83,5 @@ def test_an_output_that_is_a_file(scenes: Path, tmp_path: Path, below: str):
     assert f"{tmp_path / 'file' / below}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
-    with pytest.raises(TrainerError, match="cannot be written"):
+    with pytest.raises(TrainerError, match="cannot write to the cache of shards"):
         train(tiny_settings(scenes, tmp_path / "out", steps=1, cache=str(tmp_path / "file")))

@@ -80,7 +80,7 @@ def test_tensors_that_died_with_their_process_end_the_run_likewise(
         raise error
 
     monkeypatch.setattr(train, "load_steps", dying)
-    assert "a loader process ended" in _fails(tiny_settings(scenes, tmp_path))
+    assert "a loader process died" in _fails(tiny_settings(scenes, tmp_path))
     assert _saved_step(tmp_path) == 3
 
 
@@ -114,7 +114,7 @@ def _touch(path: Path, step: int, batch: Batch) -> None:
 
 def test_weights_that_overflow_are_not_saved(scenes: Path, tmp_path: Path):
     message = _fails(tiny_settings(scenes, tmp_path, steps=1, learning_rate=1e38, warmup_steps=0))
-    assert message.startswith("the weights are not finite after step 1; no checkpoint of them is kept")
+    assert message.startswith("the weights are not finite after step 1; no checkpoint of them is written")
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "model").exists()
 
@@ -177,8 +177,8 @@ def test_a_checkpoint_that_lacks_something_is_one_line(scenes: Path, tmp_path: P
     content = torch.load(saved, weights_only=True)
     torch.save(_spoiled(content, how), saved)
     message = _fails(tiny_settings(scenes, tmp_path, steps=2))
-    assert message.startswith(f"checkpoint {saved} ")
-    assert message.endswith("delete it to go on from the one before")
+    assert message.startswith(f"checkpoint {saved}")
+    assert message.endswith("delete it to resume from the previous one")
 
 
 def _die_in_rank_1(how: str, step: int, batch: Batch) -> None:
@@ -197,7 +197,7 @@ def test_the_end_of_one_process_ends_the_others_in_one_line(
     assert run(settings, functools.partial(_die_in_rank_1, how), processes=2) == [1, code]
     output = capfd.readouterr()
     assert "Traceback" not in output.out + output.err
-    assert "error: another process of this run has failed or ended; its own message says why" in output.out
+    assert "error: another process of this run failed or ended; see its error message" in output.out
 
 
 def test_what_the_first_process_cannot_write_ends_the_others_too(

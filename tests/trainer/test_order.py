@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.order import SampleOrder, hash64, rank_share, uniform
+from trainer.order import SampleOrder, hash64, rank_offsets, uniform
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda counts: sum(counts) > 0)
 SHAPE = {"lanes": st.integers(1, 9), "window": st.integers(1, 20), "seed": st.integers(0, 2**63 - 1)}
@@ -49,15 +49,15 @@ def test_epochs_and_seeds_differ():
 
 @given(batch=st.integers(1, 12), lanes=st.integers(1, 9), world=st.sampled_from([1, 2, 3, 4]))
 def test_the_ranks_shares_are_the_batch_in_one_order(batch: int, lanes: int, world: int):
-    shares = [rank_share(batch * 12, lanes, rank, world) for rank in range(world)]
+    shares = [rank_offsets(batch * 12, lanes, rank, world) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
-    assert np.concatenate(shares).tolist() == rank_share(batch * 12, lanes, 0, 1).tolist()
+    assert np.concatenate(shares).tolist() == rank_offsets(batch * 12, lanes, 0, 1).tolist()
     assert sorted(np.concatenate(shares).tolist()) == list(range(batch * 12))
 
 
 def test_a_rank_reads_few_shards_at_a_time():
     order = SampleOrder(np.full(64, 1_000), seed=5, lanes=8, window=2_000)
-    positions = np.concatenate([step * 64 + rank_share(64, 8, 3, 8) for step in range(100)])
+    positions = np.concatenate([step * 64 + rank_offsets(64, 8, 3, 8) for step in range(100)])
     assert len(np.unique(order.at(positions).shard)) <= 3
 
 

@@ -73,7 +73,7 @@ def test_sizes_json_is_believed_until_a_shard_is_opened(scenes: Path, tmp_path: 
     assert found.counts.tolist() == [5, 9]
     with pytest.raises(TrainerError) as caught:
         found.reader(1)
-    assert "holds 4 samples where 9 are announced" in _one_line(caught)
+    assert "holds 4 samples, but 9 are announced" in _one_line(caught)
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -159,7 +159,7 @@ def test_a_tar_that_tarfile_would_read_in_part_is_refused(tmp_path: Path, where:
     with tarfile.open(path) as tar:
         assert 30 <= len(tar.getmembers()) <= 60, "tarfile sees no fault"
     message = _damaged(path)
-    assert "was cut" in message if where == "cut before" else "is damaged" in message
+    assert "was truncated" in message if where == "cut before" else "is damaged" in message
 
 
 @pytest.mark.parametrize("zeros", [512, 1024, 4096, 100_000])
@@ -171,7 +171,7 @@ def test_any_number_of_zero_blocks_ends_a_tar(tmp_path: Path, zeros: int):
     path.write_bytes(path.read_bytes()[:end] + bytes(zeros))
     assert find_shards((str(path),), _cache(tmp_path)).counts.tolist() == [20]
     path.write_bytes(path.read_bytes()[:end] + bytes(100))
-    assert "was cut" in _damaged(path)
+    assert "was truncated" in _damaged(path)
 
 
 def _manifest(shards: object) -> str:
@@ -193,7 +193,7 @@ def _manifest(shards: object) -> str:
         ("sizes.json", '{"00000.tar": Infinity}'),
     ],
 )
-def test_counts_that_are_none_are_one_clear_line(tmp_path: Path, name: str, content: str):
+def test_invalid_counts_are_one_clear_line(tmp_path: Path, name: str, content: str):
     _set_without_counts(tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(TrainerError) as caught:
@@ -206,7 +206,7 @@ def test_a_tar_that_only_the_manifest_has_is_missed(tmp_path: Path):
     (tmp_path / "00001.tar").unlink()
     with pytest.raises(TrainerError) as caught:
         find_shards((f"{tmp_path}/*.tar",), _cache(tmp_path))
-    assert f"lists {tmp_path}/00001.tar, which is not there" in _one_line(caught)
+    assert f"lists {tmp_path}/00001.tar, which does not exist" in _one_line(caught)
     chosen = find_shards((f"{tmp_path}/00000.tar", f"{tmp_path}/0000[23].tar"), _cache(tmp_path))
     assert chosen.counts.tolist() == [5, 3]
 

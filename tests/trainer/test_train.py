@@ -238,7 +238,7 @@ def test_a_gpu_without_enough_memory_is_one_line(scenes: Path, tmp_path: Path, m
     assert message.startswith("CUDA out of memory. Tried to allocate 20.00 GiB")
     assert "train.micro_batch (now 12)" in message
     assert "train.gradient_checkpointing = true" in message
-    assert "a smaller train.batch (now 24) is another run" in message
+    assert "a smaller train.batch (now 24) needs a new run" in message
 
 
 def test_no_shards_is_one_line(tmp_path: Path):
@@ -247,9 +247,9 @@ def test_no_shards_is_one_line(tmp_path: Path):
 
 def test_a_checkpoint_of_another_run_is_one_line(scenes: Path, tmp_path: Path):
     train(tiny_settings(scenes, tmp_path, steps=1))
-    assert "is of another run (train.batch = 24)" in _fails(tiny_settings(scenes, tmp_path, steps=2, batch=20))
+    assert "belongs to another run (train.batch = 24)" in _fails(tiny_settings(scenes, tmp_path, steps=2, batch=20))
     wider = tiny_settings(scenes, tmp_path).train.architecture | {"embed_dim": 8}
-    assert "is of another run (train.architecture" in _fails(tiny_settings(scenes, tmp_path, architecture=wider))
+    assert "belongs to another run (train.architecture" in _fails(tiny_settings(scenes, tmp_path, architecture=wider))
 
 
 def test_a_damaged_checkpoint_is_one_line(scenes: Path, tmp_path: Path):
@@ -283,9 +283,13 @@ def test_a_loss_that_is_no_number_stops_the_run_without_a_checkpoint(scenes: Pat
     ("keys", "processes", "message"),
     [
         ({"batch": 300}, 1, "train.batch = 300 is more than the 200 samples"),
-        ({"batch": 25}, 2, "train.batch = 25 cannot be shared evenly by 2 processes"),
-        ({"micro_batch": 7}, 1, "train.micro_batch = 7 does not divide the 24 samples"),
-        ({"steps": None, "epochs": 0.1}, 1, "train.epochs = 0.1 of 200 samples are no step of train.batch = 24"),
+        ({"batch": 25}, 2, "train.batch = 25 is not divisible by the number of processes, 2"),
+        ({"micro_batch": 7}, 1, "train.micro_batch = 7 does not divide the 24 samples per process"),
+        (
+            {"steps": None, "epochs": 0.1},
+            1,
+            "train.epochs = 0.1 of 200 samples is less than one step of train.batch = 24",
+        ),
         ({"device": "cuda"}, 1, "no GPU found"),
         ({"initial": "missing.pt"}, 1, "train.initial"),
     ],

@@ -25,7 +25,7 @@ from trainer.shards import ShardCache, find_shards
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong request, 130 or 143 stopped by a signal."""
+    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal."""
     options = _parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except _Stopped:
-        print("stopped; the results of sets that were done are written", file=sys.stderr)
+        print("stopped; the results of finished sets are written", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> None:
     _check_names(settings)
     sets = _chosen(settings, options.sets)
     if not sets and options.retrieval is None:
-        raise TrainerConfigError(f"{options.config} has no [[evals]]: add a set, or ask for --retrieval SHARDS")
+        raise TrainerConfigError(f"{options.config} has no [[evals]]: add a set, or use --retrieval SHARDS")
     _check_file_name("--name", options.name)
     for source in sets:
         _check_file_name("evals.name", source.name)
@@ -71,16 +71,18 @@ def _check_names(settings: Settings) -> None:
     names = [source.name for source in settings.evals]
     for name in names:
         if names.count(name) > 1:  # the results of one would replace the other's
-            raise TrainerConfigError(f"two of [[evals]] are called {name!r}: rename one")
+            raise TrainerConfigError(f"two [[evals]] have the name {name!r}: rename one")
     for name in settings.evaluate.probe_train:
         if name not in names:
-            raise TrainerConfigError(f"evaluate.probe_train.{name}: [[evals]] has {', '.join(names) or 'no set'}")
+            raise TrainerConfigError(
+                f"evaluate.probe_train.{name}: no such set in [[evals]], which has {', '.join(names) or 'none'}"
+            )
 
 
 def _check_file_name(key: str, name: str | None) -> None:
-    """Results must stay in their folder, and the name in one part of their path."""
+    """Raise if the name cannot be a file name, so that results stay in their folder."""
     if name is not None and not re.fullmatch(r"[^./\0][^/\0]*", name):
-        raise TrainerConfigError(f"{key} {name!r} is no file name: it must not be empty, begin with . or contain /")
+        raise TrainerConfigError(f"{key} {name!r} is not a file name: it must not be empty, begin with . or contain /")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,13 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-c", "--config", type=Path, required=True, help="the TOML file with [[evals]]")
     parser.add_argument(
-        "--checkpoint", required=True, help="step-*.pt, an exported model's folder, or a file of weights"
+        "--checkpoint", required=True, help="a step-*.pt file, the folder of an exported model, or a file of weights"
     )
     parser.add_argument(
-        "--model", help="open_clip's name of the architecture, for a file of weights or a pretrained tag"
+        "--model", help="open_clip architecture name; required if --checkpoint is a file of weights or a pretrained tag"
     )
-    parser.add_argument("--name", help="what the results are called; default: after the checkpoint")
-    parser.add_argument("--sets", nargs="+", help="only these of [[evals]]")
+    parser.add_argument("--name", help="name of the results (default: from the checkpoint)")
+    parser.add_argument("--sets", nargs="+", help="evaluate only these sets of [[evals]]")
     parser.add_argument(
         "--retrieval", metavar="SHARDS", help="a glob of shards: also score image-text retrieval on them"
     )
@@ -110,7 +112,7 @@ def _chosen(settings: Settings, names: list[str] | None) -> tuple[EvalSetConfig,
     known = {source.name: source for source in settings.evals}
     for name in names:
         if name not in known:
-            raise TrainerConfigError(f"--sets {name}: [[evals]] has {', '.join(known) or 'no set'}")
+            raise TrainerConfigError(f"--sets {name}: no such set in [[evals]], which has {', '.join(known) or 'none'}")
     return tuple(known[name] for name in names)
 
 
@@ -131,14 +133,14 @@ def _classify(settings: Settings, encoder: Encoder, sets: tuple[EvalSetConfig, .
                     result.name, result.metric, _percent(result.value), _percent(result.chance), _percent(probe),
                     _count(result),
                 )  # fmt: skip
-    finally:  # hours of work must not be lost to a mistake in the last set
+    finally:  # an error in the last set must not lose the results of the others
         if written:
             Console().print(table)
             print(*written, sep="\n")
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.1%}"
 
 
 def _count(result: ZeroShotResult) -> str:
@@ -146,7 +148,7 @@ def _count(result: ZeroShotResult) -> str:
 
 
 def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) -> float | None:
-    """Fit on the set's training images, if the config says where they are, and score on the evaluation images."""
+    """Fit on the set's training images, if the config has their path, and score on the evaluation images."""
     path = settings.evaluate.probe_train.get(source.name)
     if path is None:
         return None
@@ -154,7 +156,7 @@ def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts:
         train = encode_set(encoder, source.model_copy(update={"path": path}))
         test = encode_set(encoder, source)
     if len(train.labels) < 2:
-        raise TrainerError(f"evaluate.probe_train.{source.name}: one example at {path}; a probe needs two or more")
+        raise TrainerError(f"evaluate.probe_train.{source.name}: a probe needs two or more examples; {path} has one")
     metric = registered_metric(source.name)
     several = has_several_classes(metric)
     _, positive = number_labels(source.name, train.labels + test.labels, prompts, several=several)

@@ -31,12 +31,12 @@ class EncodedSet:
 
     eval_ids: list[str]
     labels: list[str]
-    features: Tensor  # (n, D), as the model gives them
+    features: Tensor  # (n, D), not normalised
     left_out: int  # examples without a readable image or a label
 
 
 class _Reader:
-    """Hands out images and remembers whose they are until their features come back."""
+    """Yields images, and keeps their ids and labels until their features are computed."""
 
     def __init__(self, source: EvalSetConfig) -> None:
         self._source = source
@@ -56,7 +56,7 @@ class _Reader:
             yield example.encoded
 
     def take(self, readable: list[bool]) -> list[tuple[str, str]]:
-        """Return whose features the readable images of the next batch are."""
+        """Return the eval_id and label of each readable image of the next batch."""
         batch, self.waiting = self.waiting[: len(readable)], self.waiting[len(readable) :]
         self.left_out += readable.count(False)
         return list(compress(batch, readable))
@@ -88,11 +88,12 @@ def number_labels(name: str, labels: list[str], prompts: Prompts | None, *, seve
     """Return the prompts to use and which classes each example has, (n, classes).
 
     A label is a class's name (case, spaces, "_" and "-" aside); or its number, from 0, or from 1 where all of 1 to the
-    number of classes occur; or, where labels are codes such as WordNet ids, as many as there are classes, its place in
-    their order. With `several`, a label lists classes with commas between. Without prompts the labels are the classes.
+    number of classes occur; or, if labels are codes such as WordNet ids, as many as there are classes, its rank in
+    their order. With `several`, a label is a comma-separated list of classes. Without prompts the labels are the
+    classes.
 
     Raises:
-        TrainerError: the labels do not fit the classes, or could fit them in two ways.
+        TrainerError: the labels do not match the classes, or could match them in two ways.
     """
     lists = [_parts(label) if several else [label.strip()] for label in labels]
     distinct = sorted({label for one in lists for label in one})
@@ -113,19 +114,19 @@ def _parts(label: str) -> list[str]:
 
 
 def _check_names(name: str, distinct: list[str]) -> None:
-    """Refuse labels that say nothing to a model: it would be asked for "a photo of a n01443537"."""
+    """Reject labels that mean nothing to a model: the prompt would be "a photo of a n01443537"."""
     nameless = [label for label in distinct if _WORDNET_ID.fullmatch(label)]
     if name not in _SETS_OF_NUMBERS and all(label.removeprefix("-").isdecimal() for label in distinct):
         nameless = distinct
     if nameless:
         raise TrainerError(
-            f"evaluation set {name}: label {nameless[0]!r} is no name to ask a model for: give the set's classes and "
-            "templates in the file of evaluate.prompts"
+            f"evaluation set {name}: label {nameless[0]!r} is not a name that a prompt can use: add the set's classes "
+            "and templates to the file of evaluate.prompts"
         )
 
 
 def _numbers(name: str, distinct: list[str], prompts: Prompts) -> dict[str, int]:
-    """Return the class of each label: by name, else by number, else by order. Never by two of them at once."""
+    """Return the class of each label: all by name, else all by number, else all by order."""
     count = len(prompts.classes)
     by_name = _by_name(prompts)
     unknown = [label for label in distinct if _plain(label) not in by_name]
@@ -137,8 +138,8 @@ def _numbers(name: str, distinct: list[str], prompts: Prompts) -> dict[str, int]
         if len(distinct) == count and _are_codes(distinct):
             return {label: number for number, label in enumerate(distinct)}
     raise TrainerError(
-        f"evaluation set {name}: label {unknown[0]!r} is none of the {count} class names, and {len(distinct)} distinct "
-        "labels cannot be matched by order: correct the labels, or the prompts in evaluate.prompts"
+        f"evaluation set {name}: label {unknown[0]!r} is not one of the {count} class names, and {len(distinct)} "
+        "distinct labels cannot be matched by order: correct the labels, or the prompts in evaluate.prompts"
     )
 
 
@@ -152,34 +153,34 @@ def _only_class(name: str, label: str, classes: list[int]) -> int:
 
 
 def _by_name(prompts: Prompts) -> dict[str, list[int]]:
-    """Return the classes of each name: ImageNet has two that are called "missile"."""
-    found: dict[str, list[int]] = {}
+    """Return the classes of each name: ImageNet has two with the name "missile"."""
+    classes: dict[str, list[int]] = {}
     for number, names in enumerate(prompts.classes):
         for name in {_plain(name) for name in names}:
-            found.setdefault(name, []).append(number)
-    return found
+            classes.setdefault(name, []).append(number)
+    return classes
 
 
 def _by_number(name: str, distinct: list[str], count: int) -> dict[str, int]:
     numbers = {label: int(label) for label in distinct}
-    found = set(numbers.values())
-    if found == set(range(1, count + 1)):
+    used = set(numbers.values())
+    if used == set(range(1, count + 1)):
         return {label: number - 1 for label, number in numbers.items()}
-    if max(found) < count and found != set(range(1, count)):  # 1 to count - 1: is 0 missing, or `count`?
+    if max(used) < count and used != set(range(1, count)):  # 1 to count - 1: is 0 missing, or `count`?
         return numbers
     raise TrainerError(
-        f"evaluation set {name}: {len(found)} labels from {min(found)} to {max(found)} do not say which of {count} "
-        "classes they mean: number the classes from 0, or from 1 with none left out, or use their names"
+        f"evaluation set {name}: {len(used)} numeric labels from {min(used)} to {max(used)} are ambiguous for {count} "
+        "classes: number the classes from 0, or from 1 without gaps, or use their names"
     )
 
 
 def _are_codes(distinct: list[str]) -> bool:
-    """Tell whether labels are codes with one order: n01440764, AD; neither words, nor "class10" beside "class9"."""
+    """Return whether labels are codes with one order: n01440764, AD; not words, nor "class10" beside "class9"."""
     if not all(_CODE.fullmatch(label) for label in distinct):
         return False
     return distinct == sorted(distinct, key=lambda code: [int(p) if p.isdecimal() else p for p in _DIGITS.split(code)])
 
 
 def _plain(label: str) -> str:
-    """Return what two spellings of a name share: "Apply Eye Makeup", "apply_eye_makeup" and "ApplyEyeMakeup"."""
+    """Return one form for all spellings of a name: "Apply Eye Makeup", "apply_eye_makeup" and "ApplyEyeMakeup"."""
     return re.sub(r"[\s_]+|(?<!^)-", "", label.strip()).casefold()  # "-1" is not "1"

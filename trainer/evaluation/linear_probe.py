@@ -1,6 +1,6 @@
 """Linear probe: logistic regression by L-BFGS on frozen features, its L2 strength swept as in CLIP's appendix A.3.
 
-Classes exclude each other (softmax), or, where an example may have several, each is told from the rest (sigmoids).
+Classes exclude each other (softmax), or, where an example may have several, each is a binary decision (sigmoids).
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def fit(features: Floats, positive: Bools, l2: float, *, several: bool) -> Probe
     """
     count, width = features.shape
     initial = np.zeros((width + 1, positive.shape[1]))
-    right = np.nonzero(positive)
+    targets = np.nonzero(positive)
 
     def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
         weights = flat.reshape(initial.shape)
@@ -51,35 +51,35 @@ def fit(features: Floats, positive: Bools, l2: float, *, several: bool) -> Probe
         else:
             logits -= logits.max(axis=1, keepdims=True)
             log_sum = np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        loss = log_sum.sum() - logits[right].sum() + l2 / 2 * (weights[:-1] ** 2).sum()
-        slope = np.exp(logits - log_sum)
-        slope[right] -= 1
-        gradient = np.vstack([features.T @ slope + l2 * weights[:-1], slope.sum(axis=0)])
+        loss = log_sum.sum() - logits[targets].sum() + l2 / 2 * (weights[:-1] ** 2).sum()
+        logit_gradient = np.exp(logits - log_sum)
+        logit_gradient[targets] -= 1
+        gradient = np.vstack([features.T @ logit_gradient + l2 * weights[:-1], logit_gradient.sum(axis=0)])
         return float(loss) / count, gradient.ravel() / count
 
-    found = minimize(
+    result = minimize(
         loss_and_gradient, initial.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS}
     )
-    return Probe(found.x.reshape(initial.shape), l2)
+    return Probe(result.x.reshape(initial.shape), l2)
 
 
 def sweep(score: Callable[[float], float]) -> float:
     """Return the best L2 strength by the paper's search: seven coarse points, then halve the step around the peak."""
-    found = {step: score(strength(step)) for step in COARSE}
+    scores = {step: score(strength(step)) for step in COARSE}
     gap = COARSE[1] - COARSE[0]
     while gap > 1:
         gap //= 2
-        peak = max(found, key=lambda step: (found[step], step))
+        peak = max(scores, key=lambda step: (scores[step], step))
         for step in (peak - gap, peak + gap):
-            if COARSE[0] <= step <= COARSE[-1] and step not in found:
-                found[step] = score(strength(step))
-    return strength(max(found, key=lambda step: (found[step], step)))
+            if COARSE[0] <= step <= COARSE[-1] and step not in scores:
+                scores[step] = score(strength(step))
+    return strength(max(scores, key=lambda step: (scores[step], step)))
 
 
 def linear_probe(features: Floats, positive: Bools, *, several: bool = False, seed: int = 0) -> Probe:
     """Choose the strength on a fifth of the training examples, by accuracy or mAP, then fit all of them with it.
 
-    `features`: (n, D), as the image tower gives them before its projection.
+    `features`: (n, D), the image tower's output before its projection.
     """
     count = len(features)
     held_out = np.zeros(count, np.bool_)
@@ -87,7 +87,7 @@ def linear_probe(features: Floats, positive: Bools, *, several: bool = False, se
 
     def validation_score(l2: float) -> float:
         probe = fit(features[~held_out], positive[~held_out], l2, several=several)
-        scores, right = probe.scores(features[held_out]), positive[held_out]
-        return eleven_point_map(scores, right) if several else accuracy(scores, right.argmax(axis=1))
+        scores, labels = probe.scores(features[held_out]), positive[held_out]
+        return eleven_point_map(scores, labels) if several else accuracy(scores, labels.argmax(axis=1))
 
     return fit(features, positive, sweep(validation_score), several=several)

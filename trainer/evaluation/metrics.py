@@ -1,4 +1,4 @@
-"""The metrics of the CLIP paper's table 9: which one a set has, and how it is counted from scores; plain NumPy."""
+"""The metrics of the CLIP paper's table 9: which one each set uses, and its computation from scores in plain NumPy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ Bools = NDArray[np.bool_]
 
 
 def accuracy(scores: Floats, labels: Ints) -> float:
-    """Return the share of examples, (n, classes), whose highest score is their label's."""
+    """Return the fraction of examples whose highest score, of (n, classes), is their label's."""
     return float((scores.argmax(axis=1) == labels).mean())
 
 
@@ -22,7 +22,7 @@ def mean_per_class(scores: Floats, labels: Ints) -> float:
 
 
 def top_k(scores: Floats, labels: Ints, k: int) -> float:
-    """Return the share of examples whose label is among the k highest scores."""
+    """Return the fraction of examples whose label is among the k highest scores."""
     return float((label_ranks(scores, labels) < k).mean())
 
 
@@ -33,9 +33,9 @@ def mean_top1_top5(scores: Floats, labels: Ints) -> float:
 
 def label_ranks(scores: Floats, labels: Ints) -> Ints:
     """Return how many classes score higher than the label, ties resolved as argmax does: the first class wins."""
-    own = scores[np.arange(len(labels)), labels][:, None]
+    label_scores = scores[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return ((scores > label_scores) | ((scores == label_scores) & earlier)).sum(axis=1)
 
 
 def roc_auc(scores: Floats, positive: Bools) -> float:
@@ -69,18 +69,18 @@ def eleven_point_map(scores: Floats, positive: Bools) -> float:
 
 
 def registered_metric(set_name: str) -> Metric:
-    """Return what the paper measures on a set; accuracy for a set of the user's own."""
+    """Return the paper's metric for a set; accuracy for a set that is not registered."""
     known = find_set(set_name)
     return known.metric if known else "accuracy"
 
 
 def shown_name(metric: Metric) -> str:
-    """Return what `evaluate` gives: PM-0 and PM-10 need the frames of whole videos, and we see single ones."""
+    """Return the name of the metric that `evaluate` computes: PM-0 and PM-10 need whole videos, we score frames."""
     return "accuracy (frames)" if metric == "pm0-pm10" else metric
 
 
 def has_several_classes(metric: Metric) -> bool:
-    """Return whether an example may be of several classes."""
+    """Return whether an example may have several classes."""
     return metric == "11-point-map"
 
 
@@ -104,7 +104,7 @@ def evaluate(metric: Metric, scores: Floats, positive: Bools) -> float:
 
 
 def chance(metric: Metric, classes: int) -> float | None:
-    """Return what a guess without looking scores on average; None for mAP, where that depends on the labels."""
+    """Return the expected score of random guessing; None for mAP, where it depends on the labels."""
     match metric:
         case "11-point-map":
             return None

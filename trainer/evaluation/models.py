@@ -1,4 +1,4 @@
-"""Open any open_clip checkpoint, ours or theirs, and turn images and texts into features."""
+"""Open any open_clip checkpoint, of this trainer or another, and encode images and texts into features."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -57,7 +57,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_images(self, images: Iterable[bytes]) -> Iterator[tuple[Tensor, list[bool]]]:
-        """Yield batches: features of the readable images, (n, D) float32 as the model gives them, and which are."""
+        """Yield batches: features of the readable images, (n, D) float32 not normalised, and which are readable."""
         waiting = iter(images)
         with ThreadPoolExecutor(max(1, self.workers)) as threads:
             while block := list(islice(waiting, self.batch)):
@@ -80,9 +80,7 @@ class Encoder:
     def _pixels(self, encoded: bytes) -> Tensor | None:
         try:
             image = open_image(encoded)
-        except (
-            Exception
-        ):  # decoders raise whatever hostile bytes lead them to: RuntimeError, IndexError, struct.error ...
+        except Exception:  # on hostile bytes decoders raise anything: RuntimeError, IndexError, struct.error ...
             return None
         return self.preprocess(image)
 
@@ -97,7 +95,7 @@ def open_encoder(path: str, architecture: str | None, name: str | None, config: 
         TrainerError: it cannot be opened, or the weights are of another architecture.
     """
     device = pick_device(config.device)
-    logging.getLogger().setLevel(logging.WARNING)  # open_clip tells every step of building a model
+    logging.getLogger().setLevel(logging.WARNING)  # open_clip logs every step of building a model
     model, preprocess, context_length = _open(path, architecture)
     _check_weights(model, path)
     tokenizer = (
@@ -116,13 +114,13 @@ def _open(path: str, architecture: str | None) -> tuple[Any, Callable[[Image.Ima
         return _open_training_checkpoint(Path(path))
     if architecture is None and not Path(path, "open_clip_config.json").exists():
         raise TrainerError(
-            f"{path} is neither a checkpoint of this trainer nor an exported model: name its architecture, "
-            "such as --model ViT-B-32"
+            f"{path} is neither a checkpoint of this trainer nor an exported model: add its architecture, such as "
+            "--model ViT-B-32"
         )
     source = (f"local-dir:{path}", None) if architecture is None else (architecture, path)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(*source)
-    except Exception as error:  # open_clip and torch raise whatever their readers do
+    except Exception as error:  # open_clip and torch raise any error of their readers
         reason = str(error).partition("\n")[0]
         raise TrainerError(f"cannot open {path} as {architecture or 'an exported model'}: {reason}") from error
     return model, preprocess, model.context_length
@@ -130,15 +128,15 @@ def _open(path: str, architecture: str | None) -> tuple[Any, Callable[[Image.Ima
 
 def _open_training_checkpoint(path: Path) -> tuple[Any, Callable[[Image.Image], Tensor], int]:
     if not path.exists():
-        raise TrainerError(f"no checkpoint {path}")
+        raise TrainerError(f"checkpoint {path} does not exist")
     content = checkpoint.load(path)
     try:
         identity = content["identity"]
         model = build_model(identity["train.architecture"], objective=identity["train.objective"])
         model.load_state_dict(content["model"])
-    except Exception as error:  # what is missing or does not fit shows wherever it is used
+    except Exception as error:  # missing or mismatched entries fail wherever they are used
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise TrainerError(f"{path} is not a whole checkpoint ({reason}): evaluate another one") from error
+        raise TrainerError(f"{path} is an incomplete checkpoint ({reason}): evaluate another one") from error
     size = model.visual.image_size
     preprocess = image_transform_v2(PreprocessCfg(size=size, **PREPROCESSING), is_train=False)
     return model, preprocess, model.context_length
@@ -151,7 +149,7 @@ def _check_weights(model: Any, path: str) -> None:
 
 
 def _default_name(path: str, architecture: str | None) -> str:
-    """Name a model after its architecture and file, or the run that its file lies in."""
+    """Name a model after its architecture and file, or after its run's folder."""
     stem = Path(path).stem
     if architecture is not None:
         return f"{architecture}-{stem}".replace("/", "-")
@@ -162,9 +160,9 @@ def _default_name(path: str, architecture: str | None) -> str:
 
 @contextmanager
 def without_projection(model: Any) -> Iterator[None]:
-    """Let a ViT's `encode_image` return what its projection gets (CLIP section 3.2: the probe's features).
+    """Let a ViT's `encode_image` return its projection's input (CLIP section 3.2: the features of the probe).
 
-    A ResNet's attention pool and other towers have no projection apart; they give the features of `encode_image`.
+    A ResNet's attention pool and other towers have no separate projection; their `encode_image` does not change.
     """
     projection = getattr(model.visual, "proj", None)
     if projection is None:

@@ -1,8 +1,8 @@
 """Class names and prompt templates of evaluation sets.
 
 ImageNet's come with open_clip. Others are read from a file: JSON or TOML of `{set: {classes: [], templates: []}}`, or a
-Markdown file of `## Title` sections with Python lists called `classes` and `templates`, the form in which OpenAI
-published theirs. A set that nobody names is asked for by the names of its labels: "a photo of a {}."
+Markdown file of `## Title` sections with Python lists `classes` and `templates`, the format of OpenAI's published
+prompts. A set without an entry is prompted with the names of its labels: "a photo of a {}."
 """
 
 import ast
@@ -34,7 +34,7 @@ _IMAGENET_CLASSES = {"imagenet", "imagenetv2", "imagenetsketch", "imagenetblurry
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a set's classes are called; a class may have several names."""
+    """A set's class names, one or more per class, and its templates."""
 
     classes: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
@@ -70,10 +70,10 @@ def read_prompts(path: Path) -> dict[str, Prompts]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".md":
-            found = _read_markdown(text)
+            entries = _read_markdown(text)
         else:
-            found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        prompts = {_slug(name): _checked(entry) for name, entry in found.items()}
+            entries = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        prompts = {_slug(name): _checked(entry) for name, entry in entries.items()}
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TrainerConfigError(f"cannot read prompts from {path}: {error}") from error
     if not prompts:
@@ -92,14 +92,14 @@ def _read_markdown(text: str) -> dict[str, dict[str, Any]]:
 
 def _checked(entry: Any) -> Prompts:
     classes, templates = entry["classes"], entry["templates"]
-    names = [[own] if isinstance(own, str) else own for own in classes]
+    names = [[entry] if isinstance(entry, str) else entry for entry in classes]
     if not all(isinstance(part, list) and part for part in (classes, templates, *names)):
-        raise ValueError("`classes` and `templates` need lists of text")
-    for text in (*templates, *(name for own in names for name in own)):
+        raise ValueError("`classes` and `templates` must be non-empty lists of strings")
+    for text in (*templates, *(name for class_names in names for name in class_names)):
         if not isinstance(text, str) or _SURROGATE.search(text):
-            raise ValueError(f"{text!r} is not text")
+            raise ValueError(f"{text!r} is not a valid string")
     if not all("{}" in template for template in templates):
-        raise ValueError("every template needs a {}")
+        raise ValueError("every template must contain {}")
     return Prompts(tuple(map(tuple, names)), tuple(templates))
 
 

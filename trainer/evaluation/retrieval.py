@@ -15,37 +15,37 @@ from trainer.evaluation.models import Encoder
 from trainer.shards import ShardSet
 
 DEPTHS = (1, 5, 10)
-PREFIX = "a photo of "  # worth a point or two of recall, by the paper
+PREFIX = "a photo of "  # improves recall by 1 to 2 points (CLIP paper)
 _ROWS = 1_024  # similarities held at a time
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Shares of queries with a right answer among the first k."""
+    """Recall at k: the fraction of queries with a match among the first k results."""
 
     images: int
     captions: int
-    text_recall: dict[int, float]  # an image asks for one of its captions
-    image_recall: dict[int, float]  # a caption asks for its image
+    text_recall: dict[int, float]  # image to text: a match is any of the image's captions
+    image_recall: dict[int, float]  # text to image
 
 
 def retrieve(encoder: Encoder, shards: ShardSet, prefix: str = "") -> RetrievalResult:
     """Rank all captions for each image and all images for each caption.
 
     An image's captions are the `captions` of its json, or the txt. Unreadable images are left out with their captions.
-    Of equal scores the earlier sample's goes first: a model to which all is the same gets 1 of n right, not n.
+    Ties are ranked by sample order, so a model that scores everything the same gets 1 of n right, not all n.
     """
     captions: list[list[str]] = []
-    image_parts, owners = [], []
+    image_parts, readable_flags = [], []
     for features, readable in encoder.encode_images(_images(shards, captions)):
         image_parts.append(features)
-        owners += readable
-    kept = [own for own, is_readable in zip(captions, owners, strict=True) if is_readable]
+        readable_flags += readable
+    kept = [texts for texts, is_readable in zip(captions, readable_flags, strict=True) if is_readable]
     if not kept:
         raise TrainerError("no sample of the shards has a readable image and a caption")
     image_ND = F.normalize(torch.cat([part for part in image_parts if len(part)]), dim=-1)
-    text_MD = encoder.encode_texts([prefix + caption for own in kept for caption in own])
-    owner = np.repeat(np.arange(len(kept)), [len(own) for own in kept])
+    text_MD = encoder.encode_texts([prefix + caption for texts in kept for caption in texts])
+    owner = np.repeat(np.arange(len(kept)), [len(texts) for texts in kept])
     best_image = _ranks(text_MD, image_ND, owner)
     best_text = _best_rank_per_image(image_ND, text_MD, owner)
     return RetrievalResult(
@@ -61,31 +61,31 @@ def _images(shards: ShardSet, captions: list[list[str]]) -> Iterator[bytes]:
         reader = shards.reader(shard)
         for number in range(len(reader)):
             sample = reader.read(number, with_json=True)
-            own = stored_captions(sample)
-            if sample.image and own:
-                captions.append(own)
+            texts = stored_captions(sample)
+            if sample.image and texts:
+                captions.append(texts)
                 yield sample.image
 
 
-def _ranks(query_QD: Tensor, target_TD: Tensor, answer: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many targets go before each query's answer."""
+def _ranks(query_QD: Tensor, target_TD: Tensor, match: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many targets rank before each query's match."""
     targets = torch.arange(len(target_TD))
     ranks = []
     for start in range(0, len(query_QD), _ROWS):
         scores = query_QD[start : start + _ROWS] @ target_TD.T
-        answers = torch.from_numpy(answer[start : start + _ROWS])[:, None]
-        own = scores.gather(1, answers)
-        ranks.append(((scores > own) | ((scores == own) & (targets < answers))).sum(dim=1))
+        matches = torch.from_numpy(match[start : start + _ROWS])[:, None]
+        match_scores = scores.gather(1, matches)
+        ranks.append(((scores > match_scores) | ((scores == match_scores) & (targets < matches))).sum(dim=1))
     return torch.cat(ranks).numpy()
 
 
 def _best_rank_per_image(image_ND: Tensor, text_MD: Tensor, owner: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many captions of other images go before the best caption of each image."""
+    """Return how many captions of other images rank before the best caption of each image."""
     owners = torch.from_numpy(owner)
     ranks = []
     for start in range(0, len(image_ND), _ROWS):
         scores = image_ND[start : start + _ROWS] @ text_MD.T
         images = torch.arange(start, start + len(scores))[:, None]
-        own = scores.masked_fill(owners[None, :] != images, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((scores > own) | ((scores == own) & (owners < images))).sum(dim=1))
+        best = scores.masked_fill(owners[None, :] != images, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(((scores > best) | ((scores == best) & (owners < images))).sum(dim=1))
     return torch.cat(ranks).numpy()

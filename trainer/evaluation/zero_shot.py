@@ -38,13 +38,13 @@ from trainer.evaluation.prompts import Prompts
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """How a model did on a set."""
+    """A model's scores on a set."""
 
     name: str
     metric: str  # as it is shown
     value: float
-    chance: float | None  # what guessing would score, where that is known
-    accuracy: float  # the share of `correct`
+    chance: float | None  # expected score of guessing, where that is known
+    accuracy: float  # the fraction of `correct`
     examples: int
     left_out: int
     classes: int
@@ -54,13 +54,13 @@ class ZeroShotResult:
 def classifier(encoder: Encoder, prompts: Prompts) -> Tensor:
     """Return one vector per class, (classes, D): its texts' features normalised, averaged, and normalised again."""
     texts = [prompts.texts(label) for label in range(len(prompts.classes))]
-    features = encoder.encode_texts([text for own in texts for text in own])
-    means = [own.mean(dim=0) for own in features.split([len(own) for own in texts])]
+    features = encoder.encode_texts([text for class_texts in texts for text in class_texts])
+    means = [rows.mean(dim=0) for rows in features.split([len(class_texts) for class_texts in texts])]
     return F.normalize(torch.stack(means), dim=-1)
 
 
 def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) -> ZeroShotResult:
-    """Classify a set; the metric is the registered one, accuracy for a set of the user's own.
+    """Classify a set; the metric is the registered one, accuracy for a set that is not registered.
 
     Raises:
         TrainerError: the set cannot be read, or its labels do not fit the prompts or the metric.
@@ -86,11 +86,11 @@ def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) 
 
 
 def check_classes(name: str, metric: Metric, positive: NDArray[np.bool_]) -> None:
-    """Raise TrainerError if the examples' classes, (n, classes), have no such metric."""
+    """Raise TrainerError if the metric is undefined for the examples' classes, (n, classes)."""
     if metric == "roc-auc" and (positive.shape[1] != 2 or not positive.any(axis=0).all()):
         raise TrainerError(
             f"evaluation set {name}: ROC AUC needs examples of two classes; {positive.any(axis=0).sum()} of "
-            f"{positive.shape[1]} have any: correct the labels, or the prompts in evaluate.prompts"
+            f"{positive.shape[1]} classes have examples: correct the labels, or the prompts in evaluate.prompts"
         )
 
 
@@ -111,7 +111,7 @@ def _table(eval_ids: list[str], scores: NDArray[np.float64], positive: NDArray[n
 
 
 def write_results(workspace: str, model: str, result: ZeroShotResult) -> str:
-    """Write the per-example results of a set where the report looks for them, whole or not at all; return the path.
+    """Write the per-example results of a set atomically, where the report looks for them; return the path.
 
     Raises:
         TrainerError: they cannot be written.

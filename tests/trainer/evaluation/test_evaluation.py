@@ -160,27 +160,27 @@ def test_numbers_that_are_names_are_names():
     for labels in (names[::-1], ["3", "7"]):
         _, positive = number_labels("clevr-counts", labels, prompts, several=False)
         assert [names[n] for n in positive.argmax(axis=1)] == labels
-    with pytest.raises(TrainerError, match="label '0' is none of the 8 class names"):
+    with pytest.raises(TrainerError, match="label '0' is not one of the 8 class names"):
         number_labels("clevr-counts", list("01234567"), prompts, several=False)
-    with pytest.raises(TrainerError, match="label '-3' is none of the 8 class names"):
+    with pytest.raises(TrainerError, match="label '-3' is not one of the 8 class names"):
         number_labels("clevr-counts", ["-3", "4"], prompts, several=False)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["cat", "fish"], "label 'fish' is none of the 3 class names"),
+        (["cat", "fish"], "label 'fish' is not one of the 3 class names"),
         (
             ["cat", "neko", "inu"],
-            "label 'inu' is none of the 3 class names",
+            "label 'inu' is not one of the 3 class names",
         ),  # the order of words is no order of classes
-        (["inu", "neko", "tori"], "label 'inu' is none of the 3 class names"),
-        (["class1", "class2", "class10"], "label 'class1' is none of the 3 class names"),
-        (["n01", "n02"], "label 'n01' is none of the 3 class names"),
+        (["inu", "neko", "tori"], "label 'inu' is not one of the 3 class names"),
+        (["class1", "class2", "class10"], "label 'class1' is not one of the 3 class names"),
+        (["n01", "n02"], "label 'n01' is not one of the 3 class names"),
         (["hound"], "label 'hound' is the name of 2 classes"),
-        (["1", "2"], "2 labels from 1 to 2 do not say which of 3 classes"),  # 0 or 3 does not occur
-        (["0", "3"], "2 labels from 0 to 3 do not say which of 3 classes"),
-        (["1", "3"], "2 labels from 1 to 3 do not say which of 3 classes"),
+        (["1", "2"], "2 numeric labels from 1 to 2 are ambiguous for 3 classes"),  # 0 or 3 does not occur
+        (["0", "3"], "2 numeric labels from 0 to 3 are ambiguous for 3 classes"),
+        (["1", "3"], "2 numeric labels from 1 to 3 are ambiguous for 3 classes"),
     ],
 )
 def test_labels_that_fit_no_class_or_several_are_one_line(labels: list[str], message: str):
@@ -198,9 +198,11 @@ def test_names_may_be_spelt_in_several_ways(label: str, name: str):
     assert positive.argmax(axis=1).tolist() == [1, 0]
 
 
-def test_labels_that_are_no_names_need_prompts():
+def test_labels_that_are_not_names_need_prompts():
     for name, labels in (("imagenet-a", ["n01443537", "n01498041"]), ("cifar10", ["0", "1"]), ("pets", ["-1"])):
-        with pytest.raises(TrainerError, match=rf"{name}: label '{labels[0]}' is no name .* file of evaluate\.prompts"):
+        with pytest.raises(
+            TrainerError, match=rf"{name}: label '{labels[0]}' is not a name .* file of evaluate\.prompts"
+        ):
             number_labels(name, labels, None, several=False)
     prompts, _ = number_labels("mnist", ["7", "3"], None, several=False)
     assert prompts.classes == (("3",), ("7",))
@@ -443,9 +445,9 @@ def test_the_command_writes_results_and_prints_chance(
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"--checkpoint": "missing.pt"}, 1, "no checkpoint missing.pt"),
-        ({"--checkpoint": "nowhere"}, 1, "name its architecture"),
-        ({"--sets": "other"}, 2, "[[evals]] has scenes"),
+        ({"--checkpoint": "missing.pt"}, 1, "checkpoint missing.pt does not exist"),
+        ({"--checkpoint": "nowhere"}, 1, "add its architecture"),
+        ({"--sets": "other"}, 2, "no such set in [[evals]], which has scenes"),
         ({"-c": "missing.toml"}, 2, "cannot read missing.toml"),
     ],
 )
@@ -464,14 +466,14 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ('probe_train = { scene = "there" }', "evaluate.probe_train.scene: [[evals]] has scenes"),
+        ('probe_train = { scene = "there" }', "evaluate.probe_train.scene: no such set in [[evals]], which has scenes"),
         (
             '[[evals]]\nname = "scenes"\nkind = "folder"\npath = "there"',
-            "two of [[evals]] are called 'scenes': rename one",
+            "two [[evals]] have the name 'scenes': rename one",
         ),
     ],
 )
-def test_sets_are_told_apart_before_anything_is_scored(
+def test_duplicate_or_unknown_set_names_fail_before_scoring(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: str, message: str
 ):
     config = _config(tmp_path, _scene_folder(tmp_path / "images", 4), extra)
@@ -500,7 +502,7 @@ def test_results_stay_in_their_folder(
     config = _config(workspace, source)
     assert main(["-c", str(config), "--checkpoint", str(trained / "model"), "--name", name]) == 2
     error = capsys.readouterr().err
-    assert "is no file name" in error or "evals.0.name" in error
+    assert "is not a file name" in error or "evals.0.name" in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == sorted([*before, config])
 
@@ -549,7 +551,7 @@ def test_a_probe_of_one_example_is_refused(trained: Path, tmp_path: Path, capsys
     config = _config(tmp_path, _scene_folder(tmp_path / "images", 4), f'probe_train = {{ scenes = "{one.path}" }}')
     assert main(["-c", str(config), "--checkpoint", str(trained / "model")]) == 1
     error = capsys.readouterr().err
-    assert "evaluate.probe_train.scenes: one example" in error
+    assert "evaluate.probe_train.scenes: a probe needs two or more examples" in error
     assert error.count("\n") == 1
 
 
