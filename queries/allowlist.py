@@ -1,10 +1,10 @@
-"""The allowlist: what we look for, where each query came from, and how much each origin thinks of it.
+"""The allowlist: the queries, their origins, and their score in each origin.
 
-A list is one Parquet file with the columns
+An allowlist is one Parquet file with the columns
 
     query    string          a query's id is its row number
     origins  list<string>    where it came from: a source of `wit queries build`, or the name of an imported file
-    score    list<double>    its score in each of these origins (count, PMI, page views, ...); null where there is none
+    score    list<double>    its score in each of these origins (count, PMI, page views, ...); null if it has none
 
 and a manifest beside it (for queries.parquet: queries.manifest.json), written last. No two queries of a list have the
 same normal form, so no two of them match the same string.
@@ -33,7 +33,7 @@ from queries.normal_form import normalize_batch
 
 @dataclass(frozen=True)
 class Allowlist:
-    """A list in memory. `table` has the columns above; `sha256` is that of the Parquet file, in hex."""
+    """An allowlist in memory. `table` has the columns above; `sha256` is the Parquet file's, in hex."""
 
     table: pa.Table
     sha256: str
@@ -43,11 +43,11 @@ class Allowlist:
         """Read a list from a local path or any fsspec URL.
 
         Raises:
-            InputError: the file is missing, is no Parquet, has not the columns of a list, or is empty.
+            InputError: the file is missing, not Parquet, without the columns of an allowlist, or empty.
         """
         content = read_bytes(path)
         if content[:4] != b"PAR1":
-            raise InputError(f"{path} is not a Parquet file; `wit queries import` makes an allowlist of it")
+            raise InputError(f"{path} is not a Parquet file; convert it with `wit queries import`")
         table = parse_parquet(path, content)
         _check(path, table)
         return cls(table.select(SCHEMA.names), hashlib.sha256(content).hexdigest())
@@ -65,50 +65,50 @@ def _check(path: str, table: pa.Table) -> None:
     for field in SCHEMA:
         if field.name not in table.schema.names or table.schema.field(field.name).type != field.type:
             raise InputError(
-                f"{path} is no allowlist: it needs a column {field.name!r} of type {field.type}; "
-                "`wit queries import` makes an allowlist of it"
+                f"{path} is not an allowlist: it needs a column {field.name!r} of type {field.type}; "
+                "convert it with `wit queries import`"
             )
     if table.num_rows == 0:
         raise InputError(f"{path} has no queries")
     if table["query"].null_count:
-        raise InputError(f"{path} has {table['query'].null_count} queries that are null")
+        raise InputError(f"{path} has {table['query'].null_count} null queries")
 
 
 def import_allowlist(sources: str | Sequence[str], out_path: str, *, column: str = "query") -> dict[str, Any]:
-    """Make a list of files that others made, in their order, write it and its manifest, and return the manifest.
+    """Merge lists of queries into an allowlist, in their order; write it and its manifest, and return the manifest.
 
-    Kinds of files: see `queries.list_files`. Queries with the same normal form become one, in its first spelling, with
+    File formats: see `queries.list_files`. Queries with the same normal form become one, in its first spelling, with
     all its origins. The same files give the same bytes.
 
     Raises:
-        InputError: a file is missing, damaged or of the wrong kind, or nothing is left to look for.
+        InputError: a file is missing, damaged or of an unknown format, or no query is left.
     """
     paths = [sources] if isinstance(sources, str) else list(sources)
-    keep_inputs(out_path, [path for path in paths if _place(path) != _place(out_path) or not _is_allowlist(path)])
+    keep_inputs(out_path, [path for path in paths if _location(path) != _location(out_path) or not _is_allowlist(path)])
     read = [read_list(path, column) for path in paths]
     table, dropped = merge_candidates(pa.concat_tables(read))
     if table.num_rows == 0:
-        raise InputError(f"{', '.join(paths)}: no query to look for ({sum(t.num_rows for t in read)} lines read)")
+        raise InputError(f"{', '.join(paths)}: no usable query in {sum(t.num_rows for t in read)} lines")
     files = [{"path": path, "queries": rows.num_rows} for path, rows in zip(paths, read, strict=True)]
     return write_allowlist(table, out_path, {"source": files, "dropped": dropped})
 
 
 def keep_inputs(out_path: str, inputs: Sequence[str]) -> None:
-    """Refuse to write a list, or its manifest, over a file that it is made of.
+    """Check that neither the list nor its manifest would overwrite one of its inputs.
 
     Raises:
-        InputError: that is what `out_path` asks for.
+        InputError: one would.
     """
-    written = {_place(out_path), _place(manifest_path(out_path))}
+    written = {_location(out_path), _location(manifest_path(out_path))}
     for path in inputs:
-        if _place(path) in written:
-            raise InputError(f"{path}: --out {out_path} would write over this input; give another name")
+        if _location(path) in written:
+            raise InputError(f"{path}: --out {out_path} would overwrite this input; choose another name")
 
 
-def _place(path: str) -> str:
+def _location(path: str) -> str:
     try:
         filesystem, name = fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError):  # reading or writing says what is wrong with it
+    except (ValueError, ImportError):  # reading or writing it reports the error
         return path
     return os.path.realpath(name) if "file" in filesystem.protocol else path
 
@@ -122,9 +122,9 @@ def _is_allowlist(path: str) -> bool:
 
 
 def merge_candidates(candidates: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Make one row per normal form out of CANDIDATES; return the list's table and the number of rows dropped by reason.
+    """Merge CANDIDATES into one row per normal form; return the list's table and the number of rows dropped by reason.
 
-    The order and spelling are those of the first row of each. From each origin the first score counts.
+    Each keeps the order and spelling of its first row, and the first score of each origin.
     """
     candidates = candidates.combine_chunks()
     normal = pa.chunked_array([normalize_batch(chunk) for chunk in candidates["query"].chunks], pa.string())
@@ -163,9 +163,9 @@ def _combine(values: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def write_allowlist(table: pa.Table, out_path: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a list and, when it stands, its manifest: `facts` with the count and the SHA-256 of the file.
+    """Write a list, then its manifest: `facts` with the count and the SHA-256 of the file.
 
-    Each file appears whole or not at all. A list whose manifest is missing, or has another sha256, was cut off.
+    Each file is written atomically. If a list's manifest is missing or has another sha256, the write was interrupted.
     """
     buffer = pa.BufferOutputStream()
     pq.write_table(table.cast(SCHEMA), buffer, compression="zstd", row_group_size=65_536)
@@ -177,12 +177,12 @@ def write_allowlist(table: pa.Table, out_path: str, facts: Mapping[str, Any]) ->
 
 
 def manifest_path(allowlist_path: str) -> str:
-    """Return where the manifest of a list is: beside it."""
+    """Return the path of a list's manifest."""
     return allowlist_path.removesuffix(".parquet") + ".manifest.json"
 
 
 def _write_file(path: str, content: bytes) -> None:
-    """Write a file at once: by renaming on a local disk; object stores show an upload only when it is complete."""
+    """Write a file atomically: by renaming on a local disk; object stores show an upload only when it is complete."""
     with store_errors_in_one_line(path, "written"):
         filesystem, name = fsspec.core.url_to_fs(path)
         if "file" not in filesystem.protocol:
@@ -194,7 +194,7 @@ def _write_file(path: str, content: bytes) -> None:
             file.write(content)
         os.replace(temporary, name)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -2,6 +2,6 @@
 
 
 class InputError(ValueError):
-    """A file or value of the user's is missing or unusable; the message is one line: which, and the way out."""
+    """A file or value of the user is missing or unusable; the message is one line that names it and the fix."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Explain one query: is it in a list, where is it from, what does it match, and how often."""
+"""Explain one query: whether it is in a list, its origins, what it matches, and how often."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a list makes of a text.
+    """The entries of a list that are related to a text.
 
-    `entry` has the same normal form, None if no entry has. `inside` are the other entries that match every caption that
-    the text matches; `around`, entries that contain it.
+    `entry` has the same normal form; None if no entry does. `inside` are the other entries that match every caption
+    that the text matches; `around`, entries that contain it.
     """
 
     normal_form: str
@@ -34,7 +34,7 @@ class Explanation:
 
 
 def explain(allowlist: Allowlist, text: str) -> Explanation:
-    """Find the entries of a list that have to do with a text."""
+    """Find the entries of a list that are related to a text."""
     form = normalize(text)
     normal = normalize_batch(allowlist.table["query"].combine_chunks())
     is_same = pc.equal(normal, form or None)
@@ -53,7 +53,7 @@ def _spans(form: str, lengths: Iterable[int]) -> list[str]:
 
 
 def _contains(normal: pa.Array, form: str) -> pa.Array:
-    """Tell which normal forms contain another, at token boundaries."""
+    """Return which normal forms contain another one, at token boundaries."""
     if not form:
         return pa.repeat(False, len(normal))
     padded = pc.binary_join_element_wise("", normal, "", " ")
@@ -71,7 +71,7 @@ def _entries(allowlist: Allowlist, mask: pa.Array) -> list[Entry]:
 
 @dataclass
 class Occurrences:
-    """In how many of some captions a query is found, and the first of them."""
+    """The number of captions searched, how many of them match a query, and the first of these."""
 
     captions: int = 0
     matches: int = 0
@@ -79,12 +79,12 @@ class Occurrences:
 
 
 def count_occurrences(text: str, captions: Iterable[pa.Array], examples: int = 3) -> Occurrences:
-    """Look for one query in batches of captions."""
-    found = Occurrences()
+    """Search batches of captions for one query."""
+    occurrences = Occurrences()
     form = normalize(text)
     for batch in captions:
         hits = batch.filter(pc.fill_null(_contains(normalize_batch(batch), form), False))
-        found.captions += len(batch)
-        found.matches += len(hits)
-        found.examples += hits[: examples - len(found.examples)].to_pylist()
-    return found
+        occurrences.captions += len(batch)
+        occurrences.matches += len(hits)
+        occurrences.examples += hits[: examples - len(occurrences.examples)].to_pylist()
+    return occurrences

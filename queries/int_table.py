@@ -1,4 +1,4 @@
-"""A hash table from 64-bit to 32-bit integers that looks up whole arrays. It never changes: threads share it."""
+"""A hash table from 64-bit to 32-bit integers that looks up whole arrays. Immutable, so threads can share it."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ class IntTable:
     """Open addressing with linear probing, at most half full."""
 
     def __init__(self, keys: npt.NDArray[np.int64], values: npt.NDArray[np.int32]) -> None:
-        """Store a value, 0 or more, for each key; keys are different and 0 or more."""
+        """Store a value for each key; keys are distinct; keys and values are 0 or more."""
         bits = max((2 * len(keys)).bit_length(), 3)
         self._shift = np.uint64(64 - bits)
         self._mask = (1 << bits) - 1
@@ -29,7 +29,7 @@ class IntTable:
         return ((keys.view(np.uint64) * _MULTIPLIER) >> self._shift).astype(np.int64)
 
     def find(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Return the value of each key, -1 for those that are not there. Keys are 0 or more."""
+        """Return the value of each key, -1 for missing ones. Keys are 0 or more."""
         slots = self._home(keys)
         seen = self._keys[slots]
         values = np.where(seen == keys, self._values[slots], np.int32(_EMPTY))
@@ -37,7 +37,7 @@ class IntTable:
         while len(pending):
             slots[pending] = (slots[pending] + 1) & self._mask
             seen = self._keys[slots[pending]]
-            found = seen == keys[pending]
-            values[pending[found]] = self._values[slots[pending[found]]]
-            pending = pending[~found & (seen != _EMPTY)]
+            is_hit = seen == keys[pending]
+            values[pending[is_hit]] = self._values[slots[pending[is_hit]]]
+            pending = pending[~is_hit & (seen != _EMPTY)]
         return values

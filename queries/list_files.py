@@ -1,9 +1,9 @@
-"""Read lists of queries that others made: text, JSON, Parquet, CSV, TSV; also compressed (.gz .bz2 .xz).
+"""Read lists of queries from text, JSON, Parquet, CSV or TSV files, also compressed (.gz .bz2 .xz).
 
-.txt      one query a line
+.txt      one query per line
 .json     ["dog", ...] or {"dog": 120, ...}; the numbers become scores
-.parquet  a column `query`; a numeric column `score` if there is one; or the columns of an allowlist
-.csv .tsv a header with `query`, and perhaps `score`
+.parquet  a column `query` and an optional numeric column `score`; or the columns of an allowlist
+.csv .tsv a header with `query` and, optionally, `score`
 """
 
 import csv
@@ -27,7 +27,7 @@ SCHEMA = pa.schema([("query", pa.string()), ("origins", pa.list_(pa.string())), 
 """Columns of an allowlist; see `queries.allowlist`."""
 
 CANDIDATES = pa.schema([("query", pa.string()), ("origin", pa.string()), ("score", pa.float64())])
-"""Queries as a source gives them, before de-duplication."""
+"""Queries of a source before duplicates are merged."""
 
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -35,10 +35,10 @@ _COMPRESSED = (".gz", ".bz2", ".xz")
 def read_list(path: str, column: str = "query") -> pa.Table:
     """Return the queries of a file, in its order, as CANDIDATES; the origin is the file's name without suffixes.
 
-    `column` names the column of queries in Parquet, CSV and TSV. Blank lines and nulls come as "".
+    `column` names the column of queries in Parquet, CSV and TSV. Blank lines and nulls become "".
 
     Raises:
-        InputError: the file is missing, damaged, not UTF-8, of no known kind, or lacks the column.
+        InputError: the file is missing, damaged, not UTF-8, of an unknown format, or lacks the column.
     """
     name = PurePosixPath(path)
     suffixes = [suffix.lower() for suffix in name.suffixes]
@@ -46,12 +46,12 @@ def read_list(path: str, column: str = "query") -> pa.Table:
         suffixes.pop()
     reader = _READERS.get(suffixes[-1] if suffixes else "")
     if reader is None:
-        raise InputError(f"{path}: do not know this kind of list; known are {', '.join(_READERS)} (also compressed)")
+        raise InputError(f"{path}: unknown file format; supported are {', '.join(_READERS)} (also compressed)")
     return reader(path, name.name.split(".")[0], read_bytes(path), column)
 
 
 def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
-    """Read the captions of a Parquet file in batches, however large, or of any other kind of list at once.
+    """Read the captions of a Parquet file of any size in batches, or those of any other list in one batch.
 
     Raises:
         InputError: as `read_list`.
@@ -63,7 +63,7 @@ def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
         if names.count(column) != 1:
-            raise InputError(f"{path}: no column {column!r}, or several (there are: {', '.join(names)})")
+            raise InputError(f"{path}: needs exactly one column {column!r}; its columns are {', '.join(names)}")
         _check_text(path, column, table.schema_arrow.field(column).type)
         for batch in table.iter_batches(columns=[column]):
             captions = batch.column(0).cast(pa.string())
@@ -73,11 +73,11 @@ def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
 
 @contextmanager
 def _reading_parquet(path: str) -> Iterator[None]:
-    """Turn what Arrow says of a file into one line that names it."""
+    """Turn Arrow's errors into one line that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a Parquet file, or a damaged one ({_first_line(error)})") from None
+        raise InputError(f"{path}: not a Parquet file, or damaged ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -85,10 +85,10 @@ def _first_line(error: Exception) -> str:
 
 
 def parse_parquet(path: str, content: bytes) -> pa.Table:
-    """Return the table of a Parquet file's content; its text is UTF-8.
+    """Return the table of a Parquet file's content, checked to be valid UTF-8.
 
     Raises:
-        InputError: it is no Parquet file, or a damaged one.
+        InputError: it is not a Parquet file, or it is damaged.
     """
     with _reading_parquet(path):
         table = pq.read_table(pa.BufferReader(content))
@@ -99,14 +99,14 @@ def parse_parquet(path: str, content: bytes) -> pa.Table:
 def _check_text(path: str, column: str, kind: pa.DataType) -> None:
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner) or pa.types.is_null(inner)):
-        raise InputError(f"{path}: column {column!r} holds {kind}, not text; name another with --column")
+        raise InputError(f"{path}: column {column!r} holds {kind}, not text; choose another with --column")
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the content of a local file or fsspec URL, decompressed where the suffix says so.
+    """Return the content of a local file or fsspec URL, decompressed according to its suffix.
 
     Raises:
-        InputError: there is no such file, or it cannot be read to its end.
+        InputError: the file does not exist, or cannot be read to its end.
     """
     with reading(path) as file:
         return file.read()
@@ -136,8 +136,8 @@ def _read_json(path: str, origin: str, content: bytes, _: str) -> pa.Table:
         raise InputError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
     except RecursionError:
         value = None
-    except ValueError:  # of Python's own, against conversions that take hours
-        raise InputError(f"{path}: a number in it has thousands of digits") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise InputError(f"{path}: a number has thousands of digits") from None
     if isinstance(value, list) and all(isinstance(query, str) for query in value):
         return _candidates(path, value, origin, None)
     if isinstance(value, dict) and all(_is_number(score) for score in value.values()):
@@ -154,7 +154,7 @@ def _score(path: str, query: str, number: float) -> float:
     try:
         return float(number)
     except OverflowError:
-        raise InputError(f"{path}: the number of {query[:40]!r} is above 1.8e308, the largest there is") from None
+        raise InputError(f"{path}: the score of {query[:40]!r} is above 1.8e308, the largest float64") from None
 
 
 def _read_parquet(path: str, origin: str, content: bytes, column: str) -> pa.Table:
@@ -168,7 +168,7 @@ def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table
             raise InputError(f"{path}: the file is empty")
         _check_quotes(path, text, delimiter)
         parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        # Without fixed types, a column of words such as "null" and "true" would not be text.
+        # Without a fixed type, Arrow would not read a column of words such as "null" and "true" as text.
         convert = pa.csv.ConvertOptions(column_types={column: pa.string()}, strings_can_be_null=False)
         try:
             content = text.encode()
@@ -182,19 +182,18 @@ def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table
 
 
 def _check_quotes(path: str, text: str, delimiter: str) -> None:
-    """Refuse quotes that Arrow would take for the beginning of a field that goes on over the rows below."""
+    """Reject quotes that Arrow would read as the start of a field that spans the rows below."""
     if '"' not in text:
         return
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     first = 1
-    usual_limit = csv.field_size_limit(len(text))  # the module's own; long fields are no damage
+    usual_limit = csv.field_size_limit(len(text))  # raise csv's default limit: long fields are valid
     try:
         for _ in rows:
             first = rows.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{path}: line {first}: a field in quotes does not end as it should ({error}); "
-            "write quotes inside a field twice"
+            f"{path}: line {first}: a quoted field does not end correctly ({error}); double the quotes inside a field"
         ) from None
     finally:
         csv.field_size_limit(usual_limit)
@@ -203,8 +202,9 @@ def _check_quotes(path: str, text: str, delimiter: str) -> None:
 def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Table:
     names = table.schema.names
     if names.count(column) != 1:
-        what = f"{names.count(column)} columns are called {column!r} (all: {', '.join(names)})"
-        raise InputError(f"{path}: {what}; name one with --column")
+        raise InputError(
+            f"{path}: needs exactly one column {column!r}; its columns are {', '.join(names)}; choose one with --column"
+        )
     queries = table[column]
     _check_text(path, column, queries.type)
     if all(field in table.schema for field in SCHEMA):
@@ -222,9 +222,9 @@ def _from_allowlist(path: str, table: pa.Table) -> pa.Table:
     origins, scores = (table[name].combine_chunks() for name in ("origins", "score"))
     sizes = pc.list_value_length(origins)
     if sizes.null_count or not sizes.equals(pc.list_value_length(scores)) or pc.min(sizes).as_py() == 0:
-        raise InputError(f"{path}: each query needs as many scores as origins, and one at least")
+        raise InputError(f"{path}: each query needs as many scores as origins, and at least one")
     if pc.list_flatten(origins).null_count:
-        raise InputError(f"{path}: an origin is null; each needs a name")
+        raise InputError(f"{path}: an origin is null; each origin needs a name")
     queries = table["query"].combine_chunks().take(pc.list_parent_indices(origins))
     return pa.table([queries, pc.list_flatten(origins), pc.list_flatten(scores)], schema=CANDIDATES)
 
@@ -233,7 +233,7 @@ def _candidates(path: str, queries: list[str], origin: str, scores: list[float] 
     try:
         column = pa.array(queries, pa.string())
     except UnicodeEncodeError:
-        raise InputError(f"{path}: a query has half of a surrogate pair, which is no text") from None
+        raise InputError(f"{path}: a query contains an unpaired surrogate, which is not valid text") from None
     score = pa.nulls(len(column), pa.float64()) if scores is None else pa.array(scores, pa.float64())
     return pa.table([column, pa.repeat(origin, len(column)), score], schema=CANDIDATES)
 

@@ -1,9 +1,9 @@
-"""Which queries does a caption contain?
+"""Find the queries that a caption contains.
 
-A query matches when its tokens (`queries.normal_form`) stand in the caption's, in a row. The queries are a trie of
-tokens: words are numbered, and a node is reached by (node, next word), a pair of integers in one hash table. All
-positions of a batch of captions go down the trie together, an array operation for each level, so the cost per caption
-does not depend on the number of queries, and Python's share is small. Once built, nothing changes: threads share it.
+A query matches when its tokens (`queries.normal_form`) occur consecutively in the caption's. The queries form a trie
+of tokens: words are numbered, and one hash table maps (node, next word), a pair of integers, to the next node. All
+positions of a batch of captions descend the trie together, with one array operation per level, so the cost per caption
+does not depend on the number of queries, and little time is spent in Python. Immutable once built: threads share it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from queries.normal_form import normalize, normalize_batch
 Ints = npt.NDArray[np.int64]
 
 _CHUNK_BYTES = 1 << 19
-"""Captions matched in one go, about ten thousand: the arrays stay small enough for the caches."""
+"""Bytes of captions matched at a time, about ten thousand captions: the arrays fit into the CPU's caches."""
 
 _NONE = -1
 
@@ -39,7 +39,7 @@ class QueryMatcher:
         trie = _Trie.of(tokens)
         self._next, self._is_inner = trie.next, trie.is_inner
 
-        # The ids of the queries that end in a node stand in a row; `_first` says where, by node.
+        # The ids of the queries that end in a node are consecutive; `_first` has their start, by node.
         self._ids = matchable[np.argsort(trie.ends, kind="stable")]
         self._first = np.searchsorted(np.sort(trie.ends), np.arange(len(trie.is_inner) + 1))
 
@@ -60,7 +60,7 @@ class QueryMatcher:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(keys.astype(np.int32)))
 
     def _descend(self, words: Ints, rows: Ints) -> Iterator[tuple[Ints, Ints]]:
-        """Go down from every word that is a node, all in step; return the rows and nodes reached, level by level."""
+        """Descend from every word that is a node, all in step; yield the rows and nodes reached, level by level."""
         position = np.flatnonzero(words >= 0)
         row, node = rows[position], words[position]
         words, rows = np.append(words, _NONE), np.append(rows, _NONE)
@@ -68,8 +68,8 @@ class QueryMatcher:
             yield row, node
             inner = self._is_inner[node]
             position, row, node = position[inner] + 1, row[inner], node[inner]
-            goes_on = (rows[position] == row) & (words[position] >= 0)
-            position, row, node = position[goes_on], row[goes_on], node[goes_on]
+            has_next = (rows[position] == row) & (words[position] >= 0)
+            position, row, node = position[has_next], row[has_next], node[has_next]
             if len(position) == 0:
                 return
             node = self._next.find((node << 32) | words[position]).astype(np.int64)
@@ -77,7 +77,7 @@ class QueryMatcher:
             position, row, node = position[reached], row[reached], node[reached]
 
     def _keys(self, row: Ints, node: Ints) -> Ints:
-        """Return (row, query id), as one number each, for the queries that end in the nodes."""
+        """Return row << 32 | query id for the queries that end in the nodes."""
         first = self._first[node]
         count = self._first[node + 1] - first
         ends = count > 0
@@ -91,7 +91,7 @@ class QueryMatcher:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The tokens of some normal forms, one after the other, as numbers into their vocabulary."""
+    """The concatenated tokens of normal forms, as indices into their vocabulary."""
 
     vocabulary: pa.Array
     codes: Ints
@@ -110,7 +110,7 @@ class _Trie:
     """The queries as a trie of tokens. The node of a query's first token has the number of that token."""
 
     next: IntTable  # (node << 32) | token -> node
-    is_inner: npt.NDArray[np.bool_]  # by node: has the trie more below it?
+    is_inner: npt.NDArray[np.bool_]  # by node: whether it has children
     ends: Ints  # by query: its last node
 
     @classmethod
@@ -133,7 +133,7 @@ class _Trie:
 
 
 def _runs(rows: Ints) -> tuple[Ints, Ints]:
-    """Return where the run of each row begins, and how long it is; every row has one."""
+    """Return the start and length of the run of each row; every row has one."""
     start = np.flatnonzero(np.diff(rows, prepend=-1))
     return start, np.diff(start, append=len(rows))
 
@@ -147,7 +147,7 @@ def _chunks(rows: pa.Array) -> Iterator[pa.Array]:
 
 
 def naive_match(queries: Sequence[str], caption: str) -> list[int]:
-    """Return the ids of the queries in a caption, by asking one query after the other: the definition, for tests."""
+    """Return the ids of the queries in a caption, checking one query after the other: the definition, for tests."""
     text = f" {normalize(caption)} "
     normal = ((query_id, normalize(query)) for query_id, query in enumerate(queries))
     return [query_id for query_id, query in normal if query and f" {query} " in text]

@@ -3,7 +3,7 @@
 The normal form of a text is its tokens, joined by single spaces. A query matches a caption when its tokens occur in the
 caption in a row (`queries.match`). Steps, in this order:
 
-1. Characters nobody sees are removed: zero-width joiners, soft hyphens, direction marks, variation selectors.
+1. Invisible characters are removed: zero-width joiners, soft hyphens, direction marks, variation selectors.
 2. Unicode NFKC and full case folding (Unicode 3.13): full-width letters, ligatures, "ß", final sigma.
 3. Letters, digits and their combining marks form words. Punctuation, white space and control characters only separate.
 4. A symbol (emoji, currency, "+", "#", "&", "%") is a token of its own, so that "C++" stays apart from "C".
@@ -60,7 +60,7 @@ _IGNORABLE_NOT_CF = (
 
 _ZERO_WIDTH_SPACE = "\u200b"  # Cf, but it marks a word boundary
 _TOKEN_PUNCTUATION = "#&%"
-# Symbols that decorate a name ("Lego® City") or stand for punctuation; U+2044 is what NFKC makes of the slash in "½".
+# Symbols that decorate a name ("Lego® City") or act as punctuation; NFKC turns the slash in "½" into U+2044.
 _SEPARATING_SYMBOLS = "©®™℠<=>|~^`\u2044\ufffd"
 
 
@@ -101,9 +101,9 @@ def _character_set(*classes: int) -> str:
 
 
 _IGNORED_RUN = re.compile(f"[{_character_set(_IGNORED)}]+")
-# What NFKC would join to the word before: "Lego™" must not become "legotm", nor "5½" "51/2".
+# NFKC would join these to the word before: "Lego™" must not become "legotm", nor "5½" "51/2".
 _JOINED_BY_NFKC = re.compile("[™℠]|(?=[¼½¾⅐-⅟↉])")
-# "İ" folds to "i" and a dot above; outside Turkish rules nobody writes the dot ("Istanbul").
+# "İ" folds to "i" and a combining dot above, which is not written outside Turkish ("Istanbul").
 _DOTTED_I = re.compile("i\u0307+")
 _TOKEN = re.compile(
     f"[{_character_set(_ALONE)}][{_character_set(_MARK)}]*|[{_character_set(_WORD)}][{_character_set(_WORD, _MARK)}]*"
@@ -116,7 +116,7 @@ def normalize(text: str) -> str:
 
 
 def _fold(text: str) -> str:
-    """Apply NFKC and case folding, after the removal of what must not take part in composition."""
+    """Apply NFKC and case folding, after removing the characters that must not take part in composition."""
     text = _JOINED_BY_NFKC.sub(" ", _IGNORED_RUN.sub("", text))
     folded = unicodedata.normalize("NFKC", text).casefold()
     if "i\u0307" in folded:
@@ -127,7 +127,7 @@ def _fold(text: str) -> str:
 def normalize_batch(texts: pa.Array) -> pa.Array:
     """Return `normalize` of every text of a string array; nulls stay null.
 
-    The rows are handled together, as one long text: ASCII rows as bytes, the rest as code points.
+    All rows are processed together as one long text: ASCII rows as bytes, the rest as code points.
     """
     rows = pc.fill_null(texts.cast(pa.large_string()), "")
     is_ascii = pc.string_is_ascii(rows).to_numpy(zero_copy_only=False)
@@ -160,7 +160,7 @@ def _normalize_unicode(rows: pa.Array) -> pa.Array:
 
 
 def _terminated(rows: pa.Array) -> bytes:
-    """Return the rows as one text in which a newline ends each row, and nothing else is a newline."""
+    """Return the rows as one text in which each row ends with a newline; newlines inside rows become spaces."""
     if pc.any(pc.match_substring(rows, "\n")).as_py():
         rows = pc.replace_substring(rows, "\n", " ")
     nothing, newline = pa.scalar("", pa.large_string()), pa.scalar("\n", pa.large_string())
@@ -168,7 +168,7 @@ def _terminated(rows: pa.Array) -> bytes:
 
 
 def values_buffer(rows: pa.Array) -> bytes:
-    """Return the UTF-8 text of all rows of a large_string array, one after the other."""
+    """Return the concatenated UTF-8 text of all rows of a large_string array."""
     _, offsets, values = rows.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int64)
     if values is None:
@@ -202,7 +202,7 @@ def _separate_tokens(text: Characters) -> Characters:
 
 
 def _with_class_of_base(classes: npt.NDArray[np.uint8], is_mark: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """Give each mark the class of the character it sits on; one without a base separates."""
+    """Give each mark the class of its base character; a mark without a base becomes a separator."""
     base = np.where(is_mark, 0, np.arange(len(classes)))
     of_base = classes[np.maximum.accumulate(base)]
     of_base[is_mark & (of_base != _WORD) & (of_base != _ALONE)] = _SEPARATOR
@@ -215,5 +215,5 @@ def _shifted(flags: npt.NDArray[np.bool_], first: bool) -> npt.NDArray[np.bool_]
 
 
 def is_word(token: str) -> bool:
-    """Tell words from symbols and from the letters of scripts without spaces."""
+    """Return whether a token is a word, not a symbol or a letter of a script without spaces."""
     return bool(token) and bool(_CLASS[ord(token[0])] == _WORD)

@@ -1,9 +1,9 @@
-"""The recipe of the list: which sources, how much of each, and what a list lacks when sources are missing.
+"""The recipe of the list: the sources, the number of entries of each, and what a list lacks if sources are missing.
 
 The paper's list (CLIP section 2.2) has the words that occur at least 100 times in English Wikipedia, its bigrams of
 high pointwise mutual information, the titles of its articles above a search volume, and the WordNet synsets not among
-these: 500,000 entries. It gives no other threshold; the shares below are near those of its reconstruction, MetaCLIP
-(Table 1: 86,654 synsets, 251,465 words, 100,646 bigrams, 61,235 titles).
+these: 500,000 entries. It gives no other threshold; the fractions below are close to those of its reconstruction,
+MetaCLIP (Table 1: 86,654 synsets, 251,465 words, 100,646 bigrams, 61,235 titles).
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from queries.selection import Selection, Source, select
 
 DEFAULT_SIZE = 500_000
 
-# The order is that of choice. Titles fill the rest.
-_SHARES = {wordnet.ORIGIN: 0.2, unigrams.ORIGIN: 0.5, bigrams.ORIGIN: 0.2, titles.ORIGIN: None}
+# In the order of selection. Titles fill the rest.
+_FRACTIONS = {wordnet.ORIGIN: 0.2, unigrams.ORIGIN: 0.5, bigrams.ORIGIN: 0.2, titles.ORIGIN: None}
 
 _LACKS = {
     wordnet.ORIGIN: "no WordNet synsets (--wordnet)",
@@ -27,16 +27,16 @@ _LACKS = {
     titles.ORIGIN: "no article titles by page views (--pageviews)",
 }
 _STARTER_LACKS = [
-    "words come from wordfreq's mix of texts, not from Wikipedia alone, and end at one in 10^8 words",
+    "words come from wordfreq's mix of texts, not from Wikipedia alone, and none is rarer than one in 10^8 words",
     "no bigrams by mutual information: the only phrases are WordNet's",
     "no article titles: names of people, places, works and products are missing unless they are common single words",
-    "synonyms of synsets are entries too, not only their names: without bigrams and titles there is room",
+    "synonyms of synsets are entries too, not only their names: they fill the room of bigrams and titles",
 ]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How large the list is, and what is asked of its entries. Budgets count new entries; None: the default share."""
+    """The list's size and thresholds. Budgets count new entries; None: the origin's default fraction of the size."""
 
     size: int = DEFAULT_SIZE
     min_count: int = unigrams.DEFAULT_MIN_COUNT
@@ -49,14 +49,14 @@ class Recipe:
 
     @property
     def budgets(self) -> dict[str, int | None]:
-        """New entries that each origin gives at first, in the order of choice; None: what fits."""
-        asked = dict(zip(_SHARES, (self.synsets, self.unigrams, self.bigrams, self.titles), strict=True))
-        shares = {origin: None if share is None else round(share * self.size) for origin, share in _SHARES.items()}
-        return {origin: shares[origin] if asked[origin] is None else asked[origin] for origin in _SHARES}
+        """New entries of each origin in the first pass, in the order of selection; None: all that fit."""
+        chosen = dict(zip(_FRACTIONS, (self.synsets, self.unigrams, self.bigrams, self.titles), strict=True))
+        defaults = {origin: None if part is None else round(part * self.size) for origin, part in _FRACTIONS.items()}
+        return {origin: defaults[origin] if chosen[origin] is None else chosen[origin] for origin in _FRACTIONS}
 
 
 def choose(recipe: Recipe, candidates: Mapping[str, pa.Table]) -> tuple[Selection, list[str]]:
-    """Choose a list from the candidates of each origin; say what it lacks against the recipe."""
+    """Choose a list from the candidates of each origin; also return what it lacks compared with the recipe."""
     sources = [Source(origin, candidates[origin], n) for origin, n in recipe.budgets.items() if origin in candidates]
     chosen = select(sources, recipe.size)
     missing = [what for origin, what in _LACKS.items() if origin not in candidates]
@@ -64,10 +64,10 @@ def choose(recipe: Recipe, candidates: Mapping[str, pa.Table]) -> tuple[Selectio
 
 
 def choose_starter(size: int, wordnet_folder: str) -> tuple[Selection, list[str]]:
-    """Choose a list from the words of wordfreq and all lemmas of WordNet, for a first day without a dump.
+    """Choose a list from the words of wordfreq and all lemmas of WordNet, to start without a dump.
 
     Raises:
-        InputError: wordfreq is not installed, or the folder is not WordNet's.
+        InputError: wordfreq is not installed, or the folder does not hold WordNet.
     """
     lemmas = wordnet.wordnet_queries(wordnet_folder, synonyms=True)
     sources = [
@@ -80,4 +80,4 @@ def choose_starter(size: int, wordnet_folder: str) -> tuple[Selection, list[str]
 
 def _shortage(size: int, chosen: Selection) -> list[str]:
     missing = size - chosen.table.num_rows
-    return [f"{missing:,} of the {size:,} entries asked for: the sources have no more"] if missing else []
+    return [f"{missing:,} of {size:,} entries: the sources have no more"] if missing else []

@@ -1,8 +1,8 @@
-"""Choose a list of exactly the size asked for from ranked sources.
+"""Choose a list of exactly the required size from ranked sources.
 
-Each source in turn gives its best entries that are not chosen yet, up to its budget; a source without a budget gives
-what still fits. Where that leaves room, the sources give what lay beyond their budgets, in the same order. Entries are
-compared by their normal form; an entry keeps the score it has in every source.
+Each source in turn adds its best entries that are not chosen yet, up to its budget; a source without a budget adds
+all that fit. If room is left, the sources add entries beyond their budgets, in the same order. Entries are compared by
+their normal form; an entry keeps its score in every source.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from queries.allowlist import merge_candidates
 
 @dataclass(frozen=True)
 class Source:
-    """The candidates of one origin, as CANDIDATES, best first; and how many new entries it may give at first."""
+    """The candidates of one origin, as CANDIDATES, best first; and its maximum of new entries in the first pass."""
 
     origin: str
     candidates: pa.Table
@@ -28,17 +28,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen entries, with the columns of an allowlist; and what each source had and gave, by origin."""
+    """The chosen entries, with the columns of an allowlist; and by origin how many it had and how many were chosen."""
 
     table: pa.Table
     report: dict[str, dict[str, Any]]
 
 
 def select(sources: Sequence[Source], size: int) -> Selection:
-    """Choose `size` entries, or all there are if they are fewer. The same sources give the same list.
+    """Choose `size` entries, or all if there are fewer. The same sources give the same list.
 
-    The report has for each origin `entries`, different ones it had; `given`, those chosen for it (an entry counts for
-    one source); and the `lowest_score` among these.
+    The report has for each origin `entries`, its distinct entries; `given`, the entries chosen from it (an entry
+    counts for one source); and the `lowest_score` among these.
     """
     merged, _ = merge_candidates(pa.concat_tables(source.candidates for source in sources))
     ranked = [_Ranked.of(merged, source.origin) for source in sources]
@@ -65,16 +65,16 @@ class _Ranked:
     @classmethod
     def of(cls, merged: pa.Table, origin: str) -> "_Ranked":
         origins, scores = (merged[name].combine_chunks() for name in ("origins", "score"))
-        is_ours = np.asarray(pc.equal(pc.list_flatten(origins), origin))
-        rows = np.asarray(pc.list_parent_indices(origins), dtype=np.int64)[is_ours]
-        own_scores = np.asarray(pc.list_flatten(scores), dtype=np.float64)[is_ours]
-        order = np.argsort(-own_scores, kind="stable")
-        return cls(rows[order], own_scores[order])
+        is_from_origin = np.asarray(pc.equal(pc.list_flatten(origins), origin))
+        rows = np.asarray(pc.list_parent_indices(origins), dtype=np.int64)[is_from_origin]
+        ranking = np.asarray(pc.list_flatten(scores), dtype=np.float64)[is_from_origin]
+        order = np.argsort(-ranking, kind="stable")
+        return cls(rows[order], ranking[order])
 
     def free(self, is_free: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         return self.rows[is_free[self.rows]]
 
     def report(self, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
-        lowest = self.scores[np.isin(self.rows, chosen)]
-        score = float(lowest.min()) if len(lowest) else None
+        scores = self.scores[np.isin(self.rows, chosen)]
+        score = float(scores.min()) if len(scores) else None
         return {"entries": len(self.rows), "given": len(chosen), "lowest_score": score}

@@ -19,19 +19,19 @@ from queries.recipe import Recipe
 
 _DEFAULT_PROJECT = "en.wikipedia"
 
-_LEAST_COUNT = 25
-"""Counts from here on are kept, so that a list with other thresholds needs no new count."""
+_MIN_STORED_COUNT = 25
+"""Counts of at least this many are stored, so that a list with other thresholds needs no new count."""
 
 _TITLES_PER_ENTRY = 4
-"""Titles kept for each entry asked for: some share a normal form with each other or with entries of other sources."""
+"""Titles stored per requested entry: some have the same normal form as another title or an entry of another source."""
 
-_MOST_TITLES = _TITLES_PER_ENTRY * 500_000
-"""Titles are kept as if for so long a list at least, so that a list of another size needs no new count."""
+_MIN_STORED_TITLES = _TITLES_PER_ENTRY * 500_000
+"""At least this many titles are stored, so that a list of another size needs no new count."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files to build a list from; each kind may be missing. `project` None: that of the dump."""
+    """The files to build a list from; each kind is optional. `project`: default that of the dump."""
 
     dumps: tuple[str, ...] = ()
     page_views: tuple[str, ...] = ()
@@ -48,41 +48,41 @@ def build_starter(size: int, wordnet_folder: str, out: str) -> dict[str, Any]:
 
 
 def build_allowlist(
-    inputs: Inputs, asked: Recipe, out: str, *, work: str, options: PipelineOptions, progress: Progress
+    inputs: Inputs, wanted: Recipe, out: str, *, work: str, options: PipelineOptions, progress: Progress
 ) -> dict[str, Any]:
-    """Write the list of a recipe; return its manifest. Counts are kept under `work`: run again to resume.
+    """Write the list of a recipe; return its manifest. Counts are stored under `work`: run again to resume.
 
     Raises:
-        ConfigError: there is nothing to build from.
+        ConfigError: there are no inputs.
         UserError: an input cannot be used.
     """
     candidates: dict[str, pa.Table] = {}
-    facts: dict[str, Any] = {"source": _files(inputs), "recipe": asdict(asked)}
+    facts: dict[str, Any] = {"source": _files(inputs), "recipe": asdict(wanted)}
     if not facts["source"]:
-        raise ConfigError("nothing to build a list from: give --dump, --pageviews or --wordnet, or use --starter")
+        raise ConfigError("no inputs for a list: set --dump, --pageviews or --wordnet, or use --starter")
     if inputs.wordnet is not None:
         candidates[wordnet.ORIGIN] = wordnet.wordnet_queries(inputs.wordnet)
     if inputs.dumps or inputs.page_views:
         site = find_site(inputs.dumps)
         project = inputs.project or (site.project if site else _DEFAULT_PROJECT)
-        least = min(_LEAST_COUNT, asked.min_count, asked.min_bigram_count)
-        most_titles = max(_TITLES_PER_ENTRY * asked.size, _MOST_TITLES)
-        wiki = WikipediaInputs(inputs.dumps, inputs.page_views, project, site, least, most_titles)
+        min_count = min(_MIN_STORED_COUNT, wanted.min_count, wanted.min_bigram_count)
+        max_titles = max(_TITLES_PER_ENTRY * wanted.size, _MIN_STORED_TITLES)
+        wiki = WikipediaInputs(inputs.dumps, inputs.page_views, project, site, min_count, max_titles)
         counted = count_wikipedia(Build(Workspace(work), options, progress), wiki)
-        candidates |= _wikipedia_candidates(inputs, asked, counted)
+        candidates |= _wikipedia_candidates(inputs, wanted, counted)
         facts |= {"project": project, "pages": dict(counted.pages), "words": counted.words}
-    chosen, lacks = recipe.choose(asked, candidates)
-    lacks += _doubts_about_titles(inputs, candidates)
+    chosen, lacks = recipe.choose(wanted, candidates)
+    lacks += _title_warnings(inputs, candidates)
     return write_allowlist(chosen.table, out, facts | {"origins": chosen.report, "lacks": lacks})
 
 
-def _doubts_about_titles(inputs: Inputs, candidates: Mapping[str, pa.Table]) -> list[str]:
+def _title_warnings(inputs: Inputs, candidates: Mapping[str, pa.Table]) -> list[str]:
     if not inputs.page_views:
         return []
     if not inputs.dumps:
         return ["a check of the titles against a dump: redirects and disambiguation pages may be among them (--dump)"]
     if candidates[titles.ORIGIN].num_rows == 0:
-        return ["titles: none that the page-view files have is an article of the dump"]
+        return ["titles: no title of the page-view files is an article of the dump"]
     return []
 
 
@@ -95,11 +95,11 @@ def _files(inputs: Inputs) -> list[dict[str, str]]:
     return [{"kind": kind, "path": path} for kind, paths in kinds for path in paths]
 
 
-def _wikipedia_candidates(inputs: Inputs, asked: Recipe, counted: WikipediaCounts) -> dict[str, pa.Table]:
-    found: dict[str, pa.Table] = {}
+def _wikipedia_candidates(inputs: Inputs, wanted: Recipe, counted: WikipediaCounts) -> dict[str, pa.Table]:
+    candidates: dict[str, pa.Table] = {}
     if inputs.dumps:
-        found[unigrams.ORIGIN] = unigrams.unigram_queries(counted.counts, asked.min_count)
-        found[bigrams.ORIGIN] = bigrams.bigram_queries(counted.counts, counted.words, asked.min_bigram_count)
+        candidates[unigrams.ORIGIN] = unigrams.unigram_queries(counted.counts, wanted.min_count)
+        candidates[bigrams.ORIGIN] = bigrams.bigram_queries(counted.counts, counted.words, wanted.min_bigram_count)
     if inputs.page_views:
-        found[titles.ORIGIN] = titles.title_queries(counted.views, asked.min_views)
-    return found
+        candidates[titles.ORIGIN] = titles.title_queries(counted.views, wanted.min_views)
+    return candidates

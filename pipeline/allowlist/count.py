@@ -1,13 +1,13 @@
-"""Wikipedia's dump and page views -> words/ and titles/: what occurs how often, and which articles are looked at.
+"""Wikipedia's dump and page views -> words/ and titles/: counts of words and bigrams, and views of articles.
 
 Two stages of two steps each, all lists of units; scratch files lie under `.wit/` until their stage is done:
 
     words/count     part of a dump -> words and bigrams, spilled into buckets by a hash of the (first) word; articles
-    words/merge     bucket -> words/counts-*.parquet: words and bigrams that occur often enough, with the sums
+    words/merge     bucket -> words/counts-*.parquet: frequent words and bigrams, with their total counts
     titles/read     page-view file -> titles and views, spilled into buckets by a hash of the title
-    titles/merge    bucket -> titles/views-*.parquet: titles of articles, with the sums of their views
+    titles/merge    bucket -> titles/views-*.parquet: titles of articles, with their total views
 
-A unit holds some of a part's counts, or one bucket, in memory; neither grows with the dump.
+A unit holds a bounded number of a part's counts, or one bucket, in memory; neither grows with the dump.
 """
 
 import zlib
@@ -45,7 +45,7 @@ from queries.wikipedia.page_views import VIEWS, read_views
 from queries.wikipedia.wikitext import plain_text
 
 VERSION = 4
-"""Raised when the same dump would give other counts, or scratch files another format."""
+"""Raise it when the same dump would give other counts, or scratch files have another format."""
 
 PART_BYTES = 32 << 20
 """Compressed bytes of a multistream dump in one unit: about a minute of work."""
@@ -57,13 +57,13 @@ _TITLE_BUCKETS = 32
 _SPILLED_WORDS = ".wit/words/spilled/"
 _ARTICLES = "words/articles-"
 _TITLES = pa.schema([("title", pa.string())])
-_UNPARSED = "unparsed"  # pages of which the title counts, but not the text
+_UNPARSED = "unparsed"  # pages whose title is counted, but not their text
 _WORDS = "words"  # the number of words of running text
 
 
 @dataclass(frozen=True)
 class WikipediaInputs:
-    """What to count. `project` names the wiki in page-view files: "en.wikipedia"."""
+    """The files to count. `project` is the wiki's name in page-view files: "en.wikipedia"."""
 
     dumps: tuple[str, ...]
     page_views: tuple[str, ...]
@@ -75,20 +75,20 @@ class WikipediaInputs:
 
 @dataclass(frozen=True)
 class WikipediaCounts:
-    """The stage's outputs, read: COUNTS, the number of all words counted, and VIEWS of articles."""
+    """The stage's outputs: COUNTS, the number of words of running text, and VIEWS of articles."""
 
     counts: pa.Table
     words: int
     views: pa.Table
-    pages: Mapping[str, int]  # `inputs`, `kept`, and the reasons why a page's title is no query
+    pages: Mapping[str, int]  # `inputs`, `kept`, and the reasons for excluding page titles
 
 
 def find_site(dumps: Sequence[str]) -> Site | None:
-    """Return the wiki that dumps are of; None of no dumps.
+    """Return the wiki of the dumps; None if there are none.
 
     Raises:
-        InputError: a file is no dump.
-        UserError: they are of different wikis.
+        InputError: a file is not a dump.
+        UserError: the dumps are of different wikis.
     """
     sites = {path: read_site(path) for path in dumps}
     names = {site.name: path for path, site in sites.items()}
@@ -98,11 +98,11 @@ def find_site(dumps: Sequence[str]) -> Site | None:
 
 
 def count_wikipedia(build: Build, inputs: WikipediaInputs, part_bytes: int = PART_BYTES) -> WikipediaCounts:
-    """Fill words/ and titles/ from a dump and page-view files; what is done already is skipped.
+    """Fill words/ and titles/ from a dump and page-view files; finished units are skipped.
 
     Raises:
         InputError: a dump is missing or damaged.
-        UserError: a page-view file is missing or damaged, is none, or of another wiki.
+        UserError: a page-view file is missing, damaged, not a page-view file, or of another wiki.
     """
     with build_lock(build.workspace):
         build.workspace.remove_temporary_files()
@@ -114,7 +114,7 @@ def _count(build: Build, inputs: WikipediaInputs, part_bytes: int) -> WikipediaC
     views = _versions(inputs.page_views)
     titles_digest = digest(unit_digest, views, inputs.project, inputs.max_titles)
     titles = _finished(build, "titles", titles_digest)
-    # Before the dump: whether these files are of the same wiki is known in minutes, not after hours.
+    # Before the dump, so that page views of another wiki fail within minutes, not after hours.
     viewed = {} if titles else _read_views(build, inputs, titles_digest)
     words = _finished(build, "words", unit_digest) or _count_words(build, inputs, part_bytes, unit_digest)
     titles = titles or _merge_titles(build, inputs, words, viewed, titles_digest)
@@ -122,17 +122,17 @@ def _count(build: Build, inputs: WikipediaInputs, part_bytes: int) -> WikipediaC
 
 
 def _versions(paths: Sequence[str]) -> list[FileVersion]:
-    found = {path: file_versions(path) for path in paths}
-    for path, versions in found.items():
+    by_path = {path: file_versions(path) for path in paths}
+    for path, versions in by_path.items():
         if not versions:
             raise UserError(f"{path}: no such file")
-    return [version for versions in found.values() for version in versions]
+    return [version for versions in by_path.values() for version in versions]
 
 
 def _finished(build: Build, stage: str, stage_digest: str) -> Marker | None:
     done = finished_stage(build.workspace, stage, stage_digest)
     if done is not None and done.outputs:
-        build.progress.say(f"{stage:<14} counted before")
+        build.progress.say(f"{stage:<14} already counted")
     return done
 
 
@@ -168,12 +168,12 @@ def _merge_titles(
 
 
 def _run(build: Build, step: str, units: list[Unit], work: Work) -> dict[str, Marker]:
-    """Run the units of a step, if there are any: without page views, say, nothing is said of them."""
+    """Run a step's units; do nothing and print nothing if there are none."""
     return run_units(build, step, units, Stateless(work)) if units else {}
 
 
 def _bucket_count(size_bytes: int) -> int:
-    """Return how many buckets keep each small: of a full dump, one holds ten million bigrams."""
+    """Return the number of buckets that keeps each small: of a full dump, one holds ten million bigrams."""
     return min(max(size_bytes // _BYTES_PER_BUCKET, 4), MAX_BUCKETS // 2)
 
 
@@ -211,7 +211,7 @@ class _CountPart:
         return counts
 
     def _words(self, part: DumpPart, titles: list[str], counts: Counter[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Count the words of a part; on the way, note the titles of its articles and what became of its pages."""
+        """Count the words of a part; also collect the titles of its articles and the counts of its pages."""
         batches = (count_text(pa.array(lines)) for lines in self._lines(part, titles, counts))
         for table in _in_bounded_memory(batches):
             yield table, _buckets_of(table["first"], self.buckets)
@@ -234,7 +234,7 @@ class _CountPart:
         yield lines
 
     def _text(self, page: Page, counts: Counter[str]) -> str:
-        """Return the text of an article; nothing of other pages."""
+        """Return the text of an article; an empty string for other pages."""
         if page.namespace != 0 or page.is_redirect:
             return ""
         try:
@@ -245,18 +245,18 @@ class _CountPart:
 
 
 def _in_bounded_memory(batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Add counts up as they come, and let them go whenever they become many."""
+    """Add up counts as they arrive, and yield the sums whenever they exceed the limit."""
     pending: list[pa.Table] = []
-    rows = settled = 0
+    rows = merged_rows = 0
     for counts in batches:
         pending.append(counts)
         rows += counts.num_rows
-        if rows >= 2 * settled + _COUNTS_IN_MEMORY // 2:
+        if rows >= 2 * merged_rows + _COUNTS_IN_MEMORY // 2:
             total = add_up(pa.concat_tables(pending))
-            pending, rows, settled = [total], total.num_rows, total.num_rows
-            if settled >= _COUNTS_IN_MEMORY:
+            pending, rows, merged_rows = [total], total.num_rows, total.num_rows
+            if merged_rows >= _COUNTS_IN_MEMORY:
                 yield total
-                pending, rows, settled = [], 0, 0
+                pending, rows, merged_rows = [], 0, 0
     if pending:
         yield add_up(pa.concat_tables(pending))
 
@@ -273,7 +273,7 @@ class _ReadViews:
         return {"inputs": rows, "kept": rows}
 
     def _views(self, path: str) -> Iterator[pa.Table]:
-        """Read views with the titles spelled as in dumps, so that both hash alike."""
+        """Read views with titles spelled as in dumps, so that equal titles hash to the same bucket."""
         for views in read_views(path, self.project):
             yield views.set_column(0, "title", pc.replace_substring(views["title"], "_", " "))
 
@@ -284,7 +284,7 @@ class _MergeWords:
     min_count: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        """Write the words and bigrams of a bucket that are frequent; count the words of running text."""
+        """Write the frequent words and bigrams of a bucket; count the words of running text."""
         total = add_up(gather(output.workspace, self.files, bucket, COUNTS))
         words = pc.sum(total.filter(pc.field("second") == "")["count"]).as_py() or 0
         frequent = total.filter(pc.field("count") >= self.min_count)
@@ -317,7 +317,7 @@ class _MergeTitles:
 
 
 def _read(workspace: Workspace, words: Marker, titles: Marker, inputs: WikipediaInputs) -> WikipediaCounts:
-    """Read the counts; of the titles no more than `max_titles`, the most viewed."""
+    """Read the counts, and the `max_titles` most viewed titles."""
     counts = [workspace.read_table(name) for name in sorted(words.outputs) if not name.startswith(_ARTICLES)]
     views = VIEWS.empty_table()
     for name in sorted(titles.outputs):

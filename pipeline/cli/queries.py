@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.sources import expand_paths
 from queries.allowlist import Allowlist, import_allowlist, keep_inputs, write_allowlist
 from queries.explain import Entry, count_occurrences, explain
-from queries.lint import DEFAULT_MAX_CHARS, DEFAULT_MAX_SHARE, REASONS, Findings, lint
+from queries.lint import DEFAULT_MAX_CHARS, DEFAULT_MAX_FRACTION, REASONS, Findings, lint
 from queries.list_files import read_captions
 from queries.recipe import Recipe
 
@@ -43,8 +43,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def _add_build(commands: Subparsers) -> None:
     build = commands.add_parser(
         "build",
-        help="make an allowlist of Wikipedia and WordNet",
-        description="Make an allowlist of frequent words, bigrams and titles of a Wikipedia, and of WordNet's synsets.",
+        help="make an allowlist from Wikipedia and WordNet",
+        description="Make an allowlist from a Wikipedia's frequent words, bigrams and titles, and WordNet's synsets.",
         epilog=_BUILD_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -56,28 +56,32 @@ def _add_build(commands: Subparsers) -> None:
     files.add_argument("--pageviews", nargs="+", default=[], metavar="FILE", help="page-view files, hourly or daily")
     files.add_argument("--wordnet", metavar="DIR", help="WordNet's dict folder, with index.noun and data.noun")
     files.add_argument("--out", required=True, metavar="FILE", help="the Parquet file to write")
-    files.add_argument("--work", metavar="DIR", help="where counts are kept (default: OUT without .parquet, .counts)")
     files.add_argument(
-        "--project", help="the wiki's name in page-view files (default: the dump's, or \"en.wikipedia\")"
+        "--work", metavar="DIR", help="folder of the counts (default: OUT with .counts instead of .parquet)"
     )
     files.add_argument(
-        "--starter", action="store_true", help="no dump: the words of the package wordfreq, and --wordnet"
+        "--project", help='the wiki\'s name in page-view files (default: that of the dump, or "en.wikipedia")'
+    )
+    files.add_argument(
+        "--starter", action="store_true", help="use the words of the wordfreq package and --wordnet, without a dump"
     )
 
     default = Recipe()
-    chosen = build.add_argument_group("what is chosen")
+    chosen = build.add_argument_group("size and thresholds")
     number = _positive
-    chosen.add_argument("--size", type=number, default=default.size, metavar="N", help="entries (default: %(default)s)")
+    chosen.add_argument(
+        "--size", type=number, default=default.size, metavar="N", help="number of entries (default: %(default)s)"
+    )
     for name, value, what in (
-        ("min-count", default.min_count, "occurrences of a word"),
-        ("min-bigram-count", default.min_bigram_count, "occurrences of a bigram"),
-        ("min-views", default.min_views, "views of a title"),
+        ("min-count", default.min_count, "minimum occurrences of a word"),
+        ("min-bigram-count", default.min_bigram_count, "minimum occurrences of a bigram"),
+        ("min-views", default.min_views, "minimum views of a title"),
     ):
         chosen.add_argument(f"--{name}", type=number, default=value, metavar="N", help=f"{what} (default: {value})")
-    for name, share in (("synsets", "20 %%"), ("unigrams", "50 %%"), ("bigrams", "20 %%"), ("titles", "the rest")):
-        text = f"{name} that are new in the list, at first (default: {share})"
+    for name, part in (("synsets", "20 %%"), ("unigrams", "50 %%"), ("bigrams", "20 %%"), ("titles", "the rest")):
+        text = f"new entries from {name}, more only if other sources run short (default: {part})"
         chosen.add_argument(f"--{name}", type=_count, metavar="N", help=text)
-    build.add_argument("--quiet", action="store_true", help="no progress")
+    build.add_argument("--quiet", action="store_true", help="do not show progress")
     build.set_defaults(func=_build, takes_beam_options=True)
 
 
@@ -98,7 +102,7 @@ def _build(args: argparse.Namespace) -> int:
     from pipeline.allowlist.build import Inputs, build_allowlist, build_starter  # with Beam, which takes seconds
     from pipeline.beam.options import parse_beam_options
 
-    asked = Recipe(
+    wanted = Recipe(
         size=args.size,
         min_count=args.min_count,
         min_bigram_count=args.min_bigram_count,
@@ -110,32 +114,32 @@ def _build(args: argparse.Namespace) -> int:
     )
     folder = Path(args.out).parent
     if "://" not in args.out and not folder.is_dir():
-        raise ConfigError(f"--out {args.out}: there is no folder {folder}")
+        raise ConfigError(f"--out {args.out}: folder {folder} does not exist")
     keep_inputs(args.out, [*args.dump, *args.pageviews])
     if args.starter:
         if args.dump or args.pageviews or args.wordnet is None:
-            raise ConfigError("--starter takes the place of --dump and --pageviews, and needs --wordnet")
+            raise ConfigError("--starter needs --wordnet, and cannot be used with --dump or --pageviews")
         manifest = build_starter(args.size, args.wordnet, args.out)
     else:
         inputs = Inputs(_unique_paths(args.dump), _unique_paths(args.pageviews), args.wordnet, args.project)
         options = parse_beam_options(getattr(args, "beam_args", []))
         work = args.work or args.out.removesuffix(".parquet") + ".counts"
         progress = Progress(None if args.quiet else sys.stderr)
-        manifest = build_allowlist(inputs, asked, args.out, work=work, options=options, progress=progress)
+        manifest = build_allowlist(inputs, wanted, args.out, work=work, options=options, progress=progress)
     _print_manifest(args.out, manifest)
     return 0
 
 
 def _unique_paths(paths: list[str]) -> tuple[str, ...]:
-    """Return the files without those that are named again: they would be counted twice."""
+    """Return each file once, because repeated ones would be counted twice."""
     return tuple({path if "://" in path else os.path.realpath(path): path for path in reversed(paths)}.values())[::-1]
 
 
 def _print_manifest(out: str, manifest: dict[str, Any]) -> None:
     print(f"{out}: {manifest['count']:,} queries")
-    for origin, fared in manifest["origins"].items():
-        lowest = "" if fared["lowest_score"] is None else f", lowest score {fared['lowest_score']:,g}"
-        print(f"  {origin:<9} {fared['given']:>9,} of {fared['entries']:,} entries{lowest}")
+    for origin, stats in manifest["origins"].items():
+        lowest = "" if stats["lowest_score"] is None else f", lowest score {stats['lowest_score']:,g}"
+        print(f"  {origin:<9} {stats['given']:>9,} of {stats['entries']:,} entries{lowest}")
     for what in manifest["lacks"]:
         print(f"  lacks: {what}")
 
@@ -143,9 +147,9 @@ def _print_manifest(out: str, manifest: dict[str, Any]) -> None:
 def _add_import(commands: Subparsers) -> None:
     command = commands.add_parser(
         "import",
-        help="make an allowlist of lists you have",
-        description="Make an allowlist of text (one query a line), JSON, Parquet, CSV or TSV files, also compressed. "
-        "Queries that match the same strings become one.",
+        help="make an allowlist from existing lists",
+        description="Make an allowlist from text (one query per line), JSON, Parquet, CSV or TSV files, also "
+        "compressed. Queries that match the same strings become one.",
         allow_abbrev=False,
     )
     command.add_argument("files", nargs="+", metavar="FILE", help="a list: local path or URL")
@@ -165,34 +169,34 @@ def _add_lint(commands: Subparsers) -> None:
     command = commands.add_parser(
         "lint",
         help="find entries that never match, match too much, or repeat others",
-        description="Report entries that do harm or no good: " + ", ".join(REASONS) + " (see docs/queries.md).",
+        description="Report harmful or useless entries: " + ", ".join(REASONS) + " (see docs/queries.md).",
         allow_abbrev=False,
     )
     command.add_argument("--allowlist", required=True, metavar="FILE")
     command.add_argument(
-        "--captions", nargs="+", default=[], metavar="FILE", help="a sample, to find what is too common"
+        "--captions", nargs="+", default=[], metavar="FILE", help="a sample of captions, to find too common entries"
     )
     command.add_argument("--column", default="caption", help="column of the captions (default: caption)")
-    share = f"most captions of the sample a query may match (default: {DEFAULT_MAX_SHARE:g})"
-    command.add_argument("--max-share", type=_share, default=DEFAULT_MAX_SHARE, metavar="SHARE", help=share)
-    chars = f"longest entry (default: {DEFAULT_MAX_CHARS})"
+    fraction = f"maximum fraction of the captions that a query may match (default: {DEFAULT_MAX_FRACTION:g})"
+    command.add_argument("--max-share", type=_fraction, default=DEFAULT_MAX_FRACTION, metavar="FRACTION", help=fraction)
+    chars = f"maximum length of an entry (default: {DEFAULT_MAX_CHARS})"
     command.add_argument("--max-chars", type=_positive, default=DEFAULT_MAX_CHARS, metavar="N", help=chars)
-    command.add_argument("--fix", action="store_true", help="write the list without what was found")
+    command.add_argument("--fix", action="store_true", help="write the list without the entries found")
     command.add_argument(
-        "--keep", nargs="+", choices=REASONS, default=[], metavar="REASON", help="what --fix leaves in"
+        "--keep", nargs="+", choices=REASONS, default=[], metavar="REASON", help="findings that --fix keeps in the list"
     )
-    command.add_argument("--out", metavar="FILE", help="where --fix writes (default: the list itself)")
+    command.add_argument("--out", metavar="FILE", help="the file that --fix writes (default: the list itself)")
     command.set_defaults(func=_lint)
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"not a share between 0 and 1: {text!r}")
-    return share
+        fraction = -1.0
+    if not 0 <= fraction <= 1:
+        raise argparse.ArgumentTypeError(f"not a fraction between 0 and 1: {text!r}")
+    return fraction
 
 
 def _lint(args: argparse.Namespace) -> int:
@@ -202,10 +206,10 @@ def _lint(args: argparse.Namespace) -> int:
         keep_inputs(args.out or args.allowlist, samples)
     captions = (batch for path in samples for batch in read_captions(path, args.column))
     queries = allowlist.table["query"].combine_chunks()
-    findings = lint(queries, captions, max_chars=args.max_chars, max_share=args.max_share)
+    findings = lint(queries, captions, max_chars=args.max_chars, max_fraction=args.max_share)
     print(f"{args.allowlist}: {len(allowlist):,} queries")
     for reason in REASONS:
-        if reason == "too_common" and findings.shares is None:
+        if reason == "too_common" and findings.fractions is None:
             print("  too_common       not measured: give a sample with --captions")
         else:
             examples = ", ".join(_example(allowlist, findings, reason))
@@ -219,8 +223,10 @@ def _example(allowlist: Allowlist, findings: Findings, reason: str) -> list[str]
     shown = []
     for row in findings.examples(reason, 5):
         query = allowlist.table["query"][int(row)].as_py()
-        share = f" {findings.shares[row]:.1%}" if reason == "too_common" and findings.shares is not None else ""
-        shown.append(f"{query if len(query) <= 40 else query[:39] + '…'!r}{share}")
+        fraction = (
+            f" {findings.fractions[row]:.1%}" if findings.fractions is not None and reason == "too_common" else ""
+        )
+        shown.append(f"{query if len(query) <= 40 else query[:39] + '…'!r}{fraction}")
     return shown
 
 
@@ -228,7 +234,7 @@ def _fix(allowlist: Allowlist, findings: Findings, args: argparse.Namespace) -> 
     dropped = findings.dropped(args.keep)
     kept = np.delete(np.arange(len(allowlist)), dropped)
     if len(kept) == 0:
-        raise UserError(f"{args.allowlist}: --fix would leave no query; spare some with --keep")
+        raise UserError(f"{args.allowlist}: --fix would leave no query; keep some with --keep")
     counts = {reason: len(findings.rows[reason]) for reason in REASONS if reason not in args.keep}
     facts = {"source": [{"path": args.allowlist, "sha256": allowlist.sha256}], "lint": counts}
     out = args.out or args.allowlist
@@ -240,7 +246,7 @@ def _add_show(commands: Subparsers) -> None:
     command = commands.add_parser(
         "show",
         help="explain an entry: where it is from, what it matches, how often",
-        description="Explain what an allowlist makes of a word or phrase.",
+        description="Explain how an allowlist matches a word or phrase.",
         allow_abbrev=False,
     )
     command.add_argument("word", metavar="WORD")
@@ -250,37 +256,40 @@ def _add_show(commands: Subparsers) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="tables of captions to count it in; globs and fsspec URLs too",
+        help="tables of captions in which to count matches; also globs and fsspec URLs",
     )
     command.add_argument("--column", default="caption", help="column of the captions (default: caption)")
     command.set_defaults(func=_show)
 
 
-_MOST_SHOWN = 10
+_MAX_SHOWN = 10
 
 
 def _show(args: argparse.Namespace) -> int:
-    found = explain(Allowlist.load(args.allowlist), args.word)
-    print(f"{args.word!r} is matched as {found.normal_form!r}")
-    if not found.normal_form:
+    explained = explain(Allowlist.load(args.allowlist), args.word)
+    print(f"{args.word!r} is matched as {explained.normal_form!r}")
+    if not explained.normal_form:
         print("  it has no letter, digit or symbol, so it never matches")
-    elif found.entry is None:
+    elif explained.entry is None:
         print("  it is not an entry")
     else:
-        print(f"  entry {found.entry.id}, spelled {found.entry.query!r}: {_scores(found.entry)}")
-    for entries, what in ((found.inside, "a caption with it also matches"), (found.around, "entries that contain it")):
+        print(f"  entry {explained.entry.id}, spelled {explained.entry.query!r}: {_scores(explained.entry)}")
+    for entries, what in (
+        (explained.inside, "a caption with it also matches"),
+        (explained.around, "entries that contain it"),
+    ):
         if entries:
-            names = ", ".join(repr(entry.query) for entry in entries[:_MOST_SHOWN])
-            more = f" and {len(entries) - _MOST_SHOWN:,} more" if len(entries) > _MOST_SHOWN else ""
+            names = ", ".join(repr(entry.query) for entry in entries[:_MAX_SHOWN])
+            more = f" and {len(entries) - _MAX_SHOWN:,} more" if len(entries) > _MAX_SHOWN else ""
             print(f"  {what}: {names}{more}")
     if args.pairs:
         captions = (
             batch for path in expand_paths(args.pairs, Path(), "--pairs") for batch in read_captions(path, args.column)
         )
-        seen = count_occurrences(args.word, captions)
-        share = seen.matches / seen.captions if seen.captions else 0
-        print(f"  found in {seen.matches:,} of {seen.captions:,} captions ({share:.2%})")
-        for example in seen.examples:
+        occurrences = count_occurrences(args.word, captions)
+        fraction = occurrences.matches / occurrences.captions if occurrences.captions else 0
+        print(f"  found in {occurrences.matches:,} of {occurrences.captions:,} captions ({fraction:.2%})")
+        for example in occurrences.examples:
             print(f"    {example}")
     return 0
 

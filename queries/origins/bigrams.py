@@ -1,12 +1,12 @@
-"""Source 2: pairs of words that Wikipedia uses together far more often than chance would, by rank of PMI.
+"""Source 2: pairs of words that occur together in Wikipedia far more often than by chance, ranked by PMI.
 
 The pointwise mutual information of a pair is log2(P(a b) / (P(a) P(b))) = log2(count(a b) N / (count(a) count(b))), N
 being the number of words counted. It is high for "ping pong" and for names ("Buenos Aires"), near 0 for "of the".
 
-Why by rank, and not above a threshold such as 30: a pair occurs at most as often as each of its words, so its PMI is at
-most log2(N / count(a b)). To exceed 30 among the 3 * 10^9 words of English Wikipedia a pair must occur three times at
-most; in a corpus of 10^8 words none can. A rank within a budget means the same in every corpus. And because the highest
-PMI of all belongs to names and typing errors seen once or twice, a pair must occur `min_count` times to take part.
+Why a rank and not a threshold such as 30: a pair occurs at most as often as each of its words, so its PMI is at most
+log2(N / count(a b)). To exceed 30 among the 3 * 10^9 words of English Wikipedia a pair must occur three times at most;
+in a corpus of 10^8 words no pair can. A rank means the same in every corpus. Because names and typing errors seen once
+or twice have the highest PMI, a pair must occur at least `min_count` times.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def bigram_queries(counts: pa.Table, words: int, min_count: int = DEFAULT_MIN_CO
     count_of = unigrams["count"].to_numpy().astype(np.float64)
     first, second = (count_of[pc.index_in(pairs[side], vocabulary).to_numpy()] for side in ("first", "second"))
 
-    # Ranked by the ratio, not by its logarithm: products and quotients round alike on every machine, logarithms do not.
+    # Ranked by the ratio, not its logarithm: every machine rounds products and quotients alike, but not logarithms.
     ratio = pairs["count"].to_numpy() * (float(words) / first) / second
     pairs = pairs.append_column("ratio", pa.array(ratio)).filter(pa.array(ratio > 1))
     ranked = pairs.sort_by(

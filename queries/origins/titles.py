@@ -1,7 +1,7 @@
-"""Source 3: titles of Wikipedia articles that people look at, by page views ("above a certain search volume").
+"""Source 3: titles of Wikipedia articles, ranked by page views ("above a certain search volume").
 
-Redirects, disambiguation pages, lists and everything outside the article namespace stay out. With a dump that is known
-of each page; without one, only what the title itself says.
+Redirects, disambiguation pages, lists and everything outside the article namespace are excluded. A dump tells them
+apart; without one, only the title itself can.
 """
 
 import re
@@ -14,8 +14,8 @@ from queries.wikipedia.dump import Page
 
 ORIGIN = "title"
 
-# Disambiguation pages are marked by a template, called differently in each language; these are the largest Wikipedias'.
-# "{{disambiguation needed}}" stands beside links in articles.
+# Disambiguation pages carry a template, with a different name in each language; these are the largest Wikipedias'.
+# "{{disambiguation needed}}" marks links in articles.
 _DISAMBIGUATION = re.compile(
     r"""dab | hndis | geodis | schooldis | hospitaldis | numberdis | roaddis | mathdab
         | begriffsklärung | homonymie | desambiguaci[oó]n | desambiguação | disambigua | dp | ujednoznacznienie
@@ -38,7 +38,7 @@ _DISAMBIGUATION_TITLE = re.compile(
 
 
 def exclusion_reason(page: Page) -> str | None:
-    """Return why the title of a page of a dump is no query, or None when it may be one."""
+    """Return why a page title is excluded, or None."""
     if page.namespace != 0:
         return "namespace"
     if page.is_redirect:
@@ -50,10 +50,10 @@ def exclusion_reason(page: Page) -> str | None:
 
 def _is_disambiguation(markup: str) -> bool:
     names = (match[1].strip() for match in _TEMPLATE_NAME.finditer(markup))
-    return _MAGIC_WORD.search(markup) is not None or any(_says_disambiguation(name) for name in names)
+    return _MAGIC_WORD.search(markup) is not None or any(_marks_disambiguation(name) for name in names)
 
 
-def _says_disambiguation(name: str) -> bool:
+def _marks_disambiguation(name: str) -> bool:
     if "disambig" in name.lower():
         return _DISAMBIGUATION_NEEDED.match(name) is None
     return _DISAMBIGUATION.fullmatch(name) is not None
@@ -62,7 +62,7 @@ def _says_disambiguation(name: str) -> bool:
 def keep_articles(views: pa.Table, articles: pa.Array | None) -> pa.Table:
     """Return VIEWS of articles only, their titles spelled with spaces.
 
-    `articles` are the titles that a dump allows; None without a dump.
+    `articles` are the titles of a dump's articles; None without a dump.
     """
     views = views.set_column(0, "title", pc.replace_substring(views["title"], "_", " "))
     if articles is not None:
@@ -84,7 +84,7 @@ def rank_titles(views: pa.Table, min_views: int = 1) -> pa.Table:
 def title_queries(views: pa.Table, min_views: int = 1) -> pa.Table:
     """Return titles with at least `min_views` views as CANDIDATES, best first; the score is the sum of the views.
 
-    `views` are VIEWS of articles, each title once. A qualifier at the end is dropped: "Mercury (planet)" asks for
+    `views` are VIEWS of articles, each title once. A qualifier at the end is dropped: "Mercury (planet)" becomes
     "Mercury".
     """
     ranked = rank_titles(views, min_views)

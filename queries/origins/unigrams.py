@@ -10,7 +10,7 @@ DEFAULT_MIN_COUNT = 100
 
 
 def unigram_queries(counts: pa.Table, min_count: int = DEFAULT_MIN_COUNT) -> pa.Table:
-    """Return the words of COUNTS that occur at least `min_count` times as CANDIDATES, best first; the score is that."""
+    """Return words of COUNTS with `min_count` or more occurrences as CANDIDATES, best first; the score is the count."""
     frequent = counts.filter((pc.field("second") == "") & (pc.field("count") >= min_count))
     ranked = frequent.sort_by([("count", "descending"), ("first", "ascending")])
     columns = [ranked["first"], pa.repeat(ORIGIN, ranked.num_rows), ranked["count"].cast(pa.float64())]

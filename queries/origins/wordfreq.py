@@ -1,7 +1,7 @@
-"""A first list without a dump: the word frequencies that the package `wordfreq` ships (extra `[starter]`).
+"""A first list without a dump: the word frequencies of the package `wordfreq` (extra `[starter]`).
 
-They are English words of eight kinds of text (Wikipedia, subtitles, news, books, web, Twitter, Reddit, ...), rounded to
-1 % steps; there are no bigrams and no titles among them.
+They are frequencies of English words in eight kinds of text (Wikipedia, subtitles, news, books, web, Twitter, Reddit,
+...), rounded to 1 % steps; bigrams and titles are not included.
 """
 
 import re
@@ -15,7 +15,7 @@ from queries.normal_form import normalize_batch
 ORIGIN = "wordfreq"
 
 _DIGITS = re.compile(r"\d[\d.,]*\d")
-"""wordfreq counts numbers by their shape: "0000" stands for all of four digits, and is no word."""
+"""wordfreq counts numbers by their shape: "0000" is the count of all four-digit numbers, not a word."""
 
 
 def word_frequency_queries(language: str = "en") -> pa.Table:
@@ -28,7 +28,7 @@ def word_frequency_queries(language: str = "en") -> pa.Table:
         from wordfreq import get_frequency_dict
     except ImportError:
         raise InputError(
-            "--starter needs the package wordfreq: run pip install '.[starter]' in the project's folder"
+            "--starter needs the wordfreq package: run pip install '.[starter]' in the project's folder"
         ) from None
     frequencies = get_frequency_dict(language, wordlist="large")
     words = [word for word in frequencies if not _DIGITS.search(word)]

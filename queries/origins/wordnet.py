@@ -1,7 +1,7 @@
 """Source 4: WordNet's synsets, from the standard `dict` folder (Debian: /usr/share/wordnet; NLTK: corpora/wordnet).
 
-A synset is called after its first lemma ("dog" for dog.n.01); the names of WordNet 3.0's 117,659 synsets are 86,571
-different words and phrases, letter case aside. The other lemmas are synonyms: another 60,735.
+A synset is named after its first lemma ("dog" for dog.n.01); the names of WordNet 3.0's 117,659 synsets are 86,571
+distinct words and phrases, ignoring case. The other lemmas are synonyms: another 60,735.
 """
 
 import re
@@ -20,10 +20,10 @@ _PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 def wordnet_queries(folder: str, *, synonyms: bool = False) -> pa.Table:
     """Return the names of all synsets as CANDIDATES, best first; with `synonyms`, all their lemmas.
 
-    The score of a word is the number of its senses: synsets, of any part of speech, that it is a lemma of.
+    The score of a word is the number of its senses: the synsets of any part of speech that have it as a lemma.
 
     Raises:
-        InputError: a file of the folder is missing or is not WordNet's.
+        InputError: a file of the folder is missing or is not a WordNet file.
     """
     senses: dict[str, int] = {}
     names: dict[str, str] = {}  # lower case -> as the synset spells it
@@ -46,7 +46,7 @@ def _index(path: Path) -> Iterator[tuple[str, int]]:
     """Read lines like "dog n 7 5 @ ~ ...", lemma and number of synsets (wndb(5WN), index file format)."""
     for number, fields in _lines(path):
         if len(fields) < 4 or not fields[2].isdecimal() or len(fields[2]) > 4:
-            raise InputError(f"{path}: line {number} is not one of WordNet's index")
+            raise InputError(f"{path}: line {number} is not a line of a WordNet index")
         yield fields[0], int(fields[2])
 
 
@@ -55,7 +55,7 @@ def _synsets(path: Path) -> Iterator[list[str]]:
     for number, fields in _lines(path):
         lemmas = fields[4 : 4 + 2 * int(fields[3], 16) : 2] if _looks_like_a_synset(fields) else []
         if not lemmas:
-            raise InputError(f"{path}: line {number} is not one of WordNet's synsets")
+            raise InputError(f"{path}: line {number} is not a WordNet synset")
         yield [_MARKER.sub("", lemma) for lemma in lemmas]
 
 
@@ -63,7 +63,7 @@ def _looks_like_a_synset(fields: list[str]) -> bool:
     return len(fields) > 5 and fields[0].isdecimal() and re.fullmatch("[0-9a-f]{2}", fields[3]) is not None
 
 
-_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective may stand: "out(p)"
+_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # the syntactic position of an adjective: "out(p)"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -74,10 +74,10 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if not line.startswith("  "):
                     yield number, line.split()
     except (FileNotFoundError, NotADirectoryError):
-        what = f"it has no {path.name}" if path.parent.is_dir() else "there is no such folder"
+        problem = f"it has no {path.name}" if path.parent.is_dir() else "the folder does not exist"
         raise InputError(
-            f"{path.parent}: not a WordNet folder, {what}; it needs index.* and data.* "
+            f"{path.parent}: not a WordNet folder: {problem}; it needs index.* and data.* "
             "(Debian: package wordnet-base, /usr/share/wordnet)"
         ) from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a file of WordNet's (it is no text)") from None
+        raise InputError(f"{path}: not a WordNet file (it is not text)") from None

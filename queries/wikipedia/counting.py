@@ -1,8 +1,8 @@
 """Count the words and bigrams of running text, a batch at a time.
 
-Words are the tokens of the normal form that consist of letters and digits. A bigram is two of them in a row, on one
-line, with nothing but separators between them: "ice-cream" is one, "ice + cream" is none. Scripts without spaces have
-no words here, only letters; their entries come from titles.
+Words are the tokens of the normal form that consist of letters and digits. A bigram is two consecutive words of one
+line with only separators between them: "ice-cream" is a bigram, "ice + cream" is not. In scripts without spaces tokens
+are letters, not words; their entries come from titles.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ def count_text(lines: pa.Array) -> pa.Table:
 
 
 def add_up(counts: pa.Table) -> pa.Table:
-    """Return COUNTS in which each word and bigram stands once, with the sum of its counts."""
+    """Return COUNTS with one row per word and bigram, and the sum of its counts."""
     summed = counts.group_by(["first", "second"], use_threads=False).aggregate([("count", "sum")])
     return summed.rename_columns(["first", "second", "count"])
 
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The tokens of some lines, as numbers into their vocabulary."""
+    """The tokens of lines of text, as indices into their vocabulary."""
 
     vocabulary: pa.Array
     is_word: npt.NDArray[np.bool_]  # of the vocabulary

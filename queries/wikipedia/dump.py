@@ -1,7 +1,7 @@
-"""Read a MediaWiki XML dump (`pages-articles`): which wiki it is of, and its pages, in bounded memory.
+"""Read a MediaWiki XML dump (`pages-articles`): its wiki and its pages, in bounded memory.
 
-A multistream dump, bz2 streams of 100 pages one after the other, can be read in parts from any byte on; the index file
-that comes with it is not needed. Any other file (one bz2 stream, gz, plain XML) is one part.
+A multistream dump, a sequence of bz2 streams of 100 pages, can be read in parts that start at any byte; its index file
+is not needed. Any other file (one bz2 stream, gz, plain XML) is one part.
 """
 
 import bz2
@@ -18,7 +18,7 @@ import fsspec
 from queries.errors import InputError
 from queries.files import reading
 
-# Names that every wiki knows, whatever its language.
+# English names, which wikis of all languages accept.
 _CANONICAL_NAMESPACES = (
     *("media", "special", "talk", "user", "project", "wikipedia", "file", "image", "timedtext", "mediawiki"),
     *("template", "module", "help", "category", "portal", "draft"),
@@ -32,11 +32,11 @@ _STREAM_START_BYTES = 10
 
 @dataclass(frozen=True)
 class Site:
-    """The wiki a dump is of."""
+    """The wiki of a dump."""
 
     name: str  # "enwiki"
     project: str  # "en.wikipedia": its name in page-view files
-    namespaces: frozenset[str]  # lower-case prefixes of titles that are no articles
+    namespaces: frozenset[str]  # lower-case title prefixes of pages that are not articles
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Page:
 
 
 def read_site(path: str) -> Site:
-    """Read which wiki a dump is of.
+    """Return the wiki of a dump.
 
     Raises:
-        InputError: the file is missing, damaged, or no MediaWiki dump.
+        InputError: the file is missing, damaged, or not a MediaWiki dump.
     """
     with reading(path) as stream:
         head = stream.read(_HEAD_BYTES)
@@ -70,13 +70,13 @@ def read_site(path: str) -> Site:
         raise InputError(f"{path}: not a MediaWiki XML dump; it begins with {head[:40]!r}")
     info = _site_info(path, head)
     if info is None:
-        raise InputError(f"{path}: not a MediaWiki XML dump; there is no <siteinfo> at its beginning")
+        raise InputError(f"{path}: not a MediaWiki XML dump; it does not begin with a <siteinfo>")
     values = {_name(element): element.text or "" for element in info}
     names = [element.text or "" for element in info.iter() if element.get("key", "0") != "0"]
     try:
         host = urlsplit(values.get("base", "")).hostname or ""
     except ValueError as error:
-        raise InputError(f"{path}: its <base>, {values['base']!r}, is no address ({error})") from None
+        raise InputError(f"{path}: its <base>, {values['base']!r}, is not a URL ({error})") from None
     return Site(
         values.get("dbname") or host,
         host.removesuffix(".org").removeprefix("www."),
@@ -101,14 +101,14 @@ def _site_info(path: str, head: bytes) -> ElementTree.Element | None:
 def _known_encoding(path: str) -> Iterator[None]:
     try:
         yield
-    except (LookupError, ValueError) as error:  # what the parser raises for an encoding that it does not know
+    except (LookupError, ValueError) as error:  # the parser does not know the encoding
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: the XML is in an encoding that cannot be read ({error}); dumps are UTF-8") from None
+        raise InputError(f"{path}: unsupported XML encoding ({error}); dumps are UTF-8") from None
 
 
 def split_dump(path: str, part_bytes: int) -> list[DumpPart]:
-    """Cut a dump into parts of about `part_bytes` compressed bytes, where its form allows it."""
+    """Split a multistream dump into parts of about `part_bytes` compressed bytes; any other file is one part."""
     if not _is_multistream(path):
         return [DumpPart(path)]
     filesystem, name = fsspec.core.url_to_fs(path)
@@ -117,7 +117,7 @@ def split_dump(path: str, part_bytes: int) -> list[DumpPart]:
 
 
 def _is_multistream(path: str) -> bool:
-    """Tell streams that each hold whole pages from those of a parallel compressor, which cut anywhere."""
+    """Return whether streams begin with a page. A parallel compressor also writes streams, but cuts anywhere."""
     if not path.endswith(".bz2"):
         return False
     with reading(path, compression=None) as file:
@@ -133,7 +133,7 @@ def read_pages(part: DumpPart) -> Iterator[Page]:
     """Read the pages of a part, in the order of the dump.
 
     Raises:
-        InputError: the file is missing or damaged, or ends early.
+        InputError: the file is missing, damaged or truncated.
     """
     if part.end is not None:
         yield from _pages_of_streams(part, part.end)
@@ -162,16 +162,16 @@ def _pages_of_streams(part: DumpPart, end: int) -> Iterator[Page]:
 
 
 def _streams(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    """Return the content of every bz2 stream that starts in [start, end), the last one to its own end."""
+    """Yield the content of every bz2 stream that starts in [start, end), also if the last one ends later."""
     file.seek(start)
     pending = b""
-    while (found := _STREAM_START.search(pending)) is None:
+    while (header := _STREAM_START.search(pending)) is None:
         pending = pending[-_STREAM_START_BYTES + 1 :]
         more = file.read(_READ_BYTES)
         if not more or file.tell() - len(more) - len(pending) >= end:
             return
         pending += more
-    pending = pending[found.start() :]
+    pending = pending[header.start() :]
     while pending and file.tell() - len(pending) < end:
         decompressor = bz2.BZ2Decompressor()
         pieces = [decompressor.decompress(pending)]
@@ -184,14 +184,14 @@ def _streams(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
         yield content
         is_last = content.rstrip().endswith(b"</mediawiki>")
         pending = decompressor.unused_data or file.read(_READ_BYTES)
-        while is_last and pending and not (pending := pending.lstrip(b"\0")):  # some copies fill up their last block
+        while is_last and pending and not (pending := pending.lstrip(b"\0")):  # some copies pad their last block
             pending = file.read(_READ_BYTES)
         if not pending and not is_last:
             raise EOFError
 
 
 def _page(path: str, element: ElementTree.Element) -> Page | None:
-    """Make a Page of its element; None when its text is no wiki markup (style sheets, data)."""
+    """Return the Page of an element; None if its text is not wiki markup (style sheets, data)."""
     title, namespace, is_redirect, markup = "", 0, False, ""
     for child in element:
         name = _name(child)
@@ -201,8 +201,8 @@ def _page(path: str, element: ElementTree.Element) -> Page | None:
             try:
                 namespace = int(child.text or 0)
             except ValueError:
-                what = f"{path}: the namespace of page {title[:80]!r} is {(child.text or '')[:40]!r}"
-                raise InputError(f"{what}, not a number; fetch the dump again") from None
+                problem = f"the namespace of page {title[:80]!r} is {(child.text or '')[:40]!r}, not a number"
+                raise InputError(f"{path}: {problem}; download the dump again") from None
         elif name == "redirect":
             is_redirect = True
         elif name == "revision":

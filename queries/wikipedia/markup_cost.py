@@ -1,8 +1,8 @@
-"""How long wiki markup takes to parse, known before it is parsed: the tokenizer cannot be stopped.
+"""Estimate how long wiki markup takes to parse before parsing it: the tokenizer cannot be interrupted.
 
-An opening mark ("{{", "<ref>", "[http://x ") counts as one only if something closes it. Where nothing does, the
-tokenizer has read to the end of the page, or of the line, in vain, and goes back. So a page of opening marks takes the
-square of its length; real pages have a few that nothing closes. Made from the tokenizer of mwparserfromhell 0.7.2.
+If an opening mark ("{{", "<ref>", "[http://x ") is never closed, the tokenizer reads to the end of the page, or of the
+line, and backtracks. So a page of opening marks takes time quadratic in its length; real pages have a few unclosed
+marks. Modelled on the tokenizer of mwparserfromhell 0.7.2.
 """
 
 import re
@@ -10,13 +10,13 @@ import re
 from mwparserfromhell.definitions import is_parsable, is_single, is_single_only
 
 MAX_STEPS = 100_000_000
-"""What one page may take, a few seconds. The most of any page of the wikis this was made with is 2,000,000."""
+"""The limit for one page, a few seconds. The maximum over all pages of the wikis used in development is 2,000,000."""
 
 MAX_CHARS = 16_000_000
-"""MediaWiki itself takes no page of more than 2 MB, as it comes."""
+"""By default MediaWiki itself accepts no page above 2 MB."""
 
 _SLOW = 10
-"""Inside "<a ", "{{a|" and "{|", a character takes as long as this many elsewhere."""
+"""Inside "<a ", "{{a|" and "{|", a character costs this many times as much as elsewhere."""
 
 _NAME = r"""[^\s{}\[\]<>|=&'"\#*;:/\\!-]+"""
 _MARK = re.compile(
@@ -26,7 +26,7 @@ _MARK = re.compile(
 
 
 def is_too_slow(markup: str) -> bool:
-    """Tell markup that takes more than MAX_STEPS: characters read in vain, about 20 ns each."""
+    """Return whether markup takes more than MAX_STEPS: characters read before backtracking, about 20 ns each."""
     if len(markup) > MAX_CHARS:
         return True
     opening = 2 * markup.count("<") + markup.count("{") + markup.count("[")
@@ -34,13 +34,13 @@ def is_too_slow(markup: str) -> bool:
 
 
 class _Scan:
-    """The marks that are open, as (kind, name, position), innermost last; a mark closes only what is innermost."""
+    """The open marks, as (kind, name, position), innermost last; a closing mark closes only the innermost."""
 
     def __init__(self, markup: str) -> None:
         self.markup = markup
         self.lower = markup.replace("İ", "I").lower()  # of the same length
         self.open: list[tuple[str, str, int]] = []
-        self.next: dict[str, int] = {}  # where something is found next, from where it was last looked for
+        self.next: dict[str, int] = {}  # text -> where it occurs next, as of the last search
         self.bracket = -1  # the "]" of the last external link
         self.steps = 0
 
@@ -53,7 +53,7 @@ class _Scan:
         return self.steps
 
     def _take(self, mark: str, start: int, end: int) -> int:
-        """Open or close what a mark does; return where to go on."""
+        """Apply a mark; return the position where the scan continues."""
         innermost = self.open[-1][0] if self.open else ""
         if mark == "<!--":
             return self._skip("-->", start, end)
@@ -80,23 +80,23 @@ class _Scan:
         elif mark.startswith("}}"):
             self._close_braces(len(mark))
         elif mark in ("[[", "{|") or mark.startswith("{{"):
-            self.open.append((mark[:2], mark[:_MOST_BRACES], start))
+            self.open.append((mark[:2], mark[:_MAX_BRACES], start))
         elif _OPENED_BY.get(mark) == innermost:
             self.open.pop()
         return end
 
     def _fail(self, position: int) -> None:
-        """Give up what is innermost, having read from there to `position`."""
+        """Drop the innermost mark, which the tokenizer has read up to `position` without finding its end."""
         kind, name, opened = self.open.pop()
         if not (kind == "<>" and is_single(name) and position == len(self.markup)):
             self.steps += (position - opened) * (_SLOW if kind in ("<", "{{", "{|") else 1)
 
     def _skip(self, closing: str, opened: int, end: int) -> int:
-        """Return where something closes that holds no markup; where nothing closes it, `end`."""
-        found = self._find(closing, end)
-        if found < len(self.markup):
-            return found + len(closing)
-        self.steps += (found - opened) * (1 + self.markup.count("</", end) // _SLOW)
+        """Return the end of an element without markup inside; `end` if it is not closed."""
+        close = self._find(closing, end)
+        if close < len(self.markup):
+            return close + len(closing)
+        self.steps += (close - opened) * (1 + self.markup.count("</", end) // _SLOW)
         return end
 
     def _external_link(self, start: int) -> None:
@@ -108,10 +108,10 @@ class _Scan:
             self.steps += line_end - start
 
     def _find(self, text: str, position: int) -> int:
-        """Return where a text is found from a position on; the end where it is not. No character is read twice."""
+        """Return the first occurrence of a text at or after a position, else the end. Reads no character twice."""
         if self.next.get(text, -1) < position:
-            found = self.lower.find(text, position)
-            self.next[text] = found if found >= 0 else len(self.markup)
+            offset = self.lower.find(text, position)
+            self.next[text] = offset if offset >= 0 else len(self.markup)
         return self.next[text]
 
     def _close_tag(self, name: str, position: int) -> bool:
@@ -127,7 +127,7 @@ class _Scan:
         return end.end() if end else position
 
     def _close_braces(self, closing: int) -> None:
-        """Close arguments, of three braces, and templates, of two; those that begin in a row share a mark."""
+        """Close arguments, of three braces, and templates, of two; consecutive opening braces are one mark."""
         while closing >= 2 and self.open and self.open[-1][0] == "{{":
             kind, braces, opened = self.open.pop()
             left = len(braces)
@@ -138,9 +138,9 @@ class _Scan:
                 self.open.append((kind, braces[:left], opened))
 
 
-_MOST_BRACES = 300  # the tokenizer goes no deeper
+_MAX_BRACES = 300  # the tokenizer's maximum depth
 _LOOK = 1_000
-"""Characters looked at to find out whether a link or a tag closes."""
+"""Characters examined to find out whether a link or a tag closes."""
 
 _END_OF_TAG = re.compile(r"\s{0,9}>")
 _QUOTED = re.compile(r"""=\s*+(?:"[^"]*+"|'[^']*+')""")
@@ -152,7 +152,7 @@ def _has_open_quote(attributes: str) -> bool:
 
 
 def _holds_open_mark(link: str) -> bool:
-    """Tell whether in a link something opens that closes outside it, and may hold the end of the line."""
+    """Return whether a link contains an opening mark that closes outside it, possibly after the end of the line."""
     return link.count("<") != link.count(">") or link.count("{{") != link.count("}}")
 
 

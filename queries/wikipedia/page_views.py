@@ -1,10 +1,10 @@
-"""Read how often the pages of one wiki were asked for, from Wikimedia's public page-view files.
+"""Read the page views of one wiki from Wikimedia's public page-view files.
 
     hourly   pageviews-20240101-000000.gz       en.m Ice_cream 17 0             (code, title, views, bytes)
     daily    pageviews-20240101-user.bz2        en.wikipedia Ice_cream 24005 desktop 411 A17B20...
-             ("pageview_complete": project, title, page id or null, way of access, views, views by hour)
+             ("pageview_complete": project, title, page id or null, access method, views, views by hour)
 
-Both hold all projects. Titles are spelled with underscores, and some are not UTF-8; those are left out.
+Both hold all projects. Titles are spelled with underscores; titles that are not UTF-8 are skipped.
 """
 
 import re
@@ -21,9 +21,9 @@ VIEWS = pa.schema([("title", pa.string()), ("views", pa.int64())])
 
 _READ_BYTES = 8 << 20
 _TITLES_IN_MEMORY = 1_000_000
-_MOST_DIGITS = 12  # of the views of a title; millions of such lines fit into an int64
+_MAX_DIGITS = 12  # of the views of a title; sums of millions of such lines fit into an int64
 
-# What follows the language in the codes of hourly files; nothing for Wikipedia.
+# Suffixes of the language code in hourly files, by project family; Wikipedia has none.
 _HOURLY_SUFFIXES = {
     "wikipedia": "",
     "wikibooks": ".b",
@@ -37,15 +37,15 @@ _HOURLY_SUFFIXES = {
 
 
 def read_views(path: str, project: str) -> Iterator[pa.Table]:
-    """Return the views of a project's titles as VIEWS, in pieces; a title may be in several.
+    """Yield the views of a project's titles as VIEWS, in pieces; a title may be in several.
 
     `project` is named as in daily files: "en.wikipedia".
 
     Raises:
-        InputError: the file is missing, damaged, no page-view file, or of other projects only.
+        InputError: the file is missing, damaged, not a page-view file, or has no line of the project.
     """
     views: Counter[bytes] = Counter()
-    found = False
+    has_yielded = False
     block = b""
     with reading(path) as stream:
         line = None
@@ -54,18 +54,18 @@ def read_views(path: str, project: str) -> Iterator[pa.Table]:
             for title, count in line.findall(block):
                 views[title] += _count(path, title, count)
             if len(views) >= _TITLES_IN_MEMORY:
-                found = True
+                has_yielded = True
                 yield _table(views)
                 views.clear()
-    if not views and not found:
+    if not views and not has_yielded:
         projects = Counter(re.findall(rb"^\S+", block, re.MULTILINE)).most_common(3)
-        seen = ", ".join(name.decode(errors="replace") for name, _ in projects) or "nothing"
-        raise InputError(f"{path}: no views of {project} (there is {seen}); name the project with --project")
+        seen = ", ".join(name.decode(errors="replace") for name, _ in projects) or "no project"
+        raise InputError(f"{path}: no views of {project}; the file has views of {seen}: set the project with --project")
     yield _table(views)
 
 
 def _count(path: str, title: bytes, digits: bytes) -> int:
-    if len(digits) > _MOST_DIGITS:
+    if len(digits) > _MAX_DIGITS:
         raise InputError(f"{path}: the views of {title[:80].decode(errors='replace')!r} have {len(digits)} digits")
     return int(digits)
 
@@ -85,13 +85,13 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _line_pattern(path: str, block: bytes, project: str) -> "re.Pattern[bytes]":
-    """Return what finds (title, views) in the lines of a project, for the format that the first line has."""
+    """Return a pattern for (title, views) in the lines of a project, in the format of the file's first line."""
     first = block.split(b"\n", 1)[0]
     if re.fullmatch(rb"\S+ \S+ \d+ \d+\r?", first):
         language, _, family = project.partition(".")
         suffix = _HOURLY_SUFFIXES.get(family)
         if suffix is None:
-            raise InputError(f"{path}: do not know how hourly page-view files call {project}")
+            raise InputError(f"{path}: unknown project {project!r} for hourly page-view files")
         codes = f"{re.escape(language)}(?:\\.m|\\.zero)?{re.escape(suffix)}"
         return re.compile(rf"^{codes} (\S+) (\d+) \d+\r?$".encode(), re.MULTILINE)
     if re.fullmatch(rb"\S+ \S+ (?:\S+ )?[a-z-]+ \d+ \S+\r?", first):

@@ -1,8 +1,8 @@
-"""The words of a wiki page, without its markup.
+"""The text of a wiki page, without its markup.
 
 mwparserfromhell's tokenizer, written in C, does the parsing; its tree of nodes, which costs four times as much, is not
-needed to leave things out. Left out are templates, comments, tables, references, formulas, code, galleries, and links
-to other namespaces (files, categories) and languages. What a link shows stays.
+needed. Templates, comments, tables, references, formulas, code, galleries, and links to other namespaces (files,
+categories) and languages are left out. The visible text of links is kept.
 """
 
 import html
@@ -16,7 +16,7 @@ from queries.wikipedia.markup_cost import MAX_CHARS, is_too_slow
 
 try:
     from mwparserfromhell.parser._tokenizer import CTokenizer as Tokenizer
-except ImportError:  # no wheel for this platform: the same, in Python
+except ImportError:  # no wheel for this platform: the same tokenizer, in Python
     from mwparserfromhell.parser.tokenizer import Tokenizer
 
 # Extension tags and HTML elements whose content is not prose.
@@ -38,15 +38,15 @@ _TAG_BEFORE_NEWLINE = re.compile(r"<(ref|references|gallery|math|syntaxhighlight
 # Headings have a line of their own anyway, and thousands of "=" on one line overflow the parser's stack.
 _HEADING = re.compile("^=", re.MULTILINE)
 
-# What the parser leaves standing because nothing closes it: "<td>1861<td>1919", "</small>".
+# Tags that the parser keeps as text because nothing closes them: "<td>1861<td>1919", "</small>".
 _LONE_TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
 
-# [[fr:Chien]]: until 2013 the links to other languages stood in the text.
+# [[fr:Chien]]: until 2013 links to other languages were part of the markup.
 _LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[a-z]+)*|simple):\S")
 
 
 def plain_text(markup: str, namespaces: Container[str]) -> str:
-    """Return the text of a page; paragraphs, headings and list items stand on lines of their own.
+    """Return the text of a page; each paragraph, heading and list item is on a separate line.
 
     `namespaces` are the lower-case names that come before the colon in titles outside the article namespace.
 
@@ -56,7 +56,7 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
     if len(markup) <= MAX_CHARS:
         markup = _prepared(markup)
     if is_too_slow(markup):
-        raise ValueError("markup that takes too long: thousands of marks that nothing closes")
+        raise ValueError("markup that takes too long to parse: thousands of unclosed marks")
     try:
         stream = Tokenizer().tokenize(markup, 0, True)
     except ParserError as error:
@@ -77,7 +77,7 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
 
 
 def _prepared(markup: str) -> str:
-    """Take out what the tokenizer makes much work of and shows no differently."""
+    """Remove markup that costs the tokenizer much time and does not change the text."""
     before, end, after = markup.rpartition("-->")
     closed = before + end + after.replace("<!--", "<! --")  # comments that do not end
     closed = _TAG_BEFORE_NEWLINE.sub(r"<\1 ", _SWITCH.sub("", closed))
@@ -110,12 +110,12 @@ def _apostrophe_rank(before: str) -> int:
 
 
 class _Frame:
-    """An element that is open, and the text found in it so far."""
+    """An open element, and its text so far."""
 
     def __init__(self, namespaces: Container[str]) -> None:
         self.namespaces = namespaces
         self.texts: list[str] = []
-        self.before: str | None = None  # of a link, what stands before the separator; of a tag, its name
+        self.before: str | None = None  # of a link, the text before the separator; of a tag, its name
 
     def add(self, text: str) -> None:
         self.texts.append(text)
@@ -124,13 +124,13 @@ class _Frame:
         """Note a token inside the element that is not text."""
 
     def take(self) -> str:
-        """Return the text so far, and begin anew."""
+        """Return the text so far, and clear it."""
         text = "".join(self.texts)
         self.texts.clear()
         return text
 
     def shown(self) -> str:
-        """Return what a reader of the page sees of the element."""
+        """Return the element's visible text."""
         return "".join(self.texts)
 
 
@@ -162,7 +162,7 @@ class _ExternalLink(_Frame):
             self.before = self.take()
 
     def shown(self) -> str:
-        return "" if self.before is None else super().shown()  # a bare address is no prose
+        return "" if self.before is None else super().shown()  # a bare URL is not prose
 
 
 class _Tag(_Frame):

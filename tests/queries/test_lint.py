@@ -27,26 +27,26 @@ def found(reason: str, **options: float) -> list[str]:
     ],
 )
 def test_what_is_wrong_is_found(reason: str, expected: list[str]) -> None:
-    assert found(reason, max_share=0.5) == expected
+    assert found(reason, max_fraction=0.5) == expected
 
 
 def test_limits_can_be_set() -> None:
     assert found("too_long", max_chars=5) == ["x" * 101, "hot dog"]
-    assert found("too_common", max_share=0.3) == ["dog", "Dog", "the", "dog!"]
-    assert found("too_common", max_share=1.0) == []
+    assert found("too_common", max_fraction=0.3) == ["dog", "Dog", "the", "dog!"]
+    assert found("too_common", max_fraction=1.0) == []
 
 
 def test_shares_are_those_of_all_captions_of_the_sample() -> None:
-    shares = lint(pa.array(QUERIES), CAPTIONS).shares
-    assert shares is not None
-    assert dict(zip(QUERIES, shares, strict=True))["the"] == 3 / 5
-    assert dict(zip(QUERIES, shares, strict=True))["hot dog"] == 1 / 5
-    assert lint(pa.array(QUERIES)).shares is None
+    fractions = lint(pa.array(QUERIES), CAPTIONS).fractions
+    assert fractions is not None
+    assert dict(zip(QUERIES, fractions, strict=True))["the"] == 3 / 5
+    assert dict(zip(QUERIES, fractions, strict=True))["hot dog"] == 1 / 5
+    assert lint(pa.array(QUERIES)).fractions is None
     assert len(lint(pa.array(QUERIES)).rows["too_common"]) == 0
 
 
 def test_the_most_common_come_first_among_the_examples() -> None:
-    findings = lint(pa.array(QUERIES), CAPTIONS, max_share=0.1)
+    findings = lint(pa.array(QUERIES), CAPTIONS, max_fraction=0.1)
     assert QUERIES[findings.examples("too_common", 1)[0]] == "the"
 
 

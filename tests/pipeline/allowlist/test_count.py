@@ -195,11 +195,11 @@ def test_two_counts_at_once_are_refused(tmp_path: Path, files: dict[str, Path]) 
         count_wikipedia(build, inputs_of(files["dump.xml"]))
 
 
-def test_what_is_missing_is_said(tmp_path: Path, files: dict[str, Path]) -> None:
+def test_missing_sources_are_listed(tmp_path: Path, files: dict[str, Path]) -> None:
     _, manifest = build(tmp_path / "1", Inputs(wordnet=str(files["dict"])), size=5)
     assert manifest["count"] == 3
     assert len(manifest["lacks"]) == 4
-    assert "2 of the 5 entries asked for" in manifest["lacks"][-1]
+    assert "2 of 5 entries: the sources have no more" in manifest["lacks"][-1]
     inputs = Inputs(page_views=(str(files["views.bz2"]),), project="yy.wikipedia")
     _, manifest = build(tmp_path / "2", inputs, size=5)
     assert any("against a dump" in what for what in manifest["lacks"])
@@ -217,13 +217,13 @@ def test_wrong_inputs_are_one_clear_line(tmp_path: Path, files: dict[str, Path])
     for number, (inputs, message) in enumerate(
         [
             (Inputs((str(html),)), "dump.html: not a MediaWiki XML dump"),
-            (Inputs((str(cut),)), "cut-multistream.xml.bz2: ends early"),
+            (Inputs((str(cut),)), "cut-multistream.xml.bz2: truncated"),
             (Inputs((dump, str(tmp_path / "other.xml"))), "dumps of different wikis"),
             (Inputs((dump,), (views,), project="zz.wikipedia"), "no views of zz.wikipedia"),
             (Inputs((dump,), (str(html),)), "dump.html: not a page-view file"),
             (Inputs((dump,), (str(tmp_path / "gone"),)), "gone: no such file"),
             (Inputs(wordnet=str(files["dict"])), "it has no index.noun"),
-            (Inputs(), "nothing to build a list from"),
+            (Inputs(), "no inputs for a list"),
         ]
     ):
         with pytest.raises((UserError, ValueError), match=message) as caught:

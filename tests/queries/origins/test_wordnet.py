@@ -30,13 +30,13 @@ def test_synonyms_are_all_the_lemmas(folder: Path) -> None:
 @pytest.mark.parametrize("missing", ["index.noun", "data.adj"])
 def test_a_folder_without_a_file_is_one_clear_line(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
-    with pytest.raises(InputError, match=f"not a WordNet folder, it has no {missing}") as caught:
+    with pytest.raises(InputError, match=f"not a WordNet folder: it has no {missing}") as caught:
         wordnet_queries(str(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_no_folder_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="the folder does not exist"):
         wordnet_queries(str(tmp_path / "dict"))
 
 

@@ -81,15 +81,15 @@ def test_parts_of_any_size_share_out_the_pages(part_bytes: int, per_stream: int,
         ),
         ("page.xml.gz", b"<html>", "cannot be read"),
         ("a.xml", b"", "not a MediaWiki XML dump"),
-        ("a.xml", b"<mediawiki>", "no <siteinfo>"),
-        ("a.xml", b"<mediawiki><siteinfo></mediawiki>", "no <siteinfo>"),
-        ("a.xml.bz2", bz2.compress(dump_xml(PAGES))[:20], "ends early"),
-        ("a.xml", b'<?xml version="1.0" encoding="foo"?>' + dump_xml(PAGES), "in an encoding that cannot be read"),
-        ("a.xml", b'<?xml version="1.0" encoding="gbk"?>' + dump_xml(PAGES), "in an encoding that cannot be read"),
-        ("a.xml", dump_xml(PAGES).replace(b"https://", b"http://["), "its <base>, .* is no address"),
+        ("a.xml", b"<mediawiki>", "does not begin with a <siteinfo>"),
+        ("a.xml", b"<mediawiki><siteinfo></mediawiki>", "does not begin with a <siteinfo>"),
+        ("a.xml.bz2", bz2.compress(dump_xml(PAGES))[:20], "truncated"),
+        ("a.xml", b'<?xml version="1.0" encoding="foo"?>' + dump_xml(PAGES), "unsupported XML encoding"),
+        ("a.xml", b'<?xml version="1.0" encoding="gbk"?>' + dump_xml(PAGES), "unsupported XML encoding"),
+        ("a.xml", dump_xml(PAGES).replace(b"https://", b"http://["), "its <base>, .* is not a URL"),
     ],
 )
-def test_what_is_no_dump_is_refused_before_any_work(
+def test_a_file_that_is_not_a_dump_is_refused_before_any_work(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / name
@@ -115,7 +115,7 @@ def test_what_is_no_dump_is_refused_before_any_work(
 def test_a_truncated_dump_is_one_clear_line(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(InputError, match="ends early") as caught:
+    with pytest.raises(InputError, match="truncated") as caught:
         all_pages(path)
     assert "\n" not in str(caught.value)
 
@@ -132,13 +132,13 @@ def test_a_damaged_dump_is_one_clear_line(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 0xFF
     path = tmp_path / "bad-multistream.xml.bz2"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot be read|damaged|ends early"):
+    with pytest.raises(InputError, match=r"cannot be read|damaged|truncated"):
         all_pages(path)
 
 
 @pytest.mark.parametrize("write", [dump_xml, multistream])
 @pytest.mark.parametrize("namespace", ["abc", "1" * 5_000])
-def test_a_namespace_that_is_no_number_names_the_file_and_the_page(
+def test_a_namespace_that_is_not_a_number_names_the_file_and_the_page(
     tmp_path: Path, write: Callable[[list[str]], bytes], namespace: str
 ) -> None:
     path = tmp_path / ("dump.xml" if write is dump_xml else "dump.xml.bz2")

@@ -69,12 +69,16 @@ def test_blocks_and_pieces_do_not_matter(tmp_path: Path, monkeypatch: pytest.Mon
     ("name", "content", "message"),
     [
         ("none", None, "no such file"),
-        ("a", HOURLY, "no views of fr.wikipedia .there is en, de, en.b.; name the project"),
-        ("a.bz2", bz2.compress(DAILY), "no views of fr.wikipedia .there is en.wikipedia, de.wikipedia, en.wikibooks."),
-        ("a", b"", "no views of fr.wikipedia .there is nothing."),
+        ("a", HOURLY, "no views of fr.wikipedia; the file has views of en, de, en.b: set the project"),
+        (
+            "a.bz2",
+            bz2.compress(DAILY),
+            "no views of fr.wikipedia; the file has views of en.wikipedia, de.wikipedia, en.wikibooks",
+        ),
+        ("a", b"", "no views of fr.wikipedia; the file has views of no project"),
         ("a.html", b"<html>\n<body>", "not a page-view file; it begins with b'<html>'"),
-        ("a.gz", gzip.compress(HOURLY * 99)[:-9], "ends early"),
-        ("a.bz2", bz2.compress(DAILY)[:-9], "ends early"),
+        ("a.gz", gzip.compress(HOURLY * 99)[:-9], "truncated"),
+        ("a.bz2", bz2.compress(DAILY)[:-9], "truncated"),
     ],
 )
 def test_wrong_files_are_one_clear_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -87,7 +91,7 @@ def test_wrong_files_are_one_clear_line(tmp_path: Path, name: str, content: byte
 
 @pytest.mark.parametrize("digits", [13, 20, 5_000])
 @pytest.mark.parametrize("line", [b"en Dog %s 0\n", b"en.wikipedia Dog 5 desktop %s A1\n"])
-def test_more_views_than_there_are_name_the_file(tmp_path: Path, digits: int, line: bytes) -> None:
+def test_impossible_numbers_of_views_name_the_file(tmp_path: Path, digits: int, line: bytes) -> None:
     (tmp_path / "views").write_bytes(line % b"5" + line % (b"9" * digits))
     with pytest.raises(InputError, match=f"views: the views of 'Dog' have {digits} digits"):
         list(read_views(str(tmp_path / "views"), "en.wikipedia"))
@@ -95,7 +99,7 @@ def test_more_views_than_there_are_name_the_file(tmp_path: Path, digits: int, li
 
 def test_an_unknown_family_is_refused_for_hourly_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(HOURLY)
-    with pytest.raises(InputError, match="do not know how hourly"):
+    with pytest.raises(InputError, match="unknown project 'en\\.wikifunctions'"):
         list(read_views(str(tmp_path / "a"), "en.wikifunctions"))
 
 
