@@ -7,28 +7,37 @@
 """
 
 import hashlib
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
+from dedup.copies.control import control_pictures
 from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
 from dedup.copies.views import VIEWS
 from dedup.errors import DedupError
 from dedup.eval_sets.index import EvalSummary, index_eval_set, read_thumbnails, thumbnail
-from dedup.eval_sets.read import IMAGE_SUFFIXES, Example, read_examples
+from dedup.eval_sets.read import IMAGE_SUFFIXES, read_examples
+from dedup.measure import Control, Recall, measure_recall
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence, summarise_overlap
 from dedup.pdq import ImageDecodeError, decode_rgb, fingerprint
-from dedup.report import EvalReport, Evidence, ReportData, write_report
+from dedup.report import EvalReport, Evidence, ReportData, percent, write_report
+
+CONTROL_PICTURES = 100
+"""Rendered pictures that nothing may match."""
 
 _BATCH = 64  # images of the second set in memory
 _EVIDENCE = 48
@@ -69,6 +78,7 @@ class Settings:
     detector_name: str
     max_distance_bits: int = 31
     min_quality: int = 50
+    planted: int = 0  # examples that are edited in every way, to measure the recall
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class Compared:
     report: EvalReport
     images: int
     left_out: dict[str, int]
+    control: Control
+    recall: Recall | None
 
 
 def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -> Compared:
@@ -87,27 +99,91 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         FileNotFoundError, DedupError: one line; a set has no readable image or another layout.
     """
     name = first.path.resolve().name
-    summary = index_eval_set(name, first.kind, first.path, out / "index", detector=settings.detector, label_column=None)
+    summary = index_eval_set(name, first.kind, first.path, out / "index", detector=settings.detector)
     folder = out / "index" / name
     with tempfile.TemporaryDirectory(prefix="wit-overlap-") as scratch:
-        matches = _Matches(EvalIndex.load(pq.read_table(folder / "index.parquet")), _finder(folder, settings), settings)
+        matches = _Matches.load(folder, settings)
+        controlled = _Matches.load(_write_control(Path(scratch), settings), settings)
         counts: Counter[str] = Counter()
-        tables = [matches.find(batch, Path(scratch)) for batch in _decoded(second, counts)]
+        tables, false = [], set[str]()
+        for batch in _decoded(second, counts):
+            described = Described.of(settings.detector, [one.picture for one in batch]) if settings.detector else None
+            tables.append(matches.find(batch, described))
+            false |= set(controlled.find(batch, described)["eval_id"].to_pylist())
+            _keep_thumbnails(batch, tables[-1]["uid"].to_pylist(), Path(scratch))
         if not counts["kept"]:
             raise DedupError(f"{second.path}: no readable image found")
         overlap = pa.concat_tables([OVERLAP.empty_table(), *tables]).sort_by(
             [("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")]
         )
         report = _report(name, summary, overlap, folder, Path(scratch), settings)
-    _write(out, report, overlap, pq.read_table(folder / "index.parquet", columns=["eval_id", "reason"]))
     images = counts.pop("kept")
-    facts = (
-        ("Evaluation set", str(first.path)),
-        ("Compared with", f"{second.path}, {images:,} images"),
-        ("Detector of edited copies", settings.detector_name),
+    control = Control(CONTROL_PICTURES, images, len(false))
+    recall = _measure(matches, first, summary, settings) if settings.planted else None
+    compared = Compared(report, images, dict(counts), control, recall)
+    _write(out, overlap, pq.read_table(folder / "index.parquet", columns=["eval_id", "reason"]))
+    data = ReportData(
+        _facts(first, second, compared, settings), (), (report,), settings.min_quality, detector=bool(settings.detector)
     )
-    write_report(ReportData(facts, (), (report,), settings.min_quality, detector=settings.detector is not None), out)
-    return Compared(report, images, dict(counts))
+    write_report(data, out)
+    (out / "measured.json").write_text(json.dumps(_measured_json(compared), indent=1) + "\n")
+    return compared
+
+
+def _facts(first: Source, second: Source, compared: Compared, settings: Settings) -> tuple[tuple[str, str], ...]:
+    control, recall = compared.control, compared.recall
+    facts = [
+        ("Evaluation set", str(first.path)),
+        ("Compared with", f"{second.path}, {compared.images:,} images"),
+        ("Detector of edited copies", settings.detector_name),
+        ("Negative control", f"{control.matches} of {control.pictures:,} rendered pictures matched, 0 is right"),
+    ]
+    if recall:
+        planted = f"{percent(recall.tuned.value)} of kinds used in tuning, {percent(recall.unseen.value)} of others"
+        facts.append(("Planted edits found", planted))
+        corrected = recall.corrected(compared.report.summary.overlap, compared.report.indexed)
+        if corrected:
+            value, low, high = map(percent, corrected)
+            facts.append(("Share corrected for this recall", f"{value} ({low} – {high})"))
+    return tuple(facts)
+
+
+def _measured_json(compared: Compared) -> dict[str, Any]:
+    recall = compared.recall
+    overlap = compared.report.summary.overlap
+    corrected = recall.corrected(overlap, compared.report.indexed) if recall else None
+    return {
+        "control": vars(compared.control),
+        "recall": recall.to_json() if recall else None,
+        "corrected_share": dict(zip(("value", "low", "high"), corrected, strict=True)) if corrected else None,
+    }
+
+
+def _write_control(scratch: Path, settings: Settings) -> Path:
+    """Index the negative control under `scratch`; return the folder of its index."""
+    (scratch / "control").mkdir()
+    for number, picture in enumerate(control_pictures(CONTROL_PICTURES, seed=0)):
+        Image.fromarray(picture).save(scratch / "control" / f"{number:05d}.png")
+    index_eval_set("control", "folder", scratch / "control", scratch / "index", detector=settings.detector)
+    return scratch / "index" / "control"
+
+
+def _measure(matches: "_Matches", first: Source, summary: EvalSummary, settings: Settings) -> Recall:
+    """Plant edits of examples that are spread evenly over the set."""
+    step = max(1, summary.examples // settings.planted)
+    pictures: dict[str, np.ndarray] = {}
+    for place, example in enumerate(read_examples(first.kind, str(first.path))):
+        if place % step or example.failure or len(pictures) == settings.planted:
+            continue
+        with suppress(ImageDecodeError):
+            pictures[example.eval_id] = decode_rgb(example.encoded)
+
+    def find(planted: list[tuple[str, bytes]]) -> pa.Table:
+        batch = [_Image(name, file, decode_rgb(file)) for name, file in planted]
+        detector = settings.detector
+        return matches.find(batch, Described.of(detector, [one.picture for one in batch]) if detector else None)
+
+    return measure_recall(find, pictures)
 
 
 def _finder(folder: Path, settings: Settings) -> CopyFinder | None:
@@ -120,20 +196,23 @@ def _finder(folder: Path, settings: Settings) -> CopyFinder | None:
     return CopyFinder(detector, VectorIndex.build(rows, len(VIEWS)), lambda row: decode_rgb(jpegs[row].as_py()))
 
 
-_Image = tuple[Example, np.ndarray]
+class _Image(NamedTuple):
+    name: str
+    file: bytes
+    picture: np.ndarray
 
 
 def _decoded(source: Source, counts: Counter[str]) -> Iterator[list[_Image]]:
     """Yield the readable images in batches; the others are counted by reason."""
     remaining = iter(read_examples(source.kind, str(source.path)))
     while examples := list(islice(remaining, _BATCH)):
-        batch: list[_Image] = []
+        batch = []
         for example in examples:
             try:
                 if example.failure:
                     counts[example.failure] += 1
-                    continue
-                batch.append((example, decode_rgb(example.encoded)))
+                else:
+                    batch.append(_Image(example.eval_id, example.encoded, decode_rgb(example.encoded)))
             except ImageDecodeError as error:
                 counts[error.failure] += 1
         counts["kept"] += len(batch)
@@ -143,33 +222,36 @@ def _decoded(source: Source, counts: Counter[str]) -> Iterator[list[_Image]]:
 
 @dataclass(frozen=True)
 class _Matches:
+    """An indexed set, ready to be compared with."""
+
     index: EvalIndex
     finder: CopyFinder | None
     settings: Settings
 
-    def find(self, batch: list[_Image], scratch: Path) -> pa.Table:
-        """Return the overlap rows of a batch, and keep a thumbnail of every image in them."""
-        looks = [fingerprint(picture) for _, picture in batch]
+    @classmethod
+    def load(cls, folder: Path, settings: Settings) -> Self:
+        return cls(EvalIndex.load(pq.read_table(folder / "index.parquet")), _finder(folder, settings), settings)
+
+    def find(self, batch: list[_Image], described: Described | None) -> pa.Table:
+        """Return the overlap rows of a batch."""
+        looks = [fingerprint(one.picture) for one in batch]
         images = pa.table(
             {
-                "uid": pa.array([example.eval_id for example, _ in batch], pa.string()),
+                "uid": pa.array([one.name for one in batch], pa.string()),
                 "pdq": pa.array([look.pdq for look in looks], pa.binary(32)),
                 "pdq_quality": pa.array([look.quality for look in looks], pa.int32()),
-                "sha256": pa.array([hashlib.sha256(example.encoded).hexdigest() for example, _ in batch], pa.string()),
+                "sha256": pa.array([hashlib.sha256(one.file).hexdigest() for one in batch], pa.string()),
             }
         )
-        pictures = [picture for _, picture in batch]
-        copies = []
-        if self.finder and self.settings.detector:
-            described = Described.of(self.settings.detector, pictures)
-            copies = self.finder.find(described, pictures.__getitem__)
+        copies = self.finder.find(described, lambda row: batch[row].picture) if self.finder and described else []
         bits, quality = self.settings.max_distance_bits, self.settings.min_quality
-        found = find_overlap(images, self.index, max_distance_bits=bits, min_quality=quality, copies=copies)
-        shown = set(found["uid"].to_pylist())
-        for example, picture in batch:
-            if example.eval_id in shown:
-                _thumbnail_file(scratch, example.eval_id).write_bytes(thumbnail(picture, _THUMBNAIL_PX))
-        return found
+        return find_overlap(images, self.index, max_distance_bits=bits, min_quality=quality, copies=copies)
+
+
+def _keep_thumbnails(batch: list[_Image], names: list[str], scratch: Path) -> None:
+    for one in batch:
+        if one.name in names:
+            _thumbnail_file(scratch, one.name).write_bytes(thumbnail(one.picture, _THUMBNAIL_PX))
 
 
 def _thumbnail_file(scratch: Path, image_id: str) -> Path:
@@ -211,7 +293,7 @@ def _report(
     )
 
 
-def _write(out: Path, report: EvalReport, overlap: pa.Table, index: pa.Table) -> None:
+def _write(out: Path, overlap: pa.Table, index: pa.Table) -> None:
     pq.write_table(overlap, out / "overlap.parquet.tmp", compression="zstd")
     (out / "overlap.parquet.tmp").replace(out / "overlap.parquet")
     found = set(overlap["eval_id"].to_pylist())

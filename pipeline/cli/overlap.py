@@ -21,6 +21,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--detector", type=Path, help="an .onnx model that finds edited copies too (docs/copies.md)")
     parser.add_argument("--max-distance-bits", type=int, default=31, choices=range(32), metavar="BITS")
+    parser.add_argument(
+        "--plant", type=int, default=0, metavar="N", help="edit N images of A in 66 ways, to measure recall"
+    )
     parser.set_defaults(func=_overlap)
 
 
@@ -32,7 +35,7 @@ def _overlap(args: argparse.Namespace) -> int:
     try:
         detector = Detector.load(args.detector) if args.detector else None
         name = args.detector.name if args.detector else "none"
-        settings = Settings(detector, name, max_distance_bits=args.max_distance_bits)
+        settings = Settings(detector, name, max_distance_bits=args.max_distance_bits, planted=args.plant)
         compared = compare_sets(Source.of(args.a), Source.of(args.b), args.out, settings)
     except (FileNotFoundError, DedupError) as error:
         raise UserError(str(error)) from error
@@ -40,5 +43,7 @@ def _overlap(args: argparse.Namespace) -> int:
     lost = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in compared.left_out.items())
     print(f"{report.summary.overlap:,} of {report.indexed:,} images of {args.a} are in {args.b} ", end="")
     print(f"({percent(report.share.value)}; {compared.images:,} images{f'; left out: {lost}' if lost else ''})")
+    if compared.control.matches:
+        print(f"negative control: {compared.control.matches} rendered pictures matched, so some matches are false")
     print(f"{args.out / 'index.html'}")
     return 0

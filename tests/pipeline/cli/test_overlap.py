@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from support.copies import save_model, scene
 
-from dedup.copies.edits import EDITS
+from dedup.copies.edits import EDITS, UNSEEN_EDITS
 from pipeline.cli.main import main
 
 PLANTED = ("same", "crop 70%", "flip", "screenshot")
@@ -23,6 +23,11 @@ def png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _small_control(monkeypatch):
+    monkeypatch.setattr("dedup.compare_sets.CONTROL_PICTURES", 5)
 
 
 @pytest.fixture
@@ -69,6 +74,29 @@ def test_whole_pictures_are_found_without_a_detector(sets, capsys):
     assert "left out: 1 not an image" in capsys.readouterr().out
     assert (out / "overlap_ids.txt").read_text().split() == ["0.png", "2.png"]
     assert [row["degree"] for row in pq.read_table(out / "overlap.parquet").to_pylist()] == ["equal bytes", "edited"]
+
+
+def test_recall_and_false_matches_are_measured(sets, monkeypatch):
+    kinds = {name: EDITS[name] for name in ("same", "crop 80%", "inverted")}
+    monkeypatch.setattr("dedup.measure.EDITS", kinds)
+    monkeypatch.setattr("dedup.measure.UNSEEN_EDITS", {"screen lines": UNSEEN_EDITS["screen lines"]})
+    out = run(sets, "b", "--plant", "3", "--detector", str(sets / "model.onnx"))
+    told = json.loads((out / "measured.json").read_text())
+    assert told["control"] == {"pictures": 5, "images": 7, "matches": 0}
+    assert told["recall"] == {
+        "tuned": 1,
+        "unseen": 1,
+        "confused": 0,
+        "kinds": dict.fromkeys([*kinds, "screen lines"], 1),
+    }
+    corrected = told["corrected_share"]
+    assert corrected["value"] == pytest.approx(4 / 6)
+    assert corrected["low"] < corrected["value"] < corrected["high"]
+    assert "0 of 5 rendered pictures matched" in (out / "index.html").read_text()
+    told = json.loads((run(sets, "b", "--plant", "3") / "measured.json").read_text())
+    assert told["recall"]["kinds"]["crop 80%"] == 0
+    assert told["recall"]["tuned"] == pytest.approx(1 / 3)
+    assert told["corrected_share"]["value"] > 2 / 6
 
 
 def test_running_again_gives_the_same_files(sets):
