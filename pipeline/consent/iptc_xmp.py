@@ -48,12 +48,9 @@ def read_xmp(packet: bytes) -> tuple[Rights, list[Statement]]:
     if not is_wide and _WORTH_PARSING.search(packet) is None:
         return Rights(), []
     root = _parse(packet)
-    if root is None:
-        found = _PROHIBITED_BYTES.search(packet)
-        return Rights(), [_plus(found[0].decode())] if found is not None else []
     values: dict[str, list[str]] = {}
     statements = []
-    for namespace, name, value in _properties(root):
+    for namespace, name, value in _properties(root) if root is not None else ():
         if name == "DataMining" and _PLUS in namespace:
             statements.append(_plus(value))
         elif name.lower() in ("reservation", "tdm-reservation") and "tdm" in namespace.lower():
@@ -61,6 +58,8 @@ def read_xmp(packet: bytes) -> tuple[Rights, list[Statement]]:
                 statements.append(Statement(Signal.TDM_RESERVATION, f"{value} (XMP)", value == "1"))
         else:
             values.setdefault(f"{namespace.rstrip('/#').rpartition('/')[2]}:{name}", []).append(value)
+    if not statements and (found := _PROHIBITED_BYTES.search(packet)) is not None:
+        statements.append(_plus(found[0].decode()))
     return _rights(values), statements
 
 
@@ -94,21 +93,25 @@ def _parse(packet: bytes) -> Any:
 def _properties(root: Any) -> Iterator[tuple[str, str, str]]:
     """Yield (namespace, name, value) of every property: attributes, elements with text, and items of their lists."""
     for element in root.iter(etree.Element):
-        qualified = etree.QName(element)
         for key, value in element.attrib.items():
-            name = etree.QName(key)
-            if name.namespace:
-                yield name.namespace, name.localname, value.strip()
-        resource = element.get(_RDF_RESOURCE)
-        if resource:
-            yield qualified.namespace or "", qualified.localname, resource.strip()
-        if qualified.localname == "li" and element.text and element.text.strip():
-            owner = element.getparent().getparent() if element.getparent() is not None else None
-            if owner is not None:
-                name = etree.QName(owner)
-                yield name.namespace or "", name.localname, element.text.strip()
-        elif element.text and element.text.strip():
-            yield qualified.namespace or "", qualified.localname, element.text.strip()
+            if key.startswith("{"):
+                yield *_split(key), value.strip()
+        if resource := element.get(_RDF_RESOURCE):
+            yield *_split(element.tag), resource.strip()
+        text = (element.text or "").strip()
+        if not text:
+            continue
+        owner = element
+        if _split(element.tag)[1] == "li" and (parent := element.getparent()) is not None:
+            owner = parent.getparent()
+        if owner is not None:
+            yield *_split(owner.tag), text
+
+
+def _split(qualified: str) -> tuple[str, str]:
+    """Return (namespace, name) of "{namespace}name"; damaged files have names that lxml itself would refuse."""
+    namespace, _, name = qualified.removeprefix("{").rpartition("}")
+    return namespace, name
 
 
 def _plus(value: str) -> Statement:

@@ -245,6 +245,8 @@ class FetchLoop:
             )
         except FetchFailure as failure:
             self._note_failure(host, job.target.origin, failure)
+            if failure.reason in (Reason.BOT_WALL, Reason.PAYMENT_REQUIRED):  # it turns us away: let it rest
+                self._schedule.shut(host, self._loop.time() + SHUT_S)
             raise
         finally:
             job.left_s -= self._loop.time() - started_s
@@ -319,8 +321,6 @@ class FetchLoop:
             self._schedule.shut(host, now_s + min(wait_s, MAX_SHUT_S))
         elif wait_s:
             self._schedule.postpone(host, now_s + wait_s)
-        if failure.reason in (Reason.BOT_WALL, Reason.PAYMENT_REQUIRED):  # it turns us away: let it rest
-            self._schedule.shut(host, now_s + SHUT_S)
 
     def _retry_or_end(self, job: _Job, failure: FetchFailure) -> None:
         wait_s = BACKOFF_S * 2**job.retries if failure.retry_after_s is None else failure.retry_after_s

@@ -50,7 +50,8 @@ _KNOWN_LICENCES = ("https://creativecommons.org/", "http://creativecommons.org/"
 def asks_for_more(usage: UsageRules, config: ConsentConfig) -> bool:
     """Return whether a robots.txt leads to a request of `fetch_terms`."""
     is_hinted = config.tdm_file == "always" or (config.tdm_file == "hinted" and usage.names_tdm_file)
-    return (config.rsl and bool(usage.licences)) or (config.tdm and is_hinted)
+    wants_tdm_file = config.tdm and is_hinted and not usage.reserves_mining
+    return (config.rsl and bool(usage.licences)) or wants_tdm_file
 
 
 async def fetch_terms(
