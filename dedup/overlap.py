@@ -9,11 +9,14 @@ one (docs/copies.md).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dedup.copies.match import Copy
 from dedup.hamming import HammingIndex
@@ -63,8 +66,14 @@ class EvalIndex:
     views: HammingIndex  # row n * 8 + v is view v of example n
 
     @classmethod
-    def load(cls, table: pa.Table) -> Self:
-        """Prepare an index.parquet (`dedup.eval_sets.index.INDEX`) for searching; unreadable examples are left out."""
+    def load(cls, table: pa.Table | str | Path) -> Self:
+        """Prepare an index.parquet (`dedup.eval_sets.index.INDEX`), or the table in it, for searching.
+
+        Unreadable examples are left out.
+        """
+        if not isinstance(table, pa.Table):
+            with fsspec.open(str(table), "rb") as file:
+                table = pq.read_table(file)
         readable = table.filter(pc.is_null(table["reason"])).combine_chunks()
         hashes = hash_matrix(readable["views"])
         quality = readable["quality"].to_numpy()

@@ -1,9 +1,13 @@
 """`wit build`: run the stages in order, each from the files of the one before."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
+from pipeline.beam.options import parse_beam_options
 from pipeline.engine.lock import build_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
@@ -21,8 +25,8 @@ from pipeline.stages.shards import run_shards, write_manifest
 
 
 def run_build(
-    project: Project,
-    options: PipelineOptions,
+    project: Project | str | Path,
+    options: PipelineOptions | Sequence[str] = (),
     *,
     to: str = STAGES[-1],
     refetch: bool = False,
@@ -30,9 +34,13 @@ def run_build(
 ) -> Account:
     """Run the stages up to `to`; what is done already is skipped. Return the account, which closes.
 
+    `project` may be the path of a config, `options` a list such as ["--runner", "SparkRunner"].
+
     Raises:
         UserError: the build cannot go on, or its account does not close.
     """
+    project = project if isinstance(project, Project) else Project.load(Path(project))
+    options = options if isinstance(options, PipelineOptions) else parse_beam_options(options)
     build = Build(project.workspace, options, progress or Progress())
     _check_inputs(project)
     with build_lock(build.workspace):

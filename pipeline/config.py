@@ -247,12 +247,13 @@ class Config(Table):
         return everything | {"fetch": self.fetch.content() | {"parts": self.fetch.parts}}
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: str | Path) -> Config:
     """Read and check a config file.
 
     Raises:
         ConfigError: one line that names the key, its value and what is allowed.
     """
+    path = Path(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

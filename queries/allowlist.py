@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -39,12 +40,13 @@ class Allowlist:
     sha256: str
 
     @classmethod
-    def load(cls, path: str) -> "Allowlist":
+    def load(cls, path: str | Path) -> "Allowlist":
         """Read a list from a local path or any fsspec URL.
 
         Raises:
             InputError: the file is missing, not Parquet, without the columns of an allowlist, or empty.
         """
+        path = str(path)
         content = read_bytes(path)
         if content[:4] != b"PAR1":
             raise InputError(f"{path} is not a Parquet file; convert it with `wit queries import`")
@@ -74,7 +76,9 @@ def _check(path: str, table: pa.Table) -> None:
         raise InputError(f"{path} has {table['query'].null_count} null queries")
 
 
-def import_allowlist(sources: str | Sequence[str], out_path: str, *, column: str = "query") -> dict[str, Any]:
+def import_allowlist(
+    sources: str | Path | Sequence[str | Path], out_path: str | Path, *, column: str = "query"
+) -> dict[str, Any]:
     """Merge lists of queries into an allowlist, in their order; write it and its manifest, and return the manifest.
 
     File formats: see `queries.list_files`. Queries with the same normal form become one, in its first spelling, with
@@ -83,7 +87,8 @@ def import_allowlist(sources: str | Sequence[str], out_path: str, *, column: str
     Raises:
         InputError: a file is missing, damaged or of an unknown format, or no query is left.
     """
-    paths = [sources] if isinstance(sources, str) else list(sources)
+    paths = [str(path) for path in ([sources] if isinstance(sources, str | Path) else sources)]
+    out_path = str(out_path)
     keep_inputs(out_path, [path for path in paths if _location(path) != _location(out_path) or not _is_allowlist(path)])
     read = [read_list(path, column) for path in paths]
     table, dropped = merge_candidates(pa.concat_tables(read))

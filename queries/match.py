@@ -6,7 +6,7 @@ positions of a batch of captions descend the trie together, with one array opera
 does not depend on the number of queries, and little time is spent in Python. Immutable once built: threads share it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from queries.int_table import IntTable
-from queries.normal_form import normalize, normalize_batch
+from queries.normal_form import as_strings, normalize, normalize_batch
 
 Ints = npt.NDArray[np.int64]
 
@@ -31,8 +31,8 @@ class QueryMatcher:
     Queries that normalise to nothing never match; queries with the same normal form match together.
     """
 
-    def __init__(self, queries: Sequence[str]) -> None:
-        normal = normalize_batch(pa.array(queries, pa.string()))
+    def __init__(self, queries: Iterable[str] | pa.Array | pa.ChunkedArray) -> None:
+        normal = normalize_batch(as_strings(queries))
         matchable = np.flatnonzero(np.asarray(pc.binary_length(normal)) > 0)
         tokens = _Tokens.of(normal.take(pa.array(matchable)))
         self._words = {word: number for number, word in enumerate(tokens.vocabulary.to_pylist())}
@@ -43,11 +43,15 @@ class QueryMatcher:
         self._ids = matchable[np.argsort(trie.ends, kind="stable")]
         self._first = np.searchsorted(np.sort(trie.ends), np.arange(len(trie.is_inner) + 1))
 
-    def match(self, captions: pa.StringArray) -> pa.ListArray:
-        """Return, for each caption, the ids (int32) of the queries in it: sorted, each once; none for a null."""
+    def match(self, captions: Iterable[str | None] | pa.Array | pa.ChunkedArray) -> pa.ListArray:
+        """Return, for each caption, the ids (int32) of the queries in it: sorted, each once; none for a null.
+
+        Captions may be a list, a NumPy array, or an Arrow array or column of any string type.
+        """
+        captions = as_strings(captions)
         if len(captions) == 0:
             return pa.array([], pa.list_(pa.int32()))
-        return pa.concat_arrays([self._match(chunk) for chunk in _chunks(pc.fill_null(captions.cast(pa.string()), ""))])
+        return pa.concat_arrays([self._match(chunk) for chunk in _chunks(pc.fill_null(captions, ""))])
 
     def _match(self, captions: pa.Array) -> pa.ListArray:
         tokens = _Tokens.of(normalize_batch(captions))

@@ -23,6 +23,7 @@ Diacritics are kept: "naïve" is not "naive". Nothing is stemmed. docs/queries.m
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import TypeVar, cast
 
 import numpy as np
@@ -122,6 +123,16 @@ def _fold(text: str) -> str:
     if "i\u0307" in folded:
         folded = _DOTTED_I.sub("i", folded)
     return unicodedata.normalize("NFKC", folded)
+
+
+def as_strings(texts: Iterable[str | None] | pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return texts as one Arrow array of strings: lists, NumPy arrays, Arrow arrays and columns of any string type."""
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks()
+        texts = texts if isinstance(texts, pa.Array) else pa.concat_arrays(texts.chunks)
+    if not isinstance(texts, pa.Array):
+        texts = pa.array(texts if isinstance(texts, Sequence | np.ndarray) else list(texts), pa.string())
+    return texts if texts.type == pa.string() else texts.cast(pa.string())
 
 
 def normalize_batch(texts: pa.Array) -> pa.Array:

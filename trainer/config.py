@@ -155,12 +155,13 @@ def preset(model: str) -> dict[str, Any]:
     return {**_presets()["common"], **_presets()["families"][family], "architecture": architecture, **values}
 
 
-def load_settings(path: Path) -> Settings:
+def load_settings(path: str | Path) -> Settings:
     """Read `[train]`, `[evaluate]`, `[[evals]]`, `workspace` and `seed` of a TOML file.
 
     Raises:
         TrainerConfigError: the file cannot be read, or a key or value is not allowed.
     """
+    path = Path(path)
     try:
         document = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

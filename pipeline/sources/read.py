@@ -1,20 +1,29 @@
 """Opens a source file and hands it to the reader of its kind."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeAlias, cast, get_args
 
 import fsspec
 
 from pipeline.config import PairsConfig, SourceConfig
-from pipeline.errors import UserError
+from pipeline.errors import ConfigError, UserError
 from pipeline.sources.batch import SourceBatch
 from pipeline.sources.url_table import read_table
 from pipeline.sources.warc import read_warc
 from pipeline.sources.wat import read_wat
 
+Kind: TypeAlias = Literal["url-table", "warc", "wat"]
 
-def read_source(source: SourceConfig, path: str, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
+_USUAL_LIMITS = PairsConfig()
+
+
+def read_source(
+    source: SourceConfig | Kind, path: str | Path, limits: PairsConfig = _USUAL_LIMITS, agent: str = ""
+) -> Iterator[SourceBatch]:
     """Yield the candidates of one file and the account of the rows that are none.
+
+    `source` is a table of `[[sources]]`, or only its kind where columns have the usual names.
 
     What counts as a row depends on the kind: a row or line of a table, a text of an image (or an image without any) of
     a page or WAT record, and whatever is damaged (docs/sources.md). Rows seen = candidates + the sum over `dropped`.
@@ -22,7 +31,13 @@ def read_source(source: SourceConfig, path: str, limits: PairsConfig, agent: str
 
     Raises:
         UserError: there is no such file, or it is not what the config says.
+        ConfigError: there is no such kind.
     """
+    path = str(path)
+    if not isinstance(source, SourceConfig):
+        if source not in get_args(Kind):
+            raise ConfigError(f"kind = {source!r}: must be {', '.join(get_args(Kind))}")
+        source = SourceConfig(kind=source, paths=(path,))
     try:
         with fsspec.open(path, "rb") as opened:
             stream = cast(BinaryIO, opened)

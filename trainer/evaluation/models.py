@@ -85,7 +85,9 @@ class Encoder:
         return self.preprocess(image)
 
 
-def open_encoder(path: str, architecture: str | None, name: str | None, config: EvaluateConfig) -> Encoder:
+def open_encoder(
+    path: str | Path, architecture: str | None = None, name: str | None = None, config: EvaluateConfig | None = None
+) -> Encoder:
     """Open a checkpoint for evaluation.
 
     `path`: a checkpoint of this trainer; the folder of an exported model; or, with `architecture` (an open_clip name),
@@ -94,6 +96,7 @@ def open_encoder(path: str, architecture: str | None, name: str | None, config: 
     Raises:
         TrainerError: it cannot be opened, or the weights are of another architecture.
     """
+    path, config = str(path), config or EvaluateConfig()
     device = pick_device(config.device)
     logging.getLogger().setLevel(logging.WARNING)  # open_clip logs every step of building a model
     model, preprocess, context_length = _open(path, architecture)

@@ -59,7 +59,7 @@ def classifier(encoder: Encoder, prompts: Prompts) -> Tensor:
     return F.normalize(torch.stack(means), dim=-1)
 
 
-def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) -> ZeroShotResult:
+def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None = None) -> ZeroShotResult:
     """Classify a set; the metric is the registered one, accuracy for a set that is not registered.
 
     Raises:

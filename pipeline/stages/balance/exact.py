@@ -21,6 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.records import pair_uid
 
 ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
@@ -296,3 +299,39 @@ def selected_lists(matches: Matches, selected: np.ndarray, rows: int) -> pa.List
     lengths = np.bincount(matches.row[selected], minlength=rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matches.query[selected].astype(np.int32)))
+
+
+def balance(pairs: pa.Table, cap: int, seed: int = 0, queries: Sequence[str] | None = None) -> pa.Table:
+    """Balance pairs in memory: return those that some query selects, with the column `selected_by`, list<int32>.
+
+    `pairs` has the column `query_ids` (lists of query numbers, as `QueryMatcher.match` returns them) and either `uid`
+    or `url` and `caption`, of which the uid is made. `queries` are the texts of the numbers: with the texts of the
+    allowlist and uids as in a build, the selection is that of a build. Without them, a query's number is its text.
+
+    Raises:
+        ValueError: a column is missing, or `cap` is less than 1.
+    """
+    if cap < 1:
+        raise ValueError(f"cap = {cap}: must be 1 or more")
+    query_ids = pairs["query_ids"].cast(pa.list_(pa.int32()))
+    query_count = len(queries) if queries is not None else (pc.max(pc.list_flatten(query_ids)).as_py() or 0) + 1
+    texts = [str(number) for number in range(query_count)] if queries is None else list(queries)
+    if not pairs.num_rows:
+        return pairs.append_column("selected_by", query_ids)
+    matches = Matches.of(_uids_of(pairs), query_ids, query_hashes(texts, seed))
+    order = np.lexsort((matches.key["low"], matches.key["high"], matches.key["priority"], matches.query))
+    first = np.searchsorted(matches.query[order], matches.query[order])
+    selected = np.zeros(len(order), bool)
+    selected[order] = np.arange(len(order)) - first < cap
+    lists = selected_lists(matches, selected, pairs.num_rows)
+    chosen = pairs.append_column("selected_by", lists)
+    return chosen.filter(pc.greater(pc.list_value_length(lists), 0))
+
+
+def _uids_of(pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
+    if "uid" in pairs.column_names:
+        return pairs["uid"].cast(pa.string())
+    if not {"url", "caption"} <= set(pairs.column_names):
+        raise ValueError(f"need a column uid, or url and caption; there are {', '.join(pairs.column_names)}")
+    urls, captions = pairs["url"].to_pylist(), pairs["caption"].to_pylist()
+    return pa.array([pair_uid(url, caption) for url, caption in zip(urls, captions, strict=True)], pa.string())

@@ -108,7 +108,10 @@ def test_equals_the_oracle_in_any_order_and_batching(query_lists, cap, sigmas, b
     shuffled = pairs.take(pa.array(order, pa.int64()))
     batches = [shuffled.slice(i, batch_rows) for i in range(0, shuffled.num_rows, batch_rows)]
     batches = [pa.table(b.to_pydict(), schema=pairs.schema) for b in batches]
-    assert run_scans(batches, keys, cap, sigmas, narrowings) == oracle(pairs, keys, cap)
+    expected = oracle(pairs, keys, cap)
+    assert run_scans(batches, keys, cap, sigmas, narrowings) == expected
+    kept = balance.balance(shuffled, cap, 7, [f"query {i}" for i in range(QUERIES)])
+    assert dict(zip(kept["uid"].to_pylist(), kept["selected_by"].to_pylist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize("bits", [0, 1, 3])

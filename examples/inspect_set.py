@@ -1,0 +1,30 @@
+"""Look at a finished set: what became of every row, its duplicates, and what evaluation sets share with it.
+
+python examples/inspect_set.py WORKSPACE
+"""
+
+import sys
+
+import pyarrow.compute as pc
+
+from dedup import near_duplicates, overlap_statistics
+from pipeline import open_set
+
+built = open_set(sys.argv[1])
+
+for stage in built.account.stages:
+    print(f"{stage.stage:<8} {stage.inputs:>9,} in {stage.kept:>9,} kept  {dict(stage.reasons)}")
+
+samples = built.samples(["uid", "caption", "pdq"])
+print(f"{samples.num_rows:,} samples, such as {samples['caption'][0].as_py()!r}")
+
+for reason in pc.value_counts(built.duplicates()["reason"]).to_pylist():
+    print(f"dropped as {reason['values']}: {reason['counts']:,}")
+
+rows = near_duplicates(samples["pdq"], max_distance_bits=31)  # wider than the build's own 15
+print(f"within 31 bits, {(rows != range(len(rows))).sum():,} more samples are near another one")
+
+for name in built.evals:
+    overlap = built.overlap(name)
+    share = overlap_statistics(overlap.filter(overlap["kept"]), built.eval_index(name)).share
+    print(f"{name}: {share.count} of {share.total} images are in the set ({share.low:.1%} to {share.high:.1%})")

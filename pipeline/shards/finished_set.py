@@ -1,0 +1,100 @@
+"""A finished set, to look at: its account, pairs, samples, duplicates and overlap as Arrow tables.
+
+Each table is read whole. Of a large set name the columns you need, or read the Parquet files one by one
+(docs/architecture.md lists them).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dedup.overlap import EvalIndex
+from pipeline.account import Account, read_account
+from pipeline.engine.workspace import Workspace
+from pipeline.errors import UserError
+from pipeline.shards.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class FinishedSet:
+    """A workspace whose build has ended."""
+
+    workspace: Workspace
+    manifest: Manifest
+
+    @cached_property
+    def account(self) -> Account:
+        """What became of every row, stage by stage."""
+        return read_account(self.workspace)
+
+    def pairs(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the candidates that some query matched: `pairs/`."""
+        return self._concatenated("pairs", columns)
+
+    def planned(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one row for every planned pair, with `status` and, of those that are no sample, the `reason`."""
+        return self._concatenated("shards", columns)
+
+    def samples(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of the pairs that are in the tars."""
+        wanted = None if columns is None else [*columns, *({"status"} - set(columns))]
+        rows = self.planned(wanted)
+        rows = rows.filter(pc.equal(rows["status"], "success"))
+        return rows if columns is None else rows.select(list(columns))
+
+    def duplicates(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one row for every image that was dropped for another, its `survivor`."""
+        return self.workspace.read_table("dedup/duplicates.parquet", None if columns is None else list(columns))
+
+    @property
+    def evals(self) -> tuple[str, ...]:
+        """The names of the evaluation sets that the set was compared with."""
+        names = self.workspace.sizes("dedup/overlap")
+        return tuple(sorted(Path(name).name.removesuffix(".parquet") for name in names))
+
+    def overlap(self, name: str) -> pa.Table:
+        """Return the images that evaluation set `name` has too; `kept` says whether the pair is in the tars.
+
+        Raises:
+            UserError: the set was not compared with it.
+        """
+        self._check_eval(name)
+        return self.workspace.read_table(f"dedup/overlap/{name}.parquet")
+
+    def eval_index(self, name: str) -> EvalIndex:
+        """Return the index of evaluation set `name`: its ids, hashes and qualities.
+
+        Raises:
+            UserError: the set was not compared with it.
+        """
+        self._check_eval(name)
+        return EvalIndex.load(self.workspace.read_table(f"evals/{name}/index.parquet"))
+
+    def _check_eval(self, name: str) -> None:
+        if name not in self.evals:
+            raise UserError(f"no overlap with {name!r} was measured; there is {', '.join(self.evals) or 'no set'}")
+
+    def _concatenated(self, folder: str, columns: Sequence[str] | None) -> pa.Table:
+        names = sorted(name for name in self.workspace.sizes(folder) if name.endswith(".parquet"))
+        wanted = None if columns is None else list(columns)
+        return pa.concat_tables([self.workspace.read_table(name, wanted) for name in names])
+
+
+def open_set(workspace: str | Path) -> FinishedSet:
+    """Open a finished workspace: a local folder or any fsspec URL.
+
+    Raises:
+        UserError: there is no finished set.
+    """
+    root = str(workspace)
+    try:
+        manifest = read_manifest(f"{root.rstrip('/')}/shards")
+    except FileNotFoundError:
+        raise UserError(f"{root}: no finished set (there is no shards/manifest.json): run `wit build`") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return FinishedSet(Workspace(root), manifest)
