@@ -112,7 +112,7 @@ def test_threads_share_one_matcher() -> None:
 def documented_cases() -> list[tuple[str, str]]:
     """Read (caption, normal form) from the table in docs/queries.md: as many forms as captions, or one for all."""
     lines = (Path(__file__).parents[2] / "docs/queries.md").read_text().split("\n")
-    start = lines.index("| caption | normal form | so |") + 2
+    start = lines.index("| caption | normal form | effect |") + 2
     cases: list[tuple[str, str]] = []
     for line in lines[start : lines.index("", start)]:
         captions, forms = (re.findall(r"`([^`]+)`", cell) for cell in line.split(" | ")[:2])
