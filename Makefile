@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 setup: $(INSTALLED)
 
-# uv resolves and links in seconds what pip takes minutes for; constraints.txt gives every set-up the same versions.
+# uv installs in seconds, pip in minutes; constraints.txt gives every set-up the same versions.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -31,15 +31,15 @@ check: setup
 golden: setup
 	PYTHONPATH=tests $(BIN)/python -m support.golden
 
-# Spark, on this machine. Where pyspark, Java, Maven or a jar cannot be had, say why and pass: nothing else needs them.
+# Spark on this machine. If pyspark, Java, Maven or a jar is not available, print why and pass: nothing else needs them.
 test-spark: setup
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[spark]" \
 	  || { echo "test-spark: skipped, pyspark cannot be installed (the reason is above)"; exit 0; }; \
 	$(BIN)/python -m pipeline.beam.spark.build_job_server \
 	  || { echo "test-spark: skipped, there is no job server (the reason is above)"; exit 0; }; \
-	$(BIN)/python -m pytest -rs -m spark tests/spark || test $$? -eq 5  # 5: nothing was collected
+	$(BIN)/python -m pytest -rs -m spark tests/spark || test $$? -eq 5  # 5: no tests collected
 
-# Damaged files for every reader of foreign bytes: make fuzz FUZZ_SECONDS=3600 FUZZ_SEED=7
+# Damaged files for every reader of untrusted bytes: make fuzz FUZZ_SECONDS=3600 FUZZ_SEED=7
 FUZZ_SECONDS ?= 300
 FUZZ_SEED ?= 0
 fuzz: setup

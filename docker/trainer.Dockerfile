@@ -1,8 +1,8 @@
 # The trainer on NVIDIA GPUs:  docker build -f docker/trainer.Dockerfile -t wit-trainer .
 #   docker run --gpus all --ipc=host -v "$PWD":/data wit-trainer --nproc-per-node=8 -m trainer -c /data/wit.toml
-# Torch's wheels bring CUDA along; the host needs only a driver. --ipc=host: loader workers share batches in memory.
+# Torch's wheels include CUDA; the host needs only a driver. --ipc=host: loader workers pass batches in shared memory.
 FROM python:3.11-slim
-# train.compile: Triton builds the launchers of its kernels with the C compiler, at run time.
+# For train.compile: Triton compiles the launchers of its kernels with a C compiler at run time.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/wit
 COPY pyproject.toml constraints.txt README.md ./
