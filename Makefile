@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test check golden test-spark fuzz lock clean
+.PHONY: setup demo test check test-slow golden test-spark fuzz lock clean
 
 setup: $(INSTALLED)
 
@@ -25,7 +25,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not spark"
+	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "not slow and not spark"
+
+# The rest of `make test`: what `make check` leaves out.
+test-slow: setup
+	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "slow and not spark"
 
 # Write tests/golden/ again, after outputs have changed on purpose; tests/README.md says when.
 golden: setup

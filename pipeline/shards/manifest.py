@@ -3,7 +3,7 @@
 `sizes.json` maps each tar to its number of samples; open_clip reads it by itself. `manifest.json` is written last, so
 its presence means that the set is whole::
 
-    {"format": "wit-shards/1", "samples": 1234, "code_version": "0.1.0", "recipe": {"seed": 7, ...},
+    {"format": "wit-shards/1", "samples": 1234, "code_version": "0.2.0", "recipe": {"seed": 7, ...},
      "shards": [{"tar": "00000.tar", "samples": 617}, ...],
      "files": {"00000.tar": {"bytes": 1, "sha256": "..."}, ...}, "account": [...]}
 
