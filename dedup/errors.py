@@ -1,7 +1,12 @@
 """The error a user's input can cause here."""
 
+from queries.redact import redact
+
 
 class DedupError(ValueError):
-    """An evaluation set is missing or unusable; the message is one line: which, and the way out."""
+    """An evaluation set is missing or unusable; the message is one line: which, and the way out, without secrets."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dedup.eval_sets.config import EvalSetConfig
 from pipeline.errors import ConfigError
+from queries.redact import redact
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -241,10 +242,22 @@ class Config(Table):
         return evals
 
     def recipe(self) -> dict[str, Any]:
-        """Return what decides the content of the set, for its manifest: no paths of this machine, no pacing."""
+        """Return what decides the content of the set, for its manifest: no paths of this machine, secrets or pacing."""
         everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
-        return everything | {"fetch": self.fetch.content() | {"parts": self.fetch.parts}}
+        fetch = self.fetch.content() | {"parts": self.fetch.parts}
+        fetch["archives"] = list(map(_public, fetch["archives"]))
+        for source in everything["sources"]:
+            source["paths"] = list(map(_public, source["paths"]))
+        for evaluation in everything["evals"]:
+            evaluation["path"] = _public(evaluation["path"])
+        return everything | {"fetch": fetch}
+
+
+def _public(path: str) -> str:
+    """Return a path as it may be published: without secrets, and of an absolute local one only the last part."""
+    is_local = "://" not in path or path.startswith("file://")
+    return path.rstrip("/").rpartition("/")[2] if is_local and path.startswith(("/", "~", "file://")) else redact(path)
 
 
 def load_config(path: str | Path) -> Config:

@@ -2,16 +2,34 @@
 system (`OSError`) end it likewise. Anything else is a bug and keeps its traceback.
 
 UserError            exit 1: an input or an outcome that stops the work (missing file, account that does not close)
+  DamagedFileError   exit 1: a file of the workspace is not what was written there
   ConfigError        exit 2: a config, flag or Beam option that is wrong
 
 queries/, dedup/ and trainer/ have one such error each (`InputError`, `DedupError`, `TrainerError`) in their errors.py.
 """
 
+from queries.redact import redact
+
 
 class UserError(Exception):
-    """The work cannot go on; the message names the value and the way out."""
+    """The work cannot go on; the message names the value and the way out, without secrets."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
+
+
+class DamagedFileError(UserError):
+    """A file of the workspace is not what was written there; `file` is its name. The build makes it again."""
+
+    @classmethod
+    def of(cls, name: str, reason: str) -> "DamagedFileError":
+        return cls(f"{name} is damaged: {reason}")
+
+    @property
+    def file(self) -> str:
+        return str(self).partition(" is damaged: ")[0]
 
 
 class ConfigError(UserError):
@@ -24,6 +42,9 @@ _MAX_CHARS = 500
 
 
 def one_line(error: Exception | str) -> str:
-    """Return a message, or that of an exception, in one line of at most 500 characters; never an empty one."""
-    line = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
+    """Return a message, or that of an exception, in one line of at most 500 characters; never an empty one.
+
+    It is without secrets.
+    """
+    line = " ".join(redact(str(error)).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
     return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"

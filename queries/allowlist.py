@@ -30,6 +30,7 @@ from queries.errors import InputError
 from queries.files import store_errors_in_one_line
 from queries.list_files import SCHEMA, parse_parquet, read_bytes, read_list
 from queries.normal_form import normalize_batch
+from queries.redact import redact
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def import_allowlist(
     table, dropped = merge_candidates(pa.concat_tables(read))
     if table.num_rows == 0:
         raise InputError(f"{', '.join(paths)}: no usable query in {sum(t.num_rows for t in read)} lines")
-    files = [{"path": path, "queries": rows.num_rows} for path, rows in zip(paths, read, strict=True)]
+    files = [{"path": redact(path), "queries": rows.num_rows} for path, rows in zip(paths, read, strict=True)]
     return write_allowlist(table, out_path, {"source": files, "dropped": dropped})
 
 

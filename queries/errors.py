@@ -1,7 +1,12 @@
 """The error a user's input can cause here."""
 
+from queries.redact import redact
+
 
 class InputError(ValueError):
-    """A file or value of the user is missing or unusable; the message is one line that names it and the fix."""
+    """A file or value of the user is missing or unusable; the message is one line that names it and the fix, without secrets."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "queries": {"queries"},
-    "dedup": {"dedup"},
+    "dedup": {"dedup", "queries.redact"},
     "pipeline": {"pipeline", "queries", "dedup"},
-    "trainer": {"trainer", "pipeline.shards", "dedup.eval_sets", "dedup.copies"},
+    "trainer": {"trainer", "queries.redact", "pipeline.shards", "dedup.eval_sets", "dedup.copies"},
 }
 OURS = tuple(ALLOWED)
 BEAM_MAY_BE_IMPORTED_IN = (

@@ -5,11 +5,16 @@ TrainerError          exit 1: the run cannot continue (no shards, a corrupt chec
   TrainerConfigError  exit 2: a key of `[train]` or `[evaluate]`, or a flag, is wrong
 """
 
+from queries.redact import redact
+
 
 class TrainerError(Exception):
-    """The run cannot continue."""
+    """The run cannot continue; the message is without secrets."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class PeerError(TrainerError):

@@ -16,6 +16,7 @@ from queries import recipe
 from queries.allowlist import write_allowlist
 from queries.origins import bigrams, titles, unigrams, wordnet
 from queries.recipe import Recipe
+from queries.redact import redact
 
 _DEFAULT_PROJECT = "en.wikipedia"
 
@@ -42,7 +43,7 @@ class Inputs:
 def build_starter(size: int, wordnet_folder: str, out: str) -> dict[str, Any]:
     """Write a list from wordfreq and WordNet; return its manifest."""
     chosen, lacks = recipe.choose_starter(size, wordnet_folder)
-    files = [{"kind": "package", "path": "wordfreq"}, {"kind": "wordnet", "path": wordnet_folder}]
+    files = [{"kind": "package", "path": "wordfreq"}, {"kind": "wordnet", "path": redact(wordnet_folder)}]
     facts = {"source": files, "recipe": {"starter": True, "size": size}, "origins": chosen.report, "lacks": lacks}
     return write_allowlist(chosen.table, out, facts)
 
@@ -92,7 +93,7 @@ def _files(inputs: Inputs) -> list[dict[str, str]]:
         ("pageviews", inputs.page_views),
         ("wordnet", [inputs.wordnet] if inputs.wordnet else []),
     ]
-    return [{"kind": kind, "path": path} for kind, paths in kinds for path in paths]
+    return [{"kind": kind, "path": redact(path)} for kind, paths in kinds for path in paths]
 
 
 def _wikipedia_candidates(inputs: Inputs, wanted: Recipe, counted: WikipediaCounts) -> dict[str, pa.Table]:

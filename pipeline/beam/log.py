@@ -18,6 +18,8 @@ from typing import TextIO
 
 from apache_beam.runners.worker import sdk_worker
 
+from queries.redact import redact
+
 _NOISY = ("apache_beam", "SparkJarJobServer")
 _BEAM_FRAMES = f"{os.sep}apache_beam{os.sep}"
 
@@ -55,10 +57,15 @@ def _remove_log() -> None:
     log_file().unlink(missing_ok=True)
 
 
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 @functools.cache
 def _silence_for_good() -> logging.Handler:
     handler = logging.FileHandler(log_file())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name in _NOISY:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

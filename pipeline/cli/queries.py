@@ -17,6 +17,7 @@ from queries.explain import Entry, count_occurrences, explain
 from queries.lint import DEFAULT_MAX_CHARS, DEFAULT_MAX_FRACTION, REASONS, Findings, lint
 from queries.list_files import read_captions
 from queries.recipe import Recipe
+from queries.redact import redact
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -236,7 +237,7 @@ def _fix(allowlist: Allowlist, findings: Findings, args: argparse.Namespace) -> 
     if len(kept) == 0:
         raise UserError(f"{args.allowlist}: --fix would leave no query; keep some with --keep")
     counts = {reason: len(findings.rows[reason]) for reason in REASONS if reason not in args.keep}
-    facts = {"source": [{"path": args.allowlist, "sha256": allowlist.sha256}], "lint": counts}
+    facts = {"source": [{"path": redact(args.allowlist), "sha256": allowlist.sha256}], "lint": counts}
     out = args.out or args.allowlist
     manifest = write_allowlist(allowlist.table.take(pa.array(kept)), out, facts)
     print(f"{out}: {manifest['count']:,} queries (dropped: {len(dropped):,})")

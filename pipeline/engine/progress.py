@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from queries.redact import redact
+
 LINE_INTERVAL_S = 10.0
 _TOP_REASONS = 3
 
@@ -128,4 +130,4 @@ class Progress:
     def say(self, message: str) -> None:
         """Print one line of the story."""
         if self._console is not None:
-            self._console.print(message, markup=False, soft_wrap=True)
+            self._console.print(redact(message), markup=False, soft_wrap=True)

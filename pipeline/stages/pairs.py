@@ -3,10 +3,11 @@
 One unit per source file; nothing is shared between units but the matcher, built once per process.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from pipeline.sources import SourceBatch, expand_paths, file_versions, read_sour
 from pipeline.sources.language import identify_languages
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
+from queries.redact import redact
 
 VERSION = 2
 """Raised when the same input would give other pairs."""
@@ -34,7 +36,7 @@ class SourceFile:
 
     source: SourceConfig
     path: str
-    name: str  # the path as a reader of the config would write it: what `pairs.source` says
+    name: str  # without secrets and where the config lies: what `pairs.source` says
 
     @property
     def unit(self) -> str:
@@ -55,18 +57,56 @@ def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:
     """List the source files, in the order of the config; a file named twice is read once."""
     listed: dict[str, SourceFile] = {}
     for source in config.sources:
-        for path in expand_paths(source.paths, base_dir):
-            file = SourceFile(source, path, _short_name(path, base_dir))
+        for path, name in _named_files(source, base_dir).items():
+            file = SourceFile(source, path, name)
             if listed.setdefault(path, file).source != source:
                 raise ConfigError(f"sources: {file.name} is listed by two [[sources]] tables; list it once")
     if not listed:
         raise ConfigError("sources: no file to read")
-    return [_unit(file, config, allowlist) for file in listed.values()]
+    return [_unit(file, config, allowlist) for file in _with_unique_names(list(listed.values()))]
 
 
-def _short_name(path: str, base_dir: Path) -> str:
-    local = Path(path)
-    return str(local.relative_to(base_dir)) if local.is_absolute() and local.is_relative_to(base_dir) else path
+def _named_files(source: SourceConfig, base_dir: Path) -> dict[str, str]:
+    """Return path -> name of a source's files, sorted by path.
+
+    A name holds neither secrets nor where the config lies: local files have their path from the config's folder, or,
+    where the pattern is absolute, from the folder in which it starts to vary.
+    """
+    names: dict[str, str] = {}
+    for pattern in source.paths:
+        for path in expand_paths((pattern,), base_dir):
+            names.setdefault(path, _public_name(path, pattern, base_dir))
+    return dict(sorted(names.items()))
+
+
+def _public_name(path: str, pattern: str, base_dir: Path) -> str:
+    if not os.path.isabs(path):
+        return redact(path)
+    pattern = pattern.removeprefix("file://")
+    if Path(path).is_relative_to(base_dir) or not pattern.startswith(("/", "~")):
+        return os.path.relpath(path, base_dir)
+    fixed = re.split(r"[*?\[]", os.path.expanduser(pattern), maxsplit=1)[0]
+    return os.path.relpath(path, fixed.rpartition("/")[0] or "/")
+
+
+def _with_unique_names(files: list[SourceFile]) -> list[SourceFile]:
+    """Tell local files of the same name apart by as many of their folders as it takes.
+
+    Raises:
+        ConfigError: two URLs differ by their secrets only.
+    """
+    folders = 0
+    while True:
+        twins = {name for name, n in Counter(file.name for file in files).items() if n > 1}
+        if not twins:
+            return files
+        folders += 1
+        for i, file in enumerate(files):
+            if file.name in twins:
+                parts = Path(file.path).parts
+                if not os.path.isabs(file.path) or folders >= len(parts):
+                    raise ConfigError(f"sources: {file.name} is named twice, with other secrets; list it once")
+                files[i] = replace(file, name="/".join(parts[-folders - 1 :]))
 
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
@@ -74,7 +114,7 @@ def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
     unit_digest = digest(
         VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256
     )
-    return Unit(file.unit, unit_digest, file)
+    return Unit(file.unit, unit_digest, file, file.name)
 
 
 @dataclass(frozen=True)
