@@ -1,5 +1,6 @@
 """`wit build`: run the stages in order, each from the files of the one before."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from pipeline.beam.options import parse_beam_options
 from pipeline.engine.lock import build_lock
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
-from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.engine.units import withdraw
+from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
 from pipeline.fetching.block_files import find_block_lists, read_block_lists
 from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
@@ -22,6 +24,8 @@ from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan
 from pipeline.stages.report import run_report
 from pipeline.stages.shards import run_shards, write_manifest
+
+logger = logging.getLogger(__name__)
 
 
 def run_build(
@@ -44,7 +48,7 @@ def run_build(
     build = Build(project.workspace, options, progress or Progress())
     _check_inputs(project)
     with build_lock(build.workspace):
-        _run_stages(project, build, STAGES[: STAGES.index(to) + 1], refetch)
+        _run_and_mend(project, build, STAGES[: STAGES.index(to) + 1], refetch)
         build.workspace.remove_temporary_files()
         account = read_account(build.workspace).up_to(to)
     problems = account.problems()
@@ -63,6 +67,27 @@ def _check_inputs(project: Project) -> None:
             next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
         except Exception as error:  # whatever a store raises without its package, or without credentials
             raise ConfigError(f"evals: {evaluation.name}: {one_line(error)}") from None
+
+
+def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
+    """Run the stages; make what is found damaged again, where that requests nothing from the web."""
+    mended = set[str]()
+    while True:
+        try:
+            _run_stages(project, build, stages, refetch)
+            return
+        except DamagedFileError as error:
+            if error.file in mended:
+                raise UserError(f"{error}, once more: the disk or the memory of this machine is at fault") from error
+            if error.file.startswith(("fetched/", ".wit/earlier/")) and project.config.fetch.network:
+                raise UserError(
+                    f"{error}. To make it again its images must be requested from the web: "
+                    "`wit verify --discard -c CONFIG` removes it, and the next build fetches them"
+                ) from error
+            if not withdraw(build.workspace, error.file):
+                raise
+            mended.add(error.file)
+            logger.warning("%s; it is made again", error)
 
 
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:

@@ -11,14 +11,14 @@ import tempfile
 from pathlib import Path
 
 from dedup.errors import DedupError
-from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
 from queries.errors import InputError
 
 _TRACEBACK = "Traceback (most recent call last):"
 _STEP = re.compile(r" \[while running '(?P<step>.*?)'\]")
 _JOB_PREFIX = re.compile(r"^Pipeline \S+ failed in state \w+: ")
-_USER_ERRORS = (UserError, ConfigError, InputError, DedupError)
-_RAISED_AS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError)} | {
+_USER_ERRORS = (UserError, InputError, DedupError)
+_RAISED_AS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError, DamagedFileError)} | {
     f"{kind.__module__}.{kind.__qualname__}": UserError for kind in (InputError, DedupError)
 }
 

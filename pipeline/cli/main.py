@@ -12,9 +12,10 @@ from dedup.errors import DedupError
 from pipeline.cli import demo as cli_demo
 from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import train as cli_train
-from pipeline.errors import UserError, one_line
+from pipeline.errors import ConfigError, UserError, one_line
 from pipeline.project import STAGES, Project, code_version
 from queries.errors import InputError
+from queries.redact import redact
 
 if TYPE_CHECKING:
     from pipeline.account import Account
@@ -37,6 +38,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Errors a user can mend are one line on stderr."""
     logging.getLogger().addFilter(_is_not_about_apitools)
+    _show_warnings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args, beam_args = _parse(arguments)
     try:
@@ -54,6 +56,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("wit: stopped; run the same command again to resume", file=sys.stderr)
         return 130
+
+
+def _show_warnings() -> None:
+    """Print what the pipeline warns of like every other message, each once."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutSecrets("wit: %(message)s"))
+    handler.addFilter(_Once())
+    ours = logging.getLogger("pipeline")
+    ours.handlers[:] = [handler]
+    ours.propagate = False
+
+
+class _WithoutSecrets(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class _Once(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
 
 
 def _is_not_about_apitools(record: logging.LogRecord) -> bool:
@@ -89,6 +118,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     _add_group("queries", commands, first)
     _add_build(commands)
     _add_status(commands)
+    _add_verify(commands)
     _add_group("evals", commands, first)
     _add_report(commands)
     cli_overlap.add_parser(commands)
@@ -142,6 +172,24 @@ def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     status.set_defaults(func=_status)
 
 
+def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="compare all files with their checksums",
+        description="Read every file of a workspace, or of a set of shards, and compare it with the size and SHA-256 "
+        "that were recorded when it was written. Exit 1 if one differs.",
+        allow_abbrev=False,
+    )
+    _add_config(verify)
+    verify.add_argument("--shards", metavar="DIR", help="a folder with manifest.json instead of a workspace; any URL")
+    verify.add_argument(
+        "--discard",
+        action="store_true",
+        help="remove the damaged files of a workspace: the next build makes them again (fetched/ from the web)",
+    )
+    verify.set_defaults(func=_verify)
+
+
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     report = commands.add_parser("report", help="write report/ again from a finished build")
     _add_config(report)
@@ -166,25 +214,54 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    project = Project.load(args.config)
+    workspace = Project.load(args.config).workspace
     from pipeline.account import read_account
+    from pipeline.engine.units import missing_outputs
 
-    account = read_account(project.workspace)
+    account = read_account(workspace)
     if not account.stages:
         print("nothing is built yet: run `wit build`")
         return 0
     print_account(account)
     problems = account.problems()
+    lost = missing_outputs(workspace)
+    if lost:
+        problems.append(f"{len(lost)} files are missing or cut, such as {lost[0]}: run `wit build` to make them again")
     for problem in problems:
         print(f"wit: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from pipeline.engine.lock import build_lock
+    from pipeline.engine.units import withdraw
+    from pipeline.shards.verify import verify_shards, verify_workspace
+
+    if args.shards is not None:
+        if args.discard:
+            raise ConfigError("--discard needs a workspace: copy damaged shards again from where they came")
+        verdict = verify_shards(args.shards)
+    else:
+        workspace = Project.load(args.config).workspace
+        verdict = verify_workspace(workspace)
+        if args.discard and verdict.problems:
+            with build_lock(workspace):
+                for file in verdict.problems:
+                    withdraw(workspace, file)
+    for file, problem in verdict.problems.items():
+        print(redact(f"wit: {file} {problem}"), file=sys.stderr)
+    print(f"{verdict.files:,} files, {verdict.bytes:,} bytes: {len(verdict.problems) or 'none'} damaged")
+    if verdict.problems and args.shards is None:
+        way_out = "run `wit build` to make them again" if args.discard else "add --discard, then run `wit build`"
+        print(f"wit: {way_out}", file=sys.stderr)
+    return 1 if verdict.problems else 0
 
 
 def _report(args: argparse.Namespace) -> int:
     project = Project.load(args.config)
     from pipeline.stages.report import write_reports
 
-    print(write_reports(project.workspace, project.config, project.load_allowlist()))
+    print(redact(write_reports(project.workspace, project.config, project.load_allowlist())))
     return 0
 
 

@@ -6,22 +6,28 @@ reads its range of bytes, and nothing else, from all those files. Memory is one 
 reading; the result is the same on every runner and can be resumed.
 
 A spilled file of n buckets begins with n + 1 offsets (int64, little-endian): bucket b is the bytes from offset b to
-offset b + 1, Arrow IPC record batches one after the other.
+offset b + 1: `_CHECKED` and a CRC-32 (4 bytes, little-endian) of what follows, Arrow IPC record batches one after the
+other. Earlier versions wrote buckets without the first two.
 """
 
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
+from pipeline.errors import DamagedFileError, one_line
 
 CHUNK_BYTES = 32 << 20
 MAX_BUCKETS = 1_024
 _OFFSET = np.dtype("<i8")
+_CHECKED = b"WITC"
+_CRC_BYTES = 4
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -45,15 +51,26 @@ def spill(
                 at = scratch.tell()
                 writer.write_batch(ordered.slice(start, end - start))
                 pieces[numbers[order[start]]].append((at, scratch.tell()))
-        sizes = [sum(end - start for start, end in of_bucket) for of_bucket in pieces]
+        check_bytes = len(_CHECKED) + _CRC_BYTES
+        sizes = [sum(end - start for start, end in of_bucket) + check_bytes * bool(of_bucket) for of_bucket in pieces]
         header = _OFFSET.itemsize * (buckets + 1)
         with output.create(name) as out:
             out.write((header + np.cumsum([0, *sizes])).astype(_OFFSET).tobytes())
             for of_bucket in pieces:
-                for start, end in of_bucket:
-                    scratch.seek(start)
-                    out.write(scratch.read(end - start))
+                if of_bucket:
+                    crc = 0
+                    for content in _read_pieces(scratch, of_bucket):
+                        crc = zlib.crc32(content, crc)
+                    out.write(_CHECKED + crc.to_bytes(_CRC_BYTES, "little"))
+                for content in _read_pieces(scratch, of_bucket):
+                    out.write(content)
     return rows
+
+
+def _read_pieces(scratch: IO[bytes], pieces: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    for start, end in pieces:
+        scratch.seek(start)
+        yield scratch.read(end - start)
 
 
 def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -75,19 +92,45 @@ def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa
 
 
 def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.Schema) -> pa.Table:
-    """Read the rows of one bucket from spilled files, in the order of `names`."""
+    """Read the rows of one bucket from spilled files, in the order of `names`.
+
+    Raises:
+        DamagedFileError: a file is not what was written.
+    """
     at = _OFFSET.itemsize * bucket
     edges = workspace.read_ranges([(name, at, at + 2 * _OFFSET.itemsize) for name in names])
-    offsets = np.frombuffer(b"".join(edges), _OFFSET).reshape(-1, 2).tolist()
-    ranges = [(name, start, end) for name, (start, end) in zip(names, offsets, strict=True) if start < end]
-    found = workspace.read_ranges(ranges)
-    return pa.Table.from_batches([batch for encoded in found for batch in _batches(encoded, schema)], schema)
+    folders = {name.rpartition("/")[0] for name in names}
+    sizes = {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
+    ranges = [(name, *_span(name, edge, sizes[name])) for name, edge in zip(names, edges, strict=True)]
+    filled = [(name, start, end) for name, start, end in ranges if start < end]
+    found = zip(filled, workspace.read_ranges(filled), strict=True)
+    batches = [batch for (name, start, end), content in found for batch in _batches(name, content, end - start, schema)]
+    return pa.Table.from_batches(batches, schema)
 
 
-def _batches(encoded: bytes, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with pa.BufferReader(encoded) as reader:
-        while reader.tell() < len(encoded):
-            yield pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema)
+def _span(name: str, edge: bytes, size: int) -> tuple[int, int]:
+    start, end = np.frombuffer(edge, _OFFSET).tolist() if len(edge) == 2 * _OFFSET.itemsize else (-1, -1)
+    if not 0 <= start <= end <= size:
+        raise DamagedFileError.of(name, "its table of contents is not what was written")
+    return start, end
+
+
+def _batches(name: str, content: bytes, size: int, schema: pa.Schema) -> list[pa.RecordBatch]:
+    found = []
+    encoded = memoryview(content)
+    if content.startswith(_CHECKED):
+        head = len(_CHECKED) + _CRC_BYTES
+        crc = int.from_bytes(content[len(_CHECKED) : head], "little")
+        encoded = encoded[head:]
+        if len(content) != size or zlib.crc32(encoded) != crc:
+            raise DamagedFileError.of(name, "its checksum is not that of what was written")
+    try:
+        with pa.BufferReader(encoded) as reader:
+            while reader.tell() < len(encoded):
+                found.append(pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema))
+    except (pa.ArrowInvalid, OSError, EOFError) as error:
+        raise DamagedFileError.of(name, one_line(error)) from error
+    return found
 
 
 def bucket_of_part(part: np.ndarray, parts: int, buckets: int) -> np.ndarray:

@@ -9,6 +9,8 @@ Nothing here knows Beam: run.py spreads the units over workers.
 
 import hashlib
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.engine.workspace import FileFacts, HashingFile, Workspace
+from pipeline.errors import one_line
 
+logger = logging.getLogger(__name__)
+
+MARKER_FORMAT = 1
 ROWS_PER_GROUP = 16_384
 """Rows in one Parquet row group: what a reader holds at a time."""
 
@@ -37,6 +43,7 @@ class Unit:
     name: str
     digest: str
     payload: Any = None
+    about: str = ""  # what the unit is of, for people: the name of a source file
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,47 @@ class Marker:
     outputs: dict[str, FileFacts]
     counts: dict[str, int]
 
+    about: str = ""
+
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Marker":
-        outputs = {name: FileFacts(**facts) for name, facts in value["outputs"].items()}
-        return cls(value["digest"], outputs, value["counts"])
+    def parse(cls, content: bytes) -> "Marker":
+        """Read what `to_json` made.
+
+        Raises:
+            ValueError: it is damaged, or of a newer version.
+        """
+        try:
+            value = json.loads(content)
+            if value.get("format", MARKER_FORMAT) != MARKER_FORMAT:
+                raise ValueError(f"its format {value['format']!r} is not {MARKER_FORMAT}")
+            outputs = {name: FileFacts(facts["bytes"], facts["sha256"]) for name, facts in value["outputs"].items()}
+            marker = cls(value["digest"], outputs, value["counts"], value.get("about", ""))
+        except (KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError("it is not a marker") from None
+        except ValueError as error:
+            raise ValueError(one_line(error)) from None
+        marker._check()
+        return marker
+
+    def _check(self) -> None:
+        for name, facts in self.outputs.items():
+            if not name or name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
+                raise ValueError(f"its output {name!r} lies outside the workspace")
+            if type(facts.bytes) is not int or facts.bytes < 0 or not re.fullmatch("[0-9a-f]{64}", str(facts.sha256)):
+                raise ValueError(f"the size or SHA-256 of {name!r} is none")
+        if not isinstance(self.digest, str) or not isinstance(self.about, str):
+            raise ValueError("it is not a marker")
+        for reason, count in self.counts.items():
+            if type(count) is not int or count < 0:
+                raise ValueError(f"it counts {count!r} {reason}")
 
     def to_json(self) -> dict[str, Any]:
         outputs = {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in sorted(self.outputs.items())}
         return {"digest": self.digest, "outputs": outputs, "counts": self.counts}
+
+    def write(self, workspace: Workspace, step: str, unit: str) -> None:
+        told = {"format": MARKER_FORMAT} | self.to_json() | ({"about": self.about} if self.about else {})
+        workspace.write_json(marker_name(step, unit), told)
 
 
 @dataclass
@@ -76,7 +116,10 @@ class UnitOutput:
 
     def write_batches(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
         """Write Parquet as the batches come; a batch of n rows becomes ceil(n / ROWS_PER_GROUP) row groups."""
-        with self.create(name) as out, pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        with (
+            self.create(name) as out,
+            pq.ParquetWriter(out, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
             for batch in batches:
                 table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
                 writer.write_table(table.cast(schema), row_group_size=ROWS_PER_GROUP)
@@ -113,25 +156,54 @@ class Stateless:
 
 
 _ALWAYS = ("inputs", "kept")
+_STATE = ".wit"
 
 
 def marker_name(step: str, unit: str) -> str:
-    return f".wit/{step}/{unit}.json"
+    return f"{_STATE}/{step}/{unit}.json"
 
 
 def read_marker(workspace: Workspace, step: str, unit: str) -> Marker | None:
     """Return the marker of one unit, or None if it is not done."""
+    name = marker_name(step, unit)
     try:
-        return Marker.from_json(workspace.read_json(marker_name(step, unit)))
+        return _parse(name, workspace.read_bytes(name))
     except FileNotFoundError:
         return None
 
 
 def read_markers(workspace: Workspace, step: str) -> dict[str, Marker]:
     """Return unit name -> marker of every finished unit of a step."""
-    prefix = f".wit/{step}/"
-    found = workspace.read_jsons(f".wit/{step}")
-    return {name[len(prefix) : -len(".json")]: Marker.from_json(value) for name, value in found.items()}
+    found = {unit: _parse(marker_name(step, unit), content) for unit, content in _read_step(workspace, step).items()}
+    return {unit: marker for unit, marker in found.items() if marker is not None}
+
+
+def read_all_markers(workspace: Workspace) -> dict[str, Marker]:
+    """Return marker name -> marker of every finished unit of every step."""
+    found = {name: _parse(name, content) for name, content in workspace.read_jsons(_STATE).items()}
+    return {name: marker for name, marker in found.items() if marker is not None}
+
+
+def _read_step(workspace: Workspace, step: str) -> dict[str, bytes]:
+    prefix = marker_name(step, "")[: -len(".json")]
+    found = workspace.read_jsons(prefix.rstrip("/"))
+    return {name[len(prefix) : -len(".json")]: content for name, content in found.items()}
+
+
+def _parse(name: str, content: bytes) -> Marker | None:
+    """Return a marker, or None with a warning: what cannot be read says nothing about its unit, which is redone."""
+    try:
+        return Marker.parse(content)
+    except ValueError as error:
+        logger.warning("%s cannot be read (%s); its unit counts as not done", name, error)
+        return None
+
+
+def missing_outputs(workspace: Workspace) -> list[str]:
+    """Return the outputs of finished units that are not there or have another size."""
+    markers = read_all_markers(workspace)
+    sizes = _sizes(workspace, markers.values())
+    return sorted(f for m in markers.values() for f, facts in m.outputs.items() if sizes.get(f) != facts.bytes)
 
 
 def add_counts(markers: Iterable[Marker]) -> Counter[str]:
@@ -145,7 +217,7 @@ def add_counts(markers: Iterable[Marker]) -> Counter[str]:
 def write_marker(workspace: Workspace, step: str, unit: Unit, output: UnitOutput, counts: Mapping[str, int]) -> None:
     """Say that a unit is done: its files stand, and `counts` is what became of its rows."""
     nonzero = {name: int(n) for name, n in counts.items() if n or name in _ALWAYS}
-    workspace.write_json(marker_name(step, unit.name), Marker(unit.digest, output.files, nonzero).to_json())
+    Marker(unit.digest, output.files, nonzero, unit.about).write(workspace, step, unit.name)
 
 
 _STAGES = "stages"
@@ -165,7 +237,7 @@ def finish_stage(
     """Mark a stage of several steps as done, drop files of its folder that it does not own, and its scratch files."""
     workspace.remove(sorted(workspace.sizes(stage).keys() - outputs.keys()))
     marker = Marker(stage_digest, dict(outputs), {name: int(n) for name, n in counts.items()})
-    workspace.write_json(marker_name(_STAGES, stage), marker.to_json())
+    marker.write(workspace, _STAGES, stage)
     workspace.remove_folder(f".wit/{stage}")
     return marker
 
@@ -188,24 +260,41 @@ def discard_stale(workspace: Workspace, step: str, units: Sequence[Unit], only: 
     one unit and leave the others alone.
     """
     if only is None:
-        markers = read_markers(workspace, step)
+        contents = _read_step(workspace, step)
     else:
-        one = read_marker(workspace, step, only)
-        markers = {} if one is None else {only: one}
+        try:
+            contents = {only: workspace.read_bytes(marker_name(step, only))}
+        except FileNotFoundError:
+            contents = {}
+    parsed = {unit: _parse(marker_name(step, unit), content) for unit, content in contents.items()}
+    markers = {unit: marker for unit, marker in parsed.items() if marker is not None}
     done = _done(workspace, markers, units)
     lost = sorted(markers.keys() - done.keys())
     workspace.remove(file for name in lost for file in markers[name].outputs)
-    workspace.remove(marker_name(step, name) for name in lost)
+    workspace.remove(marker_name(step, name) for name in sorted(contents.keys() - done.keys()))
     return done
+
+
+def withdraw(workspace: Workspace, file: str) -> bool:
+    """Remove a file and the markers of the units that wrote it, so that they are redone; tell whether there was one."""
+    owners = [name for name, marker in read_all_markers(workspace).items() if file in marker.outputs]
+    if owners:
+        workspace.remove([file])
+        workspace.remove(owners)
+    return bool(owners)
 
 
 def _done(workspace: Workspace, markers: Mapping[str, Marker], units: Sequence[Unit]) -> dict[str, Marker]:
     """Return the markers that say what `units` ask for, and whose files are there."""
     wanted = {unit.name: unit.digest for unit in units}
-    folders = {name.rsplit("/", 1)[0] for m in markers.values() for name in m.outputs}
-    sizes = {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
+    sizes = _sizes(workspace, markers.values())
     return {
         name: m
         for name, m in markers.items()
         if wanted.get(name) == m.digest and all(sizes.get(f) == facts.bytes for f, facts in m.outputs.items())
     }
+
+
+def _sizes(workspace: Workspace, markers: Iterable[Marker]) -> dict[str, int]:
+    folders = {name.rpartition("/")[0] for marker in markers for name in marker.outputs}
+    return {name: size for folder in folders for name, size in workspace.sizes(folder).items()}

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, cast
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.errors import DamagedFileError, one_line
 
 _STATE = ".wit"
 _TMP = f"{_STATE}/tmp"
@@ -75,6 +77,32 @@ class HashingFile:
         return FileFacts(self._bytes, self._sha256.hexdigest())
 
 
+class CheckedFile:
+    """A binary file open for reading, from its beginning to its end, that is compared with the SHA-256 it must have."""
+
+    def __init__(self, raw: BinaryIO, name: str, sha256: str) -> None:
+        self._raw = raw
+        self._name = name
+        self._expected = sha256
+        self._sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._raw.read(size)
+        self._sha256.update(data)
+        return data
+
+    def check(self) -> None:
+        """Read what is left.
+
+        Raises:
+            DamagedFileError: the file is not the one that was written.
+        """
+        while self.read(_COPY_BYTES):
+            pass
+        if self._sha256.hexdigest() != self._expected:
+            raise DamagedFileError.of(self._name, "its bytes are not those that were written")
+
+
 class Workspace:
     """A folder with atomic writes. `root` is a path or any fsspec URL; file names are relative to it."""
 
@@ -86,7 +114,13 @@ class Workspace:
         self._renames = self.is_local or "hdfs" in protocols
 
     def path(self, name: str) -> str:
-        """Return the file system's own path of `name`."""
+        """Return the file system's own path of `name`.
+
+        Raises:
+            ValueError: it lies outside the workspace.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"not inside the workspace: {name!r}")
         return f"{self._base}/{name}"
 
     def exists(self, name: str) -> bool:
@@ -115,13 +149,30 @@ class Workspace:
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
 
-    def read_jsons(self, folder: str) -> dict[str, Any]:
+    def read_jsons(self, folder: str) -> dict[str, bytes]:
         """Return name -> content of every .json file under `folder`, read together where the store can."""
         names = sorted(name for name in self.sizes(folder) if name.endswith(".json"))
         if not names:
             return {}
-        contents = self.fs.cat([self.path(name) for name in names])
-        return {name: json.loads(contents[self.path(name)]) for name in names}
+        contents = self.fs.cat_ranges([self.path(name) for name in names], None, None, on_error="raise")
+        return dict(zip(names, contents, strict=True))
+
+    @contextmanager
+    def open_checked(self, name: str, sha256: str) -> Iterator[CheckedFile]:
+        """Open a file to read it whole; call `check` at the end. A failure to read it may come of damage, too.
+
+        Raises:
+            DamagedFileError: the file is not the one that was written.
+        """
+        with self.open(name) as raw:
+            file = CheckedFile(raw, name, sha256)
+            try:
+                yield file
+            except DamagedFileError:
+                raise
+            except Exception:
+                file.check()
+                raise
 
     @contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
@@ -174,12 +225,47 @@ class Workspace:
             shutil.copyfileobj(source, cast(Any, out), _COPY_BYTES)
         return out.facts
 
-    def parquet(self, name: str) -> pq.ParquetFile:
-        return pq.ParquetFile(self.open(name), pre_buffer=False)
+    def read_table(
+        self,
+        name: str,
+        columns: list[str] | None = None,
+        *,
+        filters: list[tuple[str, str, Any]] | None = None,
+        sha256: str | None = None,
+    ) -> pa.Table:
+        """Read a Parquet file that this project wrote; all of it is checked where its SHA-256 is given.
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self.open(name) as source:
-            return pq.read_table(source, columns=columns, use_threads=False)
+        Raises:
+            DamagedFileError: it is not what was written.
+        """
+        with self._source(name, sha256) as source, _reading_parquet(name):
+            return pq.read_table(
+                source, columns=columns, filters=filters, use_threads=False, page_checksum_verification=True
+            )
+
+    @contextmanager
+    def _source(self, name: str, sha256: str | None) -> Iterator[Any]:
+        if sha256 is None:
+            with self.open(name) as source:
+                yield source
+            return
+        with self.open_checked(name, sha256) as checked:
+            content = checked.read()
+            checked.check()
+        yield pa.BufferReader(content)
+
+    def read_batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Read a Parquet file that this project wrote, some rows at a time.
+
+        Raises:
+            DamagedFileError: it is not what was written.
+        """
+        with (
+            self.open(name) as source,
+            _reading_parquet(name),
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
+            yield from file.iter_batches(columns=columns, use_threads=False)
 
     def move(self, names: Mapping[str, str]) -> None:
         """Give each file, named by a key, the name in its value; together where the store can."""
@@ -210,9 +296,23 @@ class Workspace:
         """Remove a folder and what is in it, if it is there. It must lie inside the workspace."""
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"not a folder of the workspace: {name!r}")
-        if self.exists(name):
+        if self.is_local:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.path(name))
+        elif self.exists(name):
             self.fs.rm(self.path(name), recursive=True)
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed run left half-written; only while no build is running."""
         self.remove_folder(_TMP)
+
+
+@contextmanager
+def _reading_parquet(name: str) -> Iterator[None]:
+    """Tell damage, which pages with checksums show, from failures of the system, which have a number."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DamagedFileError.of(name, one_line(error)) from error

@@ -11,29 +11,36 @@ its presence means that the set is whole::
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 
+from pipeline.engine.workspace import FileFacts
+from pipeline.errors import UserError, one_line
+
 FORMAT = "wit-shards/1"
+_NAME = re.compile(r"[^/\\\0]+")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of the set: its URL or path, and how many samples it holds."""
+    """One tar of the set: its URL or path, how many samples it holds, and its SHA-256, where that is known."""
 
     path: str
     samples: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished set of shards."""
+    """A finished set of shards. `files` has every file of the set by its name."""
 
     shards: tuple[Shard, ...]
     samples: int
+    files: Mapping[str, FileFacts]
     content: Mapping[str, Any]
 
 
@@ -42,12 +49,25 @@ def read_manifest(folder: str) -> Manifest:
 
     Raises:
         FileNotFoundError: there is none: the set is not finished.
-        ValueError: the file is not a manifest of this format.
+        UserError: the file is not a manifest of this format, or damaged.
     """
     folder = folder.rstrip("/")
-    with fsspec.open(f"{folder}/manifest.json", "rb") as file:
-        content = json.load(file)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{folder}/manifest.json: format {content.get('format')!r} is not {FORMAT!r}")
-    shards = tuple(Shard(f"{folder}/{shard['tar']}", shard["samples"]) for shard in content["shards"])
-    return Manifest(shards, content["samples"], content)
+    name = f"{folder}/manifest.json"
+    with fsspec.open(name, "rb") as file:
+        encoded = file.read()
+    try:
+        content = json.loads(encoded)
+        if content.get("format") != FORMAT:
+            raise UserError(f"{name}: format {content.get('format')!r} is not {FORMAT!r}")
+        files = {file: FileFacts(facts["bytes"], facts["sha256"]) for file, facts in content["files"].items()}
+        shards = tuple(
+            Shard(f"{folder}/{shard['tar']}", shard["samples"], files[shard["tar"]].sha256)
+            for shard in content["shards"]
+        )
+        samples = content["samples"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{name}: not a manifest, or a damaged one ({one_line(error)})") from None
+    for file in files:
+        if not _NAME.fullmatch(file) or file in (".", ".."):
+            raise UserError(f"{name}: {file!r} is not the name of a file beside it")
+    return Manifest(shards, samples, files, content)

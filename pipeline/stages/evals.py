@@ -57,6 +57,7 @@ class EvalIndexes:
     """The indexed sets of a build: name -> the distance up to which an image matches."""
 
     distances_bits: Mapping[str, int]
+    sha256: Mapping[str, str]  # of each file of the sets
     digest: str
     detector: Detector | None = None
 
@@ -70,29 +71,33 @@ class EvalIndexes:
             LoadedEval(
                 name,
                 bits,
-                EvalIndex.load(workspace.read_table(f"evals/{name}/index.parquet")),
-                _copy_finder(workspace, name, self.detector) if self.detector else None,
+                EvalIndex.load(self._read(workspace, name, "index")),
+                self._copy_finder(workspace, name, self.detector) if self.detector else None,
             )
             for name, bits in self.distances_bits.items()
         ]
 
+    def _copy_finder(self, workspace: Workspace, name: str, detector: Detector) -> CopyFinder:
+        vectors = self._read(workspace, name, "vectors")["vectors"].to_pylist()
+        rows = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, detector.card.dimensions)
+        thumbnails = self._read(workspace, name, "thumbnails")["jpeg"]
+        index = VectorIndex.build(rows, len(VIEWS))
+        return CopyFinder(detector, index, lambda row: decode_rgb(thumbnails[row].as_py()))
 
-def _copy_finder(workspace: Workspace, name: str, detector: Detector) -> CopyFinder:
-    vectors = workspace.read_table(f"evals/{name}/vectors.parquet")["vectors"].to_pylist()
-    rows = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, detector.card.dimensions)
-    thumbnails = workspace.read_table(f"evals/{name}/thumbnails.parquet")["jpeg"]
-    return CopyFinder(detector, VectorIndex.build(rows, len(VIEWS)), lambda row: decode_rgb(thumbnails[row].as_py()))
+    def _read(self, workspace: Workspace, name: str, table: str) -> pa.Table:
+        file = f"evals/{name}/{table}.parquet"
+        return workspace.read_table(file, sha256=self.sha256[file])
 
 
 def run_evals(build: Build, config: Config, base_dir: Path, detector: Detector | None = None) -> EvalIndexes:
     """Fill evals/ with one folder per configured set."""
     if not config.evals:
-        return EvalIndexes({}, digest())
+        return EvalIndexes({}, {}, digest())
     units = [_unit(e, base_dir, detector) for e in config.evals]
     markers = run_units(build, "evals", units, Stateless(_IndexSet(detector)))
-    content = sorted((name, f.sha256) for m in markers.values() for name, f in m.outputs.items())
+    hashes = {name: f.sha256 for m in markers.values() for name, f in m.outputs.items()}
     bits = {e.name: max_distance_bits(config, e) for e in config.evals}
-    return EvalIndexes(bits, digest(content, bits), detector)
+    return EvalIndexes(bits, hashes, digest(sorted(hashes.items()), bits), detector)
 
 
 def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:

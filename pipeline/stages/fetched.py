@@ -69,7 +69,9 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
         _stash_for_reuse(build.workspace, settings, {_stem(name): unit_digest for name, unit_digest in digests.items()})
     earlier = _earlier_parts(build.workspace, settings)
     units = [
-        Unit(_stem(name), unit_digest, _PlannedPart(name, tuple(earlier.get(_stem(name), []))))
+        Unit(
+            _stem(name), unit_digest, _PlannedPart(name, plan.outputs[name].sha256, tuple(earlier.get(_stem(name), [])))
+        )
         for name, unit_digest in digests.items()
     ]
     block_files = find_block_lists(config.fetch.consent, base_dir)
@@ -132,7 +134,7 @@ def _stash_for_reuse(workspace: Workspace, settings: _Settings, wanted: Mapping[
     workspace.remove(gone)
 
 
-def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, list[str]]:
+def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, tuple[str, ...]]:
     """Return part -> what is kept of it, without suffixes: several where a build was stopped and its config changed."""
     folder = f"{_REUSE}/{settings.name}"
     names = workspace.sizes(folder).keys()
@@ -140,7 +142,7 @@ def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, list[
     for table in sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet")):
         if f"{table}.tar" in names:
             found.setdefault(_stem(table), []).append(table)
-    return found
+    return {part: tuple(names) for part, names in found.items()}
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class _PlannedPart:
     """One work unit: a plan part, plus results already fetched for it under earlier plans."""
 
     name: str
+    sha256: str
     earlier: tuple[str, ...]
 
     def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
@@ -182,7 +185,7 @@ class _FetchPart:
     fetcher: Fetcher
 
     def run(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
-        plan, stem = output.workspace.read_table(part.name), _stem(part.name)
+        plan, stem = output.workspace.read_table(part.name, sha256=part.sha256), _stem(part.name)
         tar_name = f"fetched/{stem}.tar"
         with (
             tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch,

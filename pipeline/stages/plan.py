@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
@@ -152,13 +151,12 @@ class _SpillPairs:
 
     def _routed(self, workspace: Workspace, task: _Spill) -> Iterator[tuple[pa.Table, np.ndarray]]:
         for name in task.files:
-            with workspace.open(name) as source, pq.ParquetFile(source) as file:
-                for batch in file.iter_batches(use_threads=False):
-                    table = pa.Table.from_batches([batch])
-                    hashes = url_hashes(table["url"].to_pylist(), self.seed)
-                    part = (hashes % np.uint64(self.parts)).astype(np.int32)
-                    table = table.append_column("part", pa.array(part)).append_column("url_hash", pa.array(hashes))
-                    yield table, bucket_of_part(part, self.parts, self.buckets)
+            for batch in workspace.read_batches(name):
+                table = pa.Table.from_batches([batch])
+                hashes = url_hashes(table["url"].to_pylist(), self.seed)
+                part = (hashes % np.uint64(self.parts)).astype(np.int32)
+                table = table.append_column("part", pa.array(part)).append_column("url_hash", pa.array(hashes))
+                yield table, bucket_of_part(part, self.parts, self.buckets)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from pipeline.config import Config
 from pipeline.engine.run import Build
 from pipeline.engine.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.engine.workspace import FileFacts, Workspace
-from pipeline.errors import UserError
+from pipeline.errors import DamagedFileError, UserError
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
 from pipeline.stages.evals import max_distance_bits
 from queries.allowlist import Allowlist
@@ -253,7 +253,7 @@ def _read_results(workspace: Workspace, name: str, path: str, index: pa.Table) -
     try:
         whole = workspace.read_table(path, REQUIRED.names)
         table = whole.cast(REQUIRED)
-    except (pa.ArrowException, ValueError, KeyError) as error:
+    except (DamagedFileError, pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{file} holds no per-example results ({reason}): {way_out}") from error
     unknown = table.filter(pc.invert(pc.is_in(table["eval_id"], index["eval_id"])))

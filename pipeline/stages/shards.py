@@ -40,12 +40,13 @@ DROPPED = "dropped"
 
 @dataclass(frozen=True)
 class Part:
-    """One unit: what the fetch and the dedup stage wrote about a part."""
+    """One unit: what the fetch and the dedup stage wrote about a part, with the SHA-256 of each file."""
 
     number: int
     fetched: str
     tar: str
     decisions: str
+    sha256: Mapping[str, str]
 
     @property
     def stem(self) -> str:
@@ -68,8 +69,9 @@ def run_shards(
 
 def _unit(number: int, name: str, fetched: Marker, decided: Marker, lists: str) -> Unit:
     decisions = f"dedup/decisions/{name}.parquet"
-    part = Part(number, f"fetched/{name}.parquet", f"fetched/{name}.tar", decisions)
     inputs = sorted((file, facts.sha256) for file, facts in fetched.outputs.items())
+    hashes = dict(inputs) | {decisions: decided.outputs[decisions].sha256}
+    part = Part(number, f"fetched/{name}.parquet", f"fetched/{name}.tar", decisions, hashes)
     return Unit(f"{number:05d}", digest(VERSION, inputs, decided.outputs[decisions].sha256, lists), part)
 
 
@@ -115,12 +117,19 @@ class _OpenShards:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """Write one shard. Rows keep the order of the plan, which is random by construction."""
+    """Write one shard. Rows keep the order of the plan, which is random by construction.
+
+    Raises:
+        DamagedFileError: what it is made of is not what was written: a manifest must not certify it.
+    """
 
     block_lists: BlockLists
 
     def run(self, part: Part, output: UnitOutput) -> Mapping[str, int]:
-        rows = join_decisions(output.workspace.read_table(part.fetched), output.workspace.read_table(part.decisions))
+        fetched, decisions = (
+            output.workspace.read_table(name, sha256=part.sha256[name]) for name in (part.fetched, part.decisions)
+        )
+        rows = join_decisions(fetched, decisions)
         decided = pc.sum(pc.equal(rows["status"], "success")).as_py() or 0
         if self.block_lists:
             rows = drop_listed(rows, self.block_lists)
@@ -171,8 +180,8 @@ def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
 def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:
     wanted = {row["uid"]: row for row in kept.to_pylist()}
     with (
-        output.workspace.open(part.tar) as source,
-        tarfile.open(fileobj=source, mode="r|") as fetched,
+        output.workspace.open_checked(part.tar, part.sha256[part.tar]) as source,
+        tarfile.open(fileobj=cast(BinaryIO, source), mode="r|") as fetched,
         output.create(f"{part.stem}.tar") as out,
         TarWriter(cast(BinaryIO, out)) as tar,
     ):
@@ -182,8 +191,9 @@ def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:
                 image = fetched.extractfile(member)
                 assert image is not None
                 _add_sample(tar, row, image.read())
-    if wanted:
-        raise ValueError(f"{part.tar}: {len(wanted)} images are missing, the first is {min(wanted)}")
+        source.check()
+        if wanted:
+            raise ValueError(f"{part.tar}: {len(wanted)} images are missing, the first is {min(wanted)}")
 
 
 def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes) -> None:

@@ -1,5 +1,7 @@
 """The account closes, or says where it does not."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,4 +30,4 @@ def test_what_leaves_a_stage_enters_the_next():
 
 def test_markers_survive_json():
     marker = Marker("d", {}, {"inputs": 1, "kept": 1})
-    assert Marker.from_json(marker.to_json()) == marker
+    assert Marker.parse(json.dumps(marker.to_json()).encode()) == marker

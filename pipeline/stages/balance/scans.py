@@ -12,7 +12,6 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.utils.shared import Shared
 
 from pipeline.engine.run import Build, run_reduction
@@ -125,8 +124,7 @@ def _narrow(
 def _read_batches(root: str, files: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
     workspace = Workspace(root)
     for name in files:
-        with workspace.open(name) as source, pq.ParquetFile(source) as file:
-            yield from file.iter_batches(columns=columns, use_threads=False)
+        yield from workspace.read_batches(name, columns)
 
 
 @dataclass(frozen=True)

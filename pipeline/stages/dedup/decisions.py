@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dedup.copies.detector import Detector
 from dedup.overlap import OVERLAP
@@ -114,8 +113,7 @@ class WriteSurvivors:
 def duplicates_of(workspace: Workspace, group: PartGroup) -> pa.Table:
     """Return the rows of `dedup/duplicates.parquet` about images of a group of parts."""
     first, last = group.parts[0].number, group.parts[-1].number
-    with workspace.open("dedup/duplicates.parquet") as source:
-        return pq.read_table(source, filters=[("part", ">=", first), ("part", "<=", last)], use_threads=False)
+    return workspace.read_table("dedup/duplicates.parquet", filters=[("part", ">=", first), ("part", "<=", last)])
 
 
 def drop_reasons(

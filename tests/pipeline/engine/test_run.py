@@ -11,7 +11,16 @@ import pytest
 from pipeline.beam.runner import parse_beam_options
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build, _packs, _unpack, run_reduction, run_units
-from pipeline.engine.units import Unit, UnitOutput, digest, discard_stale, finish_stage, finished_stage, read_markers
+from pipeline.engine.units import (
+    Unit,
+    UnitOutput,
+    digest,
+    discard_stale,
+    finish_stage,
+    finished_stage,
+    missing_outputs,
+    read_markers,
+)
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.stages.dedup.duplicates import FetchedPart
@@ -109,6 +118,79 @@ def test_a_lost_or_cut_output_is_made_again(build, log, damage):
     run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
     assert runs(log) == [2, 3, 3]
     assert (Path(build.workspace.root) / "out/3.txt").read_bytes() == b"xxx"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"format": 2, "digest": "d", "outputs": {}, "counts": {}}',
+        b'{"digest": "d", "outputs": {}, "counts": {"inputs": -1}}',
+        b'{"digest": "d", "outputs": {"a": {"bytes": 1}}, "counts": {}}',
+        b'{"digest": 7, "outputs": {}, "counts": {}}',
+    ],
+)
+def test_a_marker_that_cannot_be_read_is_named_and_its_unit_redone(build, log, caplog, content):
+    run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
+    before = tree(build.workspace.root)
+    (Path(build.workspace.root) / ".wit/step/u3.json").write_bytes(content)
+    assert set(read_markers(build.workspace, "step")) == {"u2"}
+    assert ".wit/step/u3.json cannot be read" in caplog.text
+    run_units(build, "step", units(2, 3), WriteAndLog(str(log)))
+    assert runs(log) == [2, 3, 3]
+    assert tree(build.workspace.root) == before
+
+
+@pytest.mark.parametrize("name", ["../victim", "a/../../victim", "/tmp/victim", "", "a//b", "out/."])
+def test_a_marker_never_deletes_outside_the_workspace(build, log, tmp_path, name):
+    (tmp_path / "victim").write_text("keep")
+    run_units(build, "step", units(2), WriteAndLog(str(log)))
+    marker = Path(build.workspace.root) / ".wit/step/u2.json"
+    value = json.loads(marker.read_text())
+    value["outputs"] = {name: {"bytes": 4, "sha256": "0" * 64}}
+    marker.write_text(json.dumps(value))
+    assert discard_stale(build.workspace, "step", []) == {}
+    assert not marker.exists()
+    assert (tmp_path / "victim").read_text() == "keep"
+    with pytest.raises(ValueError, match="workspace"):
+        build.workspace.remove(["../victim"])
+
+
+def test_markers_of_earlier_versions_are_read(build, log):
+    run_units(build, "step", units(2), WriteAndLog(str(log)))
+    marker = Path(build.workspace.root) / ".wit/step/u2.json"
+    value = json.loads(marker.read_text())
+    del value["format"]
+    marker.write_text(json.dumps(value))
+    run_units(build, "step", units(2), WriteAndLog(str(log)))
+    assert runs(log) == [2]
+
+
+def test_missing_outputs_are_listed_by_name_and_size(build, log):
+    run_units(build, "step", units(1, 2, 3), WriteAndLog(str(log)))
+    assert missing_outputs(build.workspace) == []
+    (Path(build.workspace.root) / "out/1.txt").unlink()
+    (Path(build.workspace.root) / "out/3.txt").write_text("x")
+    assert missing_outputs(build.workspace) == ["out/1.txt", "out/3.txt"]
+
+
+@pytest.mark.parametrize("folder", ["a[1]b", "a*b", "what?", "{x}", "~", "sp ace", "$HOME"])
+def test_a_workspace_may_have_any_name(tmp_path, log, folder):
+    beside = tmp_path / "a1b"
+    beside.mkdir()
+    (beside / "mine").touch()
+    build = Build(Workspace(str(tmp_path / folder)), parse_beam_options([]), Progress(None))
+    run_units(build, "step", units(1, 2), WriteAndLog(str(log)))
+    run_units(build, "step", units(1, 2), WriteAndLog(str(log)))
+    assert runs(log) == [1, 2]
+    build.workspace.move({"out/1.txt": "moved/1.txt"})
+    build.workspace.remove_folder("out")
+    assert set(build.workspace.sizes("")) == {".wit/step/u1.json", ".wit/step/u2.json", "moved/1.txt"}
+    assert (beside / "mine").exists()
 
 
 def test_repeated_bundles_work_once(build, log):
