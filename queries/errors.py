@@ -4,7 +4,7 @@ from queries.redact import redact
 
 
 class InputError(ValueError):
-    """A file or value of the user is missing or unusable; the message is one line that names it and the fix, without secrets."""
+    """A file or value of the user is missing or unusable; one line without secrets names it and the fix."""
 
     exit_code = 1
 

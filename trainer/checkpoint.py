@@ -6,6 +6,7 @@ change between DDP and FSDP. `step` counts finished steps; the order of samples 
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -132,14 +133,39 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         TrainerError: it cannot be read, or another program wrote it.
     """
+    _check_bytes(path)
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises any error of its unpickler and zip reader
-        reason = str(error).partition("\n")[0]
-        raise TrainerError(f"cannot read checkpoint {path}: {reason}") from error
+        raise TrainerError(f"cannot read checkpoint {path}: {_why_not_loaded(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainerError(f"{path} is not a checkpoint of this trainer")
     bad = [key for key, kind in _PARTS.items() if not isinstance(content.get(key), kind)]
     if bad or not content["identity"].keys() >= {"train.architecture", "train.objective"}:
         raise TrainerError(f"checkpoint {path}: {bad[0] if bad else 'identity'!r} is missing or incomplete")
     return content
+
+
+def _check_bytes(path: Path) -> None:
+    """Compare the content with the CRC-32 that torch stores for every tensor but does not verify.
+
+    Raises:
+        TrainerError: it is damaged, or cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise TrainerError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # zipfile raises any error where a header is damaged
+        reason = str(error) or type(error).__name__
+        raise TrainerError(f"cannot read checkpoint {path}: it is damaged or not a checkpoint ({reason})") from error
+    if damaged is not None:
+        raise TrainerError(f"cannot read checkpoint {path}: it is damaged (checksum of {damaged})")
+
+
+def _why_not_loaded(error: Exception) -> str:
+    """Return torch's reason, without its advice to load what may run code."""
+    if "weights_only" in str(error):
+        return "it holds more than tensors, numbers and text; that is not loaded, because it could run code"
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import tarfile
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import fsspec
 import numpy as np
@@ -51,13 +51,15 @@ class ShardCache:
         self._folder = folder
         self._max_bytes = max_bytes
 
-    def open(self, path: str, announced: int | None = None) -> tuple[BinaryIO, Index]:
+    def open(self, path: str, announced: int | None = None, sha256: str | None = None) -> tuple[BinaryIO, Index]:
         """Open a local file with the content of `path` and index its samples; a remote file is copied if needed.
+
+        A new copy is compared with `sha256`.
 
         Raises:
             TrainerError: it cannot be read, is damaged, or does not hold the `announced` number of samples.
         """
-        file, index = self._open_copy(path, announced) if "://" in path else self._open_local(path)
+        file, index = self._open_copy(path, announced, sha256) if "://" in path else self._open_local(path)
         if announced not in (None, len(index)):
             file.close()
             raise TrainerError(
@@ -74,13 +76,13 @@ class ShardCache:
         except OSError as error:
             raise TrainerError(f"cannot read shard {path}: {error.strerror}") from error
 
-    def _open_copy(self, path: str, announced: int | None) -> tuple[BinaryIO, Index]:
+    def _open_copy(self, path: str, announced: int | None, sha256: str | None) -> tuple[BinaryIO, Index]:
         version = version_of(path)
         copy = self._folder / "shards" / f"{_digest(f'{path} {version}')}.tar"
         with self._writing():
             copy.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(copy.with_suffix(".lock")):
-            file, index = self._kept(path, copy, version, announced) or self._fetch(path, copy, version)
+            file, index = self._kept(path, copy, version, announced) or self._fetch(path, copy, version, sha256)
         with self._writing():
             os.utime(file.fileno())  # the least recently opened copies are dropped first
         return file, index
@@ -99,10 +101,15 @@ class ShardCache:
         file.close()
         return None
 
-    def _fetch(self, path: str, copy: Path, version: Version) -> tuple[BinaryIO, Index]:
+    def _fetch(self, path: str, copy: Path, version: Version, sha256: str | None) -> tuple[BinaryIO, Index]:
         partial = copy.with_suffix(".part")
         try:
             fetch(path, partial, version.size)
+            if sha256 is not None and _sha256(partial) != sha256:
+                raise TrainerError(
+                    f"shard {path} arrived damaged: its SHA-256 is not the one in manifest.json; run again, or check "
+                    "the original with `wit verify --shards`"
+                )
             with self._writing():
                 file = partial.open("rb", buffering=0)  # from here on it may be deleted: an open file stays readable
             index = index_tar(file, path)
@@ -138,14 +145,13 @@ class ShardCache:
     def _store(self, index: Index, name: str) -> None:
         target = self._index_path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as partial:
-            try:
-                np.save(partial, index)
-                partial.flush()
-                os.replace(partial.name, target)
-            except OSError:
-                os.unlink(partial.name)
-                raise
+        partial = target.with_suffix(f".{uuid.uuid4().hex}.part")
+        try:
+            with partial.open("wb") as file:
+                np.save(file, index)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _index_path(self, name: str) -> Path:
         return self._folder / "index" / f"{name}.npy"
@@ -167,6 +173,11 @@ class ShardCache:
                 f"cannot write to the cache of shards {self._folder}: {one_line(error)}; "
                 "free space, or set train.cache to another folder"
             ) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(text: str) -> str:
@@ -231,7 +242,7 @@ class ShardSet:
 
     def _open(self, number: int) -> ShardReader:
         shard = self.shards[number]
-        return ShardReader(*self.cache.open(shard.path, shard.samples))
+        return ShardReader(*self.cache.open(shard.path, shard.samples, shard.sha256))
 
 
 def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
@@ -246,23 +257,23 @@ def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
     paths = list(dict.fromkeys(path for matches in matches_by_glob.values() for path in matches))
     if not paths:
         raise TrainerError(f"no shards match {', '.join(globs)}: build them first, or set train.shards")
-    announced: dict[str, int] = {}
+    announced: dict[str, Shard] = {}
     for folder in sorted({path.rpartition("/")[0] for path in paths}):
-        source, counts = _announced_counts(folder)
+        source, shards = _announced_shards(folder)
         if source == "manifest.json":
-            _check_none_missing(folder, counts, matches_by_glob)
-        announced |= counts
-    counted = ShardSet(tuple(Shard(path, _count(path, announced, cache)) for path in paths), cache)
+            _check_none_missing(folder, shards, matches_by_glob)
+        announced |= shards
+    counted = ShardSet(tuple(announced.get(path) or _count(path, cache) for path in paths), cache)
     if not counted.counts.sum():
         raise TrainerError(f"the {len(paths)} shards that match {', '.join(globs)} hold no samples")
     return counted
 
 
-def _check_none_missing(folder: str, counts: dict[str, int], matches_by_glob: dict[str, list[str]]) -> None:
+def _check_none_missing(folder: str, shards: dict[str, Shard], matches_by_glob: dict[str, list[str]]) -> None:
     """Raise if a glob on this folder would match a tar that the manifest lists but that does not exist."""
     for pattern, matches in matches_by_glob.items():
         if any(path.rpartition("/")[0] == folder for path in matches):
-            for path in sorted(counts.keys() - set(matches)):
+            for path in sorted(shards.keys() - set(matches)):
                 if fnmatchcase(path.rpartition("/")[2], pattern.rpartition("/")[2]):
                     raise TrainerError(
                         f"{folder}/manifest.json lists {path}, which does not exist: copy it, or list the tars to "
@@ -270,38 +281,38 @@ def _check_none_missing(folder: str, counts: dict[str, int], matches_by_glob: di
                     )
 
 
-def _announced_counts(folder: str) -> tuple[str, dict[str, int]]:
-    """Return the name of the file that lists a folder's samples per shard, and its counts; ("", {}) if there is none.
+def _announced_shards(folder: str) -> tuple[str, dict[str, Shard]]:
+    """Return the name of the file that lists a folder's shards, and the shards by path; ("", {}) if there is none.
 
     Raises:
         TrainerError: it cannot be read, or a count is invalid.
     """
-    for name, read in (("manifest.json", _manifest_counts), ("sizes.json", _sizes)):
+    for name, read in (("manifest.json", _read_manifest), ("sizes.json", _read_sizes)):
         try:
-            counts = read(folder)
+            shards = read(folder)
         except Exception as error:  # JSON of any shape, and any file system's errors
             if isinstance(error, _ABSENT) or getattr(error, "status", None) == 403:
                 continue
             raise TrainerError(f"{folder}/{name} cannot be used: {one_line(error)}") from error
-        for path, count in counts.items():
-            if type(count) is not int or not 0 <= count <= MAX_SAMPLES:
-                raise TrainerError(f"{folder}/{name} cannot be used: {count!r} is not a number of samples ({path})")
-        return name, counts
+        for shard in shards:
+            if type(shard.samples) is not int or not 0 <= shard.samples <= MAX_SAMPLES:
+                raise TrainerError(
+                    f"{folder}/{name} cannot be used: {shard.samples!r} is not a number of samples ({shard.path})"
+                )
+        return name, {shard.path: shard for shard in shards}
     return "", {}
 
 
-def _manifest_counts(folder: str) -> dict[str, Any]:
-    return {shard.path: shard.samples for shard in read_manifest(folder).shards}
+def _read_manifest(folder: str) -> list[Shard]:
+    return list(read_manifest(folder).shards)
 
 
-def _sizes(folder: str) -> dict[str, Any]:
+def _read_sizes(folder: str) -> list[Shard]:
     with fsspec.open(f"{folder}/sizes.json", "rb") as file:
-        return {f"{folder}/{name}": count for name, count in json.load(file).items()}
+        return [Shard(f"{folder}/{name}", count) for name, count in json.load(file).items()]
 
 
-def _count(path: str, announced: dict[str, int], cache: ShardCache) -> int:
-    if path in announced:
-        return announced[path]
+def _count(path: str, cache: ShardCache) -> Shard:
     file, index = cache.open(path)
     file.close()
-    return len(index)
+    return Shard(path, len(index))

@@ -142,20 +142,37 @@ class _Run:
             "shards": self.shards.fingerprint,
         }
 
+    def _newest_readable(self) -> tuple[Path | None, dict[str, Any]]:
+        """Return the newest checkpoint that every process can read, and its content; None where there is none at all.
+
+        Raises:
+            TrainerError: there are checkpoints, but none can be read.
+        """
+        failure = None
+        for path in reversed(checkpoint.list_checkpoints(self.checkpoints)):
+            problem = None
+            try:
+                state = checkpoint.load(path)
+            except TrainerError as error:
+                problem = error
+            if not any(self.world.any(problem is not None)):
+                return path, state
+            failure = failure or problem or PeerError()
+            if self.world.is_first:
+                log.warning("%s; trying the previous one", problem or path)
+        if failure is not None:
+            raise TrainerError(f"{failure}; no older one can be read: delete {self.checkpoints} to start anew")
+        return None, {}
+
     def _resume(self) -> None:
-        saved = checkpoint.list_checkpoints(self.checkpoints)
-        if not saved:
+        path, state = self._newest_readable()
+        if path is None:
             return
-        try:
-            state = checkpoint.load(saved[-1])
-        except TrainerError as error:
-            raise TrainerError(f"{error}; {DELETE_ADVICE}") from error
         for key, value in self._identity.items():
             if state["identity"].get(key) != value:
                 detail = "the shards differ" if key == "shards" else f"{key} = {state['identity'].get(key)!r}"
                 raise TrainerError(
-                    f"{saved[-1]} belongs to another run ({detail}): set train.output to a new folder, or restore "
-                    "the value"
+                    f"{path} belongs to another run ({detail}): set train.output to a new folder, or restore the value"
                 )
         try:
             checkpoint.restore(self.stepper.core, self.stepper.optimizer, state)
@@ -163,11 +180,11 @@ class _Run:
                 self.stepper.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # torch raises any error of its loaders
             reason = " ".join(str(error).split())
-            raise TrainerError(f"checkpoint {saved[-1]} does not fit the model: {reason}; {DELETE_ADVICE}") from error
+            raise TrainerError(f"checkpoint {path} does not fit the model: {reason}; {DELETE_ADVICE}") from error
         self.done_steps = self.saved_steps = state["step"]
         self.broken = Counter(state["broken"]) if self.world.is_first else Counter()
         if self.world.is_first:
-            log.info("resuming from %s", saved[-1])
+            log.info("resuming from %s", path)
 
     def go(self, on_step: StepHook | None) -> Path | None:
         """Run the remaining steps; return the exported model's folder unless a signal came first."""

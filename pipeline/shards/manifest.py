@@ -59,10 +59,11 @@ def read_manifest(folder: str) -> Manifest:
         content = json.loads(encoded)
         if content.get("format") != FORMAT:
             raise UserError(f"{name}: format {content.get('format')!r} is not {FORMAT!r}")
-        files = {file: FileFacts(facts["bytes"], facts["sha256"]) for file, facts in content["files"].items()}
+        files = {file: FileFacts(facts["bytes"], facts["sha256"]) for file, facts in content.get("files", {}).items()}
         shards = tuple(
-            Shard(f"{folder}/{shard['tar']}", shard["samples"], files[shard["tar"]].sha256)
+            Shard(f"{folder}/{tar}", shard["samples"], files[tar].sha256 if tar in files else None)
             for shard in content["shards"]
+            for tar in [shard["tar"]]
         )
         samples = content["samples"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
