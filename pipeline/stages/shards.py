@@ -20,7 +20,7 @@ from pipeline.account import Account
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.policy import Signal
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, unfinished
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, discard_stale, unfinished, write_marker
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.block_files import BlockFiles, read_block_lists
@@ -32,6 +32,7 @@ from pipeline.shards.tar import TarWriter
 VERSION = 2
 """Raised when the same decisions would give other bytes."""
 
+_MANIFEST_STEP = "manifest"
 _SHARD_FILE = re.compile(r"[0-9]{5,}(\.tar|\.parquet|_stats\.json)")
 
 DROPPED = "dropped"
@@ -97,9 +98,12 @@ def write_manifest(
         "files": {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in sorted(files.items())},
         "account": account.to_json(),
     }
-    for name, value in (("shards/sizes.json", samples), ("shards/manifest.json", content)):
-        if not build.workspace.exists(name) or build.workspace.read_json(name) != value:
-            build.workspace.write_json(name, value)
+    unit = Unit("set", digest(samples, content))
+    if unit.name not in discard_stale(build.workspace, _MANIFEST_STEP, [unit]):
+        output = UnitOutput(build.workspace)
+        output.write_json("shards/sizes.json", samples)
+        output.write_json("shards/manifest.json", content)
+        write_marker(build.workspace, _MANIFEST_STEP, unit, output, {})
 
 
 def _strays(workspace: Workspace, own: Set[str]) -> list[str]:
