@@ -122,6 +122,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
     BROKEN_IMAGE = "broken_image"
+    DECODER_CRASHED = "decoder_crashed"  # the process ended while it decoded this file
     TOO_MANY_PIXELS = "too_many_pixels"  # checked in the header, before any decode
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_RATIO = "aspect_ratio"
@@ -137,6 +138,7 @@ RESIZE_REASONS = frozenset(
         Reason.NOT_AN_IMAGE,
         Reason.UNSUPPORTED_FORMAT,
         Reason.BROKEN_IMAGE,
+        Reason.DECODER_CRASHED,
         Reason.TOO_MANY_PIXELS,
         Reason.IMAGE_TOO_SMALL,
         Reason.ASPECT_RATIO,

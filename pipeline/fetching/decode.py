@@ -1,31 +1,105 @@
-"""From a downloaded file to the outcome of its URL."""
+"""From a downloaded file to the outcome of its URL.
+
+A decoder can crash on a file made for that. The journal notes each decoding before it begins; a file at which the
+process ended is decoded in a process of its own the next time: `python -m pipeline.fetching.decode`.
+"""
 
 import hashlib
 import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
 from typing import IO
 
 from pipeline.config import FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.image_metadata import read_image_metadata
+from pipeline.errors import UserError
 from pipeline.fetching.consent import ConsentRecord, check_page
 from pipeline.fetching.images import store_image
+from pipeline.fetching.journal import Journal
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
+from pipeline.records import Reason
 
 _BYTES_PER_PIXEL = 16  # the most that decoding takes, see docs/fetching.md
 _SPARE_BYTES = 64 << 20
+_MAX_CRASHES = 10  # kills from outside count too, and must not add up to a verdict
+_APART_S = 300.0
+_USER_ERROR = 3  # exit code
+
+Decoded = tuple[Outcome, bytes | None]
+"""The outcome of a URL that responded with a file, and the image to keep."""
 
 
-def decode(
-    file: IO[bytes], http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
-) -> tuple[Outcome, bytes | None]:
-    """Return the outcome of a URL that responded with a file, and the image to keep. Runs in a decoder thread.
+def decode_noted(
+    journal: Journal,
+    url: str,
+    file: IO[bytes],
+    http_status: int,
+    config: FetchConfig,
+    block_lists: BlockLists,
+    consent: ConsentRecord,
+) -> Decoded:
+    """Decode a file, and note in the journal that it begins. Runs in a decoder thread.
 
     Raises:
         UserError: this machine lacks the memory.
     """
     with file:
         encoded = file.read()
+    journal.add_decoding(url)
+    crashes = journal.suspects[url]
+    if crashes >= _MAX_CRASHES:
+        return _crashed(encoded, http_status, f"the process ended {crashes} times while it was decoded")
+    return (decode_apart if crashes else decode)(encoded, http_status, config, block_lists, consent)
+
+
+def decode_apart(
+    encoded: bytes, http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
+) -> Decoded:
+    """Decode a file in a process of its own, which may crash.
+
+    Raises:
+        UserError: this machine lacks the memory.
+    """
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "pipeline.fetching.decode"],
+            input=pickle.dumps((encoded, http_status, config, block_lists, consent)),
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            timeout=_APART_S,
+        )
+    except subprocess.TimeoutExpired:
+        return _crashed(encoded, http_status, f"decoding took more than {_APART_S:g} s")
+    if run.returncode < 0:
+        return _crashed(encoded, http_status, f"the decoder ended with {signal.Signals(-run.returncode).name}")
+    if run.returncode == _USER_ERROR:
+        raise UserError(run.stderr.decode())
+    if run.returncode:
+        raise RuntimeError(f"the decoder process failed: {run.stderr.decode('utf-8', 'replace')[-2_000:]}")
+    decoded: Decoded
+    decoded, record = pickle.loads(run.stdout)
+    consent.checked, consent.said = record.checked, record.said
+    return decoded
+
+
+def _crashed(encoded: bytes, http_status: int, message: str) -> Decoded:
+    failure = FetchFailure(Reason.DECODER_CRASHED, message)
+    return failed(failure, http_status=http_status, sha256=hashlib.sha256(encoded).hexdigest()), None
+
+
+def decode(
+    encoded: bytes, http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
+) -> Decoded:
+    """Decode a file in this process.
+
+    Raises:
+        UserError: this machine lacks the memory.
+    """
     sha256 = hashlib.sha256(encoded).hexdigest()
     try:
         check_page(encoded, http_status, config.consent)
@@ -63,3 +137,19 @@ def _has_memory(config: FetchConfig) -> bool:
     except OSError:
         return False
     return True
+
+
+def main() -> int:
+    """Decode the file on standard input; for `decode_apart`."""
+    arguments = pickle.load(sys.stdin.buffer)
+    try:
+        decoded = decode(*arguments)
+    except UserError as error:
+        sys.stderr.write(str(error))
+        return _USER_ERROR
+    sys.stdout.buffer.write(pickle.dumps((decoded, arguments[-1])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -40,11 +40,11 @@ def reuse(part: Part, earlier: EarlierPart) -> None:
                 number, row = wanted.pop(uid)
                 image = tar.extractfile(member)
                 assert image is not None
-                part.finish(number, _outcome(row, part.keep(image.read())))
+                part.finish(number, _outcome(row), image.read())
 
 
-def _outcome(row: Mapping[str, Any], jpeg: tuple[int, int] | None = None) -> Outcome:
+def _outcome(row: Mapping[str, Any]) -> Outcome:
     facts = {name: row[name] for name in _FACTS}
     reason = None if row["reason"] is None else Reason(row["reason"])
     refused_by = None if row["refused_by"] is None else Signal(row["refused_by"])
-    return Outcome(**facts | {"reason": reason, "refused_by": refused_by}, jpeg=jpeg)
+    return Outcome(**facts | {"reason": reason, "refused_by": refused_by})

@@ -8,6 +8,7 @@ its host's robots.txt is fetched) it waits in the queue of the next host and hol
 import asyncio
 import io
 import logging
+import time
 from collections import Counter
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client, Headers, Response
 from pipeline.fetching.consent import ConsentGate, ConsentRecord, check_wall, recorded_at
-from pipeline.fetching.decode import decode
+from pipeline.fetching.decode import decode_noted
 from pipeline.fetching.hosts import SHUT_S, HostLimits, HostSchedule
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.network_watch import PAUSES_S, NetworkWatch
@@ -127,6 +128,8 @@ class FetchLoop:
         run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
         expiry = self._loop.create_task(self._expire(run))
         self._runs.add(run)
+        for origin, (rules, fetched_at_s) in part.journal.robots.items():
+            self._robots.put(origin, rules, self._loop.time() - (time.time() - fetched_at_s))
         try:
             for number, target in targets:
                 if isinstance(target, Target):
@@ -198,7 +201,9 @@ class FetchLoop:
         assert response.body is not None
         outcome, jpeg = await self._loop.run_in_executor(
             self._decoders,
-            decode,
+            decode_noted,
+            job.run.part.journal,
+            job.run.part.urls[job.number],
             response.body,
             response.status,
             self._config,
@@ -228,8 +233,9 @@ class FetchLoop:
         started_s = self._loop.time()
         rules = self._robots.get(job.target.origin, started_s)
         if rules is None:
-            await self._fetch_rules(host, job.target.origin)
+            await self._fetch_rules(host, job)
             return None
+        self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
         if rules.is_large:
             await asyncio.to_thread(self._gate.check_rules, job.consent, rules, job.target.url)
         else:
@@ -260,7 +266,8 @@ class FetchLoop:
         """Until a host's rules are known, one job fetches them and the others wait."""
         return job.is_looked_up and self._robots.get(job.target.origin, self._loop.time()) is None
 
-    async def _fetch_rules(self, host: str, origin: str) -> None:
+    async def _fetch_rules(self, host: str, job: _Job) -> None:
+        origin = job.target.origin
         try:
             rules = await fetch_robots(self._client, origin, self._config)
         except FetchFailure as failure:
@@ -276,6 +283,8 @@ class FetchLoop:
             rules = await self._gate.follow(origin, rules, self._config.host_interval_s * self._workers)
         del self._robots_failures[origin]
         self._robots.put(origin, rules, self._loop.time())
+        if not job.run.done.done():
+            job.run.part.journal.add_robots(origin, rules)
         self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
 
     def _wants_body(self, job: _Job, is_recorded: bool, status: int, headers: Headers) -> bool:
@@ -360,14 +369,12 @@ class FetchLoop:
         if outcome.reason is not None and outcome.http_status is None and self._network.silent_requests:
             run.held.append((job, outcome))
         else:
-            if jpeg is not None:
-                outcome = replace(outcome, jpeg=run.part.keep(jpeg))
-            self._finish(run, job, outcome)
+            self._finish(run, job, outcome, jpeg)
         if run.held and len(run.held) == run.part.unfinished and self._pause is None:
             self._end_with_silence(run)
 
-    def _finish(self, run: _Run, job: _Job, outcome: Outcome) -> None:
-        run.part.finish(job.number, job.consent.add_to(outcome), job.consent.times)
+    def _finish(self, run: _Run, job: _Job, outcome: Outcome, jpeg: bytes | None = None) -> None:
+        run.part.finish(job.number, job.consent.add_to(outcome), jpeg, job.consent.times)
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
 

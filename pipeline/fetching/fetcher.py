@@ -12,6 +12,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -24,6 +25,7 @@ from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client
 from pipeline.fetching.earlier import EarlierPart, reuse
 from pipeline.fetching.fetch_loop import FetchLoop
+from pipeline.fetching.journal import Journal
 from pipeline.fetching.part import Part
 
 _OPEN_FILES = 4_096
@@ -79,15 +81,17 @@ class Fetcher:
         scratch_dir: Path,
         earlier: Iterable[EarlierPart] = (),
         keep_ledger: Callable[[pa.Table], None] | None = None,
+        journal: Journal | None = None,
     ) -> pa.Table:
         """Fetch every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
 
         Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
         must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
-        URLs that `earlier` has are not requested. `keep_ledger` is given when consent was looked for (schema `LEDGER`).
+        URLs that `earlier` has, or `journal` had when it was opened, are not requested; the caller closes `journal`.
+        `keep_ledger` is given when consent was looked for (schema `LEDGER`).
         """
-        part = Part(plan, scratch_dir)
-        try:
+        with nullcontext(journal) if journal is not None else closing(Journal.unnamed(scratch_dir)) as kept:
+            part = Part(plan, kept, scratch_dir)
             for known in earlier:
                 reuse(part, known)
             running = asyncio.run_coroutine_threadsafe(self._fetch_loop.run(part), self._loop)
@@ -99,8 +103,6 @@ class Fetcher:
             if keep_ledger is not None:
                 keep_ledger(part.ledger())
             return part.table()
-        finally:
-            part.close()
 
     def close(self) -> None:
         """Close all connections and end the threads."""

@@ -106,7 +106,9 @@ class HostSchedule(Generic[Job]):
     def set_crawl_delay(self, name: str, delay_s: float) -> None:
         """Keep at least `delay_s` between two requests of all processes together to a host."""
         host = self._hosts[name]
-        host.crawl_delay_s = max(host.crawl_delay_s, delay_s * self._workers)
+        if delay_s * self._workers <= host.crawl_delay_s:
+            return
+        host.crawl_delay_s = delay_s * self._workers
         host.next_start_s = max(host.next_start_s, host.next_start_s - self._limits.interval_s + host.crawl_delay_s)
 
     def postpone(self, name: str, until_s: float) -> None:

@@ -1,16 +1,16 @@
 """One part of the plan: its distinct URLs, their outcomes, and the tar and table made of that.
 
-Images wait in a temporary file until the last URL is done, so the output has the order of the plan whatever the order
+Images wait in the part's journal until the last URL is done, so the output has the order of the plan whatever the order
 in which hosts respond, and memory does not grow with the images.
 """
 
 from dataclasses import fields
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import BinaryIO
 
 import pyarrow as pa
 
+from pipeline.fetching.journal import Journal
 from pipeline.fetching.outcome import Checked, Outcome
 from pipeline.records import FETCHED, IMAGE_FACTS, LEDGER, RESIZE_REASONS
 from pipeline.shards.tar import TarWriter
@@ -21,37 +21,25 @@ _OUTCOME_COLUMNS = frozenset(field.name for field in fields(Outcome))
 class Part:
     """The state of one part while it is being fetched."""
 
-    def __init__(self, plan: pa.Table, scratch_dir: Path) -> None:
+    def __init__(self, plan: pa.Table, journal: Journal, scratch_dir: Path) -> None:
         coded = plan["url"].combine_chunks().dictionary_encode()
         self.scratch_dir = scratch_dir
         self.urls: list[str] = coded.dictionary.to_pylist()
         self._plan = plan
         self._url_of_pair = coded.indices
-        self._outcomes: list[Outcome | None] = [None] * len(self.urls)
-        self._checked: dict[int, Checked] = {}
-        self.unfinished = len(self.urls)
-        self._images: BinaryIO = TemporaryFile(dir=scratch_dir)  # noqa: SIM115 closed by `close`
-        self._size_bytes = 0
-
-    def close(self) -> None:
-        """Delete the temporary file."""
-        self._images.close()
+        self.journal = journal
+        self._outcomes = [journal.outcomes.get(url) for url in self.urls]
+        self._checked = {n: journal.checked[url] for n, url in enumerate(self.urls) if url in journal.checked}
+        self.unfinished = self._outcomes.count(None)
 
     def pending(self) -> list[tuple[int, str]]:
         """Return the URLs that have no outcome yet, each with its number."""
         return [(n, url) for n, url in enumerate(self.urls) if self._outcomes[n] is None]
 
-    def keep(self, jpeg: bytes) -> tuple[int, int]:
-        """Keep an image until the tar is written; return where."""
-        offset = self._size_bytes
-        self._images.write(jpeg)
-        self._size_bytes += len(jpeg)
-        return offset, len(jpeg)
-
-    def finish(self, number: int, outcome: Outcome, checked: Checked | None = None) -> None:
-        """Record the outcome of URL `number`, and when consent was looked for, where that was now."""
+    def finish(self, number: int, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None) -> None:
+        """Record the outcome of URL `number`, its image, and when consent was looked for, where that was now."""
         assert self._outcomes[number] is None, f"{self.urls[number]} ended twice"
-        self._outcomes[number] = outcome
+        self._outcomes[number] = self.journal.add_outcome(self.urls[number], outcome, jpeg, checked)
         if checked is not None:
             self._checked[number] = checked
         self.unfinished -= 1
@@ -59,13 +47,10 @@ class Part:
     def write_tar(self, stream: BinaryIO) -> None:
         """Write the image of each pair that has one, in plan order."""
         outcomes = self._finished()
-        self._images.flush()
         with TarWriter(stream) as tar:
             for uid, number in zip(self._plan["uid"].to_pylist(), self._url_of_pair.to_pylist(), strict=True):
                 if (span := outcomes[number].jpeg) is not None:
-                    offset, length = span
-                    self._images.seek(offset)
-                    tar.add(f"{uid}.jpg", self._images.read(length))
+                    tar.add(f"{uid}.jpg", self.journal.read(span))
 
     def table(self) -> pa.Table:
         """Return the plan with the outcome of each pair, as `FETCHED`."""

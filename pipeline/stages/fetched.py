@@ -11,7 +11,8 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,14 +24,16 @@ import pyarrow.parquet as pq
 from pipeline.beam.runner import worker_count
 from pipeline.config import Config, FetchConfig
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_markers
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_marker, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, index_folder
 from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_block_lists
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
-from pipeline.records import FETCHED, LEDGER
+from pipeline.fetching.journal import Journal
+from pipeline.private_folder import private_folder
+from pipeline.records import FETCHED, LEDGER, Reason
 from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
 
@@ -70,18 +73,36 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
     earlier = _earlier_parts(build.workspace, settings)
     units = [
         Unit(
-            _stem(name), unit_digest, _PlannedPart(name, plan.outputs[name].sha256, tuple(earlier.get(_stem(name), [])))
+            _stem(name),
+            unit_digest,
+            _PlannedPart(
+                name,
+                plan.outputs[name].sha256,
+                tuple(earlier.get(_stem(name), [])),
+                unit_digest if refetch else settings.name,
+            ),
         )
         for name, unit_digest in digests.items()
     ]
     block_files = find_block_lists(config.fetch.consent, base_dir)
     prepare = _OpenFetcher(config.fetch, settings, worker_count(build.options), block_files)
-    markers = run_units(build, "fetched", units, prepare)
+    try:
+        markers = run_units(build, "fetched", units, prepare)
+    except UserError:
+        _withdraw_silent(build.workspace, settings)
+        raise
     build.workspace.remove_folder(_REUSE)
+    build.workspace.remove_folder(_JOURNALS)
     return markers
 
 
 _FROM_ARCHIVES = "archives-"
+_JOURNALS = ".wit/journal"
+"""Holds, while a part is fetched into a local workspace, its journal: <part>.journal."""
+
+_SILENT = frozenset(
+    {Reason.DNS_FAILED, Reason.CONNECT_FAILED, Reason.TIMEOUT, Reason.ROBOTS_UNREACHABLE, Reason.HOST_UNAVAILABLE}
+)
 _REUSE = ".wit/earlier"
 """Holds, while a plan is fetched, what was fetched for another: <settings>/<part>.<plan>.tar and .parquet."""
 
@@ -109,6 +130,34 @@ class _Settings:
         """Return where a file of a part is kept while another plan is fetched."""
         stem, _, suffix = file.rsplit("/", 1)[1].partition(".")
         return f"{_REUSE}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
+
+
+def _withdraw_silent(workspace: Workspace, settings: _Settings) -> None:
+    """Withdraw the parts of a stopped run in which no URL had a response: that may have been the network.
+
+    Small parts end before the network watch of their process has seen enough to stop.
+    """
+    silent = [
+        name
+        for name, marker in read_markers(workspace, "fetched").items()
+        if settings.owns(marker)
+        and 0 < marker.counts["inputs"] == sum(marker.counts.get(reason, 0) for reason in _SILENT)
+    ]
+    workspace.remove(marker_name("fetched", name) for name in silent)
+
+
+def journal_path(workspace: Workspace, part: str) -> Path:
+    """Return where the journal of a part lies: on local disk, in the workspace where that is local.
+
+    Raises:
+        UserError: the temporary folder of this user belongs to somebody else.
+    """
+    if workspace.is_local:
+        return Path(workspace.path(f"{_JOURNALS}/{part}.journal"))
+    try:
+        return private_folder("wit-journal") / digest(workspace.root) / f"{part}.journal"
+    except PermissionError as error:
+        raise UserError(f"{error}; set TMPDIR to a folder of your own") from None
 
 
 def _stash_for_reuse(workspace: Workspace, settings: _Settings, wanted: Mapping[str, str]) -> None:
@@ -152,6 +201,7 @@ class _PlannedPart:
     name: str
     sha256: str
     earlier: tuple[str, ...]
+    journal_key: str
 
     def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
         for name in self.earlier:
@@ -180,16 +230,19 @@ class _OpenFetcher:
         return work
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _FetchPart:
     fetcher: Fetcher
+    finished: dict[str, Path] = field(default_factory=dict)  # parts that were written -> their journals
 
     def run(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
         plan, stem = output.workspace.read_table(part.name, sha256=part.sha256), _stem(part.name)
-        tar_name = f"fetched/{stem}.tar"
+        self._remove_journals(output.workspace)
+        path = journal_path(output.workspace, stem)
         with (
             tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch,
-            output.create(tar_name) as tar,
+            closing(Journal.open(path, part.journal_key, Path(scratch))) as journal,
+            output.create(f"fetched/{stem}.tar") as tar,
         ):
             rows = self.fetcher.fetch_part(
                 plan,
@@ -197,9 +250,18 @@ class _FetchPart:
                 scratch_dir=Path(scratch),
                 earlier=part.open_earlier(output.workspace),
                 keep_ledger=partial(_keep_ledger, output.workspace, f"consent/{stem}.parquet"),
+                journal=journal,
             )
         output.write_table(f"fetched/{stem}.parquet", rows.cast(FETCHED))
+        self.finished[stem] = path
         return count_outcomes(rows)
+
+    def _remove_journals(self, workspace: Workspace) -> None:
+        """Remove the journals of parts that have their marker: until then a killed process may need them."""
+        for stem, path in list(self.finished.items()):
+            if read_marker(workspace, "fetched", stem) is not None:
+                path.unlink(missing_ok=True)
+                del self.finished[stem]
 
 
 def _keep_ledger(workspace: Workspace, name: str, ledger: pa.Table) -> None:

@@ -15,9 +15,9 @@ from support.hostile_server import HostileServer, fixed, picture
 from pipeline.errors import UserError
 from pipeline.fetching import client, decode
 from pipeline.fetching.fetcher import Fetcher
+from pipeline.fetching.journal import Journal
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure
-from pipeline.fetching.part import Part
 from pipeline.records import Reason
 
 OURS = ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"]
@@ -60,7 +60,7 @@ def test_a_body_that_cannot_be_kept_stops_the_part(
 def test_an_image_that_cannot_be_kept_stops_the_part(
     server: HostileServer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Part, "keep", failing(name))
+    monkeypatch.setattr(Journal, "add_outcome", failing(name))
     with pytest.raises(UserError, match=r"^fetch stopped: .* on this machine"):
         fetch_urls([server.url("/ok.jpg")])
 
