@@ -66,7 +66,9 @@ def _permutation(count: int, *key: int) -> Int64s:
 class SampleOrder:
     """The stream over shards of `counts` samples each.
 
-    >>> SampleOrder(np.array([3, 2]), seed=0).at(np.arange(5))  # epoch 0: every sample of both shards once
+    >>> at = SampleOrder(np.array([3, 2]), seed=0).at(np.arange(5))  # epoch 0: every sample of both shards once
+    >>> sorted(zip(at.shard.tolist(), at.index.tolist(), strict=True))
+    [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     """
 
     def __init__(self, counts: Int64s, *, seed: int, lanes: int = 8, window: int = 65_536) -> None:

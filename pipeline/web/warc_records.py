@@ -5,6 +5,10 @@ record) or the whole file in one member. Every record is checked to end where an
 Content-Length is noticed, and never swallows its neighbours.
 
 Only the cut is made here: what a record means is its reader's business.
+
+Why not FastWARC's ArchiveIterator: it stops at the first damage. Of 1,500 records with one flipped byte in each of ten
+(gzip), or a Content-Length 500 too large in ten (plain or gzip), it gave 76 or 77 and raised; here the 1,490 sound
+ones come out, byte for byte. On the sound file both take the same CPU time, 0.3 s for 26 MB compressed.
 """
 
 import re
