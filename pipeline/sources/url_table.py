@@ -4,12 +4,9 @@ csv knows quotes, also around line ends (RFC 4180); tsv does not (IANA text/tab-
 any quotation mark. Text is UTF-8.
 """
 
-import bz2
 import csv
-import gzip
 import itertools
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -23,24 +20,26 @@ from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, SourceBatch
+from pipeline.sources.parquet_pages import CheckedFile, has_too_many_rows, read_row_groups
+from pipeline.sources.table_lines import COMPRESSIONS, MAX_LINE_BYTES, Lines, raise_if_unreadable
 
 Row = tuple[str | None, str | None, str | None]  # URL, text, page URL
 
 _READ_BYTES = 1 << 16
-_PARQUET_ROWS = 8_192
-_MAX_LINE_BYTES = 16 << 20
 _HEAD_ROWS = 1_000  # jsonl: where a column must appear
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_HEAD_BYTES = 16 << 20
+_MAX_COLUMNS = 10_000
+_MAX_NAMES_TOLD = 20
 
 
 def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsConfig) -> Iterator[SourceBatch]:
     """Yield the candidates of a table, in file order; every row counts one.
 
-    A line or row that does not parse is `damaged_record`; where a file breaks off or its compression is damaged, the
-    lines before are kept and `damaged_file` counts once.
+    A line or row that does not parse is `damaged_record`; where a file breaks off, its compression is damaged, or it
+    unpacks to more than a limit (docs/sources.md), what came before is kept and `damaged_file` counts once.
 
     Raises:
-        UserError: the file's name does not say what it is, or it lacks a column.
+        UserError: the file's name does not say what it is, its header cannot be read, or it lacks a column.
     """
     builder = BatchBuilder(limits)
     for row in _rows(stream, path, source):
@@ -56,37 +55,60 @@ def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsC
 def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
     name = PurePosixPath(urlsplit(path).path if "://" in path else path).name.lower()
     stem, _, suffix = name.rpartition(".")
-    decompress = _COMPRESSIONS.get(suffix)
-    if decompress is not None:
+    compression = suffix if suffix in COMPRESSIONS else None
+    if compression:
         suffix = stem.rpartition(".")[2]
     read_rows = _TEXT_KINDS.get(suffix)
-    is_parquet = suffix == "parquet" and decompress is None
+    is_parquet = suffix == "parquet" and compression is None
     if not is_parquet and read_rows is None:
         raise UserError(
             f"{path}: not a known kind of table; name it .parquet, .{', .'.join(_TEXT_KINDS)}"
-            f" (or one of the last three with .{', .'.join(_COMPRESSIONS)})"
+            f" (or one of the last three with .{', .'.join(COMPRESSIONS)})"
         )
     if not source.header and suffix not in ("csv", "tsv"):
         raise UserError(f"{path}: sources.header = false is for csv and tsv; {suffix} names its columns")
     if read_rows is None:
         return _parquet_rows(stream, path, source)
-    return _text_rows(_Lines(decompress(stream) if decompress else stream.read), read_rows, path, source)
+    return _text_rows(Lines(stream, compression, any_end=suffix == "csv"), read_rows, path, source)
 
 
 def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+    file = CheckedFile(stream)
     try:
-        table = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
         columns = _find_columns(source, table.schema_arrow.names, path)
         for name in columns:
             _check_text(table.schema_arrow.field(name), path)
-        for batch in table.iter_batches(_PARQUET_ROWS, columns=[*dict.fromkeys(columns)], use_threads=False):
+        for batch in _parquet_batches(table, stream, file, [*dict.fromkeys(columns)]):
             values = [_texts(batch.column(name)) for name in columns]
             pages = values[2] if len(values) > 2 else [None] * batch.num_rows
             for row in zip(values[0], values[1], pages, strict=True):
                 yield Reason.DAMAGED_RECORD if b"" in row else cast(Row, row)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        _raise_if_unreadable(error)
+        raise_if_unreadable(error)
         yield Reason.DAMAGED_FILE
+
+
+def _parquet_batches(
+    table: pq.ParquetFile, stream: BinaryIO, file: CheckedFile, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some columns, so many at once as can be held.
+
+    Raises:
+        pa.ArrowInvalid: the file unpacks to more than a limit.
+    """
+    groups = list(read_row_groups(stream, columns))
+    if len(groups) != table.num_row_groups:
+        raise pa.ArrowInvalid("row groups are missing")
+    for number, group in enumerate(groups):
+        if has_too_many_rows(group):
+            raise pa.ArrowInvalid(f"row group {number} claims {group.rows} rows")
+        if not group.rows:
+            continue
+        rows = file.expect(group.chunks)
+        for batch in table.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False):
+            yield batch
+            file.start_batch()
 
 
 def _check_text(field: pa.Field, path: str) -> None:
@@ -120,51 +142,7 @@ def _decode(value: bytes) -> str | bytes:
         return b""
 
 
-class _Lines:
-    """The lines of a file that may be damaged; what cannot be read is noted, and told by `take_reasons`."""
-
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._read_some = read
-        self._reasons: list[Reason] = []
-        self.is_cut = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield whole lines with their ends; a line that damage cuts is left out."""
-        rest, is_too_long = b"", False
-        while chunk := self._read():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if not is_too_long:
-                    yield line + b"\n"
-                is_too_long = False
-            if len(rest) > _MAX_LINE_BYTES:
-                self._reasons += [] if is_too_long else [Reason.DAMAGED_RECORD]
-                rest, is_too_long = b"", True
-        if rest and not is_too_long and not self.is_cut:
-            yield rest
-
-    def take_reasons(self) -> list[Reason]:
-        """Return the damage met since the last call."""
-        reasons, self._reasons = self._reasons, []
-        return reasons
-
-    def _read(self) -> bytes:
-        try:
-            return self._read_some(_READ_BYTES)
-        except (EOFError, zlib.error, pa.ArrowInvalid, OSError) as error:
-            _raise_if_unreadable(error)
-            self._reasons.append(Reason.DAMAGED_FILE)
-            self.is_cut = True
-            return b""
-
-
-def _raise_if_unreadable(error: Exception) -> None:
-    """Raise what the system reports (disk, network); the complaints of decoders about content carry no error number."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
-
-
-def _text_rows(lines: _Lines, read_rows: "_ReadRows", path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _text_rows(lines: Lines, read_rows: "_ReadRows", path: str, source: SourceConfig) -> Iterator[Row | Reason]:
     try:
         for row in read_rows(lines, path, source):
             yield row
@@ -174,12 +152,18 @@ def _text_rows(lines: _Lines, read_rows: "_ReadRows", path: str, source: SourceC
     yield from lines.take_reasons()
 
 
-def _jsonl_rows(lines: _Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
-    objects = (_parse_object(line) for line in lines if not line.isspace())
-    head = list(itertools.islice(objects, _HEAD_ROWS))
-    keys = dict.fromkeys(key for item in head if isinstance(item, dict) for key in item)
+def _jsonl_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+    filled = (line for line in lines if not line.isspace())
+    head, head_bytes = [], 0
+    for line in itertools.islice(filled, _HEAD_ROWS):
+        head.append(line)
+        head_bytes += len(line)
+        if head_bytes > _HEAD_BYTES:
+            break
+    keys = dict.fromkeys(key for item in map(_parse_object, head) if isinstance(item, dict) for key in item)
     columns = _find_columns(source, list(keys), path) if keys else _columns(source)
-    for item in itertools.chain(head, objects):
+    for line in itertools.chain(head, filled):
+        item = _parse_object(line)
         if isinstance(item, Reason):
             yield item
         else:
@@ -199,29 +183,55 @@ def _parse_object(line: bytes) -> dict[str, Any] | Reason:
     return value if isinstance(value, dict) else Reason.DAMAGED_RECORD
 
 
-def _csv_rows(lines: _Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
-    return _separated_rows(csv.reader(_decoded(lines)), path, source)
+def _csv_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+    text = _Text(lines)
+    return _separated_rows(csv.reader(text), text, path, source)
 
 
-def _tsv_rows(lines: _Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
-    reader = csv.reader(_decoded(lines), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
-    return _separated_rows(reader, path, source)
+def _tsv_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+    text = _Text(lines)
+    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+    return _separated_rows(reader, text, path, source)
 
 
-def _decoded(lines: _Lines) -> Iterator[str]:
-    for number, line in enumerate(lines):
-        text = line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line
-        yield text.decode("utf-8", "surrogateescape")
-    if lines.is_cut:
-        raise EOFError  # or the parser would take the first lines of a quoted field for all of it
+class _Text:
+    """The decoded lines, for a parser that takes some of them for one row: it gets no more than it may hold."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._iterator = iter(lines)
+        self._row_bytes = 0
+
+    def start_row(self) -> None:
+        self._row_bytes = 0
+
+    def __iter__(self) -> "_Text":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._iterator, None)
+        if line is None:
+            if self._lines.is_cut:
+                raise EOFError  # or the parser would take the first lines of a quoted field for all of it
+            raise StopIteration
+        self._row_bytes += len(line)
+        if self._row_bytes > MAX_LINE_BYTES:
+            self._row_bytes = 0
+            raise csv.Error("a row is too long")
+        return line.decode("utf-8", "surrogateescape")
 
 
-def _separated_rows(reader: Iterator[list[str]], path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _separated_rows(
+    reader: Iterator[list[str]], text: _Text, path: str, source: SourceConfig
+) -> Iterator[Row | Reason]:
     width, columns = 0, []
     while True:
+        text.start_row()
         try:
             fields = next(reader, None)
-        except csv.Error:  # a field of more than 128 KiB, mostly a quotation mark without its partner
+        except csv.Error as error:  # a field of more than 128 KiB, mostly a quotation mark without its partner
+            if not width:
+                raise UserError(f"{path}: the first line cannot be read: {error}") from None
             yield Reason.DAMAGED_RECORD
             continue
         if fields is None:
@@ -245,6 +255,8 @@ def _is_utf8(text: str) -> bool:
 
 def _find_positions(source: SourceConfig, first_row: Sequence[str], path: str) -> list[int]:
     """Return which columns to read; without a header they are given by number, from 1."""
+    if len(first_row) > _MAX_COLUMNS:
+        raise UserError(f"{path}: {len(first_row):,} columns in the first line; the limit is {_MAX_COLUMNS:,}")
     names = list(first_row) if source.header else [str(number + 1) for number in range(len(first_row))]
     return [names.index(name) for name in _find_columns(source, names, path)]
 
@@ -258,7 +270,9 @@ def _find_columns(source: SourceConfig, names: Sequence[str], path: str) -> list
     for name in columns:
         if names.count(name) != 1:
             what = f"{names.count(name)} columns are called {name!r}" if name in names else f"no column {name!r}"
-            raise UserError(f"{path}: {what}; there are {', '.join(map(repr, names))}")
+            more = [f"{len(names) - _MAX_NAMES_TOLD:,} more"] if len(names) > _MAX_NAMES_TOLD else []
+            told = [repr(name[:64]) for name in names[:_MAX_NAMES_TOLD]]
+            raise UserError(f"{path}: {what}; there are {', '.join(told + more)}")
     return columns
 
 
@@ -266,11 +280,5 @@ def _row(values: Sequence[str | None]) -> Row:
     return values[0], values[1], values[2] if len(values) > 2 else None
 
 
-_ReadRows = Callable[[_Lines, str, SourceConfig], Iterator[Row | Reason]]
+_ReadRows = Callable[[Lines, str, SourceConfig], Iterator[Row | Reason]]
 _TEXT_KINDS: dict[str, _ReadRows] = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}
-# Each decoder's `read1`: unlike `read` it hands out what it has before it fails.
-_COMPRESSIONS: dict[str, Callable[[BinaryIO], Callable[[int], bytes]]] = {
-    "gz": lambda stream: gzip.GzipFile(fileobj=stream).read1,
-    "bz2": lambda stream: bz2.BZ2File(stream).read1,
-    "zst": lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd").read1,
-}

@@ -28,12 +28,16 @@ _GZIP = 31  # zlib's code for a window of 2**15 bytes and gzip framing
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 
 _LINE_ENDS = re.compile(rb"[\r\n]*+")
+_MAX_LINE_ENDS = 64  # after a record; the standard has two
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
 _USUAL_LENGTH = b"\r\nContent-Length: "
 _VERSION = b"WARC/"
 _RECORD_START = re.compile(rb"WARC/\d\.\d{1,3}\r?\n(?=[A-Za-z-]{1,40}:)")
 _LONGEST_START = 64
+# What damage may cost: every byte is read once, and so many again on the way back to what a damaged record swallowed.
+_MAX_RETURNS = 16
+_MAX_BYTES_AGAIN = 256 << 20
 _PADDING = re.compile(rb"\0*+")
 
 
@@ -92,10 +96,13 @@ class _Segment:
         self._window = first
         self._chunks = rest
         self._position = 0
+        self._kept_from: int | None = None  # a position to go back to, which the window must not forget
         self._start = start
         self._is_gzip = is_gzip
         self._end = len(first)  # of the window, counted from the segment's start
         self._known_from = 0  # where places are known from on: bytes that were skipped can be missing before
+        self._no_header_end_before = 0  # counted from the segment's start
+        self._returns = 0
 
     def records(self) -> Generator[WarcRecord | Reason, None, bool]:
         """Yield the records; return False where damage was met and no record could be found after it."""
@@ -121,17 +128,32 @@ class _Segment:
         header = self._window[self._position : header_end]
         self._position = header_end
         length = _CONTENT_LENGTH.search(header)
-        if length is None or not self._want(size := min(int(length[1]), MAX_BLOCK_BYTES)):
+        if length is None:
             return None
-        block = self._window[self._position : self._position + size]
-        self._position += size
-        is_whole = size == int(length[1])
-        if (is_whole or self._skip(int(length[1]) - size)) and self._at_record_end():
-            return WarcRecord(header, block, is_whole, offset)
-        if not is_whole:
+        announced = int(length[1])
+        if announced > MAX_BLOCK_BYTES:
+            return self._long_record(header, announced, offset)
+        self._kept_from = header_end
+        is_sound = self._skip(announced) and self._at_record_end()
+        start, self._kept_from = self._kept_from, None
+        if is_sound:
+            return WarcRecord(header, self._window[start : start + announced], True, offset)
+        self._position = start  # a length too long has swallowed what follows
+        return None
+
+    def _long_record(self, header: bytes, announced: int, offset: int | None) -> WarcRecord | None:
+        """Read a record whose block is cut; the position is where the block starts."""
+        if not self._want(MAX_BLOCK_BYTES):
+            return None
+        block = self._window[self._position : self._position + MAX_BLOCK_BYTES]
+        self._position += MAX_BLOCK_BYTES
+        if self._skip(announced - MAX_BLOCK_BYTES) and self._at_record_end():
+            return WarcRecord(header, block, False, offset)
+        if self._returns < _MAX_RETURNS:
+            self._returns += 1
             self._known_from = self._end - (len(self._window) - self._position)
-        self._window = block + self._window[self._position :]  # a length too long has swallowed what follows
-        self._position = 0
+            self._window = block + self._window[self._position :]
+            self._position = 0
         return None
 
     def _offset(self) -> int | None:
@@ -145,26 +167,32 @@ class _Segment:
 
     def _more(self) -> bool:
         """Append the next chunk to the window, which forgets what lies before the position; False at the end."""
-        chunk = next(self._chunks, b"")
-        self._end += len(chunk)
-        self._window = self._window[self._position :] + chunk
-        self._position = 0
-        return bool(chunk)
+        return self._append([next(self._chunks, b"")])
+
+    def _append(self, chunks: list[bytes]) -> bool:
+        if not any(chunks):
+            return False
+        forgotten = self._position if self._kept_from is None else self._kept_from
+        self._window = b"".join([self._window[forgotten:], *chunks])
+        self._end += sum(map(len, chunks))
+        self._position -= forgotten
+        if self._kept_from is not None:
+            self._kept_from = 0
+        return True
 
     def _want(self, size: int) -> bool:
         """Make `size` bytes from the position on available; False where there are fewer."""
         missing = size - (len(self._window) - self._position)
-        if missing <= 0:
-            return True
-        parts = [self._window[self._position :]]
+        chunks = []
         while missing > 0 and (chunk := next(self._chunks, b"")):
-            parts.append(chunk)
+            chunks.append(chunk)
             missing -= len(chunk)
-            self._end += len(chunk)
-        self._window, self._position = b"".join(parts), 0
+        self._append(chunks)
         return missing <= 0
 
     def _skip(self, size: int) -> bool:
+        if self._kept_from is not None and not self._want(size):
+            return False
         while (available := len(self._window) - self._position) < size:
             size -= available
             self._position = len(self._window)
@@ -186,7 +214,10 @@ class _Segment:
         """Say whether a record may end here: two line ends must follow; some writers leave them out."""
         if self._want(4) and self._window.startswith((b"\r\n\r\n", b"\n\n"), self._position):
             return True
-        return self._at_end() or self._at_record()
+        has_more = self._want(_MAX_LINE_ENDS + len(_VERSION))
+        ends = self._window[self._position : self._position + _MAX_LINE_ENDS]
+        after = self._position + len(ends) - len(ends.lstrip(b"\r\n"))
+        return self._window.startswith(_VERSION, after) or (not has_more and after == len(self._window))
 
     def _at_record(self) -> bool:
         return not self._at_end() and self._want(len(_VERSION)) and self._window.startswith(_VERSION, self._position)
@@ -194,8 +225,11 @@ class _Segment:
     def _header_end(self) -> int | None:
         """Return where the header at the position ends, its empty line included."""
         while True:
-            if match := _HEADER_END.search(self._window, self._position):
+            window_start = self._end - len(self._window)
+            searched = max(self._position, self._no_header_end_before - window_start - 3)  # it has four bytes at most
+            if match := _HEADER_END.search(self._window, searched):
                 return match.end()
+            self._no_header_end_before = self._end
             if len(self._window) - self._position > _MAX_HEADER_BYTES or not self._more():
                 return None
 
@@ -218,6 +252,7 @@ class _GzipFile:
         self._buffer = head
         self._position = 0  # in the buffer
         self._buffer_start = start  # in the file
+        self._bytes_again = 0
 
     def records(self) -> Iterator[WarcRecord | Reason]:
         while not self._at_end():
@@ -231,7 +266,7 @@ class _GzipFile:
                     continue
                 is_sound = yield from _Segment(first, self._rest(inflater), start, is_gzip=True).records()
             except (_InflateError, EOFError):
-                self._seek(start + 1)
+                self._go_back(start + 1)
                 if not self.find_member():
                     yield Reason.DAMAGED_FILE
                     return
@@ -265,9 +300,17 @@ class _GzipFile:
         self._position = 0
         return bool(chunk)
 
-    def _seek(self, offset: int) -> None:
-        self._stream.seek(offset)
-        self._buffer, self._position, self._buffer_start = b"", 0, offset
+    def _go_back(self, offset: int) -> None:
+        """Move to `offset`, or stay, where that has been done too often: members can be nested to be read for ever."""
+        reached = self._buffer_start + self._position
+        self._bytes_again += max(0, reached - offset)
+        if reached > offset and self._bytes_again > _MAX_BYTES_AGAIN:
+            return
+        if self._buffer_start <= offset <= self._buffer_start + len(self._buffer):
+            self._position = offset - self._buffer_start
+        else:
+            self._stream.seek(offset)
+            self._buffer, self._position, self._buffer_start = b"", 0, offset
 
     def _at_end(self) -> bool:
         """Skip zero bytes, with which some writers pad; return whether nothing is left."""

@@ -21,7 +21,7 @@ from support.warc_files import Rows, rows_of
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
-from pipeline.sources import url_table
+from pipeline.sources import parquet_pages, table_lines, url_table
 from pipeline.sources.url_table import read_table
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -179,7 +179,7 @@ def test_damaged_jsonl_lines():
 
 
 def test_a_line_without_end_is_one_damaged_record(monkeypatch):
-    monkeypatch.setattr(url_table, "_MAX_LINE_BYTES", 100_000)
+    monkeypatch.setattr(table_lines, "MAX_LINE_BYTES", 100_000)
     line = b'{"url": "http://a.example/", "caption": "x"}\n'
     long = b'{"url": "' + b"x" * 500_000 + b'"}\n'
     assert captions(line + long + line, "t.jsonl") == (["x", "x"], {Reason.DAMAGED_RECORD: 1})
@@ -217,6 +217,120 @@ def test_damaged_compression_counts_once():
     assert dropped[Reason.DAMAGED_FILE] == 1
     assert len(rows) > 1_000
     assert captions(b"not compressed at all", "t.jsonl.gz") == ([], {Reason.DAMAGED_FILE: 1})
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(("kind", "write"), [("csv", as_csv), ("tsv", as_tsv), ("jsonl", as_jsonl)])
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 16])
+def test_lines_end_as_any_system_ends_them(kind, write, end, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(table_lines, "_READ_BYTES", chunk_bytes)
+    data = write(ITEMS).replace(b"\r\n", b"\n").replace(b"\n", end)
+    for raw in (data, data.rstrip(b"\r\n"), data + end * 3, b"\xef\xbb\xbf" + data):
+        assert read(raw, f"t.{kind}", page_url="page") == (EXPECTED, Counter())
+
+
+def test_csv_whose_line_ends_differ():
+    data = b'url,caption\r\nhttp://a.example/,one\rhttp://a.example/,"two\nlines"\nhttp://a.example/,three'
+    assert captions(data, "t.csv") == (["one", "two lines", "three"], {})
+
+
+def test_a_first_line_that_cannot_be_read_is_named():
+    for data in (b'url,caption,"' + b"x" * 200_000 + b'"\n', b"url,caption" + b",c" * 10_000 + b"\n"):
+        with pytest.raises(UserError, match=r"t\.csv: .*the first line"):
+            read(data, "t.csv")
+    names = ",".join(f"column_{number}" for number in range(9_000))
+    with pytest.raises(UserError, match=r"no column 'url'; there are 'column_0', .*'column_19', 8,980 more") as error:
+        read(names.encode() + b"\n", "t.csv")
+    assert len(str(error.value)) < 1_000
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("filler", [b"\n", b"x", b'"a\n",'])
+@pytest.mark.parametrize(("kind", "write"), [("csv", as_csv), ("jsonl", as_jsonl)])
+def test_a_table_that_unpacks_for_ever_is_left(kind, write, filler, suffix, monkeypatch):
+    monkeypatch.setattr(table_lines, "_FREE_BYTES", 1_000_000)
+    monkeypatch.setattr(table_lines, "MAX_LINE_BYTES", 300_000)
+    bomb = COMPRESS[suffix](write(ITEMS) + b"\n" + filler * (3_000_000 // len(filler)) + b"\n")
+    rows, dropped = read(bomb, f"t.{kind}{suffix}")
+    assert len(rows) == 3
+    if len(bomb) < 3_000_000 / 500:
+        assert dropped[Reason.DAMAGED_FILE] == 1
+
+
+def test_a_row_of_endless_lines_is_a_damaged_record(monkeypatch):
+    monkeypatch.setattr(table_lines, "MAX_LINE_BYTES", 10_000)
+    monkeypatch.setattr(url_table, "MAX_LINE_BYTES", 10_000)
+    row = b'"http://a.example/","x"\n'
+    rows, dropped = read(b"url,caption\n" + row + b'"a\n",' * 9_000 + b"\n" + row, "t.csv")
+    assert rows[0][1] == "x"
+    assert dropped[Reason.DAMAGED_RECORD] >= 1
+
+
+def parquet_of(captions: list[str], **options: object) -> bytes:
+    out = io.BytesIO()
+    urls = [f"http://a.example/{number}" for number in range(len(captions))]
+    pq.write_table(pa.table({"url": urls, "caption": captions}), out, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "options"),
+    [
+        ("MAX_PAGE_BYTES", "x" * 200_000, {"use_dictionary": False}),
+        ("MAX_PAGE_BYTES", "x" * 200_000, {}),
+        ("MAX_PAGE_BYTES", "x" * 200_000, {"use_dictionary": False, "data_page_version": "2.0"}),
+        ("MAX_BATCH_BYTES", "x" * 20_000, {"use_dictionary": False, "data_page_size": 1_000}),
+        ("_MAX_DELTA_PAGE_BYTES", "x" * 200_000, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
+    ],
+)
+def test_pages_are_looked_at_before_they_are_unpacked(limit, value, options, monkeypatch):
+    data = parquet_of([value] * 50, compression="zstd", **options)
+    assert read(data, "t.parquet")[1] == Counter({Reason.CAPTION_TOO_LONG: 50})
+    monkeypatch.setattr(parquet_pages, limit, 100_000)
+    assert read(data, "t.parquet") == ([], Counter({Reason.DAMAGED_FILE: 1}))
+
+
+def test_a_long_text_in_every_row_is_held_a_few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr(parquet_pages, "MAX_BATCH_BYTES", 3 << 20)
+    sizes: list[int] = []
+    texts = url_table._texts
+    monkeypatch.setattr(url_table, "_texts", lambda column: (sizes.append(column.nbytes), texts(column))[1])
+    data = parquet_of(["x" * 1_000_000] * 300, compression="zstd")
+    assert len(data) < 20_000
+    assert read(data, "t.parquet")[1] == Counter({Reason.CAPTION_TOO_LONG: 300})
+    assert max(sizes) <= 3 << 20
+
+
+def test_a_row_group_of_more_rows_than_bytes_can_tell(monkeypatch):
+    monkeypatch.setattr(parquet_pages, "_FREE_ROWS", 1_000)
+    monkeypatch.setattr(parquet_pages, "_MAX_ROWS_PER_BYTE", 10)
+    out = io.BytesIO()
+    pq.write_table(pa.table({"url": ["http://a.example/"] * 900_000, "caption": ["x"] * 900_000}), out)
+    assert read(out.getvalue(), "t.parquet") == ([], Counter({Reason.DAMAGED_FILE: 1}))
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "brotli", "lz4"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"row_group_size": 100, "data_page_size": 500, "write_page_index": True, "write_page_checksum": True},
+        {"use_dictionary": False, "column_encoding": "DELTA_LENGTH_BYTE_ARRAY", "data_page_version": "2.0"},
+        {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY", "store_schema": False},
+    ],
+)
+def test_every_way_to_write_parquet_is_read(compression, options):
+    words = [f"{number * number} dogs" for number in range(3_000)]
+    assert captions(parquet_of(words, compression=compression, **options), "t.parquet") == (words, {})
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_page_header_or_none(raw: bytes):
+    try:
+        header = parquet_pages.parse_page_header(raw)
+    except (IndexError, pa.ArrowInvalid):
+        return
+    assert 0 < header.bytes <= len(raw)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.csv.gz"])

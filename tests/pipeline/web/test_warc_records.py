@@ -239,3 +239,41 @@ def test_offsets_after_a_length_that_swallows_the_file_are_right_or_not_known(mo
     assert len(found) > len(known) > 10
     for one in known:
         assert data[one.offset :].startswith(one.header)
+
+
+_MEMBER = gzip.compress(b"WARC/1.0\r\nA: b\r\nContent-Length: 3\r\n\r\nabc\r\n\r\n", mtime=0)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b"WARC/1.0",
+        b"WARC/1.0\r\nA:",
+        b"WARC/1.0\r\nContent-Length: 99999999\r\n\r\n",
+        b"WARC/1.0\r\nContent-Length: 300000\r\n\r\n",
+        b"WARC/1.0\r\nContent-Length: 5\r\n\r\n",
+        b"\x1f\x8b\x08",
+        _MEMBER[:-8],
+        _MEMBER[:-8] + b"crc?" + _MEMBER[-4:],
+    ],
+)
+def test_repeated_starts_cost_what_their_bytes_cost(unit):
+    """Read in time that grows with the square, each of these would take hours."""
+    found = list(read_records(io.BytesIO(unit * (1_000_000 // len(unit)))))
+    assert {Reason.DAMAGED_RECORD, Reason.DAMAGED_FILE} >= set(found[:-1])
+
+
+def test_many_wrong_lengths_swallow_no_sound_record():
+    wrong = b"WARC/1.0\r\nA: b\r\nContent-Length: %d\r\n\r\n"
+    raw = b"".join(wrong % length for length in (1, 50, 400, 10_000, 300_000)) + record("response", b"block")
+    found = [item for item in read_records(io.BytesIO(raw)) if isinstance(item, WarcRecord)]
+    assert [item.block for item in found] == [b"block"]
+    assert raw[found[0].offset :].startswith(b"WARC/1.0\r\nWARC-Type: response")
+
+
+def test_nested_gzip_members_are_not_read_for_ever(monkeypatch):
+    monkeypatch.setattr(warc_records, "_MAX_BYTES_AGAIN", 10_000)
+    damaged = b"".join(gzip.compress(b"WARC/1.0\r\nA: b\r\n" + bytes(999), 0)[:-9] for _ in range(99))
+    found = list(read_records(io.BytesIO(damaged + gzip.compress(record("response", b"block")))))
+    assert isinstance(found[-1], WarcRecord)
+    assert set(found[:-1]) == {Reason.DAMAGED_RECORD}

@@ -1,0 +1,302 @@
+"""Looks at the pages of a Parquet file before they are unpacked.
+
+A page says in its header how much it unpacks to, and readers believe it: 13 kB can fill gigabytes. `CheckedFile` stands
+between the file and the reader, reads the page headers as their bytes pass by, and breaks off at what is too large.
+
+Where pages lie is in the footer, which is parsed here: asked for a column chunk of a damaged one, pyarrow ends the
+process. All are Thrift structs in the compact protocol (parquet.thrift; fields by number):
+
+    FileMetaData    4 row_groups
+    RowGroup        1 columns   3 num_rows
+    ColumnChunk     3 meta_data
+    ColumnMetaData  2 encodings   3 path_in_schema   7 total_compressed_size   9 data_page_offset
+                    11 dictionary_page_offset
+    PageHeader      1 type   2 uncompressed_page_size   3 compressed_page_size
+                    5 DataPageHeader: 2 encoding   8 DataPageHeaderV2: 4 encoding
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+MAX_PAGE_BYTES = 32 << 20
+MAX_BATCH_BYTES = 256 << 20
+_MAX_BATCH_ROWS = 1_024
+_USUAL_PAGE_BYTES = 1 << 20
+_MAX_DELTA_PAGE_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_FOOTER_BYTES = 64 << 20
+_MAX_NESTING = 16
+_MAX_ROWS_PER_BYTE = 1_000  # of a row group, beyond the first million: addresses differ, so they take bytes
+_FREE_ROWS = 1_000_000
+_MAGIC = b"PAR1"
+_DELTA_BYTE_ARRAY = 7
+_DICTIONARY_PAGE = 2
+
+# Types of the compact protocol.
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_INTEGERS = frozenset({_I16, _I32, _I64})
+
+
+class ColumnChunk(NamedTuple):
+    """The pages of one column in one row group."""
+
+    name: str
+    encodings: list[int]
+    start: int  # in the file
+    packed_bytes: int
+
+
+class RowGroup(NamedTuple):
+    """Some rows of a file, and where their columns lie."""
+
+    rows: int
+    chunks: list[ColumnChunk]
+
+
+class PageHeader(NamedTuple):
+    """What is needed of a page's header."""
+
+    bytes: int  # of the header itself
+    is_dictionary: bool
+    unpacked_bytes: int
+    packed_bytes: int
+    encoding: int | None
+
+
+class CheckedFile(io.RawIOBase):
+    """A Parquet file for reading; raises `pa.ArrowInvalid` where a page, or the pages of a batch, are too large."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._headers: dict[int, bytes] = {}  # where a page header is expected: what was read of it so far
+        self._ends: dict[int, int] = {}  # the column chunk's end, by the same place
+        self._batch_bytes = 0
+        self._may_be_delta = False
+        self._max_dictionary_bytes = 0
+
+    def expect(self, chunks: list[ColumnChunk]) -> int:
+        """Note the column chunks that are read next; return how many rows at once can be held.
+
+        A text of a dictionary may stand in every row, and one of DELTA_BYTE_ARRAY repeat the one before: few bytes of
+        a page can be many of text.
+        """
+        self._headers, self._ends = {}, {}
+        self._may_be_delta = any(_DELTA_BYTE_ARRAY in chunk.encodings for chunk in chunks)
+        dictionaries = [self._dictionary_bytes(chunk.start) for chunk in chunks]
+        self._max_dictionary_bytes = max(dictionaries, default=0)
+        longest = max(_USUAL_PAGE_BYTES, self._max_dictionary_bytes, self._may_be_delta * _MAX_DELTA_PAGE_BYTES)
+        for chunk in chunks:
+            self._headers[chunk.start], self._ends[chunk.start] = b"", chunk.start + chunk.packed_bytes
+        return max(1, min(_MAX_BATCH_ROWS, MAX_BATCH_BYTES // longest))
+
+    def _dictionary_bytes(self, start: int) -> int:
+        self.seek(start)
+        try:
+            header = parse_page_header(self._stream.read(_MAX_HEADER_BYTES))
+        except IndexError:
+            return MAX_PAGE_BYTES
+        return header.unpacked_bytes if header.is_dictionary else 0
+
+    def start_batch(self) -> None:
+        """Count the bytes of a batch from here on."""
+        self._batch_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._stream.tell()
+        data = self._stream.read(size)
+        for place in [p for p, known in self._headers.items() if start <= p + len(known) < start + len(data)]:
+            self._check(place, data, start)
+        return data
+
+    def _check(self, place: int, data: bytes, data_start: int) -> None:
+        """Read the headers in `data`, which lies at `data_start` in the file, from `place` on."""
+        known, end = self._headers.pop(place), self._ends.pop(place)
+        while place < end:
+            if place >= data_start + len(data):
+                break
+            offset = max(0, place + len(known) - data_start)
+            raw = known + data[offset : offset + _MAX_HEADER_BYTES]
+            try:
+                header = parse_page_header(raw)
+            except IndexError:
+                if len(raw) >= _MAX_HEADER_BYTES:
+                    raise pa.ArrowInvalid("a page header does not end") from None
+                known = raw
+                break
+            self._judge(header)
+            place, known = place + header.bytes + header.packed_bytes, b""
+        if place < end:
+            self._headers[place], self._ends[place] = known, end
+
+    def _judge(self, header: PageHeader) -> None:
+        self._batch_bytes += header.unpacked_bytes
+        limit = MAX_PAGE_BYTES
+        if header.is_dictionary:
+            limit = min(limit, self._max_dictionary_bytes)
+        elif header.encoding == _DELTA_BYTE_ARRAY:
+            limit = _MAX_DELTA_PAGE_BYTES if self._may_be_delta else 0
+        if min(header.unpacked_bytes, header.packed_bytes) < 0 or header.unpacked_bytes > limit:
+            raise pa.ArrowInvalid(f"a page of {header.unpacked_bytes} bytes; the limit is {limit}")
+        if self._batch_bytes > MAX_BATCH_BYTES:
+            raise pa.ArrowInvalid(f"more than {MAX_BATCH_BYTES} bytes in a batch of rows")
+
+
+def has_too_many_rows(group: RowGroup) -> bool:
+    """Say whether a row group claims more rows than its bytes can tell."""
+    held = sum(chunk.packed_bytes for chunk in group.chunks)
+    return group.rows > _FREE_ROWS + _MAX_ROWS_PER_BYTE * held
+
+
+def read_row_groups(stream: BinaryIO, columns: list[str]) -> Iterator[RowGroup]:
+    """Yield the row groups in the footer of a file, each with the chunks of some columns.
+
+    Raises:
+        pa.ArrowInvalid: there is no footer that can be read.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - 8))
+    tail = stream.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != _MAGIC or length > min(size - 8, _MAX_FOOTER_BYTES):
+        raise pa.ArrowInvalid("no footer, or one that is too long")
+    stream.seek(size - 8 - length)
+    try:
+        for group in _Thrift(stream.read(length)).elements_of_field(4):
+            yield _row_group(group, columns)
+    except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        raise pa.ArrowInvalid("a footer that cannot be read") from None
+
+
+def _row_group(group: Any, columns: list[str]) -> RowGroup:
+    chunks = []
+    for column in group[1]:
+        facts = column[3]
+        name = b".".join(facts[3]).decode()
+        if name in columns:
+            first, dictionary = int(facts[9]), int(facts.get(11) or 0)
+            start = dictionary if 0 < dictionary < first else first
+            chunks.append(ColumnChunk(name, list(facts[2]), start, int(facts[7])))
+    if group[3] < 0 or any(min(chunk.start, chunk.packed_bytes) < 0 for chunk in chunks):
+        raise IndexError
+    return RowGroup(int(group[3]), chunks)
+
+
+def parse_page_header(raw: bytes) -> PageHeader:
+    """Parse the Thrift struct at the start of `raw`.
+
+    Raises:
+        IndexError: `raw` ends before it does. pa.ArrowInvalid: it is none.
+    """
+    reader = _Thrift(raw)
+    values = reader.struct(0)
+    data_page, second_version = values.get(5), values.get(8)
+    encoding = None
+    if isinstance(data_page, dict):
+        encoding = data_page.get(2)
+    elif isinstance(second_version, dict):
+        encoding = second_version.get(4)
+    unpacked, packed = values.get(2), values.get(3)
+    if not isinstance(unpacked, int) or not isinstance(packed, int):
+        raise pa.ArrowInvalid("a page header without sizes")
+    return PageHeader(
+        reader.position,
+        values.get(1) == _DICTIONARY_PAGE,
+        unpacked,
+        packed,
+        encoding if isinstance(encoding, int) else None,
+    )
+
+
+class _Thrift:
+    """Reads structs of the compact protocol: each a dict of its fields by number."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.position = 0
+
+    def struct(self, depth: int) -> dict[int, Any]:
+        if depth > _MAX_NESTING:
+            raise pa.ArrowInvalid("structs nest too deeply")
+        values: dict[int, Any] = {}
+        field = 0
+        while head := self._byte():
+            field = field + (head >> 4) if head >> 4 else self._integer()
+            values[field] = self._value(head & 0x0F, depth)
+        return values
+
+    def elements_of_field(self, wanted: int) -> Iterator[Any]:
+        """Yield the elements of a list in the struct at the position, one at a time; the other fields are skipped."""
+        field = 0
+        while head := self._byte():
+            field = field + (head >> 4) if head >> 4 else self._integer()
+            if field == wanted and head & 0x0F == _LIST:
+                yield from self._elements(0)
+            elif head & 0x0F == _LIST:
+                for _ in self._elements(0):
+                    pass
+            else:
+                self._value(head & 0x0F, 0)
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in _INTEGERS:
+            return self._integer()
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind in (_LIST, _SET):
+            return list(self._elements(depth))
+        if kind == _BINARY:
+            return self._advance(self._varint())
+        if kind in (_TRUE, _FALSE):
+            return None
+        if kind in (_BYTE, _DOUBLE):
+            self._advance(1 if kind == _BYTE else 8)
+            return None
+        raise pa.ArrowInvalid("a map")  # no version of the format has one
+
+    def _elements(self, depth: int) -> Iterator[Any]:
+        head = self._byte()
+        count, kind = head >> 4, head & 0x0F
+        count = self._varint() if count == 15 else count
+        for _ in range(count):
+            yield self._advance(1) if kind in (_TRUE, _FALSE) else self._value(kind, depth + 1)
+
+    def _byte(self) -> int:
+        value = self._raw[self.position]
+        self.position += 1
+        return value
+
+    def _advance(self, size: int) -> bytes:
+        self.position += size
+        if self.position > len(self._raw):
+            raise IndexError
+        return self._raw[self.position - size : self.position]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+            if shift > 63:
+                raise pa.ArrowInvalid("a number of more than 64 bits in a page header")
+
+    def _integer(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
