@@ -260,7 +260,7 @@ _MEMBER = gzip.compress(b"WARC/1.0\r\nA: b\r\nContent-Length: 3\r\n\r\nabc\r\n\r
 def test_repeated_starts_cost_what_their_bytes_cost(unit):
     """Read in time that grows with the square, each of these would take hours."""
     found = list(read_records(io.BytesIO(unit * (1_000_000 // len(unit)))))
-    assert {Reason.DAMAGED_RECORD, Reason.DAMAGED_FILE} >= set(found[:-1])
+    assert sum(isinstance(item, WarcRecord) for item in found) <= 1  # the last member may lack its checksum
 
 
 def test_many_wrong_lengths_swallow_no_sound_record():
