@@ -147,6 +147,7 @@ class ReportData:
     head: tuple[QueryRow, ...] = ()
     tail: tuple[QueryRow, ...] = ()
     detector: bool = False  # whether edited copies were looked for
+    refused: Mapping[str, int] | None = None  # pairs by the signal with which their owner, or a block list, said no
 
     @property
     def not_measured(self) -> tuple[EvalSet, ...]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dedup.errors import DedupError
+from pipeline.cli import card as cli_card
 from pipeline.cli import demo as cli_demo
 from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import train as cli_train
+from pipeline.cli import why as cli_why
 from pipeline.errors import ConfigError, UserError, one_line
 from pipeline.project import STAGES, Project, code_version
 from queries.errors import InputError
@@ -121,6 +123,8 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_group("evals", commands, first)
     _add_report(commands)
+    cli_card.add_parser(commands)
+    cli_why.add_parser(commands)
     cli_overlap.add_parser(commands)
     cli_train.add_parser(commands)
     return parser

@@ -5,7 +5,7 @@ of the set, and a smaller set is counted whole.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,8 +51,10 @@ def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composit
     return found
 
 
-def write_data_card(composition: Composition, account: Account, config: Config, manifest: Mapping[str, Any]) -> str:
-    """Return the card as Markdown."""
+def write_data_card(
+    composition: Composition, account: Account, config: Config, manifest: Mapping[str, Any], consent: Sequence[str]
+) -> str:
+    """Return the card as Markdown; `consent` is its section on that."""
     lines = [
         "# Data card",
         "",
@@ -69,6 +71,7 @@ def write_data_card(composition: Composition, account: Account, config: Config, 
         "stay with their owners.",
         "- Known limits: captions are as their authors wrote them; nothing was filtered for safety, faces or quality.",
         "",
+        *consent,
         "## Account",
         "",
         "| stage | in | kept | lost for |",

@@ -39,11 +39,13 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.errors import DamagedFileError, UserError
+from pipeline.stages.compliance import compliance_json, consent_lines, measure_compliance
+from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
 from pipeline.stages.evals import max_distance_bits
 from queries.allowlist import Allowlist
 
-VERSION = 3
+VERSION = 4
 """Raised when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
@@ -91,6 +93,7 @@ def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist) ->
 def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[str, FileFacts]:
     account = read_account(workspace)
     manifest = workspace.read_json("shards/manifest.json")
+    compliance = measure_compliance(workspace, manifest)
     balance = read_balance(workspace, allowlist)
     shards = [f"shards/{shard['tar'][:-4]}.parquet" for shard in manifest["shards"][:SAMPLED_SHARDS]]
     data = ReportData(
@@ -99,18 +102,27 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         evals=tuple(_eval_report(workspace, config, evaluation) for evaluation in config.evals),
         min_quality=config.dedup.min_quality,
         detector=config.dedup.detector != "pdq",
+        refused=dict(compliance.refused),
         balance=Balance.of(balance["matched"].to_numpy(), balance["kept"].to_numpy(), config.balance.cap),
         head=_query_rows(balance, largest=True),
         tail=_query_rows(balance, largest=False),
     )
-    card = write_data_card(measure_composition(workspace, shards), account, config, manifest)
+    consent = consent_lines(compliance, config)
+    card = write_data_card(measure_composition(workspace, shards), account, config, manifest, consent)
     with tempfile.TemporaryDirectory(prefix="wit-report-") as scratch:
         folder = Path(scratch)
         write_report(data, folder)
         (folder / "accounting.json").write_text(_account_json(account))
         (folder / "data_card.md").write_text(card)
+        (folder / "compliance.json").write_text(_json(compliance_json(compliance, config)))
         pq.write_table(balance, folder / "balance.parquet", compression="zstd")
-        return {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}
+        written = {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}
+    described = workspace.write_json("shards/croissant.json", croissant(config, manifest, compliance))
+    return written | {"shards/croissant.json": described}
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def _account_json(account: Account) -> str:

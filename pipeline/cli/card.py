@@ -1,0 +1,44 @@
+"""`wit card`: the data card of a finished set, or its summary for the EU."""
+
+import argparse
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.project import Project
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    card = commands.add_parser(
+        "card",
+        help="the data card of a finished set, or its summary for the EU",
+        description="Print the data card of a finished set (report/data_card.md).",
+    )
+    card.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="default: wit.toml")
+    card.add_argument(
+        "--eu-summary",
+        action="store_true",
+        help="print the set's part of the public summary of training content that the EU's AI Act asks providers for",
+    )
+    card.set_defaults(func=_card)
+
+
+def _card(args: argparse.Namespace) -> int:
+    project = Project.load(args.config)
+    workspace = project.workspace
+    if not workspace.exists("report/data_card.md"):
+        raise UserError(f"{workspace.root}: no finished set to describe; run `wit build` first")
+    if not args.eu_summary:
+        print(workspace.read_bytes("report/data_card.md").decode(), end="")
+        return 0
+    from pipeline.engine.units import read_markers
+    from pipeline.stages.compliance import measure_compliance
+    from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition
+    from pipeline.stages.eu_summary import write_eu_summary
+
+    manifest = workspace.read_json("shards/manifest.json")
+    shards = [f"shards/{shard['tar'][:-4]}.parquet" for shard in manifest["shards"][:SAMPLED_SHARDS]]
+    composition = measure_composition(workspace, shards)
+    sources = len(read_markers(workspace, "pairs"))
+    found = measure_compliance(workspace, manifest)
+    print(write_eu_summary(found, composition, project.config, manifest, sources), end="")
+    return 0

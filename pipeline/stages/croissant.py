@@ -1,0 +1,196 @@
+"""shards/croissant.json: the set for machines, in Croissant 1.1 (mlcommons.org/croissant) with its RAI vocabulary.
+
+Each file beside it has its SHA-256. PROV-O says which activity made the set from what. The
+same set gives the same file, so it has no date.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.stages.compliance import Compliance, signals_read
+
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "containedIn": "cr:containedIn",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "prov": "http://www.w3.org/ns/prov#",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileProperty": "cr:fileProperty",
+    "fileObject": "cr:fileObject",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "sc": "https://schema.org/",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+_TEXT, _INTEGER = "sc:Text", "sc:Integer"
+# Columns of the tables: name, type, meaning, is it a list.
+_FIELDS = (
+    ("uid", _TEXT, "identifies the pair; the name of its files in the tar", False),
+    ("url", "sc:URL", "the address of the image", False),
+    ("caption", _TEXT, "the text of the pair", False),
+    ("captions", _TEXT, "that text, then those of duplicates of the image", True),
+    ("text_field", _TEXT, "where the text stood: caption, alt, title or figcaption", False),
+    ("page_url", _TEXT, "the page that showed the image, empty where it is not known", False),
+    ("language", _TEXT, "ISO 639 code of the text, und where it is not sure", False),
+    ("status", _TEXT, "success for pairs in the set, else why not, with reason", False),
+    ("reason", _TEXT, "why a pair is not in the set", False),
+    ("refused_by", _TEXT, "the signal by which its owner, or a block list, said no", False),
+    ("consent_said", _TEXT, "what was said about the use of the image", False),
+    ("rights", _TEXT, "the copyright notice in the image file", False),
+    ("creator", _TEXT, "the creator named in the image file", False),
+    ("license_url", _TEXT, "the licence named in the image file", False),
+    ("width", _INTEGER, "of the stored image", False),
+    ("height", _INTEGER, "of the stored image", False),
+    ("sha256", _TEXT, "of the image file as downloaded", False),
+)
+
+
+def croissant(config: Config, manifest: Mapping[str, Any], compliance: Compliance) -> dict[str, Any]:
+    """Return the JSON-LD document for a finished set."""
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
+        "name": "wit-pipeline-set",
+        "description": f"{manifest['samples']:,} image-text pairs from the web in WebDataset shards, balanced so that "
+        f"no query selects more than {config.balance.cap:,} pairs.",
+        "license": "https://spdx.org/licenses/NONE.html",
+        "version": "1.0.0",
+        "citeAs": f"A set built with wit-pipeline {manifest['code_version']}, seed {config.seed}.",
+        "isLiveDataset": False,
+        **_responsible_ai(config, compliance),
+        "prov:wasGeneratedBy": _provenance(config, manifest),
+        "distribution": _distribution(manifest),
+        "recordSet": [_record_set()],
+    }
+
+
+def _responsible_ai(config: Config, found: Compliance) -> dict[str, Any]:
+    heeded = [signal for signal, is_read in signals_read(config.fetch).items() if is_read]
+    fetch, matches = config.fetch, "removed" if config.dedup.evals == "remove" else "reported"
+    evals = ", ".join(evaluation.name for evaluation in config.evals) or "none"
+    return {
+        "rai:dataCollection": "Links to images with their texts were taken from web pages and tables; each image was "
+        f"requested once, by the crawler {fetch.agent}, at most {fetch.host_concurrency} requests to a host at a time "
+        f"and {fetch.host_interval_s:g} s apart.",
+        "rai:dataCollectionType": ["Web Scraping"],
+        "rai:dataCollectionRawData": "Web pages and their images.",
+        "rai:dataPreprocessingProtocol": [
+            f"Shrunk to a shorter side of {fetch.image_size} px, made upright, encoded as JPEG without metadata.",
+            "Exact and near duplicates are one sample.",
+            f"Compared with evaluation sets: {evals}; matching pairs are {matches}.",
+        ],
+        "rai:dataLimitations": "Texts are as their authors wrote them; nothing was filtered for safety, faces or "
+        "quality. Rights in the images stay with their owners.",
+        "rai:dataUseCases": ["Training of image-text models."],
+        "rai:personalSensitiveInformation": ["Images may show people. GPS positions are not kept."],
+        "rai:dataReleaseMaintenancePlan": "Owners' refusals are applied anew from block lists with each build.",
+        "rai:dataAnnotationProtocol": f"Signals of consent that were heeded: {', '.join(heeded)}. Pairs refused: "
+        f"{found.refused.total():,}.",
+    }
+
+
+def _provenance(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the crawl as an activity of PROV-O."""
+    return {
+        "@type": "prov:Activity",
+        "prov:label": "crawl, balance and deduplication",
+        "prov:wasAssociatedWith": {
+            "@type": "prov:SoftwareAgent",
+            "prov:label": f"wit-pipeline {manifest['code_version']}",
+        },
+        "prov:used": [
+            {"@type": "prov:Entity", "prov:label": f"{source.kind}: {path}"}
+            for source in config.sources
+            for path in source.paths
+        ],
+    }
+
+
+def _distribution(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tars = [shard["tar"] for shard in manifest["shards"]]
+    tables = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
+    kinds = {"application/x-tar": tars, "application/x-parquet": tables}
+    files = [
+        {
+            "@type": "cr:FileObject",
+            "@id": name,
+            "name": name,
+            "contentUrl": name,
+            "contentSize": f"{manifest['files'][name]['bytes']} B",
+            "encodingFormat": kind,
+            "sha256": manifest["files"][name]["sha256"],
+        }
+        for kind, names in kinds.items()
+        for name in names
+    ]
+    return [
+        *files,
+        {
+            "@type": "cr:FileSet",
+            "@id": "tables",
+            "name": "tables",
+            "description": "A row for every planned pair, in the set or not.",
+            "encodingFormat": "application/x-parquet",
+            "includes": "*.parquet",
+        },
+        {
+            "@type": "cr:FileSet",
+            "@id": "images",
+            "name": "images",
+            "description": "The images of the pairs in the set.",
+            "containedIn": [{"@id": name} for name in tars],
+            "encodingFormat": "image/jpeg",
+            "includes": "*.jpg",
+        },
+    ]
+
+
+def _record_set() -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "pairs",
+        "name": "pairs",
+        "description": "All planned pairs; those with status success are the set.",
+        "key": {"@id": "pairs/uid"},
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": f"pairs/{name}",
+                "name": name,
+                "description": meaning,
+                "dataType": data_type,
+                **({"repeated": True} if is_list else {}),
+                "source": {"fileSet": {"@id": "tables"}, "extract": {"column": name}},
+            }
+            for name, data_type, meaning, is_list in _FIELDS
+        ],
+    }

@@ -1,0 +1,151 @@
+"""`wit card --eu-summary`: the set's part of a public summary of training content, as the EU's AI Act has it.
+
+Article 53(1)(d) of Regulation (EU) 2024/1689; the headings are those of the AI Office's template of July 2025. Whoever
+trains a model fills in what is about the provider and the model; what is about this set is taken from its own tables.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.consent.policy import Signal
+from pipeline.stages.compliance import Compliance, signals_read
+from pipeline.stages.data_card import Composition
+
+_TOP_FRACTION = 0.1  # of the domains, by content
+_MOST_DOMAINS = 1_000
+
+_MEASURES = {
+    Signal.ROBOTS_TXT: "robots.txt (RFC 9309), rules for our crawler or for all crawlers",
+    Signal.ALSO_OBEY: "robots.txt, rules for other crawlers that gather training data",
+    Signal.CONTENT_USAGE: "AI usage preferences of the IETF (Content-Usage), in robots.txt and response headers",
+    Signal.CONTENT_SIGNAL: "content signals (Content-Signal), in robots.txt and response headers",
+    Signal.TDM_RESERVATION: "reservations under the TDM Reservation Protocol",
+    Signal.RSL: "machine-readable licences (Really Simple Licensing)",
+    Signal.X_ROBOTS_TAG: "noai, noindex and similar directives in response headers and pages",
+    Signal.PLUS_DATA_MINING: "data mining statements in image files (IPTC and PLUS)",
+    Signal.C2PA: "training and data mining statements in content credentials (C2PA)",
+    Signal.PAYMENT_REQUIRED: "demands for payment (HTTP status 402)",
+    Signal.BOT_WALL: "pages that ask for proof of being human",
+    Signal.BLOCK_LIST: "lists of opted-out domains, addresses and images",
+}
+
+
+def write_eu_summary(
+    found: Compliance, composition: Composition, config: Config, manifest: Mapping[str, Any], sources: int
+) -> str:
+    """Return the summary as Markdown; `sources` is the number of source files."""
+    fetch = config.fetch
+    lines = [
+        "# Summary of training content: image-text pairs from the web",
+        "",
+        "This part describes one set of training data, made from its own records. Lines that begin with [to fill in] "
+        "are for the provider of the model.",
+        "",
+        "## 1. General information",
+        "",
+        "- [to fill in] Provider, authorised representative, model, date of placing on the market.",
+        "- Modality: images with text.",
+        f"- Size: {manifest['samples']:,} images, each with one text or more.",
+        f"- Images: photographs and graphics, stored with a shorter side of at most {fetch.image_size} pixels. "
+        "Texts: captions, alternative texts and titles.",
+        f"- Languages: {_languages(composition)}.",
+        "",
+        "## 2. List of data sources",
+        "",
+        "### 2.1 Publicly available datasets",
+        "",
+        f"Links to images and their texts were read from {sources:,} files of these kinds: {_kinds(config)}.",
+        "[to fill in] Name and address of the crawl or table that these files are from.",
+        "",
+        "### 2.2 Private datasets licensed by rightsholders",
+        "",
+        "None in this set.",
+        "",
+        "### 2.3 Data crawled and scraped from online sources",
+        "",
+        f"- Crawler: {fetch.agent}{_contact(config)}. It fetches images for this set and for nothing else.",
+        f"- Behaviour: each image is requested once. A site gets at most {fetch.host_concurrency} requests at a time, "
+        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Nothing behind a "
+        "login, a payment or a test for humans is taken; such sites are left alone.",
+        f"- Period of collection: {_period(found)}.",
+        f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(found, manifest)}.",
+        "",
+        *_domains(composition),
+        "### 2.4 User data, 2.5 Synthetic data, 2.6 Other sources",
+        "",
+        "None in this set.",
+        "",
+        "## 3. Data processing aspects",
+        "",
+        "### 3.1 Respect of reservations of rights (Directive (EU) 2019/790, article 4(3))",
+        "",
+        "Before and after each request these ways to say no are looked for. One no of any kind is enough to leave an "
+        "image out; no permission elsewhere outweighs it.",
+        "",
+        "| way to say no | looked for | images left out |",
+        "|---|---|---:|",
+        *_measures(found, config),
+        "",
+        f"{len(found.hosts_that_refused):,} of {len(found.hosts):,} domains said no to at least one image"
+        f"{_sampled(found, manifest)}. What was looked for and what was said is recorded for every image.",
+        "",
+        "### 3.2 Removal of illegal content",
+        "",
+        f"{_block_lists(config)} [to fill in] Further measures.",
+        "",
+        "### 3.3 Other",
+        "",
+        "Copies of an image are one item. GPS positions in image files are not kept.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _languages(composition: Composition) -> str:
+    languages = composition.columns["language"]
+    total = languages.total()
+    return ", ".join(f"{name} {count / total:.0%}" for name, count in languages.most_common(10)) or "not known"
+
+
+def _kinds(config: Config) -> str:
+    names = {"wat": "Common Crawl metadata", "warc": "web archives", "url-table": "tables of image addresses"}
+    return ", ".join(sorted({names[source.kind] for source in config.sources}))
+
+
+def _contact(config: Config) -> str:
+    return f", contact {config.fetch.contact}" if config.fetch.contact else ""
+
+
+def _period(found: Compliance) -> str:
+    if found.first is None or found.last is None:
+        return "[to fill in] not recorded"
+    return f"{found.first:%d %B %Y} to {found.last:%d %B %Y}"
+
+
+def _sampled(found: Compliance, manifest: Mapping[str, Any]) -> str:
+    parts = len(manifest["shards"])
+    return "" if found.parts == parts else f" (counted in {found.parts:,} of {parts:,} random parts of the set)"
+
+
+def _domains(composition: Composition) -> list[str]:
+    """Return the table of the domains with the most images: a tenth of all, at most a thousand."""
+    shown = min(_MOST_DOMAINS, max(1, round(len(composition.hosts) * _TOP_FRACTION)))
+    total = composition.hosts.total() or 1
+    rows = [f"| {host} | {count:,} | {count / total:.2%} |" for host, count in composition.hosts.most_common(shown)]
+    title = f"The {len(rows):,} domains with the most images, of {len(composition.hosts):,}:"
+    return [title, "", "| domain | images | share |", "|---|---:|---:|", *rows, ""]
+
+
+def _measures(found: Compliance, config: Config) -> list[str]:
+    heeded = signals_read(config.fetch)
+    return [
+        f"| {words} | {'yes' if heeded[str(signal)] else 'no'} | {found.refused[signal]:,} |"
+        for signal, words in _MEASURES.items()
+    ]
+
+
+def _block_lists(config: Config) -> str:
+    if any(config.fetch.consent.block_lists.values()):
+        return "Addresses and images on the lists that the maker of the set holds were never stored."
+    return "No block list was used."

@@ -1,0 +1,161 @@
+"""The record of a finished set: compliance.json, the data card's part, Croissant and the summary for the EU."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlcroissant
+import pyarrow as pa
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.config import Config
+from pipeline.engine.units import UnitOutput
+from pipeline.engine.workspace import Workspace
+from pipeline.records import LEDGER, SHARD, pair_uid
+from pipeline.stages.compliance import Compliance, compliance_json, consent_lines, measure_compliance
+from pipeline.stages.croissant import croissant
+from pipeline.stages.data_card import measure_composition
+from pipeline.stages.eu_summary import write_eu_summary
+from pipeline.stages.shards import shard_stats
+
+CONFIG = Config.model_validate(
+    {
+        "workspace": "work",
+        "allowlist": {"path": "queries.parquet"},
+        "sources": [{"kind": "wat", "paths": ["crawl/*.warc.wat.gz"]}],
+        "fetch": {"contact": "mailto:you@example.org", "consent": {"rsl": False}},
+    }
+)
+AT = datetime(2026, 11, 1, 12, tzinfo=UTC)
+ROWS = [
+    ("http://a.example/1.jpg", None, None, 200, "https://creativecommons.org/licenses/by/4.0/"),
+    ("http://a.example/2.jpg", None, None, 200, None),
+    ("http://b.example/1.jpg", "opted_out", "content-signal", None, None),
+    ("http://b.example/2.jpg", "opted_out", "content-signal", None, None),
+    ("http://c.example/1.jpg", "opted_out", "plus-data-mining", 200, None),
+    ("http://d.example/1.jpg", "opted_out", "block-list", None, None),
+    ("http://e.example/1.jpg", "http_not_found", None, 404, None),
+]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace with one shard, its statistics, its ledger and a manifest."""
+    made = Workspace(str(tmp_path / "work"))
+    rows = [
+        dict.fromkeys(SHARD.names)
+        | {"uid": pair_uid(url, "x"), "url": url, "reason": reason, "refused_by": signal, "http_status": status}
+        | {"status": "failed_to_download" if reason else "success", "license_url": licence, "caption": "x"}
+        for url, reason, signal, status, licence in ROWS
+    ]
+    table = pa.Table.from_pylist(rows, SHARD)
+    output = UnitOutput(made)
+    output.write_table("shards/00000.parquet", table)
+    output.write_json("shards/00000_stats.json", shard_stats(table))
+    with output.create("shards/00000.tar") as tar:
+        tar.write(b"\0" * 1024)
+    ledger = [
+        {"url": row[0], "checked_at": AT, "robots_at": AT, "robots_status": 404 if "a." in row[0] else 200}
+        for row in ROWS
+        if "d.example" not in row[0]
+    ]
+    output.write_table("consent/part-00000.parquet", pa.Table.from_pylist(ledger, LEDGER))
+    files = {name.partition("/")[2]: {"bytes": f.bytes, "sha256": f.sha256} for name, f in output.files.items()}
+    manifest = {"samples": 2, "shards": [{"tar": "00000.tar", "samples": 2}], "files": files, "code_version": "9.9"}
+    made.write_json("shards/manifest.json", manifest)
+    return made
+
+
+@pytest.fixture
+def found(workspace: Workspace) -> Compliance:
+    return measure_compliance(workspace, workspace.read_json("shards/manifest.json"))
+
+
+def test_compliance_counts_refusals_hosts_and_files(found: Compliance) -> None:
+    told = compliance_json(found, CONFIG)
+    assert told["pairs"] == len(ROWS)
+    assert {signal: n for signal, n in told["refused_by"].items() if n} == {
+        "content-signal": 2,
+        "plus-data-mining": 1,
+        "block-list": 1,
+    }
+    assert told["counted"] == {
+        "parts": 1,
+        "urls": 7,
+        "urls_with_a_response": 4,
+        "hosts": 5,
+        "hosts_that_said_no": 2,
+        "robots_txt_asked_of": 4,
+        "robots_txt_without_a_file": 1,
+        "samples_with_a_licence_url": 1,
+        "samples_with_a_creator": 0,
+    }
+    assert told["hosts_that_said_no"] == {"b.example": 2, "c.example": 1}
+    assert told["signals"]["rsl"] is False
+    assert "CCBot" in told["signals"]["also-obey"]
+    assert "d.example" not in json.dumps(told)
+
+
+def test_the_data_card_says_what_was_refused_and_what_was_switched_off(found: Compliance) -> None:
+    text = "\n".join(consent_lines(found, CONFIG))
+    assert "| content-signal | 2 |" in text
+    assert "switched off: rsl." in text
+
+
+def test_croissant_is_valid(workspace: Workspace, found: Compliance, tmp_path: Path) -> None:
+    document = croissant(CONFIG, workspace.read_json("shards/manifest.json"), found)
+    path = tmp_path / "work" / "shards" / "croissant.json"
+    path.write_text(json.dumps(document))
+    dataset = mlcroissant.Dataset(jsonld=path)
+    assert not dataset.metadata.issues.errors
+    assert {file.sha256 for file in dataset.metadata.file_objects} == {
+        workspace.read_json("shards/manifest.json")["files"][name]["sha256"] for name in ("00000.tar", "00000.parquet")
+    }
+    urls = [record["pairs/url"] for record in dataset.records("pairs")]
+    urls = [url.decode() if isinstance(url, bytes) else url for url in urls]
+    assert urls == [row[0] for row in ROWS]
+
+
+def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
+    workspace: Workspace, found: Compliance, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    composition = measure_composition(workspace, ["shards/00000.parquet"])
+    text = write_eu_summary(found, composition, CONFIG, workspace.read_json("shards/manifest.json"), 3)
+    assert "- Crawler: wit-pipeline, contact mailto:you@example.org." in text
+    assert "Period of collection: 01 November 2026 to 01 November 2026." in text
+    assert "| a.example | 2 | 100.00% |" in text
+    assert "| content signals (Content-Signal), in robots.txt and response headers | yes | 2 |" in text
+    assert "| machine-readable licences (Really Simple Licensing) | no | 0 |" in text
+    assert "2 of 5 domains said no" in text
+    for heading in ("## 1. General information", "## 2. List of data sources", "### 3.1 Respect of reservations"):
+        assert heading in text
+
+
+def test_why_shows_the_record_of_one_url(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "wit.toml"
+    config.write_text(
+        f"""workspace = "{workspace.root}"
+[allowlist]
+path = "queries.parquet"
+[[sources]]
+kind = "wat"
+paths = ["x"]
+[fetch]
+contact = "mailto:you@example.org"
+"""
+    )
+    assert main(["why", "HTTP://b.example:80/1.jpg", "-c", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "content-signal" in shown
+    assert "2026-11-01 12:00:00+00:00" in shown
+    assert main(["why", ROWS[0][0], "-c", str(config)]) == 0
+    assert "creativecommons" in capsys.readouterr().out
+    assert main(["why", "http://nowhere.example/", "-c", str(config)]) == 1
+    assert main(["card", "-c", str(config)]) == 1
+    workspace.write_json("report/data_card.md", "card")
+    capsys.readouterr()
+    assert main(["card", "--eu-summary", "-c", str(config)]) == 0
+    assert "# Summary of training content" in capsys.readouterr().out
