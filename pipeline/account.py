@@ -1,7 +1,6 @@
 """The account of every pair: at each stage, inputs = kept + the sum over a closed list of reasons.
 
-Counts come from the markers that units leave, so the account is the same on every runner and after any number of
-crashes.
+Counts come from the units' markers, so the account is the same on every runner and after any number of crashes.
 
     pool      rows read from the sources        -> matched
     planned   matched pairs                     -> unique uids, within cap x slack
@@ -28,7 +27,7 @@ _REASONS = frozenset(str(reason) for reason in Reason)
 
 @dataclass(frozen=True)
 class StageAccount:
-    """What one stage was given, what it passed on, and why the rest went."""
+    """The rows that one stage read, the rows it kept, and the reasons of the others."""
 
     stage: str
     inputs: int
@@ -41,7 +40,7 @@ class StageAccount:
         return cls(stage, counts.get("inputs", 0), counts.get("kept", 0), reasons)
 
     def problems(self) -> list[str]:
-        """Return what does not add up, as lines for people."""
+        """Return the errors of the account, one line each."""
         found = [f"{self.stage}: unknown reason {name!r}" for name in sorted(self.reasons.keys() - _REASONS)]
         lost = self.inputs - self.kept - sum(self.reasons.values())
         if lost:
@@ -53,7 +52,7 @@ class StageAccount:
 
 @dataclass(frozen=True)
 class Account:
-    """The stages that are done, in order."""
+    """The finished stages, in order."""
 
     stages: tuple[StageAccount, ...]
 
@@ -63,17 +62,17 @@ class Account:
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if before.kept != after.inputs:
                 found.append(
-                    f"{after.stage}: {before.kept:,} pairs left {before.stage}, but {after.inputs:,} came in; "
-                    "the build is not finished: run `wit build` to bring the later stages up to date"
+                    f"{after.stage}: {before.stage} kept {before.kept:,} pairs, but {after.inputs:,} were read; "
+                    "the build is not finished: run `wit build` to update the later stages"
                 )
         return found
 
     def emptied_by(self) -> StageAccount | None:
-        """Return the first stage that kept nothing, if there is one: a set that is empty, though all went well."""
+        """Return the first stage that kept nothing, if any: the dataset is then empty, although no stage failed."""
         return next((stage for stage in self.stages if not stage.kept), None)
 
     def up_to(self, folder: str) -> "Account":
-        """Return the part of the account that ends with the stage that fills `folder`."""
+        """Return the account up to the stage that writes `folder`."""
         last = _LAST_OF_FOLDER.get(folder, ACCOUNT_LINES[-1])
         return Account(self.stages[: ACCOUNT_LINES.index(last) + 1])
 
@@ -82,7 +81,7 @@ class Account:
 
 
 def read_account(workspace: Workspace) -> Account:
-    """Add up the markers of a workspace, up to the last stage that has begun."""
+    """Add up the markers of a workspace, up to the last stage that has started."""
     return Account(tuple(_stages(workspace)))
 
 

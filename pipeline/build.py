@@ -1,4 +1,4 @@
-"""`wit build`: run the stages in order, each from the files of the one before."""
+"""`wit build`: run the stages in order; each reads the files of the one before."""
 
 import logging
 from collections.abc import Sequence
@@ -36,12 +36,12 @@ def run_build(
     refetch: bool = False,
     progress: Progress | None = None,
 ) -> Account:
-    """Run the stages up to `to`; what is done already is skipped. Return the account, which closes.
+    """Run the stages up to `to`, skipping finished work. Return the account, which closes.
 
     `project` may be the path of a config, `options` a list such as ["--runner", "SparkRunner"].
 
     Raises:
-        UserError: the build cannot go on, or its account does not close.
+        UserError: the build cannot continue, or its account does not close.
     """
     project = project if isinstance(project, Project) else Project.load(Path(project))
     options = options if isinstance(options, PipelineOptions) else parse_beam_options(options)
@@ -58,14 +58,14 @@ def run_build(
 
 
 def _check_inputs(project: Project) -> None:
-    """Refuse a build whose later stages would find nothing, before the first one works for hours."""
+    """Check the inputs of later stages, so that a wrong path fails now and not after hours."""
     load_detector(project.config, project.base_dir)
     read_block_lists(find_block_lists(project.config.fetch.consent, project.base_dir))
     for evaluation in project.config.evals:
         path, kind = project.resolve(evaluation.path), evaluation.kind
         try:
             next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
-        except Exception as error:  # whatever a store raises without its package, or without credentials
+        except Exception as error:  # any error of a store: missing package, credentials or network
             raise ConfigError(f"evals: {evaluation.name}: {one_line(error)}") from None
 
 

@@ -1,7 +1,7 @@
 """The configuration: TOML, one table per stage, every key checked when loaded.
 
-Each model below is one table; docs/configuration.md lists the same keys (a test keeps them equal). Relative paths start
-at the config file.
+Each model below is one table; docs/configuration.md lists the same keys (a test compares them). Relative paths start at
+the config file's folder.
 """
 
 import re
@@ -51,7 +51,7 @@ class SourceConfig(Table):
 
 
 class PairsConfig(Table):
-    """`[pairs]`: which texts are considered at all."""
+    """`[pairs]`: limits of texts and URLs."""
 
     min_caption_chars: Annotated[int, Field(ge=1)] = 1
     max_caption_chars: Annotated[int, Field(ge=1)] = 10_000
@@ -66,7 +66,7 @@ class BalanceConfig(Table):
 
 
 class ConsentConfig(Table):
-    """`[fetch.consent]`: which signals against the use of an image are read. robots.txt itself always is."""
+    """`[fetch.consent]`: the opt-out signals that are obeyed. robots.txt always is."""
 
     content_usage: bool = True
     content_signal: bool = True
@@ -83,7 +83,7 @@ class ConsentConfig(Table):
     block_image_hashes: tuple[str, ...] = Field(default=(), strict=False)
 
     def reads(self, signal: str) -> bool:
-        """Return whether a signal of `pipeline.consent.policy` is heeded."""
+        """Return whether a signal of `pipeline.consent.policy` is obeyed."""
         return {
             "content-usage": self.content_usage,
             "content-signal": self.content_signal,
@@ -102,7 +102,7 @@ class ConsentConfig(Table):
 
 
 class FetchConfig(Table):
-    """`[fetch]`: how images are asked for, and what is kept of them."""
+    """`[fetch]`: how images are requested and stored."""
 
     parts: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     contact: str | None = None
@@ -135,7 +135,7 @@ class FetchConfig(Table):
             raise ValueError("must start with mailto:, http:// or https://")
         if contact is not None and not re.fullmatch(_HEADER_TEXT, contact):
             raise ValueError(
-                "must be printable ASCII without spaces or parentheses: it stands in the User-Agent header"
+                "must be printable ASCII without spaces or parentheses: it is part of the User-Agent header"
             )
         return contact
 
@@ -150,13 +150,13 @@ class FetchConfig(Table):
     def _contact_where_something_leaves_the_machine(self) -> Self:
         if self.network and not self.allow_private_hosts and self.contact is None:
             raise ValueError(
-                "contact is required before anything is fetched from the web: "
+                "contact is required to fetch from the web: "
                 'set fetch.contact = "mailto:you@example.org", or fetch.network = false to use archives only'
             )
         return self
 
     def content(self) -> dict[str, Any]:
-        """Return the keys that decide what a fetched image is; the others only decide how it is asked for."""
+        """Return the keys that change the stored images; the others only change how they are requested."""
         content = self.model_dump(exclude=set(PACING_KEYS), mode="json")
         signals = content["consent"]
         return content | {"consent": {key: on for key, on in signals.items() if key not in BLOCK_LIST_KEYS}}
@@ -164,7 +164,7 @@ class FetchConfig(Table):
 
 PACING_KEYS = frozenset(
     {
-        "parts",  # counted apart: it decides which images lie together
+        "parts",  # handled separately: it changes the location of images
         "contact",
         "gateway",
         "timeout_s",
@@ -176,20 +176,20 @@ PACING_KEYS = frozenset(
         "max_silent_requests",
     }
 )
-"""Keys of `[fetch]` that decide how images are requested and not what an image is.
+"""Keys of `[fetch]` that change how images are requested, but not the stored images.
 
-After a change of any other key, also one that a newer version adds, everything is fetched again.
+After a change of any other key, including keys that a newer version adds, everything is fetched again.
 """
 
 
 BLOCK_LIST_KEYS = frozenset({"block_domains", "block_urls", "block_url_hashes", "block_image_hashes"})
-"""Keys of `[fetch.consent]` that may change without fetching again: the shards are made by them anew."""
+"""Keys of `[fetch.consent]` that may change without fetching again: they are applied when shards are written."""
 
 _HEADER_TEXT = r"[!-'*-~]+"
 
 
 def _is_server(url: str) -> bool:
-    """Return whether `url` names an HTTP server and nothing else."""
+    """Return whether `url` is http://HOST or http://HOST:PORT."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -200,7 +200,7 @@ def _is_server(url: str) -> bool:
 
 
 class DedupConfig(Table):
-    """`[dedup]`: what counts as the same image."""
+    """`[dedup]`: when two images are the same."""
 
     evals: Literal["report", "remove"] = "report"
     near_duplicates: bool = True
@@ -229,7 +229,7 @@ class Config(Table):
     fetch: FetchConfig
     dedup: DedupConfig = DedupConfig()
     evals: tuple[EvalSetConfig, ...] = Field(default=(), strict=False)
-    train: dict[str, Any] | None = None  # the trainer's own tables; it checks them, for it is installed apart
+    train: dict[str, Any] | None = None  # the trainer checks these tables, because it is installed separately
     evaluate: dict[str, Any] | None = None
 
     @field_validator("evals")
@@ -238,11 +238,11 @@ class Config(Table):
         names = [e.name for e in evals]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two evaluation sets are called {name!r}")
+                raise ValueError(f"two evaluation sets have the name {name!r}: rename one")
         return evals
 
     def recipe(self) -> dict[str, Any]:
-        """Return what decides the content of the set, for its manifest: no paths of this machine, secrets or pacing."""
+        """Return the keys that determine the dataset, for its manifest: no local paths, secrets or request rates."""
         everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         fetch = self.fetch.content() | {"parts": self.fetch.parts}
@@ -264,13 +264,13 @@ def load_config(path: str | Path) -> Config:
     """Read and check a config file.
 
     Raises:
-        ConfigError: one line that names the key, its value and what is allowed.
+        ConfigError: one line that names the key, its value and the allowed values.
     """
     path = Path(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `wit demo` writes one to copy from") from None
+        raise ConfigError(f"{path}: no such file; `wit demo` writes an example, demo/wit.toml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
@@ -301,7 +301,7 @@ def _describe_one(problem: Any) -> str:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:
-    """Name the keys of the table that holds an unknown one, the nearest first."""
+    """Return the allowed keys of the table of an unknown key, with the most similar one as a hint."""
     fields = Config.model_fields
     for part in location[:-1]:
         if isinstance(part, str):

@@ -1,8 +1,8 @@
-"""Errors a user can cause and mend. The CLI prints their message as one line and exits; those of the
-system (`OSError`) end it likewise. Anything else is a bug and keeps its traceback.
+"""Errors that a user can cause and fix. The CLI prints their message as one line and exits, also for errors of the
+system (`OSError`). Any other exception is a bug and keeps its traceback.
 
 UserError            exit 1: an input or an outcome that stops the work (missing file, account that does not close)
-  DamagedFileError   exit 1: a file of the workspace is not what was written there
+  DamagedFileError   exit 1: a file of the workspace has changed since it was written
   ConfigError        exit 2: a config, flag or Beam option that is wrong
 
 queries/, dedup/ and trainer/ have one such error each (`InputError`, `DedupError`, `TrainerError`) in their errors.py.
@@ -12,7 +12,7 @@ from queries.redact import redact
 
 
 class UserError(Exception):
-    """The work cannot go on; the message names the value and the way out, without secrets."""
+    """The command cannot continue; the message names the value and the fix, without secrets."""
 
     exit_code = 1
 
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class DamagedFileError(UserError):
-    """A file of the workspace is not what was written there; `file` is its name. The build makes it again."""
+    """A file of the workspace has changed since it was written; `file` is its name. The build writes it again."""
 
     @classmethod
     def of(cls, name: str, reason: str) -> "DamagedFileError":
@@ -33,7 +33,7 @@ class DamagedFileError(UserError):
 
 
 class ConfigError(UserError):
-    """The request itself is wrong; nothing was started."""
+    """The config or an argument is wrong; nothing was started."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""From the patterns of `sources.paths` to a list of files, and which version of them is there."""
+"""Expand the patterns of `sources.paths` to a list of files, and get the versions of files."""
 
 from collections.abc import Sequence
 from glob import has_magic
@@ -12,28 +12,28 @@ from pipeline.errors import ConfigError, UserError, one_line
 
 
 def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.paths") -> list[str]:
-    """Return the files that `patterns` name, each once, sorted: absolute local paths, and fsspec URLs.
+    """Return the files that match `patterns`, each once, sorted: absolute local paths, and fsspec URLs.
 
     Patterns without a scheme are local and start at `base_dir`; `**` crosses folders.
 
     Raises:
-        ConfigError: a pattern matches no file; it is named, and the config's `key` that holds it.
+        ConfigError: a pattern matches no file; the message names it and the config's `key`.
     """
     return sorted({path for pattern in patterns for path in _expand(pattern, base_dir, key)})
 
 
 def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
-    if "::" in pattern:  # chained file systems (zip://a.csv::s3://bucket/b.zip) have no form to write a match in
+    if "::" in pattern:  # matches in chained file systems (zip://a.csv::s3://bucket/b.zip) cannot be written as a URL
         return [pattern]
     located = pattern if "://" in pattern else str((base_dir / pattern).absolute())
     try:
         fs, inner = fsspec.core.url_to_fs(located)
         found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}
-    except Exception as error:  # whatever a store raises without its package, credentials or network
+    except Exception as error:  # any error of a store: missing package, credentials or network
         raise ConfigError(f"{key}: {pattern}: {one_line(error)}") from None
     files = [name for name, info in found.items() if info["type"] == "file" or _links_to_file(fs, name, info)]
     if not files:
-        hint = f"; to read the files of a folder write {pattern}/*" if inner in found else ""
+        hint = f"; use {pattern}/* for the files of a folder" if inner in found else ""
         raise ConfigError(f"{key}: {pattern} matches no file (looked for {located}){hint}")
     is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
     return files if is_local else [fs.unstrip_protocol(name) for name in files]
@@ -53,7 +53,7 @@ def _find(path: str) -> tuple[str, dict[str, Any]]:
 
 
 class FileVersion(NamedTuple):
-    """Which version of a file is there: `changed` is the time of its last change, or the store's own tag."""
+    """The version of a file: `changed` is the time of its last change, or the store's ETag."""
 
     name: str
     bytes: int | None
@@ -64,11 +64,11 @@ def file_versions(path: str) -> list[FileVersion]:
     """Return the versions of a file, of the files under a folder, or of those that match a pattern, without reading.
 
     Raises:
-        UserError: the store does not answer, or refuses.
+        UserError: the store does not respond, or refuses access.
     """
     try:
         inner, found = _find(path)
-    except Exception as error:  # whatever a store raises without its package, credentials or network
+    except Exception as error:  # any error of a store: missing package, credentials or network
         raise UserError(f"{path}: {one_line(error)}") from None
     folder = inner.split("*")[0].rpartition("/")[0]
     tags = ("ETag", "etag", "mtime", "updated")

@@ -1,4 +1,4 @@
-"""A project: a config file, and what its relative paths mean."""
+"""A project: a config file and the folder that its relative paths start at."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, one_line
 from queries.errors import InputError
 
-if TYPE_CHECKING:  # both import Arrow, and a config is refused before
+if TYPE_CHECKING:  # both import Arrow, which is slow
     from pipeline.engine.workspace import Workspace
     from queries.allowlist import Allowlist
 
@@ -20,7 +20,7 @@ STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
 
 
 def code_version() -> str:
-    """Return the version of the installed package, "0+unknown" where the code runs without being installed."""
+    """Return the version of the installed package, "0+unknown" if it is not installed."""
     try:
         return metadata.version("wit-pipeline")
     except metadata.PackageNotFoundError:
@@ -29,7 +29,7 @@ def code_version() -> str:
 
 @dataclass(frozen=True)
 class Project:
-    """A config and where it lies: relative paths in it start at its folder."""
+    """A config and its folder, at which its relative paths start."""
 
     config: Config
     base_dir: Path
@@ -47,12 +47,12 @@ class Project:
             if not workspace.is_local:
                 with suppress(FileNotFoundError):
                     workspace.fs.ls(workspace.path(""))
-        except Exception as error:  # whatever a store raises without its package, credentials or network
+        except Exception as error:  # any error of a store: missing package, credentials or network
             raise ConfigError(f"workspace = {self.config.workspace!r}: {one_line(error)}") from None
         return workspace
 
     def resolve(self, path: str) -> str:
-        """Return a path of the config, relative ones starting at the config file; URLs as they are."""
+        """Return a path of the config; relative paths start at the config file's folder, URLs stay unchanged."""
         return path if "://" in path else str(self.base_dir / path)
 
     @property

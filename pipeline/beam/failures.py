@@ -1,8 +1,8 @@
-"""Find the one line worth telling a user in what Beam makes of an exception.
+"""Extract a one-line cause from Beam's exceptions.
 
-In the same process a DoFn's exception arrives as it is, with the name of the step added to its message. From any other
-process only text arrives: Python tracebacks within each other, on Spark wrapped in Java's. The exception that the DoFn
-raised is the first one after the last "Traceback" line.
+In the same process a DoFn's exception arrives unchanged, with the name of the step added to its message. From any other
+process only text arrives: nested Python tracebacks, on Spark wrapped in Java's. The exception that the DoFn raised is
+the first one after the last "Traceback" line.
 """
 
 import errno
@@ -24,7 +24,7 @@ _RAISED_AS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserEr
 
 
 def user_error(error: Exception, log: Path) -> UserError:
-    """Return the `UserError` to raise for a failed run: the DoFn's own, or one that names cause, step and log file."""
+    """Return the `UserError` of a failed run: the DoFn's, or one that names the cause, step and log file."""
     name, message = _python_cause(str(error)) or (type(error).__qualname__, str(error))
     if isinstance(error, _USER_ERRORS):
         return UserError(without_step(str(error)))
@@ -34,14 +34,14 @@ def user_error(error: Exception, log: Path) -> UserError:
     where = f"in step {step['step']!r}; " if step else ""
     if f"[Errno {errno.ENOSPC}]" in message:
         disks = f"the disk of the workspace or of {tempfile.gettempdir()}"
-        return UserError(f"no space left on {disks}; make room and run again: what is done stays done ({where[:-2]})")
-    if name == "RuntimeError":  # Beam's own wrapping of what has no Python traceback, and of odd exception classes
+        return UserError(f"no space left on {disks}; free space and run again to resume ({where[:-2]})")
+    if name == "RuntimeError":  # Beam wraps errors without a Python traceback, and unusual exception classes, in it
         return UserError(f"{_java_cause(without_step(message))} ({where}the log is in {log})")
     return UserError(f"{name}: {one_line(without_step(message))} ({where}the log is in {log})")
 
 
 def is_interruption(error: Exception) -> bool:
-    """Say whether Ctrl-C hit a DoFn: Beam wraps that, too, since it cannot copy an exception without arguments."""
+    """Return whether Ctrl-C interrupted a DoFn: Beam wraps it, as it cannot copy an exception without arguments."""
     return without_step(str(error)).strip() == KeyboardInterrupt.__name__
 
 

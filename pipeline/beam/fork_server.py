@@ -1,11 +1,11 @@
 """Start worker processes by forking one that has imported everything already.
 
-To import Beam and the stages takes three seconds of CPU, and every job of a build starts all its workers anew. So the
-first worker that some process starts leaves a server behind, which imports once and then forks a worker per request:
-in milliseconds, and with that memory shared. The server belongs to the process that wanted the worker (the driver, a
-Spark executor, a job server): it ends when that does, and takes its workers with it.
+Importing Beam and the stages takes three seconds of CPU, and every job of a build starts all its workers again. So the
+first worker of a process starts a server, which imports once and then forks a worker per request: in milliseconds, and
+with shared memory. The server belongs to the process that started the worker (the driver, a Spark executor, a job
+server): it ends with that process, and ends its workers.
 
-The server has one thread and talks to nobody but its user: its socket lies in a folder that only the user can enter.
+The server has one thread and accepts only its user: its socket is in a folder that only the user can enter.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ _DONE = b"0"
 
 @dataclass(frozen=True)
 class Request:
-    """What makes a process: its arguments, environment and folder."""
+    """The arguments, environment and working directory of a process."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -47,8 +47,8 @@ class Request:
 def work_in_fork(work: Work, modules: Sequence[str]) -> int:
     """Run `work` with this process's arguments, environment, output and folder in a fork; return its exit code.
 
-    The fork has `modules` imported. Where the system is not up to this (no process file descriptors, as on macOS), or
-    the one that started this process is gone, `work` runs right here.
+    The fork has `modules` imported. On platforms without pidfd (macOS), or if the parent process has ended, `work` runs
+    in this process.
     """
     connection = _connect(os.getppid(), work, modules) if hasattr(os, "pidfd_open") else None
     if connection is None:
@@ -60,7 +60,7 @@ def work_in_fork(work: Work, modules: Sequence[str]) -> int:
 
 def _connect(owner: int, work: Work, modules: Sequence[str]) -> socket.socket | None:
     """Connect to the server of `owner`, after starting it if there is none; None if there can be none."""
-    if owner == 1:  # whoever lost its parent is given to the first process, which never ends
+    if owner == 1:  # orphans are reparented to PID 1, which never exits
         return None
     try:
         ending = os.pidfd_open(owner)
@@ -88,7 +88,7 @@ def _connect_in(folder: Path, address: Path, ending: int, work: Work, modules: S
         connection.close()
         _exit_after(lambda: _serve(listener, address, ending, work, modules))
     listener.close()
-    connection.connect(str(address))  # answered once the server has its modules
+    connection.connect(str(address))  # accepted once the server has imported the modules
     return connection
 
 
@@ -113,14 +113,14 @@ def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
 
 
 def _serve(listener: socket.socket, address: Path, ending: int, work: Work, modules: Sequence[str]) -> None:
-    """Fork a worker per connection until the process ends that the file descriptor `ending` stands for."""
+    """Fork a worker per connection until the process of the pidfd `ending` ends."""
     os.setsid()  # Ctrl-C is for the driver
     _silence()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     selector = selectors.DefaultSelector()
     try:
         selector.register(ending, selectors.EVENT_READ)
-        with suppress(Exception):  # a module that cannot be imported is for the worker to stumble over, and to report
+        with suppress(Exception):  # let the worker hit and report the ImportError
             for module in modules:
                 importlib.import_module(module)
         selector.register(listener, selectors.EVENT_READ)
@@ -157,14 +157,14 @@ def _be_worker(connection: socket.socket, work: Work) -> None:
 
 
 def _end_with(connection: socket.socket) -> None:
-    """End this process when the one that asked for it does."""
+    """End this process when the one that requested it ends."""
     with suppress(OSError):
         connection.recv(1)
     os._exit(1)
 
 
 def _exit_after(work: Callable[[], None]) -> None:
-    """Run `work` and end this process without what its parent would do at its own end."""
+    """Run `work` and end this process without the exit handlers inherited from its parent."""
     code = 1
     try:
         work()

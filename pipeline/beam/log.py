@@ -1,7 +1,7 @@
-"""Keep Beam's and Spark's chatter off the terminal: it goes to one log file per process, in the temporary folder.
+"""Redirect Beam's and Spark's output from the terminal to one log file per process, in the temporary folder.
 
-They write hundreds of harmless lines a job, some of them alarming ("Multiplexer hanging up"), through loggers, plain
-prints and crashing threads. Handlers that this project gives its own loggers are left alone.
+They write hundreds of harmless lines per job, some of them alarming ("Multiplexer hanging up"), through loggers, plain
+prints and crashing threads. Handlers of this project's own loggers are not changed.
 """
 
 import atexit
@@ -34,13 +34,13 @@ def log_file() -> Path:
 
 
 def keep_log() -> None:
-    """Let the log file outlive this process."""
+    """Keep the log file after this process ends."""
     atexit.unregister(_remove_log)
 
 
 @contextlib.contextmanager
 def noise_in_log_file() -> Iterator[None]:
-    """Send all noise to the log file; what Beam says of its own accord later on, at exit above all, goes there too."""
+    """Send all output to the log file, including what Beam logs later, mostly at exit."""
     handler = _silence_for_good()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -78,7 +78,7 @@ def _silence_for_good() -> logging.Handler:
 
 
 def _log_thread_of_beam(otherwise: object, args: threading.ExceptHookArgs) -> None:
-    """Log the death of one of Beam's threads, which is how they end when a job server goes; others die as before."""
+    """Log the exception of a Beam thread, which is normal when a job server ends; pass on those of other threads."""
     files = [frame.filename for frame in traceback.extract_tb(args.exc_traceback)]
     if not any(_BEAM_FRAMES in file for file in files):
         assert callable(otherwise)

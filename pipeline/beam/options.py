@@ -1,7 +1,7 @@
-"""What a user may say to Beam, checked before anything starts.
+"""Parse and validate Beam options before anything starts.
 
-Beam drops an option it does not know without a word, and lets argparse end the process on a bad value. Here both are a
-`ConfigError` that names the option. Nothing in this module touches the network.
+Beam silently drops unknown options, and lets argparse end the process on a bad value. Here both are a `ConfigError`
+that names the option. Nothing in this module uses the network.
 """
 
 import argparse
@@ -23,20 +23,20 @@ from pipeline.beam.spark import settings as spark
 from pipeline.errors import ConfigError
 
 # `DirectRunner` means one of three engines, depending on the transforms and on whether a Prism binary can be
-# downloaded; the in-process engine it used to mean goes by its own name here.
+# downloaded; here the in-process engine has its own name.
 DEFAULT_RUNNER = "FnApiRunner"
 _ALIASES = {"DirectRunner": DEFAULT_RUNNER}
 
-# DaskRunner is missing on purpose: in Beam 2.77 it reports success without having run every branch of a pipeline.
+# DaskRunner is missing on purpose: in Beam 2.77 it reports success without running every branch of a pipeline.
 RUNNERS = ("FnApiRunner", "SparkRunner", "DataflowRunner", "FlinkRunner", "PrismRunner", "PortableRunner")
 
 _REFUSED = {
     "streaming": "every stage is a batch job",
     "no_wait_until_finish": "each stage needs the one before it to be complete",
     "save_main_session": "all code is importable, so there is no session to save",
-    "spark_submit_uber_jar": "a build is many jobs; run it where it can reach the master",
-    "output_executable_path": "a build is many jobs, decided one after the other; it cannot be one jar",
-    "dry_run": "a build cannot go on from a job that did not run",
+    "spark_submit_uber_jar": "a build is many jobs; run it on a machine that can connect to the master",
+    "output_executable_path": "a build is many jobs that depend on each other's results; it cannot be one jar",
+    "dry_run": "each stage needs the results of the job before it",
     "update": "every stage is a batch job",
 }
 _AT_LEAST_0 = (
@@ -46,27 +46,27 @@ _AT_LEAST_0 = (
     "environment_cache_millis",
 )
 
-# Dataflow would otherwise scale to any number of machines; `worker_count` in runner.py says why one is needed.
+# Dataflow would otherwise scale to any number of machines; `worker_count` in runner.py needs a bound.
 DEFAULT_MAX_NUM_WORKERS = 16
 
 
 def parse_beam_options(args: Sequence[str]) -> PipelineOptions:
-    """Turn command-line words into Beam options, with everything our pipelines need filled in.
+    """Turn command-line arguments into Beam options, and add the options that our pipelines need.
 
     Raises:
-        ConfigError: for an unknown option (with the nearest known one), a bad value, a runner that is unknown or not
-            installed, or an option that a build cannot honour.
+        ConfigError: for an unknown option (with the most similar known one), a bad value, a runner that is unknown or
+            not installed, or an option that a build does not support.
     """
-    words = [_canonical(word) for word in args]
-    given = _parse(words, spark_options=False, strict=False)
+    arguments = [_canonical(argument) for argument in args]
+    given = _parse(arguments, spark_options=False, strict=False)
     runner = _runner_name(given.runner)
-    given = _parse(words, spark_options=runner == "SparkRunner", strict=True)
+    given = _parse(arguments, spark_options=runner == "SparkRunner", strict=True)
     _check_values(given)
     if runner == "SparkRunner":
-        words += spark.missing_arguments(given)
-    if given.direct_num_workers != 1 and not any(word.startswith("--direct_running_mode") for word in words):
-        words.append("--direct_running_mode=multi_processing")  # more than one worker has no effect in memory
-    options = PipelineOptions(words)
+        arguments += spark.missing_arguments(given)
+    if given.direct_num_workers != 1 and not any(a.startswith("--direct_running_mode") for a in arguments):
+        arguments.append("--direct_running_mode=multi_processing")  # more than one worker has no effect in memory
+    options = PipelineOptions(arguments)
     options.view_as(StandardOptions).runner = runner
     options.view_as(SetupOptions).save_main_session = False
     if runner == "SparkRunner":
@@ -76,20 +76,20 @@ def parse_beam_options(args: Sequence[str]) -> PipelineOptions:
     return options
 
 
-def _canonical(word: str) -> str:
-    """Spell the name of an option as Beam does, with underscores: `--direct-num-workers=2` is meant well."""
-    name, equals, value = word.partition("=")
+def _canonical(argument: str) -> str:
+    """Spell the name of an option with underscores, as Beam does; also accept dashes: `--direct-num-workers=2`."""
+    name, equals, value = argument.partition("=")
     if not name.startswith("--"):
-        return word
+        return argument
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _parse(words: list[str], *, spark_options: bool, strict: bool) -> argparse.Namespace:
+def _parse(arguments: list[str], *, spark_options: bool, strict: bool) -> argparse.Namespace:
     parser = _every_known_option()
     if spark_options:
         spark.add_job_server_options(parser)
     try:
-        known, unknown = parser.parse_known_args(words)
+        known, unknown = parser.parse_known_args(arguments)
     except (ValueError, TypeError, AssertionError) as error:  # from the actions of some Google Cloud options
         raise ConfigError(f"bad Beam option: {error}") from error
     if strict and unknown:
@@ -98,7 +98,7 @@ def _parse(words: list[str], *, spark_options: bool, strict: bool) -> argparse.N
 
 
 def _every_known_option() -> argparse.ArgumentParser:
-    """Return Beam's own parser of all its options, made to raise instead of ending the process."""
+    """Return Beam's parser of all its options, changed to raise instead of ending the process."""
     parsers: list[argparse.ArgumentParser] = []
     PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
     parser = parsers[0]
@@ -114,9 +114,9 @@ def _refuse(message: str) -> Never:
 
 
 def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser) -> str:
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
     if not flags:
-        return f"unexpected argument {unknown[0]!r}: Beam options are written --name=value"
+        return f"unexpected argument {unknown[0]!r}: write Beam options as --name=value"
     known = [name for action in parser._actions for name in action.option_strings]
     nearest = difflib.get_close_matches(flags[0], known, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -164,6 +164,6 @@ def _prepare_dataflow(options: PipelineOptions) -> None:
     options.view_as(SetupOptions).sdk_location = "container"
     debug = options.view_as(DebugOptions)
     if debug.number_of_worker_harness_threads is None:
-        debug.number_of_worker_harness_threads = 1  # one unit at a time in each of a machine's processes
+        debug.number_of_worker_harness_threads = 1  # one unit at a time per process
     if workers.max_num_workers is None:
         workers.max_num_workers = max(DEFAULT_MAX_NUM_WORKERS, workers.num_workers or 0)

@@ -1,6 +1,6 @@
-"""Run one Beam pipeline to its end, on whatever runner the user chose, quietly.
+"""Run one Beam pipeline to its end, on any runner, without terminal output.
 
-A failure becomes one line that names its cause, and the log file that has the rest.
+A failure becomes one line that names its cause and the log file.
 """
 
 import logging
@@ -41,13 +41,13 @@ _LOGGER = logging.getLogger(__name__)
 def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> None:
     """Build a pipeline and run it until it is done.
 
-    With Spark, call it from the main thread, for Beam sets signal handlers; the job server that the first call starts
-    serves the later ones of this process.
+    With Spark, call it from the main thread, because Beam sets signal handlers; the first call starts a job server that
+    later calls of this process use too.
 
     Raises:
-        UserError: the one a DoFn raised, wherever it ran; or, for any other failure of the run, one that names the root
-            cause and the log file. What `build` raises itself is a bug and passes as it is.
-        ConfigError: when Beam finds the options incomplete for the runner.
+        UserError: raised by a DoFn on any worker; or, for any other failure of the run, one that names the root cause
+            and the log file. Exceptions of `build` itself are bugs and are not converted.
+        ConfigError: the options are incomplete for the runner.
     """
     _expect_master(options)
     with noise_in_log_file():
@@ -69,16 +69,15 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
 
 
 def worker_count(options: PipelineOptions) -> int:
-    """Return how many units can be at work at the same time, at most. Per-host limits are divided by it.
+    """Return the maximum number of units that run at the same time. Per-host limits are divided by it.
 
-    Units run in processes that know nothing of each other, one unit at a time in each:
+    Units run in processes that do not communicate, one unit at a time in each:
 
     - FnApiRunner: 1, or `--direct_num_workers` (0 means all cores);
     - Spark: N of `local[N]`; on a cluster `spark.cores.max`, or executors x cores where the resource manager counts
-      executors. We set both, so the number is a bound and not a guess;
+      executors. We set both, so the number is a true bound;
     - Dataflow: `--max_num_workers` x vCPUs of the machine type (Python runs one process per vCPU);
-    - Flink: `--parallelism`; Prism and job servers of the user's own: `--sdk_worker_parallelism`, at least this
-      machine's cores.
+    - Flink: `--parallelism`; Prism and other job servers: `--sdk_worker_parallelism`, at least this machine's cores.
     """
     runner = options.view_as(StandardOptions).runner
     cores = os.cpu_count() or 1
@@ -122,13 +121,13 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
     worker = [sys.executable, "-m", "pipeline.beam.worker"]
     command = f"exec {shlex.join(worker)} >>{shlex.quote(str(log_file()))} 2>&1"
     pipeline = beam.Pipeline(FnApiRunner(SubprocessSDKEnvironment.from_command_string(command)), options=options)
-    # Asked for processes by its options, the runner would start them by a command of its own.
+    # With multi_processing in its options, the runner would start processes with its own command.
     pipeline.options.view_as(DirectOptions).direct_running_mode = "in_memory"
     return pipeline
 
 
 def _expect_master(options: PipelineOptions) -> None:
-    """Raise UserError when no standalone Spark master listens; the driver itself would try for minutes."""
+    """Raise UserError if no standalone Spark master is listening; the driver would try for minutes."""
     standard, portable = options.view_as(StandardOptions), options.view_as(PortableOptions)
     master = options.view_as(SparkRunnerOptions).spark_master_url
     if standard.runner != "SparkRunner" or portable.job_endpoint or not master.startswith("spark://"):
@@ -141,4 +140,4 @@ def _expect_master(options: PipelineOptions) -> None:
             return
         except OSError as error:
             problems.append(f"{address}: {error.strerror or error}")
-    raise UserError(f"no Spark master answers at {master} ({'; '.join(problems)})")
+    raise UserError(f"cannot connect to a Spark master at {master} ({'; '.join(problems)})")

@@ -1,10 +1,10 @@
-"""Become a Beam worker: what FnApiRunner and Spark executors run to get a Python process.
+"""Become a Beam worker: the program that FnApiRunner and Spark executors start as their Python process.
 
-Beam's images hold a Go program for this (`boot`), which also installs packages. Here the project is installed on every
-host, so it is enough to ask the job for its facts and to hand them over in the environment (Beam's container contract).
-FnApiRunner has put them there already.
+Beam's images contain a Go program for this (`boot`), which also installs packages. Here the project is installed on
+every host, so this program only requests the job's settings and passes them on in the environment (Beam's container
+contract). FnApiRunner has already set the environment.
 
-Nothing heavy is imported here: most of these processes only ask for a fork, see fork_server.py.
+Nothing slow is imported here: most of these processes only request a fork, see fork_server.py.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from apache_beam.portability.api import beam_provision_api_pb2 as provision
 
 _MODULES = ("apache_beam.runners.worker.sdk_worker_main", "pipeline.build")
-_ANSWER_TIMEOUT_S = 60
+_RESPONSE_TIMEOUT_S = 60
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
 
 
 def be_worker(arguments: list[str]) -> None:
-    """Run Beam's worker in this process; with arguments, after asking the job that started it for its facts."""
+    """Run Beam's worker in this process; with arguments, request the job's settings first."""
     from apache_beam.runners.worker import sdk_worker_main
 
     if arguments:
@@ -37,7 +37,7 @@ def be_worker(arguments: list[str]) -> None:
 
 
 def worker_environment(given: argparse.Namespace, info: "provision.ProvisionInfo") -> dict[str, str]:
-    """Return the variables that Beam's worker reads. What the job provisions wins over the command line."""
+    """Return the variables that Beam's worker reads. The job's settings take precedence over the command line."""
     from google.protobuf import json_format
 
     variables = {
@@ -67,10 +67,10 @@ def _provision_info(endpoint: str, *, worker_id: str) -> "provision.ProvisionInf
     from apache_beam.portability.api import beam_provision_api_pb2_grpc as provision_grpc
 
     with grpc.insecure_channel(endpoint) as channel:
-        answer = provision_grpc.ProvisionServiceStub(channel).GetProvisionInfo(
-            provision.GetProvisionInfoRequest(), metadata=(("worker_id", worker_id),), timeout=_ANSWER_TIMEOUT_S
+        response = provision_grpc.ProvisionServiceStub(channel).GetProvisionInfo(
+            provision.GetProvisionInfoRequest(), metadata=(("worker_id", worker_id),), timeout=_RESPONSE_TIMEOUT_S
         )
-    return answer.info
+    return response.info
 
 
 def _descriptor(url: str) -> str:

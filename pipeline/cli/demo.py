@@ -1,4 +1,4 @@
-"""`wit demo`: everything, offline, on a simulated web served from this machine."""
+"""`wit demo`: run the whole pipeline offline, on a simulated web served from this machine."""
 
 import argparse
 from pathlib import Path
@@ -14,17 +14,19 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `wit demo`."""
     demo = subparsers.add_parser(
         "demo",
-        help="everything, offline, on a simulated web",
-        description="Make a small web with known faults, copies and evaluation images, serve it on this machine, build "
-        "a data set from it, and compare the result with what was planted. Exit 1 if anything was missed.",
+        help="run the whole pipeline offline, on a simulated web",
+        description="Generate a small web with planted faults, copies and evaluation images, serve it on this machine, "
+        "build a dataset from it, and compare the result with what was planted. Exit 1 if they differ.",
         allow_abbrev=False,
     )
-    demo.add_argument("--dir", type=Path, default=Path("demo"), help="made and, next time, replaced (default: demo)")
-    demo.add_argument("--seed", type=int, default=7, help="another seed, another world (default: 7)")
-    pictures = f"ordinary pictures (default: {_PICTURES}; with --train {_TRAIN_PICTURES}, which a model needs)"
+    demo.add_argument(
+        "--dir", type=Path, default=Path("demo"), help="folder to write; a demo in it is replaced (default: demo)"
+    )
+    demo.add_argument("--seed", type=int, default=7, help="seed of the simulated web (default: 7)")
+    pictures = f"number of ordinary images (default: {_PICTURES}; with --train {_TRAIN_PICTURES})"
     demo.add_argument("--pictures", type=_pictures, help=pictures)
-    demo.add_argument("--train", action="store_true", help="then train a tiny model on it: some minutes more")
-    demo.add_argument("--quiet", action="store_true", help="no progress")
+    demo.add_argument("--train", action="store_true", help="also train a tiny model on the result: some minutes more")
+    demo.add_argument("--quiet", action="store_true", help="do not show progress")
     demo.set_defaults(func=_demo)
 
 
@@ -36,7 +38,7 @@ def _pictures(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from pipeline.demo.run import run_demo  # with Beam, a web server and all: `wit status` need not wait for them
+    from pipeline.demo.run import run_demo  # slow to import: Beam, a web server
     from pipeline.demo.train import train_demo
 
     pictures = args.pictures or (_TRAIN_PICTURES if args.train else _PICTURES)

@@ -1,4 +1,4 @@
-"""`wit evals`: the registered evaluation sets, and how to index one."""
+"""`wit evals`: list the registered evaluation sets, and index one."""
 
 import argparse
 import difflib
@@ -40,14 +40,17 @@ def _add_index(commands: Subparsers) -> None:
         allow_abbrev=False,
     )
     index.add_argument(
-        "name", metavar="NAME", help="a registered name (`wit evals list`), or any for a set of your own"
+        "name", metavar="NAME", help="a registered name (`wit evals list`), or any other name for your own set"
     )
-    index.add_argument("--kind", choices=get_args(Kind), required=True, help="folder: PATH/CLASS/*.png, or a flat one")
-    index.add_argument("--path", required=True, help="folder, file or glob; any fsspec URL")
-    index.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to put the index")
+    index.add_argument(
+        "--kind", choices=get_args(Kind), required=True, help="layout; folder: PATH/CLASS/*.png or PATH/*.png"
+    )
+    index.add_argument("--path", required=True, help="folder, file or glob; also an fsspec URL")
+    index.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write the index to")
     index.add_argument("--image-column", default="image", help="parquet: column of encoded images (default: image)")
     index.add_argument(
-        "--label-column", help="parquet: column of classes; webdataset: field of the json (default: label, if there)"
+        "--label-column",
+        help="parquet: column of classes; webdataset: field of the json (default: label, if it exists)",
     )
     index.set_defaults(func=_index)
 
@@ -67,7 +70,7 @@ def _list(_: argparse.Namespace) -> int:
     console.print(
         f"\n{len(registered())} sets. The CLIP paper does not list its 35: those marked * are named in it, "
         f"the others are our reconstruction. Also known, not among the 35: {others}. "
-        "Any other name is a set of your own.",
+        "Use any other name for your own set.",
         highlight=False,
     )
     return 0
@@ -82,7 +85,9 @@ def _row(known: EvalSet) -> tuple[str, ...]:
 
 def _index(args: argparse.Namespace) -> int:
     if not _NAME.fullmatch(args.name):
-        raise ConfigError(f"name {args.name!r}: use small letters, digits, '.', '_' and '-', starting with no sign")
+        raise ConfigError(
+            f"name {args.name!r}: use lower-case letters, digits, '.', '_' and '-'; start with a letter or digit"
+        )
     _note_unknown(args.name)
     try:
         summary = _index_with_progress(args)
@@ -113,11 +118,14 @@ def _index_with_progress(args: argparse.Namespace) -> EvalSummary:
 def _note_unknown(name: str) -> None:
     near = difflib.get_close_matches(name, [known.name for known in known_sets()], n=1)
     if find_set(name) is None and near:
-        print(f"wit: note: {name!r} is a set of your own; did you mean {near[0]!r}?", file=sys.stderr)
+        print(f"wit: note: {name!r} is not a registered name; did you mean {near[0]!r}?", file=sys.stderr)
 
 
 def _note_size(summary: EvalSummary) -> None:
-    """Say so where the images are clearly not the test set that the registry describes, for example train and test."""
+    """Print a note if the number of images is not that of the registered test set, for example train and test."""
     known = find_set(summary.name)
     if known and known.test_images and abs(summary.indexed - known.test_images) > 0.01 * known.test_images:
-        print(f"wit: note: the test set of {known.title} has {known.test_images:,} images", file=sys.stderr)
+        print(
+            f"wit: note: the test set of {known.title} has {known.test_images:,} images, not {summary.indexed:,}",
+            file=sys.stderr,
+        )

@@ -22,23 +22,23 @@ from queries.redact import redact
 if TYPE_CHECKING:
     from pipeline.account import Account
 
-# What is slow to import (Beam, Arrow, rich) is imported where a command needs it: `--help` and a refused config wait
-# for none of it.
+# Modules that are slow to import (Beam, Arrow, rich) are imported where a command needs them, so that `--help` and a
+# config error are quick.
 _GROUPS = {"queries": "make, check and explain allowlists", "evals": "list and index evaluation sets"}
-"""Commands with commands of their own, each in the module of its name, with what `--help` says of it."""
+"""Commands with subcommands, each in the module of that name, and their `--help` texts."""
 
 _EXAMPLES = """\
 examples:
-  wit demo                                         everything, offline, on a simulated web
+  wit demo                                         run everything offline, on a simulated web
   wit queries import words.txt --out queries.parquet
   wit build -c wit.toml                            run it again to resume
-  wit build -c wit.toml --to plan                  stop before anything is fetched
+  wit build -c wit.toml --to plan                  stop before the first network request
   wit build -c wit.toml --runner SparkRunner --spark_master_url spark://host:7077
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code. Errors a user can mend are one line on stderr."""
+    """Run one command; return its exit code. Errors that a user can fix are one line on stderr."""
     logging.getLogger().addFilter(_is_not_about_apitools)
     _show_warnings()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except OSError as error:  # the system's own, which names the file; every other exception is a bug
+    except OSError as error:  # its message names the file; every other exception is a bug
         print(f"wit: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -88,12 +88,12 @@ class _Once(logging.Filter):
 
 
 def _is_not_about_apitools(record: logging.LogRecord) -> bool:
-    """Importing Beam warns of optional Google packages, which is nothing to a user."""
+    """Drop a warning about optional Google packages that importing Beam logs."""
     return "apitools" not in record.getMessage()
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split what is ours from Beam's options, which only the commands that run Beam take."""
+    """Split our arguments from Beam's options, which only the commands that run Beam accept."""
     parser = _parser(arguments[:1])
     own, after = arguments, []
     if "--" in arguments:
@@ -151,10 +151,10 @@ def _add_group(
 def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     build = commands.add_parser(
         "build",
-        help="the main job; run it again to resume",
-        description="Run the stages in order. What is done with the same configuration is skipped.",
-        epilog="Every other option goes to Beam, for example --runner SparkRunner --spark_master_url local[4], or "
-        "--direct_running_mode multi_processing --direct_num_workers 8. Unknown ones are refused.",
+        help="build the dataset; run it again to resume",
+        description="Run the stages in order. Work that is done with the same configuration is skipped.",
+        epilog="All other options are passed to Beam, for example --runner SparkRunner --spark_master_url local[4], or "
+        "--direct_running_mode multi_processing --direct_num_workers 8. Unknown options are an error.",
         allow_abbrev=False,
     )
     _add_config(build)
@@ -162,15 +162,17 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     build.add_argument(
         "--refetch",
         action="store_true",
-        help="fetch everything again that was fetched for another plan or under other settings",
+        help="fetch again everything that was fetched for another plan or with other settings",
     )
-    build.add_argument("--quiet", action="store_true", help="no progress")
+    build.add_argument("--quiet", action="store_true", help="do not show progress")
     build.set_defaults(func=_build, takes_beam_options=True)
 
 
 def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     status = commands.add_parser(
-        "status", help="progress and the account of every pair", description="Exit 1 if the account does not close."
+        "status",
+        help="show progress and the account of all pairs",
+        description="Show progress and the account of all pairs. Exit 1 if the account does not close.",
     )
     _add_config(status)
     status.set_defaults(func=_status)
@@ -201,7 +203,9 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="default: wit.toml")
+    parser.add_argument(
+        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
+    )
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -224,7 +228,7 @@ def _status(args: argparse.Namespace) -> int:
 
     account = read_account(workspace)
     if not account.stages:
-        print("nothing is built yet: run `wit build`")
+        print("nothing has been built yet: run `wit build`")
         return 0
     print_account(account)
     problems = account.problems()
@@ -286,4 +290,4 @@ def print_account(account: "Account") -> None:
     empty = account.emptied_by()
     if empty is not None:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in empty.reasons.items())
-        print(f"wit: the set is empty: {empty.stage} kept none of {empty.inputs:,} rows ({reasons})", file=sys.stderr)
+        print(f"wit: the dataset is empty: {empty.stage} kept 0 of {empty.inputs:,} rows ({reasons})", file=sys.stderr)

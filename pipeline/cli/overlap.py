@@ -1,4 +1,4 @@
-"""`wit overlap A B`: which images of A does B have; any two sets of images, no crawl, no config."""
+"""`wit overlap A B`: report the images of A that are also in B, for any two sets of images, without a config."""
 
 import argparse
 from pathlib import Path
@@ -11,16 +11,25 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the command."""
     parser = commands.add_parser(
         "overlap",
-        help="the overlap report of any two sets of images",
-        description="Write a report of the images of A that B has too. Each is a folder of images, a folder or file of "
-        "WebDataset tars, or of Parquet with encoded images (the layout of Hugging Face data sets).",
+        help="report the overlap of any two sets of images",
+        description="Write a report of the images of A that are also in B. Each is a folder of images, or a folder or "
+        "file of WebDataset tars or of Parquet with encoded images (the layout of Hugging Face datasets).",
         allow_abbrev=False,
     )
-    parser.add_argument("a", type=Path, metavar="A", help="the set to be looked for, such as an evaluation set")
-    parser.add_argument("b", type=Path, metavar="B", help="the set to look in, such as training data")
+    parser.add_argument(
+        "a", type=Path, metavar="A", help="the set whose images are searched, such as an evaluation set"
+    )
+    parser.add_argument("b", type=Path, metavar="B", help="the set to search in, such as training data")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--detector", type=Path, help="an .onnx model that finds edited copies too (docs/copies.md)")
-    parser.add_argument("--max-distance-bits", type=int, default=31, choices=range(32), metavar="BITS")
+    parser.add_argument("--detector", type=Path, help="an .onnx model that also finds edited copies (docs/copies.md)")
+    parser.add_argument(
+        "--max-distance-bits",
+        type=int,
+        default=31,
+        choices=range(32),
+        metavar="BITS",
+        help="maximum PDQ distance of a match, 0 to 31 (default: 31)",
+    )
     parser.add_argument(
         "--plant", type=int, default=0, metavar="N", help="edit N images of A in 66 ways, to measure recall"
     )

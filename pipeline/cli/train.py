@@ -1,4 +1,4 @@
-"""`wit train`, `wit evaluate` and `wit dedup train`: launchers of the trainer, which has its own extra."""
+"""`wit train`, `wit evaluate` and `wit dedup train`: start the trainer, which is installed with its own extra."""
 
 import argparse
 import importlib.util
@@ -9,10 +9,10 @@ from pipeline.errors import UserError
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the commands; what follows them is the trainer's to understand."""
+    """Add the commands; the trainer parses their arguments."""
     for name, module, help_text in (
-        ("train", "trainer", "train on the shards, one process (see also `torchrun -m trainer`)"),
-        ("evaluate", "trainer.evaluation", "zero-shot, retrieval and linear-probe evaluation of a checkpoint"),
+        ("train", "trainer", "train on the shards in one process (see also `torchrun -m trainer`)"),
+        ("evaluate", "trainer.evaluation", "evaluate a checkpoint: zero-shot, retrieval, linear probe"),
     ):
         parser = commands.add_parser(name, help=help_text, add_help=False, prefix_chars="\0")
         parser.add_argument("arguments", nargs="*")
@@ -25,7 +25,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _launch(args: argparse.Namespace) -> int:
-    """Become the trainer, so that signals (SIGTERM on preemptible nodes) and the exit code are its own."""
+    """Replace this process by the trainer, so that it gets signals (SIGTERM on preemptible nodes) directly."""
     missing = [name for name in ("torch", "open_clip", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"training needs {', '.join(missing)}: run pip install '.[train]' in the project's folder")

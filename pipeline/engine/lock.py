@@ -14,20 +14,20 @@ _LOCK = ".wit/lock"
 
 @contextmanager
 def build_lock(workspace: Workspace) -> Iterator[None]:
-    """Hold the lock of a workspace while a build runs; the system lets go of it however the build ends.
+    """Hold the lock of a workspace while a build runs; the system releases it even if the build is killed.
 
-    Stores have no locks: there, the file is only written, to see that it can be.
+    Object stores have no locks: there, the file is only written, to check that the store is writable.
 
     Raises:
-        ConfigError: the workspace cannot be written.
+        ConfigError: the workspace is not writable.
         UserError: another build is running in it.
     """
     try:
         file = _open(workspace)
-    except Exception as error:  # whatever a store raises that cannot be written
-        said = (isinstance(error, OSError) and error.strerror) or one_line(error)
+    except Exception as error:  # any error of a store
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise ConfigError(
-            f"workspace {workspace.root!r} cannot be written ({said}); name a folder where you may"
+            f"cannot write to workspace {workspace.root!r} ({reason}): choose a folder you have write access to"
         ) from None
     if file is None:
         yield
@@ -36,7 +36,9 @@ def build_lock(workspace: Workspace) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{workspace.root}: another build is running in this workspace") from None
+            raise UserError(
+                f"{workspace.root}: another build is running in this workspace; wait until it ends"
+            ) from None
         yield
 
 

@@ -1,4 +1,4 @@
-"""Progress for people: which stage, units done, rate, time left, share kept, and the reasons that cost most.
+"""Progress output: stage, finished units, rate, time left, fraction kept, and the most frequent reasons.
 
 On a terminal one line per step is redrawn; elsewhere a line is printed every `LINE_INTERVAL_S` and at the end.
 """
@@ -22,24 +22,24 @@ _TOP_REASONS = 3
 
 
 class Counted(Protocol):
-    """A finished unit, as far as progress cares."""
+    """A finished unit: the part that progress needs."""
 
     @property
     def counts(self) -> dict[str, int]: ...
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
-    """Say what became of rows: ``1,204 rows, 62.1% kept, no_match 30.2%, no_caption 7.7%``."""
+    """Format counts: ``1,204 rows, 62.1% kept, no_match 30.2%, no_caption 7.7%``."""
     inputs = counts.get("inputs", 0)
     if not inputs:
         return ""
     reasons = Counter({name: n for name, n in counts.items() if name not in ("inputs", "kept") and n})
-    shares = [f"{name} {n / inputs:.1%}" for name, n in reasons.most_common(_TOP_REASONS)]
-    return ", ".join([f"{inputs:,} rows", f"{counts.get('kept', 0) / inputs:.1%} kept", *shares])
+    fractions = [f"{name} {n / inputs:.1%}" for name, n in reasons.most_common(_TOP_REASONS)]
+    return ", ".join([f"{inputs:,} rows", f"{counts.get('kept', 0) / inputs:.1%} kept", *fractions])
 
 
 def describe_time(seconds: float) -> str:
-    """Say a duration: ``42s``, ``3m10s``, ``2h05m``."""
+    """Format a duration: ``42s``, ``3m10s``, ``2h05m``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -50,11 +50,11 @@ def describe_time(seconds: float) -> str:
 
 @dataclass
 class StepProgress:
-    """One step on its way. `advance` is called from the watching thread, `finish` once at the end."""
+    """A running step. The watching thread calls `advance`; `finish` is called once at the end."""
 
     name: str
     total: int
-    resumed: frozenset[str]  # units that were done before
+    resumed: frozenset[str]  # units that were already done
     show: "Progress"
     interval_s: float = 1.0
     started_s: float = field(default_factory=time.monotonic)
@@ -69,7 +69,7 @@ class StepProgress:
         self.show.draw(self)
 
     def finish(self, done: Mapping[str, Counted]) -> None:
-        """Take the exact result of every unit, resumed ones too, and leave the closing line."""
+        """Take the exact results of all units, including resumed ones, and print the last line."""
         self.finished = dict(done)
         self.rows = sum(m.counts.get("inputs", 0) for name, m in done.items() if name not in self.resumed)
         self.counts = Counter()
@@ -83,7 +83,7 @@ class StepProgress:
         now = len(self.finished.keys() - self.resumed)
         parts = [f"{self.name:<14} {done}/{self.total} units"]
         if self.resumed:
-            parts.append(f"{len(self.resumed)} done before")
+            parts.append(f"{len(self.resumed)} already done")
         if self.rows and elapsed_s > 0:
             parts.append(f"{self.rows / elapsed_s:,.0f} rows/s")
         if now > 0 and done < self.total:
@@ -128,6 +128,6 @@ class Progress:
             self._console.print(step.line(), markup=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
-        """Print one line of the story."""
+        """Print one line."""
         if self._console is not None:
             self._console.print(redact(message), markup=False, soft_wrap=True)

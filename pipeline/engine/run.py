@@ -1,6 +1,6 @@
-"""Run units of work (units.py) on Beam, which only spreads them over workers.
+"""Run units of work (units.py) on Beam, which only distributes them to workers.
 
-A bundle that a runner repeats finds its markers and does nothing, so nothing here depends on a runner's promises.
+A bundle that a runner repeats finds its markers and does nothing, so nothing here depends on a runner's guarantees.
 """
 
 import copy
@@ -39,7 +39,7 @@ class Reduction(Protocol):
 
 @dataclass(frozen=True)
 class Build:
-    """What every stage needs: where the workspace is, how Beam runs, where progress goes."""
+    """What every stage needs: the workspace, Beam's options, and the progress output."""
 
     workspace: Workspace
     options: PipelineOptions
@@ -67,8 +67,8 @@ class _RunUnit(beam.DoFn):
 def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> dict[str, Marker]:
     """Run the units of a step that are not done yet; return the markers of all of them, in the order of `units`.
 
-    A runner may give a unit to two workers at once, and the files of one can then stand beside the marker of the other:
-    fetched twice, a page need not answer alike. Such a unit is not done, and runs again.
+    A runner may give a unit to two workers at once, and the files of one may then not match the marker of the other,
+    because two requests for a URL can get different responses. Such a unit is not done, and runs again.
     """
     if len({unit.name for unit in units}) < len(units):
         raise ValueError(f"{step}: duplicate unit name")
@@ -88,7 +88,7 @@ def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) 
 
 
 def run_reduction(build: Build, step: str, unit: Unit, output: str, reduction: Reduction) -> Marker:
-    """Run a pipeline that ends in exactly one table, written to `output`; skipped like a unit when it is done."""
+    """Run a pipeline that ends in exactly one table, written to `output`; skipped like a unit if it is done."""
     done = discard_stale(build.workspace, step, [unit])
     with build.progress.step(step, 1, done) as bar:
         if not done:
@@ -140,7 +140,7 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
 
 
 def _packs(units: Sequence[Unit]) -> list[bytes]:
-    """Pickle units, many together: they travel in the job's graph, and Dataflow takes no graph above 10 MB."""
+    """Pickle units, many together: they are part of the job's graph, which Dataflow limits to 10 MB."""
     packs = (units[start : start + _UNITS_PER_PACK] for start in range(0, len(units), _UNITS_PER_PACK))
     return [zlib.compress(pickle.dumps(pack)) for pack in packs]
 
@@ -174,7 +174,7 @@ def _watching(workspace: Workspace, step: str, todo: Sequence[Unit], bar: StepPr
                     if marker is not None and marker.digest == wanted[name]:
                         seen.add(name)
                         bar.advance(name, marker)
-            except (OSError, ValueError) as error:  # progress is decoration: a hiccup of the store must not stop work
+            except (OSError, ValueError) as error:  # an error while reading progress must not stop the work
                 logger.debug("progress of %s: %s", step, error)
 
     thread = threading.Thread(target=watch, name=f"progress-{step}", daemon=True)

@@ -1,4 +1,4 @@
-"""Grouping through files: rows go to numbered buckets without passing through Beam's shuffle.
+"""Grouping through files: rows are written to numbered buckets without Beam's shuffle.
 
 Beam's local runner keeps every shuffled byte in memory (about four times the payload), and each cluster shuffles
 differently. So rows are spilled: each unit writes one file with its rows sorted into buckets, and the unit of a bucket
@@ -34,7 +34,7 @@ _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 def spill(
     output: UnitOutput, name: str, schema: pa.Schema, buckets: int, batches: Iterable[tuple[pa.Table, np.ndarray]]
 ) -> int:
-    """Write rows sorted into buckets; return how many. Each batch comes with the bucket number of every row."""
+    """Write rows sorted into buckets; return the number of rows. Each batch comes with the bucket of every row."""
     rows = 0
     pieces: list[list[tuple[int, int]]] = [[] for _ in range(buckets)]  # per bucket, (start, end) in the scratch file
     with (
@@ -139,7 +139,7 @@ def bucket_of_part(part: np.ndarray, parts: int, buckets: int) -> np.ndarray:
 
 
 def group_count(parts: int) -> int:
-    """Return into how many groups so many parts go."""
+    """Return the number of groups for this number of parts."""
     return min(parts, MAX_BUCKETS)
 
 

@@ -1,10 +1,10 @@
-"""Units of work: the whole resume story, the same on every runner.
+"""Units of work and how they resume, the same on every runner.
 
-A step is a list of units. A unit reads files and writes files; when they all stand, its marker is written under
+A step is a list of units. A unit reads files and writes files; when they are all written, its marker is written under
 `.wit/<step>/<unit>.json` with a digest of everything the output depends on. A rerun skips the units whose marker has
-the same digest and whose files are there; it redoes the others and removes what no unit owns any more.
+the same digest and whose files exist; it runs the others again and removes files that no unit owns any more.
 
-Nothing here knows Beam: run.py spreads the units over workers.
+This module does not use Beam: run.py distributes the units to workers.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MARKER_FORMAT = 1
 ROWS_PER_GROUP = 16_384
-"""Rows in one Parquet row group: what a reader holds at a time."""
+"""Rows in one Parquet row group, the number that a reader holds at a time."""
 
 
 def digest(*parts: Any) -> str:
@@ -48,7 +48,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Marker:
-    """A finished unit: what it wrote, and what became of its rows (`counts`, with the keys `inputs` and `kept`)."""
+    """A finished unit: its output files, and the counts of its rows, with the keys `inputs`, `kept` and the reasons."""
 
     digest: str
     outputs: dict[str, FileFacts]
@@ -99,7 +99,7 @@ class Marker:
 
 @dataclass
 class UnitOutput:
-    """What a unit writes, recorded for its marker."""
+    """The files that a unit writes, recorded for its marker."""
 
     workspace: Workspace
     files: dict[str, FileFacts] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class UnitOutput:
 
 
 class Work(Protocol):
-    """What a step does with one unit, on a worker."""
+    """The work of a step on one unit, on a worker."""
 
     def run(self, payload: Any, output: UnitOutput, /) -> Mapping[str, int]:
         """Write the unit's files; return its counts.
@@ -139,10 +139,10 @@ class Work(Protocol):
 
 
 class Prepare(Protocol):
-    """What travels to the workers of a step."""
+    """Pickled and sent to the workers of a step."""
 
     def open(self) -> Work:
-        """Make the `Work` of a step, once per process: open the automaton, the index, the event loop."""
+        """Create the `Work` of a step, once per process: open the matcher, the index, the event loop."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def add_counts(markers: Iterable[Marker]) -> Counter[str]:
 
 
 def write_marker(workspace: Workspace, step: str, unit: Unit, output: UnitOutput, counts: Mapping[str, int]) -> None:
-    """Say that a unit is done: its files stand, and `counts` is what became of its rows."""
+    """Mark a unit as done: all its files are written; `counts` are the counts of its rows."""
     nonzero = {name: int(n) for name, n in counts.items() if n or name in _ALWAYS}
     Marker(unit.digest, output.files, nonzero, unit.about).write(workspace, step, unit.name)
 
@@ -224,10 +224,10 @@ _STAGES = "stages"
 
 
 def finished_stage(workspace: Workspace, stage: str, stage_digest: str) -> Marker | None:
-    """Return the marker of a stage that is done with this digest, or None after withdrawing a marker that is not."""
+    """Return the marker of a stage that is done with this digest; else delete a stale marker and return None."""
     marker = discard_stale(workspace, _STAGES, [Unit(stage, stage_digest)], only=stage).get(stage)
     if marker is not None:
-        workspace.remove_folder(f".wit/{stage}")  # left by a run killed between its last two steps
+        workspace.remove_folder(f".wit/{stage}")  # left by a run that was killed between its last two steps
     return marker
 
 
@@ -243,12 +243,12 @@ def finish_stage(
 
 
 def read_stage(workspace: Workspace, stage: str) -> Marker | None:
-    """Return the marker of a stage of several steps, whatever its digest; None if it is not done."""
+    """Return the marker of a stage of several steps, regardless of its digest; None if it is not done."""
     return read_marker(workspace, _STAGES, stage)
 
 
 def unfinished(workspace: Workspace, step: str, units: Sequence[Unit]) -> bool:
-    """Tell whether a run of these units would do anything."""
+    """Return whether a run of these units would do anything."""
     markers = read_markers(workspace, step)
     return not {unit.name for unit in units} == markers.keys() == _done(workspace, markers, units).keys()
 
@@ -285,7 +285,7 @@ def withdraw(workspace: Workspace, file: str) -> bool:
 
 
 def _done(workspace: Workspace, markers: Mapping[str, Marker], units: Sequence[Unit]) -> dict[str, Marker]:
-    """Return the markers that say what `units` ask for, and whose files are there."""
+    """Return the markers whose digests are those of `units` and whose files exist."""
     wanted = {unit.name: unit.digest for unit in units}
     sizes = _sizes(workspace, markers.values())
     return {

@@ -24,7 +24,7 @@ def test_reasons_are_a_closed_list():
 def test_what_leaves_a_stage_enters_the_next():
     account = Account((StageAccount("pool", 5, 3, {"no_match": 2}), StageAccount("planned", 2, 2, {})))
     (problem,) = account.problems()
-    assert problem.startswith("planned: 3 pairs left pool, but 2 came in")
+    assert problem.startswith("planned: pool kept 3 pairs, but 2 were read")
     assert account.up_to("pairs").problems() == []
 
 

@@ -48,7 +48,7 @@ def test_the_smallest_config_has_the_papers_defaults(tmp_path):
         ('[[evals]]\nname = "x"\nkind = "folder"', r"missing key evals\[0\]\.path"),
         (
             '[[evals]]\nname = "x"\nkind = "folder"\npath = "y"\n[[evals]]\nname = "x"\nkind = "folder"\npath = "z"',
-            r"two evaluation sets are called 'x'",
+            r"two evaluation sets have the name 'x'",
         ),
         ("[blance]\ncap = 3", r"unknown key blance; did you mean balance\?"),
         ("[balance\ncap = 3", r"not valid TOML"),

@@ -58,13 +58,13 @@ def test_a_java_that_spark_does_not_run_on(tool, version):
 
 def test_no_java(tool, capsys):
     assert main([]) == 2
-    assert capsys.readouterr().err.startswith("Spark needs Java 11 or 17, and 'java' is not there")
+    assert capsys.readouterr().err.startswith("Spark needs Java 11 or 17, but 'java' was not found")
 
 
 def test_no_maven(tool, capsys):
     tool("java", JAVA.format(version="17.0.1"))
     assert main([]) == 2
-    assert capsys.readouterr().err.startswith("Maven is not there: install it")
+    assert capsys.readouterr().err.startswith("Maven is not installed: install it")
 
 
 def test_a_build_that_fails_says_what_maven_says_first(tool):

@@ -154,7 +154,7 @@ def test_executors_with_many_cores_get_as_many_processes():
         (["--spark_master_url=spark://host:99999"], "bad Spark master 'spark://host:99999'"),
         (["--spark_master_url=spark://a:7077,b:x"], "bad Spark master 'spark://a:7077,b:x'"),
         (["--spark_master_url=spark://[::1"], "bad Spark master 'spark://[::1'"),
-        ([CLUSTER, "--spark_job_server_jar=/no/such.jar"], "there is no file /no/such.jar"),
+        ([CLUSTER, "--spark_job_server_jar=/no/such.jar"], "no such file: /no/such.jar"),
         ([CLUSTER, "--job_server_jvm_properties=-Dspark.cores.max=all"], "-Dspark.cores.max must be a whole number"),
         ([CLUSTER, "--storage_levle=DISK_ONLY"], "unknown Beam option --storage_levle; did you mean --storage_level?"),
         ([CLUSTER, "--bundle_size=big"], "--bundle_size: invalid int value: 'big'"),
@@ -168,13 +168,13 @@ def test_what_is_wrong_is_refused(args, said):
 
 def test_no_java(monkeypatch):
     monkeypatch.setenv("JAVA_HOME", "/nowhere")
-    with pytest.raises(ConfigError, match=r"Spark needs Java 11 or 17, and '/nowhere/bin/java' is not there"):
+    with pytest.raises(ConfigError, match=r"Spark needs Java 11 or 17, but '/nowhere/bin/java' was not found"):
         options(CLUSTER)
 
 
 def test_no_job_server(tmp_path):
     (tmp_path / "cache/wit/spark" / job_server.BEAM_JAR).unlink()
-    with pytest.raises(ConfigError, match=r"python -m pipeline\.spark\.build_job_server.*--spark_job_server_jar"):
+    with pytest.raises(ConfigError, match=r"python -m pipeline\.beam\.spark\.build_job_server.*--spark_job_server_jar"):
         options(CLUSTER)
 
 
@@ -198,5 +198,5 @@ def test_a_master_that_does_not_answer_is_one_line():
     with socket.socket() as bound:  # and not listening
         bound.bind(("127.0.0.1", 0))
         url = f"spark://127.0.0.1:{bound.getsockname()[1]}"
-        with pytest.raises(UserError, match=rf"no Spark master answers at {url} \(.*refused\)"):
+        with pytest.raises(UserError, match=rf"cannot connect to a Spark master at {url} \(.*refused\)"):
             run_pipeline(lambda pipeline: None, options(f"--spark_master_url={url}"))

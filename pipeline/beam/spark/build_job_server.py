@@ -21,11 +21,11 @@ _JAVA_VERSIONS = (11, 17)  # what Spark 3.5 runs on, above 8
 
 
 def build_job_server(*, again: bool = False) -> Path:
-    """Return the built jar, building it if it is not there, or `again`.
+    """Return the built jar; build it if it does not exist, or if `again` is set.
 
     Raises:
-        ConfigError: when Java or Maven is missing, or Java is of a version that Spark 3.5 does not run on.
-        UserError: when the build fails; the message names Maven's error.
+        ConfigError: Java or Maven is missing, or Spark 3.5 does not support the version of Java.
+        UserError: the build failed; the message has Maven's error.
     """
     jar = cache_folder() / BEAM_JAR
     if jar.is_file() and not again:
@@ -42,14 +42,14 @@ def build_job_server(*, again: bool = False) -> Path:
 
 
 def check_tools() -> None:
-    """Raise ConfigError unless a fitting Java and Maven are there."""
+    """Raise ConfigError unless a supported Java and Maven are installed."""
     version = java_version()
     if version not in _JAVA_VERSIONS:
         raise ConfigError(f"Spark 3.5 needs Java 11 or 17, not {version}: set JAVA_HOME to one of them")
     if shutil.which("mvn") is None:
         raise ConfigError(
-            "Maven is not there: install it (`apt-get install maven`, `brew install maven`), "
-            "or give Beam's official jar with --spark_job_server_jar=FILE"
+            "Maven is not installed: install it (`apt-get install maven`, `brew install maven`), "
+            "or use Beam's official jar with --spark_job_server_jar=FILE"
         )
 
 
@@ -57,13 +57,13 @@ def java_version() -> int:
     """Return the major version of the Java in use.
 
     Raises:
-        ConfigError: when there is none, or it does not say.
+        ConfigError: Java is not installed, or its version is unknown.
     """
     launcher = java()
-    said = subprocess.run([launcher, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    match = re.search(r'version "(?:1\.)?(\d+)', said.stderr)
+    result = subprocess.run([launcher, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr)
     if match is None:
-        raise ConfigError(f"{launcher} -version does not say which Java it is: install Java 11 or 17")
+        raise ConfigError(f"{launcher} -version prints no version number: install Java 11 or 17")
     return int(match[1])
 
 
@@ -84,9 +84,9 @@ def _package(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, and say where the jar is."""
+    """Build the jar and print its path."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.beam.spark.build_job_server", description=__doc__)
-    parser.add_argument("--again", action="store_true", help="build even if the jar is there")
+    parser.add_argument("--again", action="store_true", help="build even if the jar exists")
     args = parser.parse_args(argv)
     try:
         print(build_job_server(again=args.again))

@@ -1,6 +1,6 @@
-"""A Spark standalone cluster on this machine: a master and workers as processes of their own, on free ports.
+"""A Spark standalone cluster on this machine: a master and workers in separate processes, on free ports.
 
-For tests, and for trying a build on a cluster before there is one:
+For tests, and to try a build on a cluster:
 
     python -m pipeline.beam.spark.cluster --workers 2
 """
@@ -37,13 +37,13 @@ class Cluster:
 
 @contextlib.contextmanager
 def local_cluster(folder: Path, *, workers: int = 2, cores: int = 1, memory: str = "1g") -> Iterator[Cluster]:
-    """Start a cluster whose logs and work files lie in `folder`, and end its processes afterwards.
+    """Start a cluster whose logs and work files are in `folder`, and end its processes afterwards.
 
-    `cores` and `memory` are per worker; an executor takes one core and, unless told otherwise, 1 GiB.
+    `cores` and `memory` are per worker; an executor takes one core and, by default, 1 GiB.
 
     Raises:
-        ConfigError: when Java or pyspark is missing.
-        UserError: when the cluster does not come up.
+        ConfigError: Java or pyspark is missing.
+        UserError: the cluster did not start.
     """
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -63,13 +63,13 @@ def local_cluster(folder: Path, *, workers: int = 2, cores: int = 1, memory: str
 def _start(role: str, options: list[str], log: Path) -> "subprocess.Popen[bytes]":
     """Start `org.apache.spark.deploy.<role>`; without the `spark-class` script, so that its process id is the JVM's."""
     jars = pyspark_jars()[0].parent
-    light = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # they have little to do but to start
+    light = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # they do little after their start
     command = [java(), *light, "-cp", f"{jars}/*", f"org.apache.spark.deploy.{role}"]
     command += ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0", *options]
     core = next(jars.glob("spark-core_*.jar"))  # spark-core_2.12-3.5.9.jar
     environment = os.environ | {
         "SPARK_HOME": str(jars.parent),
-        "SPARK_SCALA_VERSION": core.name.split("_")[1].split("-")[0],  # asked for when a worker starts an executor
+        "SPARK_SCALA_VERSION": core.name.split("_")[1].split("-")[0],  # needed when a worker starts an executor
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
     with log.open("wb") as output:
@@ -85,7 +85,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", log: Path, pattern: re.Pattern
         if match := pattern.search(log.read_text(errors="replace")):
             return match[match.lastindex or 0]
         time.sleep(_POLL_INTERVAL_S)
-    raise UserError(f"the Spark cluster did not come up: see {log}")
+    raise UserError(f"the Spark cluster did not start: see {log}")
 
 
 def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
@@ -115,7 +115,7 @@ def main() -> None:
             cluster.master.wait()
     except KeyboardInterrupt:
         pass
-    except UserError as error:  # the folder stays: the message names a log in it
+    except UserError as error:  # keep the folder: the message names a log in it
         parser.exit(error.exit_code, f"{error}\n")
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,9 +1,9 @@
-"""Where the Spark job server comes from.
+"""Find the Spark job server.
 
-Beam's client hands every pipeline to a Java program, the job server, that talks to Spark. Its official build is one big
-jar (`--spark_job_server_jar`). Without it two jars of our own do: Beam's runner with its libraries, built once by
+Beam's client passes every pipeline to a Java program, the job server, that communicates with Spark. Its official build
+is one big jar (`--spark_job_server_jar`). Without it we use two jars: Beam's runner with its libraries, built once by
 `python -m pipeline.beam.spark.build_job_server`, and a tiny one, written here, whose class path is that jar plus the
-jars of the installed pyspark. So driver and executors run the same Spark by construction.
+jars of the installed pyspark. So driver and executors always run the same Spark.
 """
 
 import hashlib
@@ -30,29 +30,28 @@ def cached_beam_jar() -> Path:
     """Return the built jar.
 
     Raises:
-        ConfigError: when it was never built.
+        ConfigError: it has not been built yet.
     """
     jar = cache_folder() / BEAM_JAR
     if not jar.is_file():
         raise ConfigError(
-            f"there is no Spark job server at {jar}: build it once with "
-            "`python -m pipeline.beam.spark.build_job_server`, "
-            "or give Beam's official jar with --spark_job_server_jar=FILE"
+            f"no Spark job server at {jar}: build it once with `python -m pipeline.beam.spark.build_job_server`, "
+            "or use Beam's official jar with --spark_job_server_jar=FILE"
         )
     return jar
 
 
 def java(launcher: str = "java") -> str:
-    """Return the Java launcher: what was asked for, or $JAVA_HOME's, or the one on the path.
+    """Return the Java launcher: the given one, that of $JAVA_HOME, or the one on the path.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: it does not exist.
     """
     java_home = os.environ.get("JAVA_HOME")
     if launcher == "java" and java_home:
         launcher = os.path.join(java_home, "bin", "java")
     if shutil.which(launcher) is None:
-        raise ConfigError(f"Spark needs Java 11 or 17, and {launcher!r} is not there: install it or set JAVA_HOME")
+        raise ConfigError(f"Spark needs Java 11 or 17, but {launcher!r} was not found: install it or set JAVA_HOME")
     return launcher
 
 
@@ -60,7 +59,7 @@ def pyspark_jars() -> list[Path]:
     """Return the jars of the installed pyspark.
 
     Raises:
-        ConfigError: when pyspark is not installed.
+        ConfigError: pyspark is not installed.
     """
     spec = importlib.util.find_spec("pyspark")
     if spec is None or spec.origin is None:
@@ -69,10 +68,10 @@ def pyspark_jars() -> list[Path]:
 
 
 def runnable_jar() -> Path:
-    """Return a jar to start with `java -jar`, written anew when Beam's jar or pyspark has moved.
+    """Return a jar to start with `java -jar`; it is written again if the path of Beam's jar or of pyspark has changed.
 
     Raises:
-        ConfigError: when the built jar or pyspark is missing.
+        ConfigError: the built jar or pyspark is missing.
     """
     class_path = " ".join(jar.resolve().as_uri() for jar in [cached_beam_jar(), *pyspark_jars()])
     digest = hashlib.sha256(class_path.encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
-"""The Spark runner's settings: a user names the runner and the master, everything else that matters is decided here.
+"""The Spark runner's settings: the user sets the runner and the master, this module chooses the other settings.
 
-Whatever the user did say wins. docs/spark.md tells the same story at more length.
+The user's options take precedence. docs/spark.md has more details.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pipeline.beam.spark.job_server import cached_beam_jar, java, runnable_jar
 from pipeline.errors import ConfigError
 
 # A cluster job takes at most this many cores unless `spark.cores.max` says otherwise: it is the default number of fetch
-# parts, so more would idle, and per-host politeness can only be divided by a number that is known.
+# parts, so more would be idle, and per-host limits can only be divided by a known number.
 DEFAULT_CORES = 16
 
 # Beam reads options of the Java runner from the job server, and drops those that the job server does not know.
@@ -37,7 +37,7 @@ _CLUSTER_MASTER = re.compile(r"(?:spark|k8s)://.+|yarn")
 
 
 def add_job_server_options(parser: argparse.ArgumentParser) -> None:
-    """Let `parser` know the options that the Spark job server adds to Beam's own."""
+    """Add the options of the Spark job server to `parser`, which has Beam's own."""
     for name, kind in JOB_SERVER_OPTIONS.items():
         if kind is bool:
             parser.add_argument(f"--{name}", action="store_true")
@@ -50,22 +50,22 @@ def add_experiments(options: PipelineOptions) -> None:
     debug = options.view_as(DebugOptions)
     if debug.lookup_experiment("pre_optimize") is None:
         debug.add_experiment("pre_optimize=pack_combiners,lift_combiners,expand_sdf")
-    debug.add_experiment("disable_logging_submission_environment")  # a `pip freeze` per job, for Dataflow's eyes
+    debug.add_experiment("disable_logging_submission_environment")  # a `pip freeze` per job, which only Dataflow uses
 
 
 def missing_arguments(given: argparse.Namespace) -> list[str]:
-    """Return the arguments to add to what the user gave.
+    """Return the arguments to add to the user's.
 
     Raises:
-        ConfigError: when the master is no Spark master, or Java, pyspark or the job server jar is missing.
+        ConfigError: the master is not a Spark master, or Java, pyspark or the job server jar is missing.
     """
     if given.job_endpoint:
-        return []  # a job server of the user's own knows its master, its Java and its Spark properties
+        return []  # the user's own job server has its master, Java and Spark properties
     cores = local_cores(given.spark_master_url)
     arguments = _job_server(given)
     properties = _jvm_properties(given, cores)
     arguments += _worker_processes(given, per_executor=cores or _parse_int(properties, "spark.executor.cores", 1))
-    arguments += [f"--job_server_jvm_properties={word}" for word in _jvm_args(given, properties)]
+    arguments += [f"--job_server_jvm_properties={argument}" for argument in _jvm_args(given, properties)]
     if given.storage_level is None and not given.cache_disabled:
         # A stage read twice is cached; in memory alone an evicted partition would be computed, and its side effects
         # run, a second time. The Kryo serializer is what makes spilling Beam's values to disk possible.
@@ -77,7 +77,7 @@ def local_cores(master: str) -> int | None:
     """Return N of a `local[N]` master, None for a cluster.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: it is neither.
     """
     if match := _LOCAL_MASTER.fullmatch(master):
         return (os.cpu_count() or 1) if match[1] == "*" else int(match[1] or 1)
@@ -89,12 +89,12 @@ def local_cores(master: str) -> int | None:
 def _is_address(text: str) -> bool:
     try:
         return urlsplit(f"//{text}").port != 0
-    except ValueError:  # no port that there is, or a bracket of IPv6 left open
+    except ValueError:  # an invalid port, or an unclosed IPv6 bracket
         return False
 
 
 def most_units_at_once(master: str, jvm_properties: list[str]) -> int:
-    """Return the greatest number of tasks that can run at the same time, from the master and the JVM properties."""
+    """Return the maximum number of tasks that run at the same time, from the master and the JVM properties."""
     cores = local_cores(master)
     if cores is not None:
         return cores
@@ -113,12 +113,12 @@ def _job_server(given: argparse.Namespace) -> list[str]:
             # Else Spark copies every jar of the job server's class path, 250 of them, to each executor.
             arguments.append(f"--files_to_stage={cached_beam_jar()}")
     elif "://" not in given.spark_job_server_jar and not Path(given.spark_job_server_jar).is_file():
-        raise ConfigError(f"--spark_job_server_jar: there is no file {given.spark_job_server_jar}")
+        raise ConfigError(f"--spark_job_server_jar: no such file: {given.spark_job_server_jar}")
     return arguments
 
 
 def _jvm_properties(given: argparse.Namespace, local: int | None) -> dict[str, str]:
-    """Return all properties: ours, overruled by those the user gave."""
+    """Return all properties: our defaults, overridden by the user's."""
     user = _properties(given.job_server_jvm_properties)
     cores = most_units_at_once(given.spark_master_url, given.job_server_jvm_properties)
     ours = {
@@ -140,19 +140,19 @@ def _jvm_properties(given: argparse.Namespace, local: int | None) -> dict[str, s
 
 def _cluster_properties(cores: int, per_executor: int) -> dict[str, str]:
     return {
-        "spark.cores.max": str(cores),  # what a standalone master heeds; the others count executors
+        "spark.cores.max": str(cores),  # for a standalone master; the others count executors
         "spark.executor.instances": str(max(1, cores // per_executor)),
         # One core, hence one Python process, per executor: it fits every worker, and the death of a process (a decoder
         # that crashes on a hostile image) then costs one core, not a host.
         "spark.executor.cores": "1",
-        # Without it one dead Python process fails the job: its executor keeps the broken environment, and the four
-        # attempts of a task all go there. So at most two do; an executor that is left out for good is replaced; and the
-        # other executors of its host, which are well, stay.
+        # Without it one dead Python process fails the job: its executor keeps the broken environment, and all four
+        # attempts of a task go there. So at most two do; an excluded executor is replaced; and the other executors of
+        # its host are kept.
         "spark.excludeOnFailure.enabled": "true",
         "spark.excludeOnFailure.killExcludedExecutors": "true",
         "spark.excludeOnFailure.task.maxTaskAttemptsPerExecutor": "2",
-        "spark.excludeOnFailure.task.maxTaskAttemptsPerNode": "3",  # Spark wants fewer than spark.task.maxFailures
-        "spark.scheduler.excludeOnFailure.unschedulableTaskSetTimeout": "30s",  # on one host, where 3 is all there are
+        "spark.excludeOnFailure.task.maxTaskAttemptsPerNode": "3",  # must be below spark.task.maxFailures
+        "spark.scheduler.excludeOnFailure.unschedulableTaskSetTimeout": "30s",  # for clusters of one host
         "spark.excludeOnFailure.stage.maxFailedExecutorsPerNode": "1000",
         "spark.excludeOnFailure.application.maxFailedExecutorsPerNode": "1000",
     }
@@ -160,18 +160,18 @@ def _cluster_properties(cores: int, per_executor: int) -> dict[str, str]:
 
 def _jvm_args(given: argparse.Namespace, properties: dict[str, str]) -> list[str]:
     user = _properties(given.job_server_jvm_properties)
-    words = [f"-D{name}={value}" for name, value in properties.items() if name not in user]
-    if not any(word.startswith("-Xmx") for word in given.job_server_jvm_properties):
-        words.append("-Xmx2g")
-    # The Kryo serializer's way to a sun.security class; executors get the same from Spark itself.
-    return [*words, "--add-exports=java.base/sun.security.action=ALL-UNNAMED"]
+    arguments = [f"-D{name}={value}" for name, value in properties.items() if name not in user]
+    if not any(argument.startswith("-Xmx") for argument in given.job_server_jvm_properties):
+        arguments.append("-Xmx2g")
+    # Gives the Kryo serializer access to a sun.security class; for executors Spark itself sets it.
+    return [*arguments, "--add-exports=java.base/sun.security.action=ALL-UNNAMED"]
 
 
 def _worker_processes(given: argparse.Namespace, per_executor: int) -> list[str]:
-    """Return the arguments that make each executor start a Python process per task, by this project's boot script.
+    """Return the arguments that make each executor start a Python process per task, with this project's boot script.
 
     Beam's default for `local[N]` is LOOPBACK: N threads in the submitting process, which share the interpreter lock and
-    the fate of the first decoder that crashes. Everywhere else a process does one unit at a time; so it does here.
+    all die if a decoder crashes. On other runners a process runs one unit at a time; so also here.
     """
     arguments = []
     if given.environment_type is None:
@@ -179,11 +179,11 @@ def _worker_processes(given: argparse.Namespace, per_executor: int) -> list[str]
         if not (given.environment_config or given.environment_options):
             arguments.append("--environment_config=" + json.dumps({"command": boot_command()}))
     if str(given.environment_cache_millis) == "0":
-        # Without it every bundle starts Python anew. No longer than this, for the processes of one job outlive it, and
-        # the next job of the build starts its own.
+        # Without it every bundle starts a new Python process. Not longer, because the processes of one job outlive it,
+        # and the next job of the build starts its own.
         arguments.append("--environment_cache_millis=10000")
     if str(given.sdk_worker_parallelism) == "1" and per_executor > 1:
-        # Each bundle goes to a process that is idle; by default they take turns, busy or not.
+        # Each bundle goes to an idle process; by default they are assigned in turn, even to busy ones.
         arguments += [f"--sdk_worker_parallelism={per_executor}", "--load_balance_bundles"]
     return arguments
 
@@ -192,16 +192,16 @@ def boot_command() -> str:
     """Return the path of `wit-beam-boot`; on a cluster the same path must exist on every host.
 
     Raises:
-        ConfigError: when the project is not installed in this interpreter.
+        ConfigError: the project is not installed in this environment.
     """
     command = Path(sys.prefix, "bin", "wit-beam-boot")
     if not command.is_file():
-        raise ConfigError(f"{command} is missing: install this project in the environment of {sys.executable}")
+        raise ConfigError(f"{command} does not exist: install this project in the environment of {sys.executable}")
     return str(command)
 
 
 def _properties(jvm_properties: list[str]) -> dict[str, str]:
-    pairs = (word[2:].partition("=") for word in jvm_properties if word.startswith("-D"))
+    pairs = (argument[2:].partition("=") for argument in jvm_properties if argument.startswith("-D"))
     return {name: value for name, _, value in pairs}
 
 

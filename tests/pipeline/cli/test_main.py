@@ -60,7 +60,7 @@ def test_a_stage_run_alone_answers_for_itself(project, capsys):
 
 
 def test_status_before_anything_is_built(project, capsys):
-    assert run(capsys, "status", "-c", str(project)) == (0, "nothing is built yet: run `wit build`\n", "")
+    assert run(capsys, "status", "-c", str(project)) == (0, "nothing has been built yet: run `wit build`\n", "")
 
 
 def test_a_report_needs_a_finished_build(project, capsys):
@@ -114,7 +114,7 @@ def test_a_workspace_that_cannot_be_written_is_named(project, capsys, workspace)
     project.write_text(project.read_text().replace('workspace = "work"', f'workspace = "{workspace}"'))
     code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
     assert code == 2
-    assert "cannot be written" in err
+    assert "cannot write to workspace" in err
     assert err.count("\n") == 1
 
 
@@ -204,7 +204,7 @@ def test_an_empty_set_is_no_success_without_a_word(project, capsys):
     import_allowlist(str(project.parent / "other.txt"), str(project.parent / "queries.parquet"))
     code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
     assert code == 0
-    assert err == "wit: the set is empty: pool kept none of 1 rows (no_match 1)\n"
+    assert err == "wit: the dataset is empty: pool kept 0 of 1 rows (no_match 1)\n"
 
 
 @pytest.mark.parametrize("options", [("--direct_num_wrkers=2",), ("--", "--nonsense"), ("--runner", "NoRunner")])
