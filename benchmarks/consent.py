@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from multidict import CIMultiDict
 
-from pipeline.config import ConsentConfig, FetchConfig
+from pipeline.config import FetchConfig
 from pipeline.consent.ai_crawlers import PRESET, preset_tokens, product_tokens
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.image_metadata import read_image_metadata
@@ -57,22 +57,21 @@ def repeat(work: Callable[[], object], times: int) -> Callable[[], None]:
     return repeated
 
 
-def headers(lines: "CIMultiDict[str]", config: ConsentConfig) -> None:
-    list(statements_of_headers(lines, config))
+def headers(lines: "CIMultiDict[str]") -> None:
+    list(statements_of_headers(lines))
     refusal(lines.getall("X-Robots-Tag", ()), agent=AGENT, now=datetime.now(UTC))
 
 
 def main(paths: Iterable[str]) -> None:
-    config = ConsentConfig()
     for path in paths:
         files = files_of(path)
         measure(
             f"image ({len(files)} files)",
-            lambda files=files: [read_image_metadata(f, config) for f in files],
+            lambda files=files: [read_image_metadata(f) for f in files],
             len(files),
         )
     for name, lines in (("headers, silent", USUAL), ("headers, with statements", STATED)):
-        measure(name, repeat(lambda lines=lines: headers(lines, config), 10_000), 10_000)
+        measure(name, repeat(lambda lines=lines: headers(lines), 10_000), 10_000)
     for name, text in (("robots, plain", "User-agent: *\nDisallow: /x\n"), ("robots, managed", MANAGED)):
         rules = read_usage_rules(text, AGENT, product_tokens([PRESET]))
         measure(name, repeat(lambda rules=rules: list(rules.statements(URL)), 10_000), 10_000)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dedup.errors import DedupError
 from pipeline.cli import card as cli_card
+from pipeline.cli import consent as cli_consent
 from pipeline.cli import demo as cli_demo
 from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import train as cli_train
@@ -125,6 +126,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     _add_report(commands)
     cli_card.add_parser(commands)
     cli_why.add_parser(commands)
+    cli_consent.add_parser(commands)
     cli_overlap.add_parser(commands)
     cli_train.add_parser(commands)
     return parser

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from pipeline.config import ConsentConfig
 from pipeline.consent.c2pa import read_c2pa
 from pipeline.consent.image_segments import find_segments
 from pipeline.consent.iptc_xmp import Rights, read_iptc, read_xmp
@@ -17,7 +16,7 @@ class ImageMetadata:
     rights: Rights
 
 
-def read_image_metadata(encoded: bytes, config: ConsentConfig) -> ImageMetadata:
+def read_image_metadata(encoded: bytes) -> ImageMetadata:
     """Return what the metadata of an image file says. Costs microseconds where there is none."""
     found = find_segments(encoded)
     if not (found.xmp or found.iptc or found.c2pa):
@@ -27,10 +26,10 @@ def read_image_metadata(encoded: bytes, config: ConsentConfig) -> ImageMetadata:
     for packet in found.xmp:
         of_packet, stated = read_xmp(packet)
         rights = rights.or_else(of_packet)
-        statements += [s for s in stated if config.reads(s.signal)]
+        statements += stated
     for resources in found.iptc:
         rights = rights.or_else(read_iptc(resources))
-    for boxes in found.c2pa if config.c2pa else ():
+    for boxes in found.c2pa:
         if (statement := read_c2pa(boxes)) is not None:
             statements.append(statement)
     return ImageMetadata(tuple(statements), rights)

@@ -19,6 +19,9 @@ from pipeline.fetching.robots_file import RobotRules
 from pipeline.fetching.site_terms import Licences, asks_for_more, fetch_licence, fetch_terms
 from pipeline.records import Reason
 
+NOT_HEEDED = " [not heeded]"
+"""Behind a refusal in `consent_said` whose signal was switched off."""
+
 _MAX_PAUSE_S = 30.0  # between robots.txt and the document it leads to, whatever the Crawl-delay
 _REASONS = {Signal.ALSO_OBEY: Reason.ROBOTS_DISALLOWED}
 
@@ -34,15 +37,16 @@ class ConsentRecord:
     def heed(
         self, where: str, statements: "list[Statement]", config: ConsentConfig, *, http_status: int | None = None
     ) -> None:
-        """Note what was said at `where`: lists, robots, headers or image.
+        """Note what was said at `where`: lists, robots, headers or image, by signals that are switched off too.
 
         Raises:
             FetchFailure: one of the statements refuses.
         """
         self.checked[where] = None
         heeded = [statement for statement in statements if config.reads(statement.signal)]
-        for statement in heeded:
-            self.said[str(statement)] = None
+        for statement in statements:
+            is_passed_over = statement.refuses and statement not in heeded
+            self.said[f"{statement}{NOT_HEEDED if is_passed_over else ''}"] = None
         refusal = refusing(heeded)
         if refusal is not None:
             reason = _REASONS.get(refusal.signal, Reason.OPTED_OUT)
@@ -98,7 +102,7 @@ class ConsentGate:
         Raises:
             FetchFailure: they do not.
         """
-        statements = list(statements_of_headers(headers, self._config.consent))
+        statements = list(statements_of_headers(headers))
         directive = refusal(headers.getall("X-Robots-Tag", ()), agent=self._config.agent, now=now)
         if directive is not None:
             statements.append(Statement(Signal.X_ROBOTS_TAG, directive, refuses=True))

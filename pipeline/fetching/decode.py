@@ -103,7 +103,7 @@ def decode(
     sha256 = hashlib.sha256(encoded).hexdigest()
     try:
         check_page(encoded, http_status, config.consent)
-        metadata = read_image_metadata(encoded, config.consent)
+        metadata = read_image_metadata(encoded)
         listed = block_lists.of_file(encoded, sha256)
         consent.heed("image", [*([listed] if listed else []), *metadata.statements], config.consent)
         image = store_image(encoded, config)

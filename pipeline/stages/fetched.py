@@ -249,7 +249,7 @@ class _FetchPart:
                 tar_stream=cast(BinaryIO, tar),
                 scratch_dir=Path(scratch),
                 earlier=part.open_earlier(output.workspace),
-                keep_ledger=partial(_keep_ledger, output.workspace, f"consent/{stem}.parquet", plan),
+                keep_ledger=partial(keep_ledger, output.workspace, f"consent/{stem}.parquet", plan),
                 journal=journal,
             )
         output.write_table(f"fetched/{stem}.parquet", rows.cast(FETCHED))
@@ -264,10 +264,11 @@ class _FetchPart:
                 del self.finished[stem]
 
 
-def _keep_ledger(workspace: Workspace, name: str, plan: pa.Table, ledger: pa.Table) -> None:
-    """Write the ledger of a part; of planned URLs that this fetch did not request it keeps what stood there."""
+def keep_ledger(workspace: Workspace, name: str, plan: pa.Table | None, ledger: pa.Table) -> None:
+    """Write the ledger of a part; of planned URLs (None: of all) not requested now it keeps what stood there."""
     before = workspace.read_table(name).cast(LEDGER) if workspace.exists(name) else LEDGER.empty_table()
-    before = before.filter(pc.is_in(before["url"], plan["url"]))
+    if plan is not None:
+        before = before.filter(pc.is_in(before["url"], plan["url"]))
     older = before.filter(pc.invert(pc.is_in(before["url"], ledger["url"])))
     with workspace.create(name) as out:
         pq.write_table(pa.concat_tables([ledger, older]).sort_by("url"), out, compression="zstd")

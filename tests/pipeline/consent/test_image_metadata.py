@@ -16,7 +16,6 @@ from support.image_rights import (
     xmp,
 )
 
-from pipeline.config import ConsentConfig
 from pipeline.consent.image_metadata import read_image_metadata
 from pipeline.consent.iptc_xmp import Rights
 from pipeline.consent.policy import Signal, refusing
@@ -27,7 +26,7 @@ NO_TRAINING = training_mining("cawg.training-mining", "ai_training", "notAllowed
 
 
 def decides(file: bytes) -> Signal | None:
-    refusal = refusing(read_image_metadata(file, ConsentConfig()).statements)
+    refusal = refusing(read_image_metadata(file).statements)
     return None if refusal is None else refusal.signal
 
 
@@ -111,14 +110,8 @@ def test_assertions_in_every_format(file: bytes) -> None:
 
 
 def test_a_manifest_alone_is_noted_and_refuses_nothing() -> None:
-    (statement,) = read_image_metadata(in_jpeg(JPEG, boxes=manifest_without_assertion()), ConsentConfig()).statements
+    (statement,) = read_image_metadata(in_jpeg(JPEG, boxes=manifest_without_assertion())).statements
     assert (statement.signal, statement.refuses) == (Signal.C2PA, False)
-
-
-def test_each_signal_can_be_switched_off() -> None:
-    file = in_jpeg(JPEG, packet=PROHIBITED, boxes=NO_TRAINING)
-    assert decides(file) is not None
-    assert read_image_metadata(file, ConsentConfig(image_metadata=False, c2pa=False)).statements == ()
 
 
 @pytest.mark.parametrize(("value", "is_refused"), [("1", True), ("0", False), ("2", False)])
@@ -128,7 +121,7 @@ def test_a_reservation_in_xmp(value: str, is_refused: bool) -> None:
 
 
 def rights_of(file: bytes) -> Rights:
-    return read_image_metadata(file, ConsentConfig()).rights
+    return read_image_metadata(file).rights
 
 
 def test_rights_creator_and_licence_are_kept() -> None:
@@ -152,7 +145,7 @@ def test_iptc_fills_what_xmp_leaves_out() -> None:
 
 @pytest.mark.parametrize("file", [JPEG, PNG, WEBP, GIF, b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"])
 def test_files_without_metadata_say_nothing(file: bytes) -> None:
-    found = read_image_metadata(file, ConsentConfig())
+    found = read_image_metadata(file)
     assert (found.statements, found.rights) == ((), Rights())
 
 
@@ -162,4 +155,4 @@ SEEDS = [*FILES.values(), in_jpeg(JPEG, boxes=NO_TRAINING, iptc=iptc_dataset(80,
 @given(st.sampled_from(SEEDS), st.integers(0, 2**20), st.binary(max_size=6), st.integers(0, 400))
 def test_damaged_files_are_read_without_a_fault(file: bytes, place: int, bytes_: bytes, cut: int) -> None:
     at = place % len(file)
-    read_image_metadata(file[:at] + bytes_ + file[at + len(bytes_) : len(file) - cut], ConsentConfig())
+    read_image_metadata(file[:at] + bytes_ + file[at + len(bytes_) : len(file) - cut])

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from pipeline.config import ConsentConfig
 from pipeline.consent.bot_walls import challenge_in_headers, challenge_in_page, price_in_headers
 from pipeline.consent.policy import Signal, refusing
 from pipeline.consent.response_headers import statements_of_headers
@@ -168,10 +167,8 @@ HEADERS = [
 
 @pytest.mark.parametrize(("headers", "signal"), HEADERS)
 def test_headers(headers: dict[str, str], signal: Signal | None) -> None:
-    refusal = refusing(statements_of_headers(CIMultiDict(headers), ConsentConfig()))
+    refusal = refusing(statements_of_headers(CIMultiDict(headers)))
     assert (None if refusal is None else refusal.signal) == signal
-    off = ConsentConfig(content_usage=False, content_signal=False, tdm=False)
-    assert not list(statements_of_headers(CIMultiDict(headers), off))
 
 
 def test_challenges_are_told_from_pictures_and_pages() -> None:

@@ -12,6 +12,7 @@ from support.fetching import Result, config, fetch, plan_of
 from support.hostile_server import HostileServer, fixed, picture
 from support.image_rights import data_mining, encode, in_jpeg, in_png, in_webp, training_mining, xmp
 
+from pipeline.config import ConsentConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.policy import Signal
 from pipeline.fetching.fetcher import Fetcher
@@ -253,3 +254,21 @@ def test_a_host_that_turns_us_away_rests(server: HostileServer) -> None:
         result = fetch(fetcher, plan_of(urls))
     assert sorted(result.reasons) == sorted(["bot_wall", "payment_required"] + ["host_unavailable"] * 38)
     assert sum(n for name, n in server.hits.items() if "a.jpg" in name) == 2
+
+
+OFF = ("content_usage", "content_signal", "x_robots_tag", "tdm", "rsl", "image_metadata", "c2pa", "bot_walls")
+
+
+def test_signals_that_are_switched_off_refuse_nothing_and_are_recorded(web: PlantedWeb) -> None:
+    urls = [case.url for case in web.cases]
+    consent = ConsentConfig(**dict.fromkeys(OFF, False), tdm_file="never")
+    with Fetcher(config(gateway=web.server.gateway, timeout_s=20.0, consent=consent)) as fetcher:
+        rows = fetch(fetcher, plan_of(urls)).table.to_pylist()
+    always = {Signal.ROBOTS_TXT, Signal.ALSO_OBEY, Signal.PAYMENT_REQUIRED}
+    assert {row["refused_by"] for row in rows} == always | {None}
+    recorded = {Signal.CONTENT_USAGE, Signal.CONTENT_SIGNAL, Signal.X_ROBOTS_TAG, Signal.PLUS_DATA_MINING, Signal.C2PA}
+    for case, row in zip(web.cases, rows, strict=True):
+        if case.signal in recorded and row["refused_by"] != Signal.ALSO_OBEY:
+            assert row["status"] == "success"
+            assert f"{case.signal}: " in row["consent_said"]
+            assert "[not heeded]" in row["consent_said"]
