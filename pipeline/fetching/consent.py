@@ -15,6 +15,7 @@ from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client, Headers, Response
 from pipeline.fetching.opt_out import refusal
 from pipeline.fetching.outcome import Checked, FetchFailure, Outcome
+from pipeline.fetching.responses import check_status
 from pipeline.fetching.robots_file import RobotRules
 from pipeline.fetching.site_terms import Licences, asks_for_more, fetch_licence, fetch_terms
 from pipeline.records import Reason
@@ -22,6 +23,8 @@ from pipeline.records import Reason
 NOT_HEEDED = " [not heeded]"
 """Behind a refusal in `consent_said` whose signal was switched off."""
 
+_WALL_STATUSES = frozenset({401, 403, 405, 406, 429, 503})  # beside 200, whose body is read in any case
+_MAX_PAGE_BYTES = 1 << 16
 _MAX_PAUSE_S = 30.0  # between robots.txt and the document it leads to, whatever the Crawl-delay
 _REASONS = {Signal.ALSO_OBEY: Reason.ROBOTS_DISALLOWED}
 
@@ -149,6 +152,27 @@ def check_page(body: bytes, status: int, config: ConsentConfig) -> None:
     found = challenge_in_page(body) if config.bot_walls else None
     if found is not None:
         raise _wall(f"the page holds {found!r}", status)
+
+
+def may_be_wall(status: int, headers: Headers) -> bool:
+    """Return whether a response is an error with a small page, which can be read to tell a wall from a plain no."""
+    size = headers.get("Content-Length", "")
+    is_page = headers.get("Content-Type", "").strip().lower().startswith(("text/html", "application/xhtml"))
+    return status in _WALL_STATUSES and is_page and size.isdecimal() and int(size[:9]) <= _MAX_PAGE_BYTES
+
+
+def check_error_page(response: Response, config: ConsentConfig) -> None:
+    """Return if a response is no error.
+
+    Raises:
+        FetchFailure: it is, or its page is a challenge.
+    """
+    if response.status not in _WALL_STATUSES:
+        return
+    if response.body is not None:
+        with response.body as body:
+            check_page(body.read(), response.status, config)
+    check_status(response.status, response.headers, datetime.now(UTC))
 
 
 def recorded_at(headers: Headers) -> datetime | None:

@@ -21,7 +21,14 @@ from pipeline.errors import UserError
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client, Headers, Response
-from pipeline.fetching.consent import ConsentGate, ConsentRecord, check_wall, recorded_at
+from pipeline.fetching.consent import (
+    ConsentGate,
+    ConsentRecord,
+    check_error_page,
+    check_wall,
+    may_be_wall,
+    recorded_at,
+)
 from pipeline.fetching.decode import decode_noted
 from pipeline.fetching.hosts import SHUT_S, HostLimits, HostSchedule
 from pipeline.fetching.local_faults import local_fault
@@ -249,6 +256,7 @@ class FetchLoop:
                 scratch_dir=job.run.part.scratch_dir,
                 close_connection=self._config.gateway is None and self._schedule.queued(host) == 0,
             )
+            check_error_page(response, self._config.consent)
         except FetchFailure as failure:
             self._note_failure(host, job.target.origin, failure)
             if failure.reason in (Reason.BOT_WALL, Reason.PAYMENT_REQUIRED):  # it turns us away: let it rest
@@ -296,6 +304,8 @@ class FetchLoop:
         now = datetime.now(UTC)
         job.consent.times = replace(job.consent.times, at=recorded_at(headers) if is_recorded else now)
         check_wall(status, headers, self._config.consent)
+        if not is_recorded and self._config.consent.bot_walls and may_be_wall(status, headers):
+            return True  # `check_error_page` tells
         if not is_redirect(status):
             check_status(status, headers, now)
         self._gate.check_headers(job.consent, status, headers, now)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from PIL import Image
 from support.consent_cases import FREE, REFUSED
-from support.fetching import Result, config, fetch, plan_of
+from support.fetching import Result, config, fetch, fetch_urls, plan_of
 from support.hostile_server import HostileServer, fixed, picture
 from support.image_rights import data_mining, encode, in_jpeg, in_png, in_webp, training_mining, xmp
 
@@ -96,6 +96,7 @@ CHALLENGE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><
 WALLS = (
     *(fixed(status, CHALLENGE, CF_Mitigated="challenge") for status in (200, 403, 429, 503)),
     fixed(200, CHALLENGE, Content_Type="text/html"),
+    *(fixed(status, CHALLENGE, Content_Type="text/html; charset=utf-8") for status in (403, 405, 429, 503)),
     fixed(202, b"", x_amzn_waf_action="challenge"),
     fixed(405, b"", x_amzn_waf_action="captcha"),
     fixed(429, b"", x_vercel_mitigated="challenge"),
@@ -145,6 +146,7 @@ class PlantedWeb:
         for number, wall in enumerate(WALLS):
             self.server.hosts[f"wall{number}.example", "/a.jpg"] = wall
             self.protect(f"wall{number}.example", Signal.BOT_WALL, may_request=True)
+        for number, wall in enumerate((*WALLS[:5], *WALLS[9:])):
             self.server.hosts[f"wall-all{number}.example", "/robots.txt"] = wall
             self.protect(f"wall-all{number}.example", Signal.BOT_WALL)
         self.server.hosts["paid.example", "/a.jpg"] = fixed(402, b"", crawler_price="USD 0.01")
@@ -244,6 +246,14 @@ def test_no_protected_picture_is_kept_and_no_free_one_lost(web: PlantedWeb) -> N
         "content-usage: train-ai=y (header); tdm-reservation: 0 (header)"
     )
     assert rows["http://listed.example/a.jpg"]["consent_checked"] == "lists"
+
+
+def test_a_plain_no_is_no_wall(server: HostileServer) -> None:
+    page = b"<html><body>Forbidden</body></html>"
+    for status in (403, 429, 503):
+        server.routes[f"/{status}"] = fixed(status, page, Content_Type="text/html")
+    result = fetch_urls([server.url(f"/{status}") for status in (403, 429, 503)])
+    assert result.reasons == ["http_forbidden", "http_too_many_requests", "http_server_error"]
 
 
 def test_a_host_that_turns_us_away_rests(server: HostileServer) -> None:
