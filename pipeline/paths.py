@@ -1,5 +1,8 @@
 """Expand the patterns of `sources.paths` to a list of files, and get the versions of files."""
 
+import http.client
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
@@ -9,6 +12,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from pipeline.errors import ConfigError, UserError, one_line
+
+_HTTP_TIMEOUT_S = 20.0
 
 
 def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.paths") -> list[str]:
@@ -31,12 +36,33 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
         found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}
     except Exception as error:  # any error of a store: missing package, credentials or network
         raise ConfigError(f"{key}: {pattern}: {one_line(error)}") from None
+    if not found and located.startswith(("http://", "https://")):
+        _check_responds(located, key, pattern)
     files = [name for name, info in found.items() if info["type"] == "file" or _links_to_file(fs, name, info)]
     if not files:
         hint = f"; use {pattern}/* for the files of a folder" if inner in found else ""
         raise ConfigError(f"{key}: {pattern} matches no file (looked for {located}){hint}")
     is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
     return files if is_local else [fs.unstrip_protocol(name) for name in files]
+
+
+def _check_responds(url: str, key: str, pattern: str) -> None:
+    """Return if an HTTP server says itself that `url` is not there: fsspec takes every failure for that.
+
+    Raises:
+        ConfigError: the server refuses, fails, or does not respond.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_S):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            return
+        needs = "; it needs a user and password" if error.code == 401 else ""
+        raise ConfigError(f"{key}: {pattern}: HTTP status {error.code} {error.reason}{needs}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        raise ConfigError(f"{key}: {pattern}: the server does not respond: {cause}") from None
 
 
 def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> bool:

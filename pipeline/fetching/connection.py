@@ -1,6 +1,7 @@
 """One client connection: what a server sends is checked here before aiohttp's parser sees it.
 
 - Bytes that arrive while no response is due end the connection: they would become the response to the next request.
+  Bytes beyond the Content-Length of a response are dropped, and the connection is not used again.
 - The head of a response may have 256 KiB, as in browsers, and at most 10 interim (1xx) heads come before it.
 - Spellings that browsers read and llhttp refuses are rewritten: a Content-Length repeated with one value (RFC 9110
   section 8.6), Content-Length beside Transfer-Encoding (RFC 9112 section 6.3), a status line in lower case, lines that
@@ -46,6 +47,7 @@ class HeadReader:
 
     def __init__(self) -> None:
         self.is_done = False
+        self.missing_bytes: int | None = None  # of the body, where the head says how long it is
         self._buffer = bytearray()
         self._searched = 0
         self._interim = 0
@@ -65,13 +67,23 @@ class HeadReader:
             if status[2] == b"101" or not status[2].startswith(b"1"):
                 rest = bytes(self._buffer[end:])
                 self.is_done, self._buffer = True, bytearray()
-                return _normalised(head) + rest
+                head, length = _normalised(head)
+                self.missing_bytes = 0 if status[2] in (b"204", b"304") else length
+                return head + self.cut(rest)
             self._interim += 1
             if self._interim > MAX_INTERIM:
                 raise BadHttpMessage(f"more than {MAX_INTERIM} interim responses")
             del self._buffer[:end]
             self._searched = 0
         return b""
+
+    def cut(self, body: bytes) -> bytes:
+        """Return `body` without what is beyond the length of the response; `missing_bytes` is then negative."""
+        if self.missing_bytes is None:
+            return body
+        kept = body[: max(self.missing_bytes, 0)]
+        self.missing_bytes -= len(body)
+        return kept
 
     def _head_end(self) -> int | None:
         blank = 0
@@ -90,19 +102,21 @@ class HeadReader:
         return None if match is None else end
 
 
-def _normalised(head: bytes) -> bytes:
-    """Return a head with one Content-Length, or none beside Transfer-Encoding, where the message stays clear."""
+def _normalised(head: bytes) -> tuple[bytes, int | None]:
+    """Return a head with one Content-Length, or none beside Transfer-Encoding; and that length, if it is clear."""
     head = _NOT_A_FIELD.sub(b"", b"HTTP" + head[4:])
     framing = [(name.lower(), value) for name, value in _FRAMING.findall(head)]
     lengths = [one.strip() for name, value in framing if name == b"content-length" for one in value.split(b",")]
     is_coded = any(name == b"transfer-encoding" for name, _ in framing)
     is_unclear = not is_coded and len(set(lengths)) > 1
+    is_number = not is_coded and not is_unclear and bool(lengths) and re.fullmatch(rb"[0-9]{1,18}", lengths[0])
+    length = int(lengths[0]) if is_number else None
     if len(lengths) + is_coded < 2 or is_unclear:  # the parser refuses what is unclear
-        return head
+        return head, length
     kept = [line for line in head.split(b"\n") if not line.lower().startswith(b"content-length")]
     if not is_coded:
         kept.insert(1, b"Content-Length: " + lengths[0] + b"\r")
-    return b"\n".join(kept)
+    return b"\n".join(kept), length
 
 
 class Connection(ResponseHandler):
@@ -141,6 +155,10 @@ class Connection(ResponseHandler):
                 return
             if not data:
                 return
+        else:
+            data = self._head.cut(data)
+        if self._head.missing_bytes is not None and self._head.missing_bytes < 0:
+            self.force_close()
         super().data_received(data)
         if self._payload is not None and self._payload.is_eof():
             self._head = None

@@ -51,6 +51,7 @@ _NO_NETWORK = (
     "fetch stopped: {}, and none came after several tries: this machine seems to have no network; run again when it "
     "has: what is done stays done. If these hosts are really gone, set fetch.max_silent_requests = 0"
 )
+_TICK_S = 0.05
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
 
 
@@ -134,6 +135,7 @@ class FetchLoop:
         limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config, self._workers)
         run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
         expiry = self._loop.create_task(self._expire(run))
+        watch = self._loop.create_task(self._watch_stalls(run))
         self._runs.add(run)
         for origin, (rules, fetched_at_s) in part.journal.robots.items():
             self._robots.put(origin, rules, self._loop.time() - (time.time() - fetched_at_s))
@@ -148,6 +150,7 @@ class FetchLoop:
                 await run.done
         finally:
             expiry.cancel()
+            watch.cancel()
             self._runs.discard(run)
             self._schedule.remove(lambda job: job.run is run)
             self._schedule.forget_idle(self._loop.time())
@@ -247,6 +250,7 @@ class FetchLoop:
             await asyncio.to_thread(self._gate.check_rules, job.consent, rules, job.target.url)
         else:
             self._gate.check_rules(job.consent, rules, job.target.url)
+        job.run.part.stats.requests += 1
         try:
             response = await self._client.get(
                 job.target,
@@ -470,6 +474,13 @@ class FetchLoop:
             run.held.clear()
             if not run.done.done():
                 run.done.set_exception(error)
+
+    async def _watch_stalls(self, run: _Run) -> None:
+        """Measure how late the event loop wakes a task that only sleeps."""
+        while True:
+            due_s = self._loop.time() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            run.part.stats.longest_stall_s = max(run.part.stats.longest_stall_s, self._loop.time() - due_s)
 
     async def _expire(self, run: _Run) -> None:
         """Give up what waits when the time of a part is over."""

@@ -7,6 +7,7 @@ One `Fetcher` per process: it keeps what parts have in common (event loop, conne
 """
 
 import asyncio
+import logging
 import os
 import resource
 import threading
@@ -26,7 +27,9 @@ from pipeline.fetching.client import Client
 from pipeline.fetching.earlier import EarlierPart, reuse
 from pipeline.fetching.fetch_loop import FetchLoop
 from pipeline.fetching.journal import Journal
-from pipeline.fetching.part import Part
+from pipeline.fetching.part import Part, PartStats
+
+logger = logging.getLogger("wit.fetch")  # not one of pipeline.*, whose lines stand on the screen
 
 _OPEN_FILES = 4_096
 
@@ -51,6 +54,7 @@ class Fetcher:
         if config.archives and archives is None:
             raise ValueError("config.archives is set, but there is no index of them")
         _allow_open_files(2 * config.concurrency + _OPEN_FILES)
+        self.stats = PartStats()  # of the last part
         self._config = config
         self._decoders = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // workers), "decode")
         self._loop = uvloop.new_event_loop()
@@ -99,6 +103,13 @@ class Fetcher:
                 running.result()
             finally:
                 running.cancel()
+            self.stats = part.stats
+            logger.info(
+                "fetched %d URLs with %d requests; the longest stall of the event loop was %.2f s",
+                len(part.urls),
+                part.stats.requests,
+                part.stats.longest_stall_s,
+            )
             part.write_tar(tar_stream)
             if keep_ledger is not None:
                 keep_ledger(part.ledger())

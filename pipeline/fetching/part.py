@@ -4,7 +4,7 @@ Images wait in the part's journal until the last URL is done, so the output has 
 in which hosts respond, and memory does not grow with the images.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,14 @@ from pipeline.shards.tar import TarWriter
 _OUTCOME_COLUMNS = frozenset(field.name for field in fields(Outcome))
 
 
+@dataclass(slots=True)
+class PartStats:
+    """How a part was fetched; it differs from run to run, and no output has it."""
+
+    requests: int = 0
+    longest_stall_s: float = 0.0  # for which one step held the event loop, and with it every other request
+
+
 class Part:
     """The state of one part while it is being fetched."""
 
@@ -28,6 +36,7 @@ class Part:
         self._plan = plan
         self._url_of_pair = coded.indices
         self.journal = journal
+        self.stats = PartStats()
         self._outcomes = [journal.outcomes.get(url) for url in self.urls]
         self._checked = {n: journal.checked[url] for n, url in enumerate(self.urls) if url in journal.checked}
         self.unfinished = self._outcomes.count(None)

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.records import Reason
+
 
 @dataclass
 class Request:
@@ -263,9 +265,21 @@ async def tiny_chunks(request: Request) -> None:
         await request.raw(b"1\r\nx\r\n" * 10_000)
 
 
+def png_header(width: int, height: int) -> bytes:
+    """Return the beginning of a PNG that announces this size."""
+    header = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    data = b"IDAT" + zlib.compress(bytes(1_000))
+    chunks = [len(chunk[4:]).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4) for chunk in (header, data, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 GOOD = picture()
 N = len(GOOD)
 GZIP_BOMB = gzip.compress(bytes(200 << 20), 9)
+
+
+DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
+HUGE = DISALLOW_ALL + b"# filler\n" * 500_000
 
 
 def default_routes() -> dict[str, Route]:
@@ -333,6 +347,7 @@ def default_routes() -> dict[str, Route]:
         "/no-reason.jpg": good_after(f"Content-Length: {N}\r\n", status_line="HTTP/1.1 200"),
         "/http-1.0.jpg": good_after("", status_line="HTTP/1.0 200 OK"),
         "/bare-newlines.jpg": raw(b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % N + GOOD),
+        "/surplus.jpg": raw(head(200, {"Content-Length": str(N)}) + GOOD + b"\r\nand more", then_close=False),
         "/blank-line-first.jpg": raw(b"\r\n" + head(200, {"Content-Length": str(N)}) + GOOD),
         "/http-0.9": raw(GOOD),
         "/http-2": good_after("", status_line="HTTP/2 200"),
@@ -372,10 +387,167 @@ def default_routes() -> dict[str, Route]:
         "/500-then-ok": first_then([fixed(500)], fixed(200, GOOD)),
         "/503-then-ok": first_then([fixed(503, Retry_After="1")], fixed(200, GOOD)),
         "/reset-then-ok": first_then([reset, reset], fixed(200, GOOD)),
+        "/elsewhere.txt": fixed(200, DISALLOW_ALL),
+        "/303": fixed(303, Location="/ok.jpg"),
+        "/308": fixed(308, Location="ok.png"),
+        "/to-latin-1": raw(b"HTTP/1.1 302 X\r\nLocation: /caf\xe9.jpg\r\nContent-Length: 0\r\n\r\n"),
+        "/caf%E9.jpg": fixed(200, GOOD),
+        "/to-ftp": fixed(302, Location="ftp://a.example/ok.jpg"),
+        "/to-password": fixed(302, Location="http://user:secret@a.example/ok.jpg"),
+        "/to-smtp": fixed(302, Location="http://a.example:25/ok.jpg"),
+        "/to-empty": fixed(302, Location=""),
+        "/402": fixed(402),
+        "/600": fixed(600),
+        "/svg": fixed(200, b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        "/zeros": fixed(200, bytes(1_000)),
+        "/half.png": fixed(200, picture(image_format="PNG")[:300]),
+        "/tiny.png": fixed(200, picture(8, 8, image_format="PNG")),
+        "/wide.png": fixed(200, picture(900, 40, image_format="PNG")),
+        "/bomb.png": fixed(200, png_header(60_000, 60_000)),
+        "/noindex": fixed(200, GOOD, X_Robots_Tag="noindex"),
+        "/none": fixed(200, GOOD, X_Robots_Tag="none"),
+        "/noimageai": fixed(200, GOOD, X_Robots_Tag="NoImageAI"),
+        "/tdm": fixed(200, GOOD, TDM_Reservation="1"),
         "/noai": fixed(200, GOOD, X_Robots_Tag="noai, max-image-preview:large"),
         "/other-bot": fixed(200, GOOD, X_Robots_Tag="otherbot: noindex"),
         "/redirect-noai": fixed(302, Location="/ok.jpg", X_Robots_Tag="noai"),
     }
+
+
+RESPONSES: dict[str, str] = {
+    "/ok.jpg": "success",
+    "/ok.png": "success",
+    "/203.jpg": "success",
+    "/gzip.jpg": "success",
+    "/gzip-padded.jpg": "success",
+    "/chunked.jpg": "success",
+    "/no-length.jpg": "success",
+    "/redirect": "success",
+    "/redirect2": "success",
+    "/other-bot": "success",
+    "/loop": Reason.TOO_MANY_REDIRECTS,
+    "/to-file": Reason.BAD_REDIRECT,
+    "/to-data": Reason.BAD_REDIRECT,
+    "/to-nowhere": Reason.BAD_REDIRECT,
+    "/slow-headers": Reason.TIMEOUT,
+    "/drip": Reason.TIMEOUT,
+    "/hang": Reason.TIMEOUT,
+    "/reset": Reason.PROTOCOL_ERROR,
+    "/reset-in-body": Reason.TRUNCATED,
+    "/endless": Reason.TOO_LARGE,
+    "/announced-huge": Reason.TOO_LARGE,
+    "/truncated": Reason.TRUNCATED,
+    "/too-short-length": Reason.BROKEN_IMAGE,
+    "/half.jpg": Reason.BROKEN_IMAGE,
+    "/gzip-bomb": Reason.TOO_LARGE,
+    "/gzip-of-nothing": Reason.TOO_LARGE,
+    "/gzip-and-more": Reason.TOO_LARGE,
+    "/gzip-garbage": Reason.TRUNCATED,
+    "/gzip-cut": Reason.TRUNCATED,
+    "/br": Reason.PROTOCOL_ERROR,
+    "/zstd": Reason.PROTOCOL_ERROR,
+    "/raw-deflate.jpg": "success",
+    "/zlib.jpg": "success",
+    "/gzip-as-deflate.jpg": "success",
+    "/gzip-members.jpg": "success",
+    "/gzip-twice.jpg": "success",
+    "/deflate-gzip.jpg": "success",
+    "/identity-gzip.jpg": "success",
+    "/gzip-many": Reason.PROTOCOL_ERROR,
+    "/coding-utf-8.jpg": "success",
+    "/coding-binary.jpg": "success",
+    "/coding-type.jpg": "success",
+    "/coding-aws.jpg": "success",
+    "/coding-empty.jpg": "success",
+    "/length-twice.jpg": "success",
+    "/length-list.jpg": "success",
+    "/length-differs": Reason.PROTOCOL_ERROR,
+    "/length-negative": Reason.PROTOCOL_ERROR,
+    "/length-no-number": Reason.PROTOCOL_ERROR,
+    "/length-and-chunked.jpg": "success",
+    "/lower-case.jpg": "success",
+    "/no-reason.jpg": "success",
+    "/http-1.0.jpg": "success",
+    "/bare-newlines.jpg": "success",
+    "/blank-line-first.jpg": "success",
+    "/surplus.jpg": "success",
+    "/http-0.9": Reason.PROTOCOL_ERROR,
+    "/http-2": Reason.PROTOCOL_ERROR,
+    "/status-only": Reason.PROTOCOL_ERROR,
+    "/status-1000": Reason.PROTOCOL_ERROR,
+    "/status-word": Reason.PROTOCOL_ERROR,
+    "/nothing": Reason.PROTOCOL_ERROR,
+    "/nul-in-header": Reason.PROTOCOL_ERROR,
+    "/space-in-name.jpg": "success",
+    "/no-colon.jpg": "success",
+    "/folded.jpg": "success",
+    "/header-9k.jpg": "success",
+    "/header-200k.jpg": "success",
+    "/headers-1000.jpg": "success",
+    "/endless-headers": Reason.PROTOCOL_ERROR,
+    "/early-hints.jpg": "success",
+    "/continue-slowly.jpg": "success",
+    "/interim-11": Reason.PROTOCOL_ERROR,
+    "/interim-flood": Reason.PROTOCOL_ERROR,
+    "/101": Reason.HTTP_UNEXPECTED,
+    "/chunked-cut": Reason.TRUNCATED,
+    "/not-http": Reason.PROTOCOL_ERROR,
+    "/huge-header": Reason.PROTOCOL_ERROR,
+    "/html.jpg": Reason.NOT_AN_IMAGE,
+    "/empty.jpg": Reason.NOT_AN_IMAGE,
+    "/204": Reason.HTTP_UNEXPECTED,
+    "/206": Reason.HTTP_UNEXPECTED,
+    "/304": Reason.HTTP_UNEXPECTED,
+    "/401": Reason.HTTP_FORBIDDEN,
+    "/403": Reason.HTTP_FORBIDDEN,
+    "/404": Reason.HTTP_NOT_FOUND,
+    "/410": Reason.HTTP_NOT_FOUND,
+    "/418": Reason.HTTP_CLIENT_ERROR,
+    "/451": Reason.HTTP_FORBIDDEN,
+    "/429": Reason.HTTP_TOO_MANY_REQUESTS,
+    "/500": Reason.HTTP_SERVER_ERROR,
+    "/500-then-ok": Reason.HTTP_SERVER_ERROR,
+    "/noai": Reason.OPTED_OUT,
+    "/redirect-noai": Reason.OPTED_OUT,
+    "/303": "success",
+    "/308": "success",
+    "/to-latin-1": "success",
+    "/to-ftp": Reason.BAD_REDIRECT,
+    "/to-password": Reason.BAD_REDIRECT,
+    "/to-smtp": Reason.BAD_REDIRECT,
+    "/to-empty": Reason.BAD_REDIRECT,
+    "/600": Reason.HTTP_UNEXPECTED,
+    "/svg": Reason.UNSUPPORTED_FORMAT,
+    "/zeros": Reason.NOT_AN_IMAGE,
+    "/half.png": Reason.BROKEN_IMAGE,
+    "/tiny.png": Reason.IMAGE_TOO_SMALL,
+    "/wide.png": Reason.ASPECT_RATIO,
+    "/bomb.png": Reason.TOO_MANY_PIXELS,
+    "/noindex": Reason.OPTED_OUT,
+    "/none": Reason.OPTED_OUT,
+    "/noimageai": Reason.OPTED_OUT,
+    "/tdm": Reason.OPTED_OUT,
+}
+"""The outcome of each path of `default_routes`, without retries."""
+
+ROBOTS_RESPONSES: dict[str, tuple[Route, str]] = {
+    "allows": (fixed(200, b"User-agent: *\nAllow: /\n"), "success"),
+    "disallows": (fixed(200, DISALLOW_ALL), Reason.ROBOTS_DISALLOWED),
+    "huge": (fixed(200, HUGE), Reason.ROBOTS_DISALLOWED),
+    "redirected": (fixed(302, Location="/elsewhere.txt"), Reason.ROBOTS_DISALLOWED),
+    "redirected-for-ever": (fixed(302, Location="/robots.txt"), "success"),
+    "redirected-to-file": (fixed(302, Location="file:///etc/passwd"), Reason.ROBOTS_UNREACHABLE),
+    "not-found": (fixed(404), "success"),
+    "forbidden": (fixed(403), "success"),
+    "too-many": (fixed(429), Reason.ROBOTS_UNREACHABLE),
+    "server-error": (fixed(500), Reason.ROBOTS_UNREACHABLE),
+    "hang": (hang, Reason.ROBOTS_UNREACHABLE),
+    "drip": (drip, Reason.ROBOTS_UNREACHABLE),
+    "reset": (reset, Reason.ROBOTS_UNREACHABLE),
+    "garbage": (raw(b"hello\r\n\r\n"), Reason.ROBOTS_UNREACHABLE),
+    "binary": (fixed(200, bytes(range(256)) * 10), "success"),
+}
+"""By host name: a response for robots.txt, and the outcome of a good image there."""
 
 
 @pytest.fixture

@@ -105,6 +105,18 @@ def test_a_sound_connection_is_used_again() -> None:
     assert len(connections) == 1
 
 
+@pytest.mark.parametrize("surplus", [b"\r\n", b"and more", response(WRONG), response(WRONG)[:9]])
+def test_what_follows_a_whole_body_is_dropped_with_the_connection(surplus: bytes) -> None:
+    def serve(connection: socket.socket, path: str) -> None:
+        connection.sendall(response(PICTURES[int(path[1:])]) + surplus)
+
+    with raw_server(serve) as port:
+        urls = [f"http://127.0.0.1:{port}/{number}" for number in range(8)]
+        result = fetch_urls(urls, host_concurrency=1, timeout_s=5)
+    assert result.reasons == ["success"] * 8
+    assert [row["original_width"] for row in result.table.to_pylist()] == [64] * 8
+
+
 @given(st.integers(0, MAX_INTERIM), st.lists(st.integers(1, 400), max_size=20), st.booleans())
 def test_a_head_is_the_same_however_it_arrives(interim: int, cuts: list[int], has_cr: bool) -> None:
     end = b"\r\n" if has_cr else b"\n"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fetching import config, fetch, fetch_urls, plan_of
-from support.hostile_server import GOOD, HostileServer, drip, fixed, hang, raw, reset
+from support.hostile_server import DISALLOW_ALL, GOOD, ROBOTS_RESPONSES, HostileServer, fixed
 from support.shared_data import SHARED
 
 from pipeline.fetching.fetcher import Fetcher
@@ -141,38 +141,14 @@ def test_the_cache_forgets_what_is_old_and_what_is_too_much() -> None:
     assert 0 < len(kept) < 20
 
 
-DISALLOW_ALL = b"User-agent: *\nDisallow: /\n"
-HUGE = DISALLOW_ALL + b"# filler\n" * 500_000
-
-
-RESPONSES = {
-    "allows": (fixed(200, b"User-agent: *\nAllow: /\n"), "success"),
-    "disallows": (fixed(200, DISALLOW_ALL), Reason.ROBOTS_DISALLOWED),
-    "huge": (fixed(200, HUGE), Reason.ROBOTS_DISALLOWED),
-    "redirected": (fixed(302, Location="/elsewhere.txt"), Reason.ROBOTS_DISALLOWED),
-    "redirected-for-ever": (fixed(302, Location="/robots.txt"), "success"),
-    "redirected-to-file": (fixed(302, Location="file:///etc/passwd"), Reason.ROBOTS_UNREACHABLE),
-    "not-found": (fixed(404), "success"),
-    "forbidden": (fixed(403), "success"),
-    "too-many": (fixed(429), Reason.ROBOTS_UNREACHABLE),
-    "server-error": (fixed(500), Reason.ROBOTS_UNREACHABLE),
-    "hang": (hang, Reason.ROBOTS_UNREACHABLE),
-    "drip": (drip, Reason.ROBOTS_UNREACHABLE),
-    "reset": (reset, Reason.ROBOTS_UNREACHABLE),
-    "garbage": (raw(b"hello\r\n\r\n"), Reason.ROBOTS_UNREACHABLE),
-    "binary": (fixed(200, bytes(range(256)) * 10), "success"),
-}
-
-
 def test_every_response_for_robots_txt_has_a_meaning(server: HostileServer) -> None:
-    server.routes["/elsewhere.txt"] = fixed(200, DISALLOW_ALL)
-    for name, (route, _) in RESPONSES.items():
+    for name, (route, _) in ROBOTS_RESPONSES.items():
         server.hosts[f"{name}.example", "/robots.txt"] = route
-    urls = [f"http://{name}.example/ok.jpg?{number}" for name in RESPONSES for number in range(3)]
+    urls = [f"http://{name}.example/ok.jpg?{number}" for name in ROBOTS_RESPONSES for number in range(3)]
     result = fetch_urls(urls, gateway=server.gateway)
-    expected = [reason for _, reason in RESPONSES.values() for _ in range(3)]
+    expected = [reason for _, reason in ROBOTS_RESPONSES.values() for _ in range(3)]
     assert result.reasons == expected
-    refused = [name for name, (_, reason) in RESPONSES.items() if reason != "success"]
+    refused = [name for name, (_, reason) in ROBOTS_RESPONSES.items() if reason != "success"]
     assert not [url for url in server.hits if url.partition(".")[0] in refused and "ok.jpg" in url]
     assert server.hits["allows.example/robots.txt"] == 1
     assert server.hits["hang.example/robots.txt"] == 1
