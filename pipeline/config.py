@@ -101,13 +101,18 @@ class ConsentConfig(Table):
         return {kind: getattr(self, f"block_{kind}") for kind in ("domains", "urls", "url_hashes", "image_hashes")}
 
 
+_CRAWLER_PRESET = "ai-crawlers"  # in fetch.also_obey: the tokens of pipeline/consent/ai_crawlers.toml
+
+
 class FetchConfig(Table):
     """`[fetch]`: how images are requested and stored."""
 
     parts: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     contact: str | None = None
     agent: Annotated[str, Field(pattern=r"^[A-Za-z_-]+$")] = "wit-pipeline"  # the robots.txt product token
-    also_obey: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("ai-crawlers",), strict=False)
+    also_obey: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_. -]+$")], ...] = Field(
+        default=("ai-crawlers",), strict=False
+    )
     consent: ConsentConfig = ConsentConfig()
     archives: tuple[str, ...] = Field(default=(), strict=False)
     network: bool = True
@@ -127,6 +132,14 @@ class FetchConfig(Table):
     host_interval_s: Annotated[float, Field(ge=0, le=3_600)] = 0.1
     host_failures: Annotated[int, Field(ge=1)] = 20
     max_silent_requests: Annotated[int, Field(ge=0)] = 40
+
+    @field_validator("also_obey")
+    @classmethod
+    def _preset_is_spelt_right(cls, also_obey: tuple[str, ...]) -> tuple[str, ...]:
+        for name in also_obey:
+            if name != _CRAWLER_PRESET and get_close_matches(name.lower(), [_CRAWLER_PRESET], cutoff=0.85):
+                raise ValueError(f"{name!r} is no preset list: did you mean {_CRAWLER_PRESET!r}?")
+        return also_obey
 
     @field_validator("contact")
     @classmethod

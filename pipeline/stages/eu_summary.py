@@ -132,8 +132,11 @@ def _domains(composition: Composition) -> list[str]:
     """Return the table of the domains with the most images: a tenth of all, at most a thousand."""
     shown = min(_MOST_DOMAINS, max(1, round(len(composition.hosts) * _TOP_FRACTION)))
     total = composition.hosts.total() or 1
-    rows = [f"| {host} | {count:,} | {count / total:.2%} |" for host, count in composition.hosts.most_common(shown)]
-    title = f"The {len(rows):,} domains with the most images, of {len(composition.hosts):,}:"
+    rows = [
+        f"| {host or '(none)'} | {count:,} | {count / total:.2%} |"
+        for host, count in composition.hosts.most_common(shown)
+    ]
+    title = f"Domains with the most images, {len(rows):,} of {len(composition.hosts):,}:"
     return [title, "", "| domain | images | share |", "|---|---:|---:|", *rows, ""]
 
 

@@ -14,9 +14,10 @@ from pipeline.account import Account, StageAccount
 from pipeline.beam.runner import parse_beam_options
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
-from pipeline.engine.units import Marker, UnitOutput
+from pipeline.engine.units import Marker, UnitOutput, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
+from pipeline.fetching.block_files import BlockFiles
 from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.tar import TarWriter
@@ -70,7 +71,7 @@ def fetched_part(workspace: Workspace, part: int, shade: int) -> tuple[Marker, d
     return Marker("d", output.files, {"inputs": 6, "kept": 4}), decided.files, rows
 
 
-def make_shards(root, *, shade: int = 0) -> tuple[Workspace, list[list[dict]]]:
+def make_shards(root, *, shade: int = 0, block_files: BlockFiles | None = None) -> tuple[Workspace, list[list[dict]]]:
     workspace = Workspace(str(root))
     fetched, decided, rows = {}, {}, []
     for part in range(2):
@@ -79,9 +80,25 @@ def make_shards(root, *, shade: int = 0) -> tuple[Workspace, list[list[dict]]]:
         decided |= files
         rows.append(part_rows)
     build = Build(workspace, parse_beam_options([]), Progress(None))
-    shards = run_shards(build, fetched, Marker("d", decided, {}), {})
+    shards = run_shards(build, fetched, Marker("d", decided, {}), block_files or {})
     write_manifest(build, shards, Account((StageAccount("shards", 4, 4, {}),)), {"seed": 1}, "9.9")
     return workspace, rows
+
+
+def test_what_a_block_list_names_later_leaves_the_shards_and_is_counted(tmp_path):
+    workspace, rows = make_shards(tmp_path / "set")
+    listed, kept = rows[0][0]["url"], [row["uid"] for part in rows for row in part[:2]]
+    (tmp_path / "urls.txt").write_text(f"# taken back\n{listed}\n")
+    make_shards(tmp_path / "set", block_files={"urls": [str(tmp_path / "urls.txt")]})
+    with tarfile.open(tmp_path / "set/shards/00000.tar") as tar:
+        assert {name.partition(".")[0] for name in tar.getnames()} == {kept[1]}
+    table = {row["uid"]: row for row in workspace.read_table("shards/00000.parquet").to_pylist()}
+    dropped = table[kept[0]]
+    assert (dropped["status"], dropped["reason"], dropped["refused_by"]) == ("dropped", "opted_out", "block-list")
+    assert workspace.read_json("shards/00000_stats.json")["refused_by"]["block-list"] == 1
+    counts = [marker.counts for marker in read_markers(workspace, "shards").values()]
+    assert [counts[0].get(name) for name in ("inputs", "kept", "opted_out")] == [2, 1, 1]
+    assert counts[1] == {"inputs": 2, "kept": 2}
 
 
 def test_every_reader_sees_the_kept_pairs_and_only_those(tmp_path):
