@@ -232,7 +232,7 @@ def summarise_overlap(overlap: pa.Table, max_distance_bits: int) -> OverlapSumma
 
 
 def pick_evidence(overlap: pa.Table, limit: int) -> pa.Table:
-    """Return at most `limit` kept rows to look at, nearest first: the nearest copies of examples, over all distances.
+    """Return at most `limit` kept rows to look at, farthest first: the nearest copies of examples, over all distances.
 
     The farthest are always among them: they show whether the threshold is right.
     """
@@ -243,4 +243,4 @@ def pick_evidence(overlap: pa.Table, limit: int) -> pa.Table:
     is_nearest[1:] = ids[1:] != ids[:-1]
     nearest = ordered.filter(pa.array(is_nearest)).sort_by([("distance", "ascending"), ("eval_id", "ascending")])
     places = np.linspace(nearest.num_rows - 1, 0, min(limit, nearest.num_rows)).round().astype(np.int64)
-    return nearest.take(pa.array(places[::-1]))
+    return nearest.take(pa.array(places))

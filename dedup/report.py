@@ -27,7 +27,9 @@ from dedup.eval_sets import EvalSet, find_set, registered
 from dedup.overlap import OverlapSummary
 from dedup.statistics import SIGNIFICANCE, Proportion, SplitAccuracy, bonferroni, contamination
 
-FORMAT_VERSION = 2
+MIN_SETS = 5
+"""Of fewer sets a median says nothing."""
+FORMAT_VERSION = 3
 _CAPTION_CHARS = 400
 
 
@@ -51,12 +53,28 @@ class Balance:
     after: tuple[int, ...]
     without_pairs: int
     at_cap: int
+    more_than_cap: int = 0  # queries that match more than `cap` of the kept pairs, some selected by other queries
+    most_matched: int = 0
+    counted_pairs: int = 0  # of which the last two are figures
 
     @classmethod
-    def of(cls, before: np.ndarray, after: np.ndarray, cap: int) -> "Balance":
-        """Make it of two vectors of counts, one number per query; `after` never exceeds `cap`."""
+    def of(
+        cls,
+        before: np.ndarray,
+        after: np.ndarray,
+        cap: int,
+        contained: np.ndarray | None = None,
+        counted_pairs: int = 0,
+    ) -> "Balance":
+        """Make it of vectors of counts, one number per query; `after` never exceeds `cap`.
+
+        `contained` says how many of `counted_pairs` kept pairs each query matches, whichever query selected them.
+        """
         histograms = charts.count_buckets(before), charts.count_buckets(after)
-        return cls(cap, len(before), *histograms, int((after == 0).sum()), int((after >= cap).sum()))
+        contained = np.zeros(0, np.int64) if contained is None else contained
+        more, most = int((contained > cap).sum()), int(contained.max(initial=0))
+        at_cap = int((after >= cap).sum())
+        return cls(cap, len(before), *histograms, int((after == 0).sum()), at_cap, more, most, counted_pairs)
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,8 @@ class QueryRow:
     kept: int
 
     @property
-    def lost(self) -> int:
-        """Planned pairs that are not in the shards: dead links, duplicates, and what the cap left over."""
+    def not_kept(self) -> int:
+        """Planned pairs that are not in the shards: dead links, duplicates, and the slack above the cap."""
         return self.planned - self.kept
 
 
@@ -184,15 +202,24 @@ def render_json(data: ReportData) -> str:
 
 
 def overall(data: ReportData) -> dict[str, Any]:
-    """Return the figures that the paper gives for its 35 sets: median and mean share, and sets with no overlap."""
-    shares = [report.share.value for report in data.evals if report.share.value is not None]
+    """Return median and mean share, and sets with no overlap: the figures that the paper gives for its 35 sets.
+
+    They are of the registered sets, and comparable with the paper's, where MIN_SETS of those are measured; otherwise of
+    all sets, and there is no median of fewer than MIN_SETS.
+    """
+    known = [report for report in data.evals if report.known is not None and report.known.is_registered]
+    is_comparable = len(known) >= MIN_SETS
+    counted = known if is_comparable else data.evals
+    shares = [report.share.value for report in counted if report.share.value is not None]
     return {
-        "measured": sum(report.known is not None and report.known.is_registered for report in data.evals),
+        "measured": len(known),
         "registered": len(registered()),
-        "median_share": median(shares) if shares else None,
-        "mean_share": fmean(shares) if shares else None,
-        "without_overlap": sum(report.summary.overlap == 0 for report in data.evals),
         "sets": len(data.evals),
+        "is_comparable": is_comparable,
+        "counted": len(counted),
+        "median_share": median(shares) if len(shares) >= MIN_SETS else None,
+        "mean_share": fmean(shares) if shares else None,
+        "without_overlap": sum(report.summary.overlap == 0 for report in counted),
     }
 
 
@@ -359,4 +386,4 @@ def _proportion_json(proportion: Proportion) -> dict[str, Any]:
 
 
 def _query_json(row: QueryRow) -> dict[str, Any]:
-    return vars(row) | {"lost": row.lost}
+    return vars(row) | {"not_kept": row.not_kept}

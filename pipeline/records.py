@@ -127,6 +127,7 @@ class Reason(StrEnum):
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_RATIO = "aspect_ratio"
     # dedup
+    OTHER_CAPTION_OF_SAME_IMAGE = "other_caption_of_same_image"  # its URL has another pair; `captions` keeps the text
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     EVAL_OVERLAP = "eval_overlap"  # dedup.evals = "remove"

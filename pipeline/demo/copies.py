@@ -100,7 +100,7 @@ def _several_captions(web: Publisher) -> None:
         title = Mention(url, web.caption(scene, web.rng.choice(LANGUAGES[1:]), in_collection=True), "title")
         web.mention(web.rng.choice(PAGE_HOSTS), alt, title)
         groups.append((alt.uid, title.uid))
-    web.ledger.copies.append(Copies("one picture, two captions", Reason.EXACT_DUPLICATE, tuple(groups)))
+    web.ledger.copies.append(Copies("one picture, two captions", Reason.OTHER_CAPTION_OF_SAME_IMAGE, tuple(groups)))
 
 
 def _mention_each(web: Publisher, urls: list[str], scene: Scene) -> tuple[str, ...]:

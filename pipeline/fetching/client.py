@@ -127,11 +127,19 @@ class Client:
     def _address(self, target: Target) -> tuple[URL, dict[str, str]]:
         """Return the URL to connect to for `target`, and the headers this takes."""
         if self._config.gateway is None:
-            return URL(target.url, encoded=True), {}
+            return _exact(target.url), {}
         return (
-            URL(self._config.gateway + target.path, encoded=True),
+            _exact(self._config.gateway + target.path),
             {"Host": target.authority, "X-Forwarded-Proto": target.scheme},
         )
+
+
+def _exact(url: str) -> URL:
+    """Return a URL that is requested as it is: yarl would drop an empty query, which servers may tell from none."""
+    parsed = URL(url, encoded=True)
+    if parsed.raw_query_string or not url.endswith("?"):
+        return parsed
+    return parsed.with_path(f"{parsed.raw_path}?", encoded=True)
 
 
 @contextmanager

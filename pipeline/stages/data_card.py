@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.account import Account, StageAccount
@@ -34,18 +35,21 @@ class Composition:
     )
     hosts: Counter[str] = field(default_factory=Counter)
     more_captions: int = 0
+    matches: Counter[int] = field(default_factory=Counter)  # by query id: samples it matches, whoever selected them
 
 
 def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composition:
     """Read the Parquet files of some shards, one at a time."""
     found = Composition()
     for name in shards:
-        table = workspace.read_table(name, ["status", "url", "captions", *found.columns])
+        table = workspace.read_table(name, ["status", "url", "captions", "query_ids", *found.columns])
         table = table.filter(pc.equal(table["status"], "success"))
         found.shards += 1
         found.samples += table.num_rows
         for column, counter in found.columns.items():
             counter.update(table[column].to_pylist())
+        ids, counts = np.unique(pc.list_flatten(table["query_ids"]).to_numpy(), return_counts=True)
+        found.matches.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         found.hosts.update(urlsplit(url).hostname or "" for url in table["url"].to_pylist())
         found.more_captions += pc.sum(pc.greater(pc.list_value_length(table["captions"]), 1)).as_py() or 0
     return found
@@ -62,7 +66,8 @@ def write_data_card(
         f"wit-pipeline {manifest['code_version']}, seed {config.seed}.",
         "",
         f"- Images: JPEG, shorter side at most {config.fetch.image_size} px.",
-        f"- Balance: no query selects more than {config.balance.cap:,} pairs (CLIP section 2.2).",
+        f"- Balance: no query selects more than {config.balance.cap:,} pairs (CLIP section 2.2). Pairs that "
+        f"other queries select may match it too: {_over_cap(composition, config.balance.cap)}.",
         f"- Duplicates: exact copies{_near(config)} are one sample; the others' captions are in `captions` "
         f"({composition.more_captions:,} of {composition.samples:,} counted samples have more than one).",
         f"- Evaluation sets: {_evals(config)}",
@@ -74,7 +79,7 @@ def write_data_card(
         *consent,
         "## Account",
         "",
-        "| stage | in | kept | lost for |",
+        "| stage | in | kept | not kept for |",
         "|---|---:|---:|---|",
         *(f"| {s.stage} | {s.inputs:,} | {s.kept:,} | {_reasons(s)} |" for s in account.stages),
         "",
@@ -96,6 +101,12 @@ def _table(title: str, counter: Counter[str], counted: str) -> list[str]:
         rows.append((f"{len(counter) - _TOP:,} more", total - sum(count for _, count in top)))
     head = [f"## By {title} ({counted})", "", f"| {title} | samples | share |", "|---|---:|---:|"]
     return [*head, *(f"| {name} | {count:,} | {count / total:.1%} |" for name, count in rows), ""]
+
+
+def _over_cap(composition: Composition, cap: int) -> str:
+    over = sum(count > cap for count in composition.matches.values())
+    most = max(composition.matches.values(), default=0)
+    return f"{over:,} queries match more than {cap:,} of the counted samples, the most is {most:,}"
 
 
 def _near(config: Config) -> str:

@@ -45,7 +45,7 @@ from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write
 from pipeline.stages.evals import max_distance_bits
 from queries.allowlist import Allowlist
 
-VERSION = 4
+VERSION = 5
 """Raised when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
@@ -96,6 +96,9 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     compliance = measure_compliance(workspace, manifest)
     balance = read_balance(workspace, allowlist)
     shards = [f"shards/{shard['tar'][:-4]}.parquet" for shard in manifest["shards"][:SAMPLED_SHARDS]]
+    composition = measure_composition(workspace, shards)
+    contained = np.zeros(len(allowlist.queries), np.int64)
+    contained[list(composition.matches)] = list(composition.matches.values())
     data = ReportData(
         facts=_facts(config, allowlist, manifest),
         stages=tuple(StageFlow(s.stage, s.inputs, s.kept, s.reasons) for s in account.stages),
@@ -103,12 +106,18 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         min_quality=config.dedup.min_quality,
         detector=config.dedup.detector != "pdq",
         refused=dict(compliance.refused),
-        balance=Balance.of(balance["matched"].to_numpy(), balance["kept"].to_numpy(), config.balance.cap),
+        balance=Balance.of(
+            balance["matched"].to_numpy(),
+            balance["kept"].to_numpy(),
+            config.balance.cap,
+            contained,
+            composition.samples,
+        ),
         head=_query_rows(balance, largest=True),
         tail=_query_rows(balance, largest=False),
     )
     consent = consent_lines(compliance, config)
-    card = write_data_card(measure_composition(workspace, shards), account, config, manifest, consent)
+    card = write_data_card(composition, account, config, manifest, consent)
     with tempfile.TemporaryDirectory(prefix="wit-report-") as scratch:
         folder = Path(scratch)
         write_report(data, folder)

@@ -192,7 +192,7 @@ def test_the_summary_counts_each_example_once(rows: list[dict]) -> None:
 
 
 @given(OVERLAPS, st.integers(0, 6))
-def test_evidence_is_spread_from_the_nearest_to_the_farthest(rows: list[dict], limit: int) -> None:
+def test_evidence_is_spread_from_the_farthest_to_the_nearest(rows: list[dict], limit: int) -> None:
     picked = pick_evidence(pa.Table.from_pylist(rows, SCHEMA), limit).to_pylist()
     nearest: dict[str, int] = {}
     for row in rows:
@@ -201,6 +201,6 @@ def test_evidence_is_spread_from_the_nearest_to_the_farthest(rows: list[dict], l
     assert len(picked) == min(limit, len(nearest))
     assert all(nearest[r["eval_id"]] == r["distance"] and r["kept"] for r in picked)
     distances = [r["distance"] for r in picked]
-    assert distances == sorted(distances)
-    assert not picked or distances[-1] == max(nearest.values())
-    assert len(picked) < 2 or distances[0] == min(nearest.values())
+    assert distances == sorted(distances, reverse=True)
+    assert not picked or distances[0] == max(nearest.values())
+    assert len(picked) < 2 or distances[-1] == min(nearest.values())

@@ -29,6 +29,7 @@ from dedup.report import (
     QueryRow,
     ReportData,
     StageFlow,
+    overall,
     percent,
     render_html,
     render_json,
@@ -201,6 +202,33 @@ def test_every_set_is_measured_or_said_not_to_be() -> None:
     assert all(known.name in text for known in data.not_measured)
 
 
+@pytest.mark.parametrize(("count", "own", "is_compared"), [(2, 0, False), (4, 9, False), (5, 0, True), (5, 3, True)])
+def test_figures_are_compared_with_the_papers_where_registered_sets_are_measured(count, own, is_compared) -> None:
+    names = [known.name for known in registered()[:count]]
+    evals = (
+        *map(eval_report, names),
+        *(replace(eval_report(names[0]), name=f"own{n}") for n in range(own)),
+    )
+    found = overall(replace(report_data(), evals=evals))
+    assert found["is_comparable"] == is_compared
+    assert found["counted"] == (count if is_compared else count + own)
+    assert (found["median_share"] is not None) == (count + own >= 5)
+    text = "".join(Page(render_html(replace(report_data(), evals=evals))).text)
+    assert ("CLIP:" in text) == is_compared
+    assert ("median overlap" in text) == (count + own >= 5)
+
+
+def test_the_page_says_what_the_cap_promises() -> None:
+    balance = Balance.of(np.array([9, 50]), np.array([9, 20]), 20, np.array([9, 31]), 40)
+    assert (balance.more_than_cap, balance.most_matched) == (1, 31)
+    text = "".join(Page(render_html(replace(report_data(), balance=balance))).text)
+    assert "a query selects at most 20 pairs" in text
+    assert (
+        "Of 40 pairs of this set that were counted, 1 queries match more than 20; the most that one query matches is 31"
+        in text
+    )
+
+
 def test_counts_are_those_of_the_evidence() -> None:
     html = render_html(report_data())
     page = Page(html)
@@ -294,8 +322,8 @@ def test_json_has_the_numbers() -> None:
     assert [s["registered"] for s in found["sets"]] == [True, False, True]
     assert "jpeg" not in json.dumps(found)
     assert found["overall"]["mean_share"] == pytest.approx(0.02)
-    assert found["overall"]["median_share"] == pytest.approx(0.03)
-    assert found["queries"]["head"][0]["lost"] == 20_000
+    assert found["overall"]["median_share"] is None  # three sets have none
+    assert found["queries"]["head"][0]["not_kept"] == 20_000
     assert len(found["not_measured"]) == 33
 
 

@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ _IMAGES = pa.schema(
         ("uid", PACKED_UID),
         ("rank", pa.uint64()),
         ("part", pa.int32()),
+        ("url_hash", pa.binary(8)),
         ("sha256", pa.string()),
         ("pdq", pa.binary(32)),
         ("pdq_quality", pa.int32()),
@@ -117,11 +119,13 @@ class SpillImages:
         return {"inputs": rows, "kept": rows}
 
     def _routed(self, workspace: Workspace, part: FetchedPart) -> tuple[pa.Table, np.ndarray]:
-        images = successes(workspace, part, ["uid", "sha256", "pdq", "pdq_quality"])
+        images = successes(workspace, part, ["uid", "url", "sha256", "pdq", "pdq_quality"])
         if self.remove_evals:
             images = images.filter(pc.invert(pc.is_in(images["uid"], in_evals(workspace, part))))
         packed = pack_uids(images["uid"])
         ranked = images.set_column(0, "uid", packed)
+        hashes = [blake2b(url.encode(), digest_size=8).digest() for url in images["url"].to_pylist()]
+        ranked = ranked.append_column("url_hash", pa.array(hashes, pa.binary(8)))
         ranked = ranked.append_column("rank", pa.array(survivor_ranks(packed, self.seed)))
         ranked = ranked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), images.num_rows))
         return ranked.select(_IMAGES.names), bucket_of_hash(ranked["pdq"], self.buckets)
@@ -157,7 +161,10 @@ class GroupImages:
         same = first_of_each(rows["pdq"], comparable)
         survivor = same[exact]
         lost = survivor != np.arange(rows.num_rows)
-        reasons = np.where(exact != np.arange(rows.num_rows), Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
+        places = np.arange(rows.num_rows)
+        reasons = np.where(exact != places, Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
+        is_same_url = (first_of_each(rows["url_hash"]) != places) & (exact != places)
+        reasons = np.where(is_same_url, Reason.OTHER_CAPTION_OF_SAME_IMAGE, reasons)
         losers = _duplicates(
             rows.filter(pa.array(lost)), rows.take(survivor[lost]), reasons[lost], np.zeros(lost.sum())
         )

@@ -60,7 +60,7 @@ from pipeline.stages.described import load_detector, run_described
 from pipeline.stages.evals import EvalIndexes, run_evals
 from queries.allowlist import Allowlist
 
-VERSION = 3
+VERSION = 4
 """Raised when the same images would give other decisions, or scratch files another format."""
 
 _IMAGES_PER_BUCKET = 50_000

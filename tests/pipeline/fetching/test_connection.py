@@ -162,3 +162,16 @@ def test_any_bytes_are_a_head_or_an_error() -> None:
             HeadReader().feed(b"HTTP/1.1 200 OK\r\n" + tail)
 
     check()
+
+
+@pytest.mark.parametrize("path", ["/a.jpg?", "/a.jpg", "/?", "/a?b?", "/a??", "/%2F?"])
+def test_a_url_is_requested_as_it_is(path):
+    asked = []
+
+    def serve(connection: socket.socket, asked_for: str) -> None:
+        asked.append(asked_for)
+        connection.sendall(response(PICTURES[0]))
+
+    with raw_server(serve) as port:
+        fetch_urls([f"http://127.0.0.1:{port}{path}"])
+    assert asked == [path]

@@ -31,7 +31,7 @@ QUALITY = 50
 def make_rows(images: list[dict]) -> list[dict]:
     rows = []
     for i, image in enumerate(images):
-        url = f"http://example.org/{i}.jpg"
+        url = image.get("url", f"http://example.org/{i}.jpg")
         caption = image.get("caption", f"caption {i}")
         row = dict.fromkeys(FETCHED.names)
         row |= {
@@ -225,6 +225,20 @@ def test_a_placeholder_used_everywhere_keeps_few_captions(tmp_path):
     (kept,) = [row for row in decisions(workspace) if row["reason"] is None]
     assert len(kept["captions"]) == MAX_CAPTIONS
     assert marker.counts[Reason.EXACT_DUPLICATE] == 299
+
+
+def test_another_caption_of_a_url_is_no_copy_of_a_file(tmp_path):
+    pdq = np.random.default_rng(0).integers(0, 256, 32, np.uint8)
+    image = {"bytes": "same", "pdq": pdq, "quality": 90, "queries": [0]}
+    one, other = {"url": "http://example.org/one.jpg"}, {"url": "http://example.org/other.jpg"}
+    rows = make_rows([image | one, image | one, image | one, image | other, image | other])
+    workspace, marker = run_stage(tmp_path, rows, 2)
+    assert marker.counts[Reason.OTHER_CAPTION_OF_SAME_IMAGE] == 3
+    assert marker.counts[Reason.EXACT_DUPLICATE] == 1
+    (kept,) = [row for row in decisions(workspace) if row["reason"] is None]
+    assert len(kept["captions"]) == 5
+    lost = [row for row in decisions(workspace) if row["reason"] is not None]
+    assert {row["survivor"] for row in lost} == {kept["uid"]}
 
 
 def test_no_image_at_all(tmp_path):
