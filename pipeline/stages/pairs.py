@@ -26,7 +26,7 @@ from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
 from queries.redact import redact
 
-VERSION = 2
+VERSION = 3
 """Raised when the same input would give other pairs."""
 
 

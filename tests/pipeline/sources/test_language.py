@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.language import identify_languages
+from pipeline.sources.language import _SCRIPTS, identify_languages
 
 
 def identify(*captions: str | None) -> list[str]:
@@ -27,6 +27,33 @@ def test_languages_of_plain_captions():
 
 def test_undetermined():
     assert identify("", None, "12345 - 67", "©®!", "DSC00123") == ["und"] * 5
+
+
+def test_a_language_whose_script_is_not_there_is_undetermined():
+    names = [
+        "DSC_0457",
+        "Canon EOS 5D Mark II",
+        "IMG 2034",
+        "Nikon D90",
+        "©2008 Foo",
+        "iPhone 12 Pro Max",
+        "HP LJ 1020",
+    ]
+    latin = {"en", "de", "fr", "es", "it", "pt", "nl", "und"}
+    for code in identify(*names):
+        assert code not in {"he", "zh", "ja", "ru", "ar", "ko"}
+    assert latin & set(identify(*names))
+    assert identify("כלב על החוף", "狗的照片在海滩上", "개가 해변을 달린다", "собака бежит по пляжу") == [
+        "he",
+        "zh",
+        "ko",
+        "ru",
+    ]
+
+
+@given(st.text(st.characters(max_codepoint=0x7F), max_size=40))
+def test_no_ascii_text_is_in_another_script(text: str):
+    assert identify(text)[0] not in _SCRIPTS or "Latin" in _SCRIPTS[identify(text)[0]]
 
 
 def test_empty_array_and_sliced_array():
