@@ -25,7 +25,8 @@ from dedup.copies.detector import Detector, scores
 from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
 from dedup.copies.verify import align_features, features, mirrored
 from dedup.copies.views import VIEWS, content_box, evaluation_views
-from dedup.pdq import decode_rgb, fingerprint, fingerprint_views
+from dedup.decode import decode_rgb
+from dedup.pdq import fingerprint, fingerprint_views
 
 LONG_SIDE = 256
 CANDIDATES = 3

@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from rich.console import Console
 from rich.table import Table
 
+from dedup.decode import decode_rgb
 from dedup.hamming import search_by_scan
-from dedup.pdq import decode_rgb, fingerprint, fingerprint_views
+from dedup.pdq import fingerprint, fingerprint_views
 
 Edit = Callable[[Image.Image], Image.Image]
 

@@ -28,12 +28,13 @@ from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
 from dedup.copies.views import VIEWS
+from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
 from dedup.eval_sets.index import EvalSummary, index_eval_set, read_thumbnails, thumbnail
 from dedup.eval_sets.read import IMAGE_SUFFIXES, read_examples
 from dedup.measure import Control, Recall, measure_recall
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence, summarise_overlap
-from dedup.pdq import ImageDecodeError, decode_rgb, fingerprint
+from dedup.pdq import fingerprint
 from dedup.report import EvalReport, Evidence, ReportData, percent, write_report
 
 CONTROL_PICTURES = 100

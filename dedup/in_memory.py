@@ -16,10 +16,11 @@ from PIL import Image, ImageOps
 
 from dedup import overlap as _overlap
 from dedup import pdq
+from dedup.decode import decode_rgb
 from dedup.duplicates import band_values, choose_survivors, find_edges
 from dedup.hamming import EXACT_BITS
 from dedup.overlap import EvalIndex, hash_matrix
-from dedup.pdq import PDQ_BYTES, Fingerprint, decode_rgb
+from dedup.pdq import PDQ_BYTES, Fingerprint
 from dedup.statistics import Proportion, SplitAccuracy, contamination, split_accuracy
 
 AnyImage: TypeAlias = "np.ndarray | Image.Image | bytes | str | Path"

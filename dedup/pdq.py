@@ -7,16 +7,11 @@ on the sampling grid that the reference has at 512 px (the size it shrinks large
 agree within a few bits, and the hash stays within a few bits of the reference's. docs/dedup.md has the measurements.
 """
 
-import io
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pdqhash
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 PDQ_BYTES = 32
 PDQ_BITS = 256
@@ -24,33 +19,6 @@ PDQ_BITS = 256
 # The grid that PDQ hashes, and where the reference's 4-pixel-wide filter puts its samples at 512 px: 1.5 px off centre.
 _GRID = 64
 _GRID_SHIFT = 1.5 / 512
-
-# What Pillow may be asked to open: formats of the web and of evaluation sets, none that runs another program. The
-# trainer, which imports nothing from here, has the same list: an example is readable to both or to neither.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")
-
-_ROWS = 256  # of an image, converted at a time
-
-# Everything Pillow's decoders have been seen to raise on damaged files.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
-
-# `decode_rgb` has a limit of its own. A filter set for each call would not be safe in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-DecodeFailure = Literal["not_an_image", "broken_image", "too_many_pixels"]
 
 VIEWS: tuple[tuple[str, Image.Transpose | None], ...] = (
     ("upright", None),
@@ -73,14 +41,6 @@ class Fingerprint:
     quality: int
 
 
-class ImageDecodeError(ValueError):
-    """Bytes that are not a picture we can read; `failure` is from a closed list."""
-
-    def __init__(self, failure: DecodeFailure, message: str) -> None:
-        super().__init__(message)
-        self.failure = failure
-
-
 def fingerprint(rgb: np.ndarray) -> Fingerprint:
     """Return the fingerprint of an image, `(height, width, 3)` uint8, any size from 1x1.
 
@@ -96,24 +56,6 @@ def fingerprint_views(rgb: np.ndarray) -> list[tuple[str, bytes]]:
     """
     grey = _grey(rgb)
     return [(name, _hash_grey(_turn(grey, transpose)).pdq) for name, transpose in VIEWS]
-
-
-def decode_rgb(encoded: bytes, *, max_pixels: int = 89_478_485) -> np.ndarray:
-    """Decode the bytes of an image file to `(height, width, 3)` uint8: upright by EXIF, transparency on white.
-
-    The size is read from the header and checked before any pixel is decoded. Raises `ImageDecodeError`.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        if image.width * image.height > max_pixels:
-            raise Image.DecompressionBombError
-        return np.asarray(_on_white(ImageOps.exif_transpose(image)))
-    except UnidentifiedImageError:
-        raise ImageDecodeError("not_an_image", f"not one of {', '.join(_FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise ImageDecodeError("too_many_pixels", f"more than {max_pixels} pixels") from None
-    except _DECODER_ERRORS as error:
-        raise ImageDecodeError("broken_image", f"{type(error).__name__}: {error}") from error
 
 
 def _grey(rgb: np.ndarray) -> Image.Image:
@@ -136,24 +78,3 @@ def _hash_grey(grey: Image.Image) -> Fingerprint:
     small = Image.fromarray(padded).resize((_GRID, _GRID), Image.Resampling.BICUBIC, box=box)
     bits, quality = pdqhash.compute(np.asarray(small.convert("RGB")))
     return Fingerprint(np.packbits(bits).tobytes(), int(quality))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no range")
-    if image.mode.startswith("I"):
-        return in_8_bits(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def in_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey, which Pillow would clip at 255; in blocks of rows, for a small file may hold a large image."""
-    wide = np.asarray(image)
-    grey = np.empty(wide.shape, np.uint8)
-    for row in range(0, len(wide), _ROWS):
-        grey[row : row + _ROWS] = np.clip(wide[row : row + _ROWS] >> 8, 0, 255)
-    return Image.fromarray(grey)

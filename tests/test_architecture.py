@@ -10,7 +10,7 @@ ALLOWED = {
     "queries": {"queries"},
     "dedup": {"dedup", "queries.redact"},
     "pipeline": {"pipeline", "queries", "dedup"},
-    "trainer": {"trainer", "queries.redact", "pipeline.shards", "dedup.eval_sets", "dedup.copies"},
+    "trainer": {"trainer", "queries.redact", "pipeline.shards", "dedup.eval_sets", "dedup.copies", "dedup.decode"},
 }
 OURS = tuple(ALLOWED)
 BEAM_MAY_BE_IMPORTED_IN = (

@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dedup.decode import DecodeFailure, ImageDecodeError, decode_rgb
 from trainer.errors import TrainerError
-from trainer.images import decode_rgb
 from trainer.online_balance import BalancedOrder
 from trainer.order import SampleOrder, SamplePositions, rank_offsets, uniform
 from trainer.shards import Sample, ShardSet
 
-Unusable = Literal["no_image", "no_caption", "broken_image", "too_many_pixels"]
+Unusable = Literal["no_image", "no_caption"] | DecodeFailure
 MAX_CHUNK = 256
 """Samples that one worker prepares at a time; a step's batch is concatenated from these."""
 LAST_STEP_S = 60
@@ -200,11 +200,9 @@ def decode_crop(
     low, high = crop_scale
     side_fraction = float(np.sqrt(low + draws[0] * (high - low)))
     try:
-        image = decode_rgb(encoded, min_side=int(np.ceil(size / side_fraction)))
-    except Image.DecompressionBombError:
-        return "too_many_pixels"
-    except Exception:  # on hostile bytes decoders raise anything: RuntimeError, IndexError, struct.error ...
-        return "broken_image"
+        image = Image.fromarray(decode_rgb(encoded, min_side=int(np.ceil(size / side_fraction))))
+    except ImageDecodeError as error:
+        return error.failure
     side = min(image.size) * side_fraction
     left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], image.size, strict=True))
     box = (left, top, left + side, top + side)

@@ -26,9 +26,10 @@ from PIL import Image
 
 from dedup.copies.detector import Detector
 from dedup.copies.match import describe_views
+from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
 from dedup.eval_sets.read import Example, read_examples
-from dedup.pdq import PDQ_BYTES, VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+from dedup.pdq import PDQ_BYTES, VIEWS, fingerprint, fingerprint_views
 
 INDEX = pa.schema(
     [

@@ -5,7 +5,6 @@ process ended is decoded in a process of its own the next time: `python -m pipel
 """
 
 import hashlib
-import mmap
 import os
 import pickle
 import signal
@@ -24,8 +23,6 @@ from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.records import Reason
 
-_BYTES_PER_PIXEL = 16  # the most that decoding takes, see docs/fetching.md
-_SPARE_BYTES = 64 << 20
 _MAX_CRASHES = 10  # kills from outside count too, and must not add up to a verdict
 _APART_S = 300.0
 _USER_ERROR = 3  # exit code
@@ -109,9 +106,9 @@ def decode(
         image = store_image(encoded, config)
         if (listed := block_lists.of_pdq(image.pdq)) is not None:
             consent.heed("image", [listed], config.consent)
+    except MemoryError as error:
+        raise local_fault(error) or error from error
     except FetchFailure as failure:
-        if (fault := local_fault(failure)) is not None and not _has_memory(config):
-            raise fault from failure
         return failed(failure, http_status=http_status, sha256=sha256), None
     outcome = Outcome(
         http_status=http_status,
@@ -128,15 +125,6 @@ def decode(
         license_url=metadata.rights.license_url,
     )
     return outcome, image.jpeg
-
-
-def _has_memory(config: FetchConfig) -> bool:
-    """Return whether the largest image could be decoded: if so, a MemoryError is the fault of a malformed file."""
-    try:
-        mmap.mmap(-1, config.max_pixels * _BYTES_PER_PIXEL + _SPARE_BYTES).close()
-    except OSError:
-        return False
-    return True
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from dedup.copies.detector import Detector, DetectorError
 from dedup.copies.match import Described
 from dedup.copies.views import Box
-from dedup.pdq import decode_rgb
+from dedup.decode import decode_rgb
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest

@@ -12,12 +12,12 @@ from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder
 from dedup.copies.search import VectorIndex
 from dedup.copies.views import VIEWS
+from dedup.decode import decode_rgb
 from dedup.errors import DedupError
 from dedup.eval_sets import threshold_bits
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import index_eval_set
 from dedup.overlap import EvalIndex, find_overlap
-from dedup.pdq import decode_rgb
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.sources import file_versions
 from pipeline.stages.described import DescribedPart
 
-VERSION = 4
+VERSION = 5
 """Raised when the same images would give another index."""
 
 

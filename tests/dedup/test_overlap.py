@@ -13,9 +13,10 @@ from PIL import Image
 from dedup.copies.match import Copy
 from dedup.copies.transform import Transform
 from dedup.copies.verify import Alignment
+from dedup.decode import decode_rgb
 from dedup.eval_sets.index import INDEX, index_eval_set
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, hash_matrix, pick_evidence, summarise_overlap
-from dedup.pdq import VIEWS, decode_rgb, fingerprint
+from dedup.pdq import VIEWS, fingerprint
 
 
 def eval_table(rows: list[tuple[bytes, int, str]]) -> pa.Table:

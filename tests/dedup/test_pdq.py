@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from support.shared_data import SHARED
 
-from dedup.pdq import VIEWS, ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+from dedup.decode import ImageDecodeError, decode_rgb
+from dedup.pdq import VIEWS, fingerprint, fingerprint_views
 
 VECTORS = SHARED / "hashes" / "pdq_vectors.tar"
 
@@ -173,7 +174,7 @@ def test_16_bit_grey_takes_little_more_memory_than_colour() -> None:
 
 
 def test_floating_point_pixels_are_refused() -> None:
-    assert failure(encode(np.full((4, 4), 0.5, np.float32), "TIFF")) == "broken_image"
+    assert failure(encode(np.full((4, 4), 0.5, np.float32), "TIFF")) == "unsupported_format"
 
 
 def png_header(width: int, height: int) -> bytes:

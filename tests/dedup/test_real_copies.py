@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support.shared_data import SHARED
 
-from dedup.pdq import ImageDecodeError, decode_rgb, fingerprint, fingerprint_views
+from dedup.decode import ImageDecodeError, decode_rgb
+from dedup.pdq import fingerprint, fingerprint_views
 from pipeline.config import FetchConfig
 from pipeline.fetching.images import store_image
 

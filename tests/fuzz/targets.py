@@ -24,6 +24,7 @@ from support.shared_data import SHARED
 from support.warc_files import image_link, wat
 from support.wiki_files import dump_xml, page
 
+from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.eval_sets.index import index_eval_set
 from pipeline.config import FetchConfig, PairsConfig, SourceConfig
 from pipeline.engine.units import read_marker
@@ -41,7 +42,6 @@ from queries.list_files import read_list
 from queries.wikipedia.dump import read_pages, split_dump
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.images import decode_rgb
 from trainer.tar_index import index_tar
 
 _FETCH = FetchConfig(contact="mailto:fuzz@example.org", min_image_size=1, max_aspect_ratio=1e9)
@@ -109,8 +109,8 @@ def _check_image(data: bytes) -> None:
 
 
 def _check_training_image(data: bytes) -> None:
-    with suppress(OSError, ValueError, SyntaxError):
-        decode_rgb(data, 64)
+    with suppress(ImageDecodeError):
+        decode_rgb(data, min_side=64)
 
 
 def _source(kind: str, suffix: str) -> Callable[[bytes], None]:

@@ -16,6 +16,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from support.scene_shards import draw_scene, scene_of, write_scene_shards
 
+from dedup.image_files.jpeg import MAX_SCANS
 from trainer.data import (
     MAX_CHUNK,
     Batch,
@@ -29,7 +30,6 @@ from trainer.data import (
     tokenize,
 )
 from trainer.errors import TrainerError
-from trainer.images import MAX_SCANS
 from trainer.order import SampleOrder, rank_offsets
 from trainer.shards import ShardCache, ShardSet, find_shards
 
@@ -112,7 +112,7 @@ def test_broken_neighbours_are_counted_once_each_in_any_workers_and_ranks(tmp_pa
     write_scene_shards(tmp_path / "shards", (40, 8), {"jpg": dict.fromkeys(range(9, 21), b"damaged")})
     shards = _shards(tmp_path / "shards", tmp_path)
     plain = [Counter(batch.broken) for batch in _steps(shards, steps=(0, 8), batch=12)]
-    assert sum(plain[:4], Counter()) == sum(plain[4:], Counter()) == {"broken_image": 12}  # one epoch, then another
+    assert sum(plain[:4], Counter()) == sum(plain[4:], Counter()) == {"not_an_image": 12}  # one epoch, then another
     assert [Counter(batch.broken) for batch in _steps(shards, steps=(3, 8), workers=2, batch=12)] == plain[3:]
     ranks = [_steps(shards, steps=(0, 8), rank=rank, world=2, batch=12) for rank in range(2)]
     assert [Counter(one.broken) + Counter(other.broken) for one, other in zip(*ranks, strict=True)] == plain
@@ -176,17 +176,25 @@ def _blp_of_unknown_encoding() -> bytes:
     return b"BLP2" + struct.pack("<iBBBB2I", 1, 9, 9, 9, 9, 60, 50) + bytes(2_000)
 
 
-@pytest.mark.parametrize("encoded", [_damaged_avif(), _dds_of_unknown_pixels(), _blp_of_unknown_encoding()])
-def test_whatever_a_decoder_raises_is_a_broken_image(encoded: bytes):
+@pytest.mark.parametrize(
+    ("encoded", "problem"),
+    [
+        (_damaged_avif(), "broken_image"),
+        (_dds_of_unknown_pixels(), "not_an_image"),
+        (_blp_of_unknown_encoding(), "not_an_image"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_a_reason(encoded: bytes, problem: str):
     with pytest.raises((RuntimeError, NotImplementedError)):  # both, and no OSError
         Image.open(io.BytesIO(encoded)).load()
-    assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "broken_image"
+    assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == problem
 
 
 def test_formats_of_other_programs_are_not_opened():
     stream = io.BytesIO()
     Image.new("RGB", (40, 40)).save(stream, "PCX")
-    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "broken_image"
+    out = np.empty((16, 16, 3), np.uint8)
+    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) == "not_an_image"
 
 
 def _jpeg(progressive: bool) -> bytes:
@@ -232,7 +240,9 @@ def test_deep_greys_keep_their_brightness(kind: str, file_format: str):
 def test_floating_point_pixels_are_refused():
     stream = io.BytesIO()
     Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(stream, "TIFF")
-    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "broken_image"
+    assert (
+        decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "unsupported_format"
+    )
 
 
 _words = st.sampled_from(["banjo", "charlottesville", "photography", "aa", "ab", "ba", "😂", "é", "!", "x", "qz"])

@@ -19,13 +19,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
+from dedup.decode import ImageDecodeError, decode_rgb
 from trainer import checkpoint
 from trainer.config import EvaluateConfig
 from trainer.data import tokenize
 from trainer.distributed import pick_device
 from trainer.errors import TrainerError
 from trainer.export import PREPROCESSING
-from trainer.images import open_image
 from trainer.model import build_model
 from trainer.precision import autocast, pick_precision
 
@@ -79,8 +79,8 @@ class Encoder:
 
     def _pixels(self, encoded: bytes) -> Tensor | None:
         try:
-            image = open_image(encoded)
-        except Exception:  # on hostile bytes decoders raise anything: RuntimeError, IndexError, struct.error ...
+            image = Image.fromarray(decode_rgb(encoded))
+        except ImageDecodeError:
             return None
         return self.preprocess(image)
 

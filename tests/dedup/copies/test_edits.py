@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
-from dedup.pdq import decode_rgb
+from dedup.decode import decode_rgb
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dedup.pdq import decode_rgb, fingerprint, fingerprint_views
+from dedup.decode import decode_rgb
+from dedup.pdq import fingerprint, fingerprint_views
 from pipeline.config import FetchConfig, PairsConfig
 from pipeline.demo.failures import plant_failures
 from pipeline.demo.ledger import Ledger

@@ -17,9 +17,11 @@ from PIL.PngImagePlugin import PngImageFile
 from support.fetching import config
 from support.shared_data import SHARED
 
-from dedup.pdq import decode_rgb, fingerprint
-from pipeline.fetching.exif import ORIENTATIONS
-from pipeline.fetching.images import StoredImage, _scans, store_image
+from dedup.decode import decode_rgb
+from dedup.image_files.exif import ORIENTATIONS
+from dedup.image_files.jpeg import survey
+from dedup.pdq import fingerprint
+from pipeline.fetching.images import StoredImage, store_image
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import RESIZE_REASONS, Reason
 
@@ -222,14 +224,14 @@ def test_what_follows_the_end_of_a_jpeg_does_not_count_as_scans() -> None:
     assert store_image(with_film, config()) == stored
 
 
-def test_jpegs_of_several_scans_are_known() -> None:
-    assert _scans(encode(gradient(), "JPEG")) == 1
-    assert _scans(encode(gradient(), "JPEG", quality=100, restart_marker_blocks=1)) == 1
-    assert _scans(encode(gradient(), "JPEG", progressive=True)) > 1
+def test_jpegs_that_take_passes_are_known() -> None:
+    assert not survey(encode(gradient(), "JPEG")).takes_passes
+    assert not survey(encode(gradient(), "JPEG", quality=100, restart_marker_blocks=1)).takes_passes
+    assert survey(encode(gradient(), "JPEG", progressive=True)).takes_passes
     thumbnail = encode(gradient(32, 32), "JPEG", progressive=True)
     exif = Image.Exif()
     exif[0x9286] = thumbnail  # a picture within a segment
-    assert _scans(encode(gradient(), "JPEG", exif=exif)) == 1
+    assert not survey(encode(gradient(), "JPEG", exif=exif)).takes_passes
 
 
 def test_sizes_that_are_not_wanted() -> None:

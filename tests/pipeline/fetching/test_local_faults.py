@@ -17,8 +17,6 @@ from pipeline.fetching import client, decode
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.journal import Journal
 from pipeline.fetching.local_faults import local_fault
-from pipeline.fetching.outcome import FetchFailure
-from pipeline.records import Reason
 
 OURS = ["ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"]
 THE_WEBS = ["ECONNREFUSED", "ECONNRESET", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "EPIPE", "EADDRNOTAVAIL"]
@@ -94,25 +92,13 @@ def test_no_more_open_files_stop_the_part_and_the_next_goes_on(server: HostileSe
         assert fetch(fetcher, plan).reasons == ["success"]
 
 
-@pytest.mark.parametrize("has_memory", [True, False])
-def test_a_decoder_without_memory_blames_the_machine_or_the_file(
-    server: HostileServer, has_memory: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decoder_without_memory_stops_the_part(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def store_image(*_: object) -> None:
-        raise FetchFailure(Reason.BROKEN_IMAGE, "PNG: MemoryError") from MemoryError()
+        raise MemoryError("to decode 9000 x 9000 pixels")
 
     monkeypatch.setattr(decode, "store_image", store_image)
-    monkeypatch.setattr(decode, "_has_memory", lambda _: has_memory)
-    if has_memory:
-        assert fetch_urls([server.url("/ok.jpg")]).reasons == ["broken_image"]
-    else:
-        with pytest.raises(UserError, match="Cannot allocate memory"):
-            fetch_urls([server.url("/ok.jpg")])
-
-
-def test_memory_is_there_or_not() -> None:
-    assert decode._has_memory(config(max_pixels=1_000))
-    assert not decode._has_memory(config(max_pixels=1 << 58))
+    with pytest.raises(UserError, match="Cannot allocate memory"):
+        fetch_urls([server.url("/ok.jpg")])
 
 
 def test_bodies_on_disk_and_in_memory_give_the_same(server: HostileServer) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from support.copies import save_model, scene
 
 from dedup.copies.edits import EDITS
-from dedup.pdq import decode_rgb, fingerprint
+from dedup.decode import decode_rgb
+from dedup.pdq import fingerprint
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
 from pipeline.engine.progress import Progress

@@ -21,7 +21,6 @@ from support.processes import TINY, tiny_settings
 from support.scene_shards import COLOURS, draw_scene, scene_of, write_scene_shards
 from support.shared_data import SHARED
 
-from dedup import pdq
 from dedup.eval_sets import known_sets
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.read import read_examples
@@ -34,7 +33,6 @@ from trainer.evaluation.models import Encoder, open_encoder, without_projection
 from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts
 from trainer.evaluation.retrieval import _best_rank_per_image, _ranks, retrieve
 from trainer.evaluation.zero_shot import classifier, write_results, zero_shot
-from trainer.images import FORMATS, open_image
 from trainer.shards import ShardCache, find_shards
 from trainer.train import train
 
@@ -366,19 +364,6 @@ def test_evaluation_images_are_decoded_as_the_trainings_are():
     assert [None if pixels is None else pixels.tolist() for pixels in map(encoder._pixels, images)] == [
         [64] * 3, None, None, [100] * 3
     ]  # fmt: skip
-
-
-def test_the_index_and_the_trainer_read_the_same_images():
-    """They import nothing from each other, and the report joins what they make of one set."""
-    assert FORMATS == pdq._FORMATS
-    floats = io.BytesIO()
-    Image.fromarray(np.full((20, 20), 0.5, np.float32)).save(floats, "TIFF")
-    with pytest.raises(pdq.ImageDecodeError, match="floating-point"):
-        pdq.decode_rgb(floats.getvalue())
-    with pytest.raises(ValueError, match="floating-point"):
-        open_image(floats.getvalue())
-    grey = _sixteen_bit_png(0x4321)
-    assert pdq.decode_rgb(grey)[0, 0].tolist() == list(open_image(grey).convert("RGB").getpixel((0, 0)))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,208 @@
+"""The markers of a JPEG file: how many scans it has, whether it is whole, and what its decoder complains about.
+
+libjpeg fills what is missing with grey and only warns. simplejpeg raises at the first warning, but says no more than
+that one, so harmless ones are mended before its word is taken.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+import simplejpeg
+
+MAX_SCANS = 100
+"""A progressive JPEG costs its whole size again for each scan, which can be a few bytes. Encoders write some ten."""
+MAX_SEGMENTS = 5_000
+END = b"\xff\xd9"
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in pixels, 0xff comes with a zero or a restart number
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are no frames
+_PROGRESSIVE = frozenset(range(0xC2, 0xD0)) & _FRAMES  # and rarer kinds that take several passes
+_METADATA = frozenset([*range(0xE1, 0xEE), 0xEF, 0xFE])
+_NEEDED = _FRAMES | {0xC4, 0xCC, 0xDA, 0xDB, 0xDD}
+_TEXT = re.compile(rb"[\t\n\r -~]*")
+_EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_MAX_EXTRANEOUS_BYTES = 32  # after the last scan, of encoders that round up
+_MAX_ZEROS_AT_END = 2  # of pixels
+_NO_MEMORY = ("memory allocation failure", "insufficient memory", "out of memory")
+# Pictures that simplejpeg cannot judge, and scans that repeat others, which harm none.
+_NO_JUDGEMENT = ("subsampling", "Unsupported", "not supported", "precision", "Inconsistent progression")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A marker with what follows it up to its pixels or the next marker, and where its pixels end."""
+
+    marker: int
+    start: int
+    header_end: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the markers of a file's first picture say. `end` is where it ends, -1 where its end marker is missing."""
+
+    segments: tuple[Segment, ...]
+    end: int
+
+    @property
+    def scans(self) -> int:
+        return sum(segment.marker == 0xDA for segment in self.segments)
+
+    @property
+    def takes_passes(self) -> bool:
+        """Whether every coefficient is kept in memory until the last scan."""
+        return self.scans > 1 or any(segment.marker in _PROGRESSIVE for segment in self.segments)
+
+
+def survey(encoded: bytes) -> Survey:
+    """Walk over the markers of a JPEG file.
+
+    Raises:
+        ValueError: there are more scans or segments than any encoder writes.
+    """
+    found, at, scans = list[Segment](), 2, 0
+    while (match := _MARKER.search(encoded, at)) is not None:
+        marker, start = encoded[match.start() + 1], match.start()
+        if found:
+            found[-1] = Segment(found[-1].marker, found[-1].start, found[-1].header_end, start)
+        at = match.end()
+        if marker == 0xD9:
+            return Survey(tuple(found), at)
+        if marker in (0x01, 0xD8):  # these two are alone, the others begin with their length
+            continue
+        at += int.from_bytes(encoded[at : at + 2])
+        found.append(Segment(marker, start, at, len(encoded)))
+        scans += marker == 0xDA
+        if scans > MAX_SCANS or len(found) > MAX_SEGMENTS:
+            raise ValueError(f"more than {MAX_SCANS} scans or {MAX_SEGMENTS:,} segments")
+    return Survey(tuple(found), -1)
+
+
+def check_scans(encoded: bytes, found: Survey) -> None:
+    """Refuse a picture of several scans of which some are missing: a cut between two leaves no other trace.
+
+    Raises:
+        ValueError: a coefficient of a component does not get all its bits.
+    """
+    frames = [segment for segment in found.segments if segment.marker in _FRAMES]
+    if len(frames) != 1 or frames[0].marker not in (0xC0, 0xC1, 0xC2):
+        return
+    frame = encoded[frames[0].start + 4 : frames[0].header_end]
+    missing = {frame[at]: (1 << 64) - 1 for at in range(6, len(frame), 3)}
+    for scan in (segment for segment in found.segments if segment.marker == 0xDA):
+        header = encoded[scan.start + 4 : scan.header_end]
+        if not header or len(header) < 4 + 2 * header[0]:
+            raise ValueError("a scan's header is cut")
+        first, last, bits = header[1 + 2 * header[0] :][:3]
+        if frames[0].marker != 0xC2:
+            first, last, bits = 0, 63, 0
+        if bits & 0x0F == 0 and first <= last < 64:
+            covered = (1 << last + 1) - (1 << first)
+            for component in header[1 : 1 + 2 * header[0] : 2]:
+                missing[component] = missing.get(component, 0) & ~covered
+    if any(missing.values()):
+        raise ValueError("the last scans are missing")
+
+
+def exif_data(encoded: bytes, found: Survey) -> bytes:
+    """Return the EXIF data of the segments before the first scan, as Pillow puts it together."""
+    parts = list[bytes]()
+    for segment in found.segments:
+        if segment.marker == 0xDA:
+            break
+        content = encoded[segment.start + 4 : segment.header_end]
+        if segment.marker == 0xE1 and content.startswith(b"Exif\0\0"):
+            parts.append(content[6:] if parts else content)
+    return b"".join(parts)
+
+
+def without_metadata(encoded: bytes, found: Survey) -> bytes:
+    """Return the first picture with its end marker, without what says nothing about its pixels."""
+    parts, at = list[bytes](), 0
+    for segment in found.segments:
+        if segment.marker in _METADATA:
+            parts.append(encoded[at : segment.start])
+            at = segment.header_end
+    return b"".join([*parts, encoded[at : found.end] if found.end >= 0 else encoded[at:] + END])
+
+
+def check_tail(encoded: bytes, found: Survey) -> None:
+    """Refuse a picture whose pixels end in text: an error page was appended to a cut file, and read as pixels.
+
+    Raises:
+        ValueError: 32 bytes of text, in more than a few letters: flat pictures can repeat any byte.
+    """
+    if found.segments and found.segments[-1].marker == 0xDA:
+        tail = encoded[max(found.segments[-1].header_end, found.segments[-1].end - 32) : found.segments[-1].end]
+        if len(tail) == 32 and _TEXT.fullmatch(tail) and len(set(tail)) > 5:
+            raise ValueError("text after cut pixels")
+
+
+def check_whole(encoded: bytes, found: Survey, *, is_cmyk: bool) -> None:
+    """Tell a whole picture that simplejpeg complains about from one that is cut or damaged.
+
+    Raises:
+        ValueError: it is cut or damaged, or there is too little memory to tell.
+    """
+    needed = _only_needed(encoded, found)
+    try:
+        _decode_strictly(needed, is_cmyk)
+    except ValueError as error:
+        if any(text in str(error) for text in _NO_JUDGEMENT):
+            return
+        extraneous = _EXTRANEOUS.search(str(error))
+        if extraneous is None:
+            raise
+        # What follows the last scan is harmless if the picture is whole without it. The zeros that fill up a cut
+        # picture are not: its decoder reads many of them as pixels.
+        pixels = needed[: -len(END)]
+        without_zeros = pixels.rstrip(b"\0")
+        if len(pixels) - len(without_zeros) > _MAX_ZEROS_AT_END:
+            candidates = [without_zeros + bytes(zeros) for zeros in range(_MAX_ZEROS_AT_END + 1)]
+        elif int(extraneous[1]) <= _MAX_EXTRANEOUS_BYTES:
+            candidates = [pixels[: -int(extraneous[1])]]
+        else:
+            raise
+        if not any(_is_clean(candidate + END, is_cmyk) for candidate in candidates):
+            raise
+
+
+def _is_clean(encoded: bytes, is_cmyk: bool) -> bool:
+    try:
+        _decode_strictly(encoded, is_cmyk)
+    except ValueError as error:
+        if lacked_memory(error):
+            raise
+        return False
+    return True
+
+
+def _decode_strictly(encoded: bytes, is_cmyk: bool) -> None:
+    """Decode at an eighth of the size; raise ValueError at the first warning."""
+    simplejpeg.decode_jpeg(encoded, "CMYK" if is_cmyk else "RGB", False, False, 1, 1)
+
+
+def lacked_memory(error: Exception) -> bool:
+    """Tell whether a decoder says that it lacked memory: simplejpeg by a ValueError, Pillow also by an OSError."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY)
+
+
+def _only_needed(encoded: bytes, found: Survey) -> bytes:
+    """Return the picture without what a decoder may complain about and a browser does not care for."""
+    parts = [b"\xff\xd8"]
+    frame = next((segment.marker for segment in found.segments if segment.marker in _FRAMES), 0)
+    for segment in found.segments:
+        header = bytearray(encoded[segment.start : segment.header_end])
+        if segment.marker == 0xE0 and header[4:9] == b"JFIF\0":
+            header[9:10] = b"\x01"  # the revision
+        elif segment.marker == 0xEE and header[4:9] == b"Adobe" and len(header) > 15:
+            header[15] = min(header[15], 2)  # the transform
+        elif segment.marker not in _NEEDED:
+            continue
+        if segment.marker == 0xDA and frame in (0xC0, 0xC1) and len(header) > 7:
+            header[-3:] = struct.pack("BBB", 0, 63, 0)  # means nothing without progression
+        pixels = encoded[segment.header_end : segment.end] if segment.marker == 0xDA else b""
+        parts += [bytes(header), pixels]
+    return b"".join([*parts, END])
