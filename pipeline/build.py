@@ -47,6 +47,8 @@ def run_build(
     options = options if isinstance(options, PipelineOptions) else parse_beam_options(options)
     build = Build(project.workspace, options, progress or Progress())
     _check_inputs(project)
+    if "fetched" in STAGES[: STAGES.index(to) + 1]:
+        project.config.fetch.check_contact()
     with build_lock(build.workspace):
         _run_and_mend(project, build, STAGES[: STAGES.index(to) + 1], refetch)
         build.workspace.remove_temporary_files()

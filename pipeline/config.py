@@ -4,6 +4,7 @@ Each model below is one table; docs/configuration.md lists the same keys (a test
 the config file's folder.
 """
 
+import os
 import re
 import tomllib
 from difflib import get_close_matches
@@ -14,16 +15,17 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dedup.eval_sets.config import EvalSetConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from queries.redact import redact
 
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Table(BaseModel):
-    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4)."""
+    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4), no infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class AllowlistConfig(Table):
@@ -53,15 +55,15 @@ class SourceConfig(Table):
 class PairsConfig(Table):
     """`[pairs]`: limits of texts and URLs."""
 
-    min_caption_chars: Annotated[int, Field(ge=1)] = 1
-    max_caption_chars: Annotated[int, Field(ge=1)] = 10_000
+    min_caption_chars: Count = 1
+    max_caption_chars: Count = 10_000
     max_url_chars: Annotated[int, Field(ge=64, le=65_536)] = 2_048
 
 
 class BalanceConfig(Table):
     """`[balance]`: at most `cap` pairs per query in the final set (CLIP section 2.2)."""
 
-    cap: Annotated[int, Field(ge=1)] = 20_000
+    cap: Count = 20_000
     slack: Annotated[float, Field(ge=1, le=100)] = 2.0
 
 
@@ -120,18 +122,18 @@ class FetchConfig(Table):
     gateway: str | None = None
     image_size: Annotated[int, Field(ge=16, le=4_096)] = 256
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
-    min_image_size: Annotated[int, Field(ge=1)] = 32
+    min_image_size: Count = 32
     max_aspect_ratio: Annotated[float, Field(ge=1)] = 5.0
-    max_pixels: Annotated[int, Field(ge=1)] = 89_478_485  # Pillow's own decompression-bomb limit
-    max_bytes: Annotated[int, Field(ge=1)] = 30_000_000
+    max_pixels: Count = 89_478_485  # Pillow's own decompression-bomb limit
+    max_bytes: Annotated[int, Field(ge=1, lt=2**40)] = 30_000_000
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 20.0
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 128
     host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 4
     host_interval_s: Annotated[float, Field(ge=0, le=3_600)] = 0.1
-    host_failures: Annotated[int, Field(ge=1)] = 20
-    max_silent_requests: Annotated[int, Field(ge=0)] = 40
+    host_failures: Count = 20
+    max_silent_requests: Annotated[int, Field(ge=0, lt=2**31)] = 40
 
     @field_validator("also_obey")
     @classmethod
@@ -159,14 +161,17 @@ class FetchConfig(Table):
             raise ValueError("must be http://HOST or http://HOST:PORT, without user, path or spaces")
         return gateway
 
-    @model_validator(mode="after")
-    def _contact_where_something_leaves_the_machine(self) -> Self:
+    def check_contact(self) -> None:
+        """Refuse to fetch from the web without a contact; stages before the fetch need none.
+
+        Raises:
+            ConfigError: there is none.
+        """
         if self.network and not self.allow_private_hosts and self.contact is None:
-            raise ValueError(
-                "contact is required to fetch from the web: "
+            raise ConfigError(
+                "fetch.contact is required to fetch from the web: "
                 'set fetch.contact = "mailto:you@example.org", or fetch.network = false to use archives only'
             )
-        return self
 
     def content(self) -> dict[str, Any]:
         """Return the keys that change the stored images; the others only change how they are requested."""
@@ -239,7 +244,7 @@ class Config(Table):
     sources: tuple[SourceConfig, ...] = Field(min_length=1, strict=False)
     pairs: PairsConfig = PairsConfig()
     balance: BalanceConfig = BalanceConfig()
-    fetch: FetchConfig
+    fetch: FetchConfig = FetchConfig()
     dedup: DedupConfig = DedupConfig()
     evals: tuple[EvalSetConfig, ...] = Field(default=(), strict=False)
     train: dict[str, Any] | None = None  # the trainer checks these tables, because it is installed separately
@@ -253,6 +258,18 @@ class Config(Table):
             if names.count(name) > 1:
                 raise ValueError(f"two evaluation sets have the name {name!r}: rename one")
         return evals
+
+    @model_validator(mode="after")
+    def _paths_have_no_variables(self) -> Self:
+        paths = [("workspace", self.workspace), ("allowlist.path", self.allowlist.path)]
+        paths += [("sources.paths", path) for source in self.sources for path in source.paths]
+        paths += [("fetch.archives", path) for path in self.fetch.archives]
+        paths += [(f"evals.{e.name}.path", e.path) for e in self.evals]
+        for key, path in paths:
+            for name in re.findall(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)", path):
+                if name in os.environ:
+                    raise ValueError(f'{key} = "{path}": ${name} is not replaced; write the path itself, or ~ for home')
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """Return the keys that determine the dataset, for its manifest: no local paths, secrets or request rates."""
@@ -281,13 +298,15 @@ def load_config(path: str | Path) -> Config:
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark first
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `wit demo` writes an example, demo/wit.toml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: tables or lists within each other hundreds of times") from None
+    except ValueError as error:  # of tomllib, and of Python for a number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: {one_line(error)}") from None
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -302,6 +321,8 @@ def _describe(error: ValidationError) -> str:
 
 def _describe_one(problem: Any) -> str:
     location, kind, value = problem["loc"], problem["type"], problem["input"]
+    if not location:  # about the whole file; the message names the keys
+        return str(problem["msg"].removeprefix("Value error, "))
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     if kind == "extra_forbidden":
         return f"unknown key {key}; {_known_keys(location)}"
@@ -309,8 +330,15 @@ def _describe_one(problem: Any) -> str:
         return f"missing key {key}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    shown = "" if isinstance(value, dict | list) else f" = {value!r}"
+    shown = "" if isinstance(value, dict | list) else f" = {_short(value)}"
     return f"{key}{shown}: {message}"
+
+
+def _short(value: object) -> str:
+    try:
+        return one_line(repr(value))
+    except ValueError:  # Python shows no number of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Expand the patterns of `sources.paths` to a list of files, and get the versions of files."""
 
 import http.client
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -14,6 +15,11 @@ from fsspec import AbstractFileSystem
 from pipeline.errors import ConfigError, UserError, one_line
 
 _HTTP_TIMEOUT_S = 20.0
+
+
+def resolve_path(path: str, base_dir: Path) -> str:
+    """Return a path of the config: relative ones start at `base_dir`, `~` is the home; URLs stay as they are."""
+    return path if "://" in path else str(base_dir / os.path.expanduser(path))
 
 
 def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.paths") -> list[str]:
@@ -30,7 +36,7 @@ def expand_paths(patterns: Sequence[str], base_dir: Path, key: str = "sources.pa
 def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
     if "::" in pattern:  # matches in chained file systems (zip://a.csv::s3://bucket/b.zip) cannot be written as a URL
         return [pattern]
-    located = pattern if "://" in pattern else str((base_dir / pattern).absolute())
+    located = resolve_path(pattern, base_dir.absolute())
     try:
         fs, inner = fsspec.core.url_to_fs(located)
         found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}

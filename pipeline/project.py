@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, one_line
+from pipeline.paths import resolve_path
 from queries.errors import InputError
 
 if TYPE_CHECKING:  # both import Arrow, which is slow
@@ -53,7 +54,7 @@ class Project:
 
     def resolve(self, path: str) -> str:
         """Return a path of the config; relative paths start at the config file's folder, URLs stay unchanged."""
-        return path if "://" in path else str(self.base_dir / path)
+        return resolve_path(path, self.base_dir)
 
     @property
     def allowlist_path(self) -> str:

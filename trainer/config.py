@@ -3,6 +3,7 @@
 The other tables belong to the pipeline and are ignored. Relative paths start at the config file's folder.
 """
 
+import os
 import tomllib
 from functools import cache
 from importlib import resources
@@ -163,8 +164,10 @@ def load_settings(path: str | Path) -> Settings:
     """
     path = Path(path)
     try:
-        document = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise TrainerConfigError(f"cannot read {path}: tables or lists are nested too deeply") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, or a number of thousands of digits
         raise TrainerConfigError(f"cannot read {path}: {error}") from error
     known: dict[str, Any] = {
         key: document[key] for key in ("workspace", "seed", "train", "evaluate", "evals") if key in document
@@ -226,7 +229,7 @@ def _one_line(error: ValidationError) -> str:
 
 def _resolve_paths(settings: Settings, folder: Path) -> Settings:
     def absolute(path: str) -> str:
-        return path if "://" in path else str((folder / path).absolute())
+        return path if "://" in path else str((folder / os.path.expanduser(path)).absolute())
 
     train = settings.train
     resolved = train.model_copy(

@@ -23,6 +23,7 @@ from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
+from pipeline.paths import resolve_path
 from pipeline.sources import file_versions
 from pipeline.stages.described import DescribedPart
 
@@ -108,7 +109,7 @@ def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
 
 
 def _unit(evaluation: EvalSetConfig, base_dir: Path, detector: Detector | None) -> Unit:
-    path = evaluation.path if "://" in evaluation.path else str(base_dir / evaluation.path)
+    path = resolve_path(evaluation.path, base_dir)
     unit_digest = digest(
         VERSION,
         evaluation.model_dump(exclude={"path", "max_distance_bits"}),

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config import PACING_KEYS, Config, FetchConfig, load_config
 from pipeline.errors import ConfigError
+from pipeline.project import Project
 
 SMALLEST = """
 workspace = "work"
@@ -69,11 +70,47 @@ def test_several_problems_are_counted(tmp_path):
         load_config(write(tmp_path, SMALLEST + "[balance]\ncap = 0\nslack = 0"))
 
 
-@pytest.mark.parametrize("contact", ["", 'contact = "you@example.org"'])
-def test_a_contact_is_required_before_anything_leaves_the_machine(tmp_path, contact):
+def test_a_contact_is_required_before_anything_leaves_the_machine(tmp_path):
+    line = 'contact = "mailto:you@example.org"'
     with pytest.raises(ConfigError, match=r"contact.*mailto:"):
-        load_config(write(tmp_path, SMALLEST.replace('contact = "mailto:you@example.org"', contact)))
-    load_config(write(tmp_path, SMALLEST.replace('contact = "mailto:you@example.org"', "network = false")))
+        load_config(write(tmp_path, SMALLEST.replace(line, 'contact = "you@example.org"')))
+    with pytest.raises(ConfigError, match=r"fetch\.contact.*mailto:"):
+        load_config(write(tmp_path, SMALLEST.replace(line, ""))).fetch.check_contact()
+    load_config(write(tmp_path, SMALLEST.replace(line, "network = false"))).fetch.check_contact()
+    load_config(write(tmp_path, SMALLEST)).fetch.check_contact()
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("cap = " + "9" * 5_000, "thousands of digits|4300 digits"),
+        ("cap = 99999999999999999999999", "balance.cap = 99999999999999999999999"),
+        ("slack = inf", "balance.slack = inf"),
+        ("cap = nan", "balance.cap = nan"),
+        ("cap = " + "[" * 5_000 + "]" * 5_000, "not valid TOML|balance.cap"),
+    ],
+)
+def test_numbers_and_nesting_beyond_sense_are_one_short_line(tmp_path, key, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        load_config(write(tmp_path, SMALLEST + "[balance]\n" + key))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "wit.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALLEST.encode())
+    assert load_config(path) == load_config(write(tmp_path, SMALLEST))
+
+
+def test_home_is_understood_and_variables_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = SMALLEST.replace('"work"', '"~/sets/work"')
+    assert Project.load(write(tmp_path, config)).workspace.root == str(tmp_path / "home/sets/work")
+    for name in ("$HOME/work", "${HOME}/work"):
+        with pytest.raises(ConfigError, match=r'workspace = ".*": \$HOME is not replaced'):
+            load_config(write(tmp_path, SMALLEST.replace('"work"', f'"{name}"')))
+    assert load_config(write(tmp_path, SMALLEST.replace('"work"', '"$no_such_variable"'))).workspace[0] == "$"
 
 
 @pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "configs").glob("*.toml")), ids=lambda p: p.stem)
