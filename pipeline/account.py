@@ -10,6 +10,7 @@ Counts come from the units' markers, so the account is the same on every runner 
     shards    kept pairs                        -> samples in tars
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,3 +108,19 @@ def _stages(workspace: Workspace) -> Iterable[StageAccount]:
     shards = read_markers(workspace, "shards")
     if shards:
         yield StageAccount.of("shards", add_counts(shards.values()))
+
+
+_FILES_SHOWN = 5
+
+
+def describe_damage(workspace: Workspace) -> list[str]:
+    """Say which source files hold the damaged records and files of the account, those with most first."""
+    markers = read_markers(workspace, "pairs")
+    lines = []
+    for reason in (Reason.DAMAGED_RECORD, Reason.DAMAGED_FILE):
+        found = Counter({m.about or unit: m.counts[reason] for unit, m in markers.items() if m.counts.get(reason)})
+        if found:
+            files = ", ".join(f"{name} ({count:,})" for name, count in found.most_common(_FILES_SHOWN))
+            more = f" and {len(found) - _FILES_SHOWN:,} more files" if len(found) > _FILES_SHOWN else ""
+            lines.append(f"{reason} in {files}{more}")
+    return lines

@@ -8,6 +8,8 @@ UserError            exit 1: an input or an outcome that stops the work (missing
 queries/, dedup/ and trainer/ have one such error each (`InputError`, `DedupError`, `TrainerError`) in their errors.py.
 """
 
+import errno
+
 from queries.redact import redact
 
 
@@ -48,3 +50,11 @@ def one_line(error: Exception | str) -> str:
     """
     line = " ".join(redact(str(error)).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
     return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"
+
+
+def system_error(error: OSError) -> str:
+    """Return what an error of the system says, in one line; for a full disk, also what to do."""
+    line = one_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{line}: make room and run again; what is done stays done"
+    return line

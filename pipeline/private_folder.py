@@ -1,9 +1,18 @@
 """A folder in the temporary folder that all processes of one user on one machine share."""
 
+import fcntl
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_SCRATCH = "wit-scratch"
+_LOGS = "wit-beam-*.log"
+KEPT = b"This log was kept because the run failed.\n"
+"""The last line of a log that outlives its process."""
 
 
 def private_folder(name: str) -> Path:
@@ -18,3 +27,55 @@ def private_folder(name: str) -> Path:
     if facts.st_uid != os.getuid() or facts.st_mode & 0o777 != 0o700 or not stat.S_ISDIR(facts.st_mode):
         raise PermissionError(f"{folder} is not a private folder of this user (mode 0700)")
     return folder
+
+
+@contextmanager
+def scratch_folder(kind: str) -> Iterator[Path]:
+    """Make a folder for temporary files and remove it at the end.
+
+    Its maker holds a lock on it; where that is killed, the lock goes, and `remove_leftovers` removes the folder.
+    """
+    shared = private_folder(_SCRATCH)
+    with (shared / "lock").open("w") as making:
+        fcntl.flock(making, fcntl.LOCK_SH)
+        folder = Path(tempfile.mkdtemp(prefix=f"{kind}-", dir=shared))
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def remove_leftovers() -> None:
+    """Remove the scratch folders and logs of processes that were killed; those of living ones are locked."""
+    shared = private_folder(_SCRATCH)
+    with (shared / "lock").open("w") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)
+        for folder in shared.iterdir():
+            if folder.is_dir() and _has_no_owner(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+    for log in Path(tempfile.gettempdir()).glob(_LOGS):
+        if log.lstat().st_uid == os.getuid() and _has_no_owner(log) and not _ends_with(log, KEPT):
+            log.unlink(missing_ok=True)
+
+
+def _ends_with(file: Path, end: bytes) -> bool:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - len(end)))
+        return stream.read() == end
+
+
+def _has_no_owner(path: Path) -> bool:
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(held)
+    return True

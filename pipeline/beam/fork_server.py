@@ -12,9 +12,11 @@ import fcntl
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
+import struct
 import sys
 import threading
 import traceback
@@ -22,13 +24,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.private_folder import private_folder
 
 Work = Callable[[list[str]], None]
 
 _LENGTH_BYTES = 4
-_DONE = b"0"
+_CODE_BYTES = 2
+_END_TIMEOUT_S = 5
+_KILLED = 128
+"""Added to the number of the signal that ended a fork, as shells do."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ def work_in_fork(work: Work, modules: Sequence[str]) -> int:
         work(sys.argv[1:])
         return 0
     _send(connection, Request.of_this_process())
-    return 0 if connection.recv(1) == _DONE else 1
+    told = connection.recv(_CODE_BYTES)
+    code = int.from_bytes(told, "big", signed=True) if told else 1
+    return code if code >= 0 else _KILLED - code
 
 
 def _connect(owner: int, work: Work, modules: Sequence[str]) -> socket.socket | None:
@@ -116,7 +124,6 @@ def _serve(listener: socket.socket, address: Path, ending: int, work: Work, modu
     """Fork a worker per connection until the process of the pidfd `ending` ends."""
     os.setsid()  # Ctrl-C is for the driver
     _silence()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
     selector = selectors.DefaultSelector()
     try:
         selector.register(ending, selectors.EVENT_READ)
@@ -124,16 +131,53 @@ def _serve(listener: socket.socket, address: Path, ending: int, work: Work, modu
             for module in modules:
                 importlib.import_module(module)
         selector.register(listener, selectors.EVENT_READ)
-        while all(key.fileobj is listener for key, _ in selector.select()):
-            connection, _ = listener.accept()
-            if os.fork() == 0:
-                selector.close()
-                listener.close()
-                _exit_after(lambda connection=connection: _be_worker(connection, work))  # type: ignore[misc]
-            connection.close()
+        while ending not in (ready := [key.fileobj for key, _ in selector.select()]):
+            for file in ready:
+                if file is listener:
+                    _fork_worker(listener, selector, work)
+                else:
+                    _report_end(selector, file)
     finally:
         address.unlink(missing_ok=True)
         os.killpg(0, signal.SIGKILL)
+
+
+def _fork_worker(listener: socket.socket, selector: selectors.BaseSelector, work: Work) -> None:
+    connection, _ = listener.accept()
+    process = os.fork()
+    if process == 0:
+        others = [key.data[1] for key in selector.get_map().values() if key.data is not None]
+        for other in others:
+            other.close()
+        selector.close()
+        listener.close()
+        _exit_after(lambda: _be_worker(connection, work))
+    selector.register(os.pidfd_open(process), selectors.EVENT_READ, (process, connection))
+
+
+def _report_end(selector: selectors.BaseSelector, ended: Any) -> None:
+    """Tell whoever waits for a fork how it ended: its exit code, or minus the signal that killed it."""
+    process, connection = selector.unregister(ended).data
+    os.close(ended)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    with connection, suppress(OSError):
+        connection.sendall(code.to_bytes(_CODE_BYTES, "big", signed=True))
+
+
+def end_server() -> None:
+    """Kill the server of this process and its workers, if there is one, and wait until they are gone."""
+    try:
+        address = private_folder("wit-workers") / f"{os.getpid()}-{_started(os.getpid())}"
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(address))
+            server, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        ended = os.pidfd_open(server)
+        os.killpg(server, signal.SIGKILL)  # it leads the group of its workers
+    except (OSError, AttributeError):  # none was started, or there can be none
+        return
+    select.select([ended], [], [], _END_TIMEOUT_S)
+    os.close(ended)
+    address.unlink(missing_ok=True)
 
 
 def _silence() -> None:
@@ -143,7 +187,6 @@ def _silence() -> None:
 
 
 def _be_worker(connection: socket.socket, work: Work) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request, files = _receive(connection)
     for target, file in enumerate(files, start=1):
         os.dup2(file, target)
@@ -153,7 +196,6 @@ def _be_worker(connection: socket.socket, work: Work) -> None:
     os.chdir(request.folder)
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     work(request.arguments)
-    connection.sendall(_DONE)
 
 
 def _end_with(connection: socket.socket) -> None:

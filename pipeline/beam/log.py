@@ -6,6 +6,7 @@ prints and crashing threads. Handlers of this project's own loggers are not chan
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -18,6 +19,8 @@ from typing import TextIO
 
 from apache_beam.runners.worker import sdk_worker
 
+from pipeline.beam.dead_workers import note_death
+from pipeline.private_folder import KEPT
 from queries.redact import redact
 
 _NOISY = ("apache_beam", "SparkJarJobServer")
@@ -27,8 +30,8 @@ _BEAM_FRAMES = f"{os.sep}apache_beam{os.sep}"
 @functools.cache
 def log_file() -> Path:
     """Return this process's log file; it is removed at exit unless `keep_log` was called."""
-    descriptor, name = tempfile.mkstemp(prefix="wit-beam-", suffix=".log")
-    os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(prefix="wit-beam-", suffix=".log")  # for this user's eyes only
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # and locked until this process ends: see `remove_leftovers`
     atexit.register(_remove_log)
     return Path(name)
 
@@ -36,6 +39,7 @@ def log_file() -> Path:
 def keep_log() -> None:
     """Keep the log file after this process ends."""
     atexit.unregister(_remove_log)
+    atexit.register(_sign_log)
 
 
 @contextlib.contextmanager
@@ -51,6 +55,11 @@ def noise_in_log_file() -> Iterator[None]:
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def _sign_log() -> None:
+    with log_file().open("ab") as log:
+        log.write(KEPT)
 
 
 def _remove_log() -> None:
@@ -79,6 +88,7 @@ def _silence_for_good() -> logging.Handler:
 
 def _log_thread_of_beam(otherwise: object, args: threading.ExceptHookArgs) -> None:
     """Log the exception of a Beam thread, which is normal when a job server ends; pass on those of other threads."""
+    note_death(args.exc_value)
     files = [frame.filename for frame in traceback.extract_tb(args.exc_traceback)]
     if not any(_BEAM_FRAMES in file for file in files):
         assert callable(otherwise)

@@ -27,6 +27,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipeline.beam.dead_workers import death_behind, forget_deaths
 from pipeline.beam.failures import is_interruption, user_error, without_step
 from pipeline.beam.log import keep_log, log_file, noise_in_log_file
 from pipeline.beam.options import parse_beam_options
@@ -50,6 +51,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         ConfigError: the options are incomplete for the runner.
     """
     _expect_master(options)
+    forget_deaths()
     with noise_in_log_file():
         try:
             pipeline = _pipeline(options)
@@ -63,6 +65,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         except Exception as error:
             if is_interruption(error):
                 raise KeyboardInterrupt from None
+            if lost := death_behind(error):
+                raise lost from error
             raise _failure(error) from error
     if state != PipelineState.DONE:
         raise UserError(f"the job ended as {state}; the log is in {log_file()}")

@@ -2,10 +2,14 @@
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dedup.errors import DedupError
@@ -15,7 +19,7 @@ from pipeline.cli import demo as cli_demo
 from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import train as cli_train
 from pipeline.cli import why as cli_why
-from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.errors import ConfigError, UserError, system_error
 from pipeline.project import STAGES, Project, code_version
 from queries.errors import InputError
 from queries.redact import redact
@@ -46,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, beam_args = _parse(arguments)
     try:
         args.beam_args = beam_args
-        return int(args.func(args))
+        with _signals_like_ctrl_c() as received:
+            return int(args.func(args))
     except (UserError, InputError, DedupError) as error:
         print(f"wit: {error}", file=sys.stderr)
         return error.exit_code
@@ -54,11 +59,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:  # its message names the file; every other exception is a bug
-        print(f"wit: {one_line(error)}", file=sys.stderr)
+        print(f"wit: {system_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        from pipeline.beam.fork_server import end_server
+        from pipeline.private_folder import remove_leftovers
+
+        end_server()
+        remove_leftovers()
         print("wit: stopped; run the same command again to resume", file=sys.stderr)
-        return 130
+        return 128 + (received[0] if received else signal.SIGINT)
+
+
+@contextmanager
+def _signals_like_ctrl_c() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end a command like Ctrl-C, unless they are ignored (nohup); give what came."""
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _show_warnings() -> None:
@@ -225,7 +255,7 @@ def _build(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     workspace = Project.load(args.config).workspace
-    from pipeline.account import read_account
+    from pipeline.account import describe_damage, read_account
     from pipeline.engine.units import missing_outputs
 
     account = read_account(workspace)
@@ -233,6 +263,8 @@ def _status(args: argparse.Namespace) -> int:
         print("nothing has been built yet: run `wit build`")
         return 0
     print_account(account)
+    for line in describe_damage(workspace):
+        print(line)
     problems = account.problems()
     lost = missing_outputs(workspace)
     if lost:

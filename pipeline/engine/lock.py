@@ -8,6 +8,7 @@ from typing import TextIO
 
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.private_folder import remove_leftovers
 
 _LOCK = ".wit/lock"
 
@@ -22,6 +23,7 @@ def build_lock(workspace: Workspace) -> Iterator[None]:
         ConfigError: the workspace is not writable.
         UserError: another build is running in it.
     """
+    remove_leftovers()
     try:
         file = _open(workspace)
     except Exception as error:  # any error of a store

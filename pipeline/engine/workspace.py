@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedFileError, one_line
+from pipeline.private_folder import scratch_folder
 
 _STATE = ".wit"
 _TMP = f"{_STATE}/tmp"
@@ -207,11 +207,12 @@ class Workspace:
 
     @contextmanager
     def _create_by_upload(self, name: str) -> Iterator[HashingFile]:
-        with tempfile.NamedTemporaryFile(prefix="wit-upload-") as spool:
-            out = HashingFile(cast(BinaryIO, spool))
-            yield out
-            spool.flush()
-            self.fs.put_file(spool.name, self.path(name))
+        with scratch_folder("upload") as scratch:
+            spooled = scratch / "file"
+            with spooled.open("wb") as raw:
+                out = HashingFile(raw)
+                yield out
+            self.fs.put_file(str(spooled), self.path(name))
 
     def write_json(self, name: str, value: Any) -> FileFacts:
         """Write `value` as JSON with sorted keys: the same value gives the same bytes."""

@@ -1,6 +1,5 @@
 """Evaluation sets -> evals/<name>/: fingerprints and thumbnails, made once per set by dedup/eval_sets/index.py."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.paths import resolve_path
+from pipeline.private_folder import scratch_folder
 from pipeline.sources import file_versions
 from pipeline.stages.described import DescribedPart
 
@@ -125,7 +125,7 @@ class _IndexSet:
 
     def run(self, task: _Set, output: UnitOutput) -> Mapping[str, int]:
         config = task.config
-        with tempfile.TemporaryDirectory(prefix="wit-evals-") as scratch:
+        with scratch_folder("evals") as scratch:
             try:
                 summary = index_eval_set(
                     config.name,

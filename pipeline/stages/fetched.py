@@ -7,7 +7,6 @@ The unit is a plan part. The fetcher of a process (event loop, connections, robo
 parts.
 """
 
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_blo
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.journal import Journal
-from pipeline.private_folder import private_folder
+from pipeline.private_folder import private_folder, scratch_folder
 from pipeline.records import FETCHED, LEDGER, Reason
 from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
@@ -240,7 +239,7 @@ class _FetchPart:
         self._remove_journals(output.workspace)
         path = journal_path(output.workspace, stem)
         with (
-            tempfile.TemporaryDirectory(prefix="wit-fetch-") as scratch,
+            scratch_folder("fetch") as scratch,
             closing(Journal.open(path, part.journal_key, Path(scratch))) as journal,
             output.create(f"fetched/{stem}.tar") as tar,
         ):

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +38,7 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import digest, finish_stage, finished_stage, read_stage
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.errors import DamagedFileError, UserError
+from pipeline.private_folder import scratch_folder
 from pipeline.stages.compliance import compliance_json, consent_lines, measure_compliance
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
@@ -118,7 +118,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     )
     consent = consent_lines(compliance, config)
     card = write_data_card(composition, account, config, manifest, consent)
-    with tempfile.TemporaryDirectory(prefix="wit-report-") as scratch:
+    with scratch_folder("report") as scratch:
         folder = Path(scratch)
         write_report(data, folder)
         (folder / "accounting.json").write_text(_account_json(account))

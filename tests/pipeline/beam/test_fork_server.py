@@ -82,7 +82,7 @@ def test_a_failure_is_reported(private):
 
 
 def test_a_worker_that_is_killed_is_a_failure(private):
-    assert run(private, "die").returncode == 1
+    assert run(private, "die").returncode == 128 + signal.SIGKILL
     assert run(private, "again").returncode == 0
 
 

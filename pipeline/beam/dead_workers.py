@@ -1,0 +1,84 @@
+"""End a run when a local worker process dies.
+
+Beam alone waits for ever for a worker that died before it connected, and says "Channel closed prematurely" of one that
+died later.
+"""
+
+import re
+import signal
+import threading
+import time
+from contextlib import suppress
+
+from apache_beam.portability import python_urns
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
+
+from pipeline.errors import UserError
+
+_EXITED = re.compile(r"Worker subprocess exited with return code (-?[0-9]+)")
+_LOST = ("Channel closed prematurely", "Socket closed", "Connection reset by peer")
+_SHELLS_KILLED = 128
+_ENDING_S = 3.0
+"""Beam notices a lost connection before the end of the process behind it."""
+_ABORT_INTERVAL_S = 0.2
+
+_deaths: list[str] = []
+
+
+@WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
+class WatchedWorkerHandler(SubprocessSdkWorkerHandler):
+    """Starts a worker process like Beam's own, and fails what is asked of it once it has died."""
+
+    def start_worker(self) -> None:
+        self._stopped = threading.Event()
+        super().start_worker()
+        threading.Thread(target=self._watch, args=(self.worker_thread,), daemon=True).start()
+
+    def stop_worker(self) -> None:
+        self._stopped.set()
+        super().stop_worker()
+
+    def _watch(self, process: threading.Thread) -> None:
+        process.join()
+        while not self._stopped.wait(_ABORT_INTERVAL_S):
+            if _deaths:
+                error = RuntimeError(_deaths[0])
+                self.data_conn._exception = error  # has no method for it; who waits for data looks at it every second
+                with suppress(RuntimeError):  # of a dictionary that changes meanwhile: there is a next time
+                    self.control_conn.abort(error)
+
+
+def note_death(error: BaseException | None) -> None:
+    """Remember why a thread that waits for a worker process ended."""
+    if _EXITED.fullmatch(str(error)):
+        _deaths.append(str(error))
+
+
+def forget_deaths() -> None:
+    """Start a new run: how the workers of the last one ended is over."""
+    _deaths.clear()
+
+
+def death_behind(error: Exception) -> UserError | None:
+    """Return the error to raise instead of what Beam made of a worker's death; None where it was not that."""
+    exited = _EXITED.search(str(error))
+    if exited is None and any(text in str(error) for text in _LOST):
+        until_s = time.monotonic() + _ENDING_S
+        while not _deaths and time.monotonic() < until_s:
+            time.sleep(0.05)
+        exited = _EXITED.search(_deaths[0]) if _deaths else None
+    if exited is None:
+        return None
+    how = _how_it_ended(int(exited[1]))
+    return UserError(f"a worker process {how}; what is done stays done: run the same command again")
+
+
+def _how_it_ended(code: int) -> str:
+    number = -code if code < 0 else code - _SHELLS_KILLED
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"ended with exit code {code}"
+    if number == signal.SIGKILL:
+        return "was killed by SIGKILL, most often by the system for lack of memory (lower --direct_num_workers)"
+    return f"was killed by {name}"
