@@ -1,4 +1,4 @@
-"""Work out where the bars and marks of the report's charts go; the template draws them as SVG."""
+"""Compute the positions of the bars and marks of the report's charts; the template draws them as SVG."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class GridLine:
-    """A horizontal line of a chart and the value it stands for."""
+    """A horizontal line of a chart and its value."""
 
     y: float
     value: int
@@ -53,7 +53,7 @@ def bars(
     for number, values in enumerate(series):
         for place, value in enumerate(values):
             if value:
-                size = round(height * _share(value, top, log), 2)
+                size = round(height * _fraction(value, top, log), 2)
                 x = round(slot * (place + 0.08) + thickness * number, 2)
                 found.append(Bar(number, x, round(height - size, 2), round(thickness, 2), size, labels[place], value))
     return found
@@ -63,7 +63,7 @@ def grid(series: Sequence[Sequence[int]], height: float) -> list[GridLine]:
     """Return the powers of ten up to the largest value, as lines of a log chart."""
     top = max((value for values in series for value in values), default=0)
     lines = range(int(math.log10(top)) + 1) if top else range(0)
-    return [GridLine(round(height * (1 - _share(10**n, top, True)), 2), 10**n) for n in lines]
+    return [GridLine(round(height * (1 - _fraction(10**n, top, True)), 2), 10**n) for n in lines]
 
 
 def cap_place(cap: int, buckets: int, width: float) -> float:
@@ -73,10 +73,10 @@ def cap_place(cap: int, buckets: int, width: float) -> float:
 
 
 def round_ceiling(value: float) -> float:
-    """Return the least of some round shares, 0.01 to 1, that is not below a share: the end of an axis."""
+    """Return the smallest of some round fractions, 0.01 to 1, that is not below a value: the end of an axis."""
     return next((end for end in (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5) if value <= end), 1.0)
 
 
-def _share(value: float, top: float, log: bool) -> float:
-    """Return the height of a value as a share of the chart; on a log scale a value of 1 is still seen."""
+def _fraction(value: float, top: float, log: bool) -> float:
+    """Return the height of a value as a fraction of the chart; on a log scale a value of 1 is still visible."""
     return math.log10(value * 2) / math.log10(top * 2) if log else value / top

@@ -1,13 +1,13 @@
-"""Decide which images of the set are copies of each other, and which one stands for them.
+"""Decide which images of the set are duplicates, and which image represents them.
 
 An edge joins two images whose PDQ hashes are within a distance. An image is dropped if, and only if, it has an edge to
 a better-ranked image that itself survives; the best-ranked such neighbour is its survivor. Nothing is dropped because
 of a chain: if A is near B and B near C, but A not near C, then A and C can both stay. `MAX_BETTER` sets the one limit.
 
-Images with equal hashes have the same edges, so all but the best-ranked of them can leave before any edge is looked
-for: what they would be dropped for is their representative, or what that one is dropped for. Callers do that first (a
-picture used a million times would otherwise have 10^12 edges), and leave out images of low PDQ quality, whose hashes
-say little: of those only copies of the same bytes are known.
+Images with equal hashes have the same edges, so all but the best-ranked of them can be dropped before edges are
+computed: their survivor is their representative, or that one's survivor. Callers do that first (an image used a
+million times would otherwise have 10^12 edges), and exclude images of low PDQ quality, whose hashes are unreliable: of
+those only exact copies are found.
 """
 
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from dedup.hamming import EXACT_BITS, all_band_keys, band_keys, distances_bits, 
 _CANDIDATES = 1 << 18
 
 MAX_BETTER = 64
-"""Of an image's better-ranked neighbours in a bucket, so many of the best keep their edge. A picture that is on the web
-in a hundred thousand versions, all near each other, would have 5 * 10^9 edges."""
+"""Maximum edges kept from an image to better-ranked neighbours in one bucket, the best ones. An image that is on the
+web in a hundred thousand versions, all near each other, would have 5 * 10^9 edges."""
 
 
 class Edges(NamedTuple):
@@ -33,7 +33,7 @@ class Edges(NamedTuple):
 
 
 def band_values(hashes: np.ndarray, max_distance_bits: int = EXACT_BITS) -> np.ndarray:
-    """Return the band values of hashes, `(n, 32)` uint8, as `(n, bands)` uint16: where to look for near ones.
+    """Return the band values of hashes, `(n, 32)` uint8, as `(n, bands)` uint16: the buckets that hold near ones.
 
     Two hashes within 15 bits share at least one value in the same band (16 bands). For larger distances there are 32,
     and 99 % of the pairs at 31 randomly placed errors share one.
@@ -71,7 +71,7 @@ def find_edges(bands: np.ndarray, hashes: np.ndarray, max_distance_bits: int) ->
 
 
 def _earlier_equals(values: np.ndarray) -> np.ndarray:
-    """Return for each value how many equal ones come before it, (n,) int64."""
+    """Return for each value the number of equal ones before it, (n,) int64."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     earlier = np.empty(len(values), np.int64)
@@ -82,11 +82,11 @@ def _earlier_equals(values: np.ndarray) -> np.ndarray:
 def choose_survivors(ids: np.ndarray, ranks: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the id of the survivor of each image: its own where the image stays.
 
-    `ids` are distinct, in any order and of any sortable type; `ranks` are uint64, less is better, and equal ranks are
-    decided by id; `edges` are pairs of ids, `(m, 2)`. The result does not depend on the order of anything.
+    `ids` are distinct, in any order and of any sortable type; `ranks` are uint64, lower is better, and ties are
+    resolved by id; `edges` are pairs of ids, `(m, 2)`. The result does not depend on the order of the inputs.
 
-    This is the greedy choice in the order of rank, made in rounds over all edges at once: whoever has no better
-    undecided neighbour stays, and its neighbours go. With random ranks some log(n) rounds decide everything.
+    This is the greedy choice in the order of rank, computed in rounds over all edges at once: an image without a better
+    undecided neighbour stays, and its neighbours are dropped. With random ranks some log(n) rounds suffice.
     """
     order = np.lexsort((ids, ranks))
     places = _places(ids, order, edges)
@@ -103,7 +103,7 @@ def choose_survivors(ids: np.ndarray, ranks: np.ndarray, edges: np.ndarray) -> n
 
 
 def _places(ids: np.ndarray, order: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return the edges with each id replaced by its place in the order of rank."""
+    """Return the edges with each id replaced by its position in the order of rank."""
     by_id = np.argsort(ids, kind="stable")
     sorted_ids = ids[by_id]
     at = np.minimum(np.searchsorted(sorted_ids, edges), len(ids) - 1)
@@ -116,7 +116,7 @@ def _places(ids: np.ndarray, order: np.ndarray, edges: np.ndarray) -> np.ndarray
 
 
 def _greedy_rounds(count: int, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
-    """Return which of `count` images stay, given their edges as places in the order of rank."""
+    """Return which of `count` images stay, given their edges as positions in the order of rank."""
     dropped = np.zeros(count, bool)
     decided = np.zeros(count, bool)
     proper = better < worse

@@ -4,7 +4,7 @@ from queries.redact import redact
 
 
 class DedupError(ValueError):
-    """An evaluation set is missing or unusable; the message is one line: which, and the way out, without secrets."""
+    """An evaluation set is missing or unusable; the message is one line that names it and the fix, without secrets."""
 
     exit_code = 1
 

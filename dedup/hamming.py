@@ -4,7 +4,7 @@ Small indexes are scanned. Large ones use multi-index hashing (Norouzi, Punjani 
 Space with Multi-Index Hashing", 2014): the hash is a 16x16 grid of bits, cut into 16 rows and again into 16 columns of
 16 bits, and a candidate must agree with the query in at least one whole row or column. Every candidate is then measured
 in full, so no match is ever wrong. None is missed up to 15 bits, where some row must be free of errors (pigeonhole). At
-31 randomly placed errors 1 % are missed; docs/dedup.md has the figures for real pictures.
+31 randomly placed errors 1 % are missed; docs/dedup.md has the measurements on real images.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ HASH_BYTES = 32
 BANDS = 16
 BAND_BITS = 16
 EXACT_BITS = BANDS - 1
-"""Up to this distance a search misses nothing, whatever the size of the index."""
+"""Up to this distance a search misses nothing, regardless of the size of the index."""
 
 # Up to here a scan is about as fast as the tables, and exact at every distance.
 _SCAN_ROWS = 8_192
@@ -35,7 +35,7 @@ class Matches(NamedTuple):
 
 @dataclass(frozen=True)
 class HammingIndex:
-    """Hashes ready to be searched; make one with `build`."""
+    """An index of hashes; create one with `build`."""
 
     words: np.ndarray  # (n, 4) uint64
     buckets: np.ndarray | None  # (32 bands, n) int32: row numbers in the order of the band's value; None: scan
@@ -61,7 +61,7 @@ class HammingIndex:
     def search(self, queries: np.ndarray, max_distance_bits: int) -> Matches:
         """Return the indexed hashes within `max_distance_bits` (0..31) of each query, `(m, 32)` uint8."""
         if not 0 <= max_distance_bits < 2 * BANDS:
-            raise ValueError(f"max_distance_bits is {max_distance_bits}; the index answers 0 to {2 * BANDS - 1}")
+            raise ValueError(f"max_distance_bits = {max_distance_bits}: must be 0 to {2 * BANDS - 1}")
         words = _words(queries)
         if self.buckets is None:
             return _scan(self.words, words, max_distance_bits)

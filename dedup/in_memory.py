@@ -1,4 +1,4 @@
-"""Fingerprints, duplicates and overlap of what fits in memory: lists, NumPy, Arrow, PIL images, paths.
+"""Fingerprints, duplicates and overlap in memory: for lists, NumPy, Arrow, PIL images and paths.
 
 A build uses the functions that these call (`dedup.pdq`, `dedup.duplicates`, `dedup.overlap`), bucket by bucket.
 """
@@ -42,8 +42,8 @@ def fingerprint(image: AnyImage) -> Fingerprint:
     """Return the PDQ hash and the quality of an image.
 
     Raises:
-        ImageDecodeError: the bytes or the file are no image that can be read.
-        FileNotFoundError: there is no file at the path.
+        ImageDecodeError: the bytes or the file are not a readable image.
+        FileNotFoundError: the file does not exist.
     """
     return pdq.fingerprint(_pixels(image))
 
@@ -61,7 +61,7 @@ def _pixels(image: AnyImage) -> np.ndarray:
 
 
 def near_duplicates(hashes: Hashes, max_distance_bits: int = MAX_DISTANCE_BITS) -> np.ndarray:
-    """Return for each hash the row of the one that represents it, (n,) int64: its own row where it is no duplicate.
+    """Return for each hash the row of its representative, (n,) int64: its own row if it is not a duplicate.
 
     Of two near hashes the earlier row stays, so put the better image first. A row is a duplicate only of a row that
     itself stays; chains drop nothing (see `dedup.duplicates`). Up to 15 bits every near pair is found; beyond, most.
@@ -95,7 +95,7 @@ def find_overlap(
     max_distance_bits: int = MAX_EVAL_DISTANCE_BITS,
     min_quality: int = MIN_QUALITY,
 ) -> pa.Table:
-    """Return one row of `dedup.overlap.OVERLAP` per evaluation example and image that show the same.
+    """Return one row of `dedup.overlap.OVERLAP` per pair of an evaluation example and an image that match.
 
     `images`: a table with the columns uid, pdq, pdq_quality and sha256 (as the Parquet files of a set have), or a
     mapping from names to images. Of pixels, which have no bytes, only near hashes are found.
@@ -116,19 +116,19 @@ def _describe(images: Mapping[str, AnyImage]) -> pa.Table:
 
 @dataclass(frozen=True)
 class OverlapStatistics:
-    """How much of an evaluation set was found, with its 95 % interval; and what that did to a model's accuracy."""
+    """The fraction of an evaluation set that was found, with a 95 % interval; its effect on a model's accuracy."""
 
     share: Proportion
-    accuracy: SplitAccuracy | None  # None without answers of a model
+    accuracy: SplitAccuracy | None  # None without a model's results
 
 
 def overlap_statistics(
     overlap: pa.Table, index: EvalIndex, correct: Mapping[str, bool] | None = None
 ) -> OverlapStatistics:
-    """Say what the rows of `find_overlap` mean for a set; `correct` says of each eval_id whether a model was right.
+    """Summarise the rows of `find_overlap`; `correct` tells for each eval_id whether a model's prediction is correct.
 
     Raises:
-        ValueError: `correct` names examples that are not in the index.
+        ValueError: `correct` has examples that are not in the index.
     """
     found = set(overlap["eval_id"].to_pylist())
     share = contamination(len(found), len(index))
@@ -137,5 +137,5 @@ def overlap_statistics(
     unknown = correct.keys() - set(index.eval_ids.to_pylist())
     if unknown:
         raise ValueError(f"{len(unknown)} of {len(correct)} examples are not in the index, such as {min(unknown)!r}")
-    answers = np.array(list(correct.values()), bool)
-    return OverlapStatistics(share, split_accuracy(answers, np.array([name in found for name in correct], bool)))
+    is_correct = np.array(list(correct.values()), bool)
+    return OverlapStatistics(share, split_accuracy(is_correct, np.array([name in found for name in correct], bool)))

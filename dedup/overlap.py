@@ -1,4 +1,4 @@
-"""Find the fetched images that an evaluation set has too.
+"""Find the fetched images that are also in an evaluation set.
 
 Two images count as the same if their bytes are equal, or if the fetched one's PDQ hash is within a distance of one of
 the eight views of the evaluation image and both are textured enough for a hash to mean something (`min_quality`). The

@@ -1,7 +1,7 @@
-"""Say how much of an evaluation set was found, and whether that helped the model (CLIP paper, section 5).
+"""Measure how much of an evaluation set was found, and whether that helped the model (CLIP paper, section 5).
 
-Intervals are Clopper-Pearson: they come from the binomial distribution itself and hold at least the stated confidence
-however small the counts. Shares of images carry 95 %, accuracies 99.5 % (the paper's figure 17).
+Intervals are Clopper-Pearson: they are exact for the binomial distribution and have at least the stated confidence,
+even for small counts. Contamination has 95 %, accuracies 99.5 % (the paper's figure 17).
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Proportion:
 
     @property
     def value(self) -> float | None:
-        """The proportion; None where there is nothing to divide by."""
+        """The proportion; None if `total` is 0."""
         return self.count / self.total if self.total else None
 
 
@@ -38,11 +38,11 @@ class SplitAccuracy:
     clean: Proportion
     overlap: Proportion
     p_value: float
-    """The chance of at least this many right answers on `overlap` at the accuracy of `clean` (one-tailed)."""
+    """The probability of at least this many correct ones on `overlap` at the accuracy of `clean` (one-tailed)."""
 
     @property
     def inflation(self) -> float | None:
-        """All minus Clean: what the overlap adds to the reported accuracy; None where nothing is clean."""
+        """All minus Clean: the effect of the overlap on the reported accuracy; None if nothing is clean."""
         if self.all.value is None or self.clean.value is None:
             return None
         return self.all.value - self.clean.value
@@ -56,12 +56,12 @@ class SplitAccuracy:
 
 
 def contamination(overlap: int, total: int) -> Proportion:
-    """Return the share of an evaluation set that is in the training data, with a 95 % interval."""
+    """Return the fraction of an evaluation set that is in the training data, with a 95 % interval."""
     return proportion(overlap, total, SHARE_CONFIDENCE)
 
 
 def proportion(count: int, total: int, confidence: float) -> Proportion:
-    """Return `count / total` with its Clopper-Pearson interval; nothing of nothing could be anything from 0 to 1."""
+    """Return `count / total` with its Clopper-Pearson interval; with total = 0 the interval is [0, 1]."""
     low, high = clopper_pearson(count, total, confidence)
     return Proportion(count, total, low, high, confidence)
 
@@ -69,10 +69,10 @@ def proportion(count: int, total: int, confidence: float) -> Proportion:
 def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, float]:
     """Return the exact two-sided interval of a binomial proportion.
 
-    Its ends are the proportions at which `count` or more, and `count` or fewer, have the chance (1 - confidence) / 2.
+    Its ends are the proportions at which `count` or more, and `count` or fewer, have probability (1 - confidence) / 2.
     """
     if not 0 <= count <= total:
-        raise ValueError(f"{count} of {total} is no proportion")
+        raise ValueError(f"count must be in [0, total], not {count} of {total}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")
     tail = (1 - confidence) / 2
@@ -82,15 +82,15 @@ def clopper_pearson(count: int, total: int, confidence: float) -> tuple[float, f
 
 
 def binomial_p_value(count: int, total: int, null: float) -> float:
-    """Return the chance of `count` or more successes in `total` trials of probability `null`."""
+    """Return the probability of `count` or more successes in `total` trials of probability `null`."""
     return float(special.betainc(count, total - count + 1, null)) if count > 0 else 1.0
 
 
 def split_accuracy(correct: np.ndarray, overlap: np.ndarray) -> SplitAccuracy:
-    """Compare a model's accuracy on the examples that were found and on the others.
+    """Compare a model's accuracy on the examples that overlap with that on the others.
 
-    Both are `(n,)` bool in the order of the examples: whether the model was right, and whether the example overlaps.
-    Where either side is empty there is nothing to compare and the p-value is 1.
+    Both are `(n,)` bool in the order of the examples: whether the model was correct, and whether the example overlaps.
+    If either side is empty, the p-value is 1.
     """
     if correct.shape != overlap.shape or correct.dtype != np.bool_ or overlap.dtype != np.bool_:
         raise ValueError(f"need two bool arrays of one length, not {correct.shape} and {overlap.shape}")

@@ -58,7 +58,7 @@ _INDEX_ROWS = 16_384
 
 @dataclass(frozen=True)
 class EvalSummary:
-    """What became of a set's examples: `examples` = `indexed` + the sum of `failures`."""
+    """Counts of a set's examples: `examples` = `indexed` + the sum of `failures`."""
 
     name: str
     examples: int
@@ -196,14 +196,14 @@ def _write(
 def _summary(name: str, path: str, counts: Counter[str]) -> EvalSummary:
     failures = {reason: n for reason, n in sorted(counts.items()) if reason != "kept"}
     if not counts["kept"]:
-        told = ", ".join(f"{n} {reason}" for reason, n in failures.items()) or "it is empty"
-        raise DedupError(f"{path}: no readable image found ({told})")
+        reasons = ", ".join(f"{n} {reason}" for reason, n in failures.items()) or "it is empty"
+        raise DedupError(f"{path}: no readable image found ({reasons})")
     return EvalSummary(name, counts.total(), counts["kept"], failures)
 
 
 @contextmanager
 def _replacing(final: Path) -> Iterator[Path]:
-    """Give a path to write to, and rename it to `final` only if the block ends well."""
+    """Yield a path to write to, and rename it to `final` only if the block succeeds."""
     final.parent.mkdir(parents=True, exist_ok=True)
     unfinished = final.with_name(f"{final.name}.tmp")
     try:

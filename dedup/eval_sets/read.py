@@ -4,9 +4,9 @@
     webdataset  .tar files of samples that share a key: key.jpg with key.cls, key.txt or key.json
     parquet     a column of encoded images, as bytes or as the {bytes, path} of Hugging Face data sets
 
-Nothing is left out silently: what is no readable example comes out as one with a `failure`. PATH may be any fsspec URL;
-for webdataset and parquet it is a file, a folder or a glob. A label may be a list: then its parts have commas between.
-Sets come from strangers: only regular files are read, and of each example no more than a limit.
+Nothing is skipped silently: a file that is not a readable example is yielded with a `failure`. PATH may be any fsspec
+URL; for webdataset and parquet it is a file, a folder or a glob. A label may be a list: its parts are joined by commas.
+Sets are untrusted: only regular files are read, and of each example no more than a limit.
 """
 
 import json
@@ -63,8 +63,8 @@ def read_examples(
     """Yield the examples in a fixed order.
 
     `label_column` names the column (parquet) or the json field (webdataset) of the class; "label" if there is one.
-    Bytes of a name that are not UTF-8 come as `\\xff`; a name that comes again has `#2` behind it.
-    Raises `FileNotFoundError` where nothing is there, `DedupError` where it is not what `kind` says.
+    Bytes of a name that are not UTF-8 become `\\xff`; a repeated name gets the suffix `#2`.
+    Raises `FileNotFoundError` if the path does not exist, `DedupError` if it is not of this `kind`.
     """
     try:
         fs, root = fsspec.core.url_to_fs(path)
@@ -76,11 +76,11 @@ def read_examples(
         return _named(_read_webdataset(fs, root, label_column or "label"))
     if kind == "parquet":
         return _named(_read_parquet(fs, root, image_column, label_column))
-    raise DedupError(f"kind {kind!r} is unknown: choose one of {', '.join(get_args(Kind))}")
+    raise DedupError(f"unknown kind {kind!r}: choose one of {', '.join(get_args(Kind))}")
 
 
 def _named(examples: Iterator[Example]) -> Iterator[Example]:
-    """Make names and labels text that can be stored, and names unique: whose results are whose?"""
+    """Make names and labels storable text, and names unique, because results refer to them."""
     seen = set[str]()
     for example in examples:
         name = unique = _as_text(example.eval_id)
@@ -93,7 +93,7 @@ def _named(examples: Iterator[Example]) -> Iterator[Example]:
 
 
 def _as_text(name: str) -> str:
-    """Write what is no Unicode text as escapes: `\\xff` for a byte of a file name, `\\ud800` for half a pair."""
+    """Escape what is not Unicode text: `\\xff` for a byte of a file name, `\\ud800` for an unpaired surrogate."""
     if name.isascii():
         return name
     try:
@@ -103,7 +103,7 @@ def _as_text(name: str) -> str:
 
 
 def _label_text(label: Any, names: Mapping[int, str]) -> str | None:
-    """Return a label as text, a class's number by its name where there is one; None where it says no class."""
+    """Return a label as text, a class number by its name if it has one; None if it names no class."""
     if isinstance(label, list):
         return ",".join(filter(None, (_label_text(one, names) for one in label))) or None
     if isinstance(label, float):  # whole numbers become that in a column with gaps
@@ -117,7 +117,7 @@ def _read_folder(fs: Any, root: str) -> Iterator[Example]:
     if not fs.exists(root):
         raise FileNotFoundError(f"{root}: no such folder")
     if not fs.isdir(root):
-        raise DedupError(f"{root}: a file where a folder is needed; kind 'webdataset' reads .tar, 'parquet' .parquet")
+        raise DedupError(f"{root}: a file, not a folder; kind 'webdataset' reads .tar files, 'parquet' .parquet files")
     for file, info in sorted(fs.find(root, detail=True).items()):
         name = posixpath.relpath(file, root)
         label = posixpath.basename(posixpath.dirname(name)) or None
@@ -134,7 +134,7 @@ def _content(fs: Any, file: str, size: int | None) -> tuple[bytes, Failure]:
             return b"", "other_file"
         try:
             with open(file, "rb") as stream:
-                content = stream.read(MAX_EXAMPLE_BYTES + 1)  # one that grows has no size to trust
+                content = stream.read(MAX_EXAMPLE_BYTES + 1)  # the size of a growing file is unreliable
         except OSError as error:
             raise DedupError(f"{file}: cannot be read ({error.strerror})") from error
     else:
@@ -154,10 +154,10 @@ def _opened(fs: Any, file: str) -> Iterator[Any]:
 
 
 def _is_regular(fs: Any, file: str) -> bool:
-    """Tell files from what never ends or never begins, such as FIFOs and devices, also behind links."""
+    """Return whether a path is a regular file and not a FIFO, a device or a link to one, whose read may never end."""
     try:
         return not isinstance(fs, LocalFileSystem) or stat.S_ISREG(os.stat(file).st_mode)
-    except OSError:  # a link that leads nowhere
+    except OSError:  # a broken link
         return False
 
 
@@ -181,10 +181,10 @@ def _limit_bytes(suffix: str) -> int:
 
 
 def _examples_of_sample(tar_name: str, sample: Sample, label_field: str) -> Iterator[Example]:
-    """Yield each image of a sample; with several, the name has its suffix too.
+    """Yield each image of a sample; if there are several, their names include the suffix.
 
-    A label is that of the image whose name it has: `0.left.cls` that of `0.left.jpg`. `0.cls` is that of `0.jpg`, or of
-    all images where there is none of that name.
+    A label belongs to the image of the same name: `0.left.cls` to `0.left.jpg`. `0.cls` belongs to `0.jpg`, or to all
+    images if there is none of that name.
     """
     eval_id = f"{tar_name}/{sample.key}"
     texts = {
@@ -248,7 +248,7 @@ def _read_table(
     schema = parquet.schema_arrow
     for column in (image_column, label_column):
         if column is not None and column not in schema.names:
-            raise DedupError(f"{file}: no column {column!r}; there are {', '.join(schema.names)}")
+            raise DedupError(f"{file}: no column {column!r}; its columns are {', '.join(schema.names)}")
     label_column = label_column or ("label" if "label" in schema.names else None)
     _check_image_type(schema.field(image_column).type, file, image_column)
     class_names = _class_names(schema, label_column)
@@ -264,14 +264,14 @@ def _read_table(
 
 
 def _check_growth(metadata: pq.FileMetaData, columns: list[str], file: str) -> None:
-    """Refuse what a few kilobytes unpack to gigabytes, before it is unpacked."""
+    """Reject decompression bombs before they are decompressed."""
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(number)
             size, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
             is_read = chunk.path_in_schema.split(".")[0] in columns
             if is_read and size > max(_MAX_CHUNK_BYTES, _MAX_GROWTH * packed):
-                raise DedupError(f"{file}: {packed:,} bytes of {chunk.path_in_schema} unpack to {size:,}")
+                raise DedupError(f"{file}: {packed:,} bytes of {chunk.path_in_schema} decompress to {size:,}")
 
 
 def _images(column: pa.Array) -> Iterator[tuple[bytes, Failure]]:
@@ -315,7 +315,7 @@ def _files(fs: Any, root: str, suffixes: tuple[str, ...]) -> list[tuple[str, str
         raise FileNotFoundError(f"{root}: no such file, or no {' or '.join(suffixes)} file in it")
     for file in files:
         if not _is_regular(fs, file):
-            raise DedupError(f"{file}: not a regular file, but a folder, a device or a link to nothing")
+            raise DedupError(f"{file}: not a regular file, but a folder, a device or a broken link")
     return [(posixpath.relpath(file, root or "."), file) for file in files]
 
 

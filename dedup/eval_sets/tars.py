@@ -1,7 +1,7 @@
-"""Read the samples of WebDataset tars that nobody vouches for: members of one key, `a/0.jpg` with `a/0.cls`.
+"""Read the samples of untrusted WebDataset tars: members of one key, `a/0.jpg` with `a/0.cls`.
 
-Only what is wanted is read, up to a limit that its size in the header is compared with first: a sparse file of 2 kB can
-announce gigabytes.
+Only wanted members are read, and only if the size in their header is below a limit: a sparse file of 2 kB can announce
+gigabytes.
 """
 
 import posixpath
@@ -44,7 +44,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """A member of no sample: a hidden file (macOS writes `._0.jpg` beside `0.jpg`), a link, a device."""
+    """A member that belongs to no sample: a hidden file (macOS writes `._0.jpg` beside `0.jpg`), a link, a device."""
 
     name: str
 
@@ -59,7 +59,7 @@ class _TarInfo(tarfile.TarInfo):
 def read_samples(
     stream: IO[bytes], mode: Literal["r:", "r:gz"], limit_bytes: Callable[[str], int]
 ) -> Iterator[Sample | Stray]:
-    """Yield what a tar holds, in order. `limit_bytes` of a suffix (small letters): the most to read, 0 for nothing.
+    """Yield a tar's samples, in order. `limit_bytes(suffix)`: the maximum to read of a lower-case suffix, 0 to skip it.
 
     Raises:
         tarfile.TarError: the tar is damaged or ends early.
@@ -103,14 +103,14 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # or it would remember every header of the file
         if tar.offset <= at:  # a pax header can announce a negative size
-            raise tarfile.ReadError(f"a header at byte {member.offset} leads backwards")
+            raise tarfile.ReadError(f"the header at byte {member.offset} has a negative size")
         at = tar.offset
         if not member.isdir():
             yield member
 
 
 def _split(members: list[Member], suffix: str) -> tuple[list[Member], list[Member]]:
-    """Return the members to give away, and those to keep, because the next one, of that suffix, may be their label."""
+    """Return the members to yield now, and those to keep because the next one, of that suffix, may be their label."""
     own = posixpath.splitext(suffix)[0]
     kept = [member for member in members if posixpath.splitext(member.suffix)[0] == own]
     finished = [member for member in members if posixpath.splitext(member.suffix)[0] != own]
@@ -124,7 +124,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise if more follows than the zeros at the end of an archive: tarfile takes a broken header for the end."""
+    """Raise if the end is followed by more than zeros: tarfile silently treats any bad header as the end."""
     file = tar.fileobj
     assert file is not None
     file.seek(tar.offset)

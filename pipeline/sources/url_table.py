@@ -29,7 +29,7 @@ _READ_BYTES = 1 << 16
 _HEAD_ROWS = 1_000  # jsonl: where a column must appear
 _HEAD_BYTES = 16 << 20
 _MAX_COLUMNS = 10_000
-_MAX_NAMES_TOLD = 20
+_MAX_NAMES_LISTED = 20
 
 
 def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsConfig) -> Iterator[SourceBatch]:
@@ -62,11 +62,11 @@ def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | R
     is_parquet = suffix == "parquet" and compression is None
     if not is_parquet and read_rows is None:
         raise UserError(
-            f"{path}: not a known kind of table; name it .parquet, .{', .'.join(_TEXT_KINDS)}"
-            f" (or one of the last three with .{', .'.join(COMPRESSIONS)})"
+            f"{path}: unknown table format; the file name must end in .parquet, .{', .'.join(_TEXT_KINDS)}"
+            f" (the last three also with .{', .'.join(COMPRESSIONS)})"
         )
     if not source.header and suffix not in ("csv", "tsv"):
-        raise UserError(f"{path}: sources.header = false is for csv and tsv; {suffix} names its columns")
+        raise UserError(f"{path}: sources.header = false is only for csv and tsv; {suffix} files have column names")
     if read_rows is None:
         return _parquet_rows(stream, path, source)
     return _text_rows(Lines(stream, compression, any_end=suffix == "csv"), read_rows, path, source)
@@ -92,7 +92,7 @@ def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator
 def _parquet_batches(
     table: pq.ParquetFile, stream: BinaryIO, file: CheckedFile, columns: list[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some columns, so many at once as can be held.
+    """Yield the rows of some columns, in batches that fit in memory.
 
     Raises:
         pa.ArrowInvalid: the file unpacks to more than a limit.
@@ -269,10 +269,10 @@ def _find_columns(source: SourceConfig, names: Sequence[str], path: str) -> list
     columns = _columns(source)
     for name in columns:
         if names.count(name) != 1:
-            what = f"{names.count(name)} columns are called {name!r}" if name in names else f"no column {name!r}"
-            more = [f"{len(names) - _MAX_NAMES_TOLD:,} more"] if len(names) > _MAX_NAMES_TOLD else []
-            told = [repr(name[:64]) for name in names[:_MAX_NAMES_TOLD]]
-            raise UserError(f"{path}: {what}; there are {', '.join(told + more)}")
+            problem = f"{names.count(name)} columns have the name {name!r}" if name in names else f"no column {name!r}"
+            more = [f"{len(names) - _MAX_NAMES_LISTED:,} more"] if len(names) > _MAX_NAMES_LISTED else []
+            listed = [repr(name[:64]) for name in names[:_MAX_NAMES_LISTED]]
+            raise UserError(f"{path}: {problem}; its columns are {', '.join(listed + more)}")
     return columns
 
 

@@ -28,7 +28,7 @@ from pipeline.sources import file_versions
 from pipeline.stages.described import DescribedPart
 
 VERSION = 5
-"""Raised when the same images would give another index."""
+"""Raise it when the same images would give another index."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Set:
 
 @dataclass(frozen=True)
 class LoadedEval:
-    """An evaluation set ready to be compared with."""
+    """An evaluation set in memory, ready to be searched."""
 
     name: str
     max_distance_bits: int
@@ -55,7 +55,7 @@ class LoadedEval:
 
 @dataclass(frozen=True)
 class EvalIndexes:
-    """The indexed sets of a build: name -> the distance up to which an image matches."""
+    """The indexed sets of a build, by name, with the maximum distance of a match."""
 
     distances_bits: Mapping[str, int]
     sha256: Mapping[str, str]  # of each file of the sets
@@ -102,7 +102,7 @@ def run_evals(build: Build, config: Config, base_dir: Path, detector: Detector |
 
 
 def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
-    """Return up to which distance an image matches a set: its own key, else the general or a stricter known one."""
+    """Return the maximum distance of a match: the set's own key, else the general one or a stricter registered one."""
     if evaluation.max_distance_bits is not None:
         return evaluation.max_distance_bits
     return threshold_bits(evaluation.name, config.dedup.eval_max_distance_bits)

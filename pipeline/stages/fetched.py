@@ -1,7 +1,7 @@
 """plan/ -> fetched/: request every planned image once; one tar and one Parquet per part, a row for every planned pair.
 
-Beside them stands consent/, when each URL's consent was looked for. It is no output of the unit: no two fetches happen
-at the same time, and nothing is made from it.
+Beside them, consent/ records when each URL's consent was checked. It is not an output of the unit: two fetches have
+different times, and no later stage reads it.
 
 The unit is a plan part. The fetcher of a process (event loop, connections, robots and DNS caches) is kept between
 parts.
@@ -37,14 +37,14 @@ from pipeline.sources import expand_paths, file_versions
 from pipeline.stages.plan import part_names
 
 VERSION = 2
-"""Raised when the same responses would give other bytes."""
+"""Raise it when the same responses would give other bytes."""
 
 
 def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
     """Fail if continuing would discard images fetched from the web.
 
     Raises:
-        UserError: parts in fetched/ were fetched under other settings.
+        UserError: parts in fetched/ were fetched with other settings.
     """
     settings = _Settings.of(config, base_dir)
     made = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
@@ -52,8 +52,8 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
     others = [name for name, how in made.items() if not how.startswith((settings.name, _FROM_ARCHIVES))]
     if others:
         raise UserError(
-            f"{len(others)} parts in fetched/ were fetched under other settings (keys of [fetch] that decide what an "
-            "image is, fetch.parts, or seed); undo the change, build in another workspace, or add --refetch to fetch "
+            f"{len(others)} parts in fetched/ were fetched with other settings (keys of [fetch] that change the stored "
+            "images, fetch.parts, or seed); undo the change, build in another workspace, or add --refetch to fetch "
             "everything again"
         )
 
@@ -61,7 +61,7 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
 def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refetch: bool) -> dict[str, Marker]:
     """Fill fetched/; return the markers by part name.
 
-    Where another plan was fetched before under the same settings, only new URLs are requested, unless `refetch`.
+    If another plan was fetched with the same settings, only new URLs are requested, unless `refetch`.
     """
     settings = _Settings.of(config, base_dir)
     digests = {name: f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
@@ -97,18 +97,18 @@ def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refe
 
 _FROM_ARCHIVES = "archives-"
 _JOURNALS = ".wit/journal"
-"""Holds, while a part is fetched into a local workspace, its journal: <part>.journal."""
+"""The journals of parts that are being fetched into a local workspace: <part>.journal."""
 
 _SILENT = frozenset(
     {Reason.DNS_FAILED, Reason.CONNECT_FAILED, Reason.TIMEOUT, Reason.ROBOTS_UNREACHABLE, Reason.HOST_UNAVAILABLE}
 )
 _REUSE = ".wit/earlier"
-"""Holds, while a plan is fetched, what was fetched for another: <settings>/<part>.<plan>.tar and .parquet."""
+"""While a plan is fetched, the parts fetched for earlier plans: <settings>/<part>.<plan>.tar and .parquet."""
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """What decides, beside the plan, what a fetched part is: `name`. `recorded` is the version of the archives."""
+    """The settings that, with the plan, determine a fetched part: `name`. `recorded` is the version of the archives."""
 
     archives: tuple[str, ...]
     recorded: str
@@ -126,15 +126,15 @@ class _Settings:
         return marker.digest.startswith(f"{self.name}-")
 
     def reuse_path(self, file: str, marker: Marker) -> str:
-        """Return where a file of a part is kept while another plan is fetched."""
+        """Return the path of a part's file while another plan is fetched."""
         stem, _, suffix = file.rsplit("/", 1)[1].partition(".")
         return f"{_REUSE}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
 
 
 def _withdraw_silent(workspace: Workspace, settings: _Settings) -> None:
-    """Withdraw the parts of a stopped run in which no URL had a response: that may have been the network.
+    """Discard the parts of a stopped run in which no URL had a response: this machine's network may have been down.
 
-    Small parts end before the network watch of their process has seen enough to stop.
+    Small parts end before their process has enough requests to detect that.
     """
     silent = [
         name
@@ -146,44 +146,44 @@ def _withdraw_silent(workspace: Workspace, settings: _Settings) -> None:
 
 
 def journal_path(workspace: Workspace, part: str) -> Path:
-    """Return where the journal of a part lies: on local disk, in the workspace where that is local.
+    """Return the path of a part's journal: on local disk, inside the workspace if that is local.
 
     Raises:
-        UserError: the temporary folder of this user belongs to somebody else.
+        UserError: another user owns the temporary folder.
     """
     if workspace.is_local:
         return Path(workspace.path(f"{_JOURNALS}/{part}.journal"))
     try:
         return private_folder("wit-journal") / digest(workspace.root) / f"{part}.journal"
     except PermissionError as error:
-        raise UserError(f"{error}; set TMPDIR to a folder of your own") from None
+        raise UserError(f"{error}; set TMPDIR to a folder that only you can write to") from None
 
 
 def _stash_for_reuse(workspace: Workspace, settings: _Settings, wanted: Mapping[str, str]) -> None:
     """Move the parts of another plan away, to reuse their results for this one.
 
-    The markers go last: a run that is killed before finds them again, and moves the rest. If the plan was changed back
-    instead, the moved files come back.
+    The markers are removed last: the run after a killed one finds them again, and moves the rest. If the plan was
+    changed back, the moved files are moved back.
     """
     markers = {n: m for n, m in read_markers(workspace, "fetched").items() if settings.owns(m)}
-    there, aside = workspace.sizes("fetched"), workspace.sizes(_REUSE)
+    in_place, stashed = workspace.sizes("fetched"), workspace.sizes(_REUSE)
     moves: dict[str, str] = {}
-    gone = []
+    stale = []
     for name, marker in markers.items():
-        places = {file: settings.reuse_path(file, marker) for file in marker.outputs}
-        standing = [file for file, facts in marker.outputs.items() if there.get(file) == facts.bytes]
-        moved = [file for file, facts in marker.outputs.items() if aside.get(places[file]) == facts.bytes]
+        targets = {file: settings.reuse_path(file, marker) for file in marker.outputs}
+        present = [file for file, facts in marker.outputs.items() if in_place.get(file) == facts.bytes]
+        moved = [file for file, facts in marker.outputs.items() if stashed.get(targets[file]) == facts.bytes]
         if wanted.get(name) == marker.digest:
-            moves |= {places[file]: file for file in moved if file not in standing}
-        elif {*standing, *moved} == places.keys():
-            moves |= {file: places[file] for file in standing}
-            gone.append(marker_name("fetched", name))
+            moves |= {targets[file]: file for file in moved if file not in present}
+        elif {*present, *moved} == targets.keys():
+            moves |= {file: targets[file] for file in present}
+            stale.append(marker_name("fetched", name))
     workspace.move(moves)
-    workspace.remove(gone)
+    workspace.remove(stale)
 
 
 def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, tuple[str, ...]]:
-    """Return part -> what is kept of it, without suffixes: several where a build was stopped and its config changed."""
+    """Return part -> its stored results, without suffixes: several if a build was stopped and its config changed."""
     folder = f"{_REUSE}/{settings.name}"
     names = workspace.sizes(folder).keys()
     found: dict[str, list[str]] = {}
@@ -232,7 +232,7 @@ class _OpenFetcher:
 @dataclass(frozen=True, eq=False)
 class _FetchPart:
     fetcher: Fetcher
-    finished: dict[str, Path] = field(default_factory=dict)  # parts that were written -> their journals
+    finished: dict[str, Path] = field(default_factory=dict)  # written parts -> their journals
 
     def run(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
         plan, stem = output.workspace.read_table(part.name, sha256=part.sha256), _stem(part.name)
@@ -264,7 +264,7 @@ class _FetchPart:
 
 
 def keep_ledger(workspace: Workspace, name: str, plan: pa.Table | None, ledger: pa.Table) -> None:
-    """Write the ledger of a part; of planned URLs (None: of all) not requested now it keeps what stood there."""
+    """Write the ledger of a part; for planned URLs (None: all URLs) not requested now it keeps the earlier rows."""
     before = workspace.read_table(name).cast(LEDGER) if workspace.exists(name) else LEDGER.empty_table()
     if plan is not None:
         before = before.filter(pc.is_in(before["url"], plan["url"]))

@@ -1,6 +1,6 @@
-"""sources -> pairs/: read candidates, match their text against the allowlist, keep what some query finds.
+"""sources -> pairs/: read candidates, match their text against the allowlist, keep those that a query matches.
 
-One unit per source file; nothing is shared between units but the matcher, built once per process.
+One unit per source file; units share only the matcher, which is built once per process.
 """
 
 import os
@@ -27,20 +27,20 @@ from queries.match import QueryMatcher
 from queries.redact import redact
 
 VERSION = 3
-"""Raised when the same input would give other pairs."""
+"""Raise it when the same input would give other pairs."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One unit: a file to read, and how."""
+    """One unit: a file to read, and its source's settings."""
 
     source: SourceConfig
     path: str
-    name: str  # without secrets and where the config lies: what `pairs.source` says
+    name: str  # without secrets and the config's folder, for `pairs.source`
 
     @property
     def unit(self) -> str:
-        """Name the unit and its output: the file's stem for people, a hash of the whole name to tell twins apart."""
+        """Name the unit and its output: the file's stem for readers, and a hash of the whole name to make it unique."""
         stem = re.sub(r"[^\w-]", "_", Path(urlsplit(self.name).path).name.split(".")[0][:40])  # "[" would be a pattern
         return f"{stem}-{digest(self.name)[:16]}"
 
@@ -54,7 +54,7 @@ def run_pairs(
 
 
 def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:
-    """List the source files, in the order of the config; a file named twice is read once."""
+    """List the source files, in the order of the config; a file listed twice is read once."""
     listed: dict[str, SourceFile] = {}
     for source in config.sources:
         for path, name in _named_files(source, base_dir).items():
@@ -62,15 +62,15 @@ def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:
             if listed.setdefault(path, file).source != source:
                 raise ConfigError(f"sources: {file.name} is listed by two [[sources]] tables; list it once")
     if not listed:
-        raise ConfigError("sources: no file to read")
+        raise ConfigError("sources: no files to read")
     return [_unit(file, config, allowlist) for file in _with_unique_names(list(listed.values()))]
 
 
 def _named_files(source: SourceConfig, base_dir: Path) -> dict[str, str]:
     """Return path -> name of a source's files, sorted by path.
 
-    A name holds neither secrets nor where the config lies: local files have their path from the config's folder, or,
-    where the pattern is absolute, from the folder in which it starts to vary.
+    A name contains neither secrets nor the config's folder: the names of local files are relative to the config's
+    folder, or, if the pattern is absolute, to the folder of its first wildcard.
     """
     names: dict[str, str] = {}
     for pattern in source.paths:

@@ -1,6 +1,6 @@
-"""pairs/ -> plan/: what to fetch. Cut the pairs into parts by URL, drop repeated pairs, balance to cap x slack.
+"""pairs/ -> plan/: the pairs to fetch. Split the pairs into parts by URL, drop repeated pairs, balance to cap x slack.
 
-Steps, each a pipeline over files (scratch results lie under `.wit/plan/` until the stage is done):
+Steps, each a pipeline over files (scratch results are under `.wit/plan/` until the stage is done):
 
     spill    pairs files -> files sorted into buckets of parts (by a hash of the URL)
     gather   bucket -> candidate parts, every uid once
@@ -8,7 +8,7 @@ Steps, each a pipeline over files (scratch results lie under `.wit/plan/` until 
     select   candidate parts -> the largest key each query takes  }
     write    candidate part -> plan part: the pairs that some query selects
 
-All pairs of a URL are in one part, so a URL is asked for once; and each part is a random sample of the whole.
+All pairs of a URL are in one part, so a URL is requested once; and each part is a random sample of the whole.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ from pipeline.stages.balance.scans import (
 from queries.allowlist import Allowlist
 
 VERSION = 2
-"""Raised when the same pairs would give another plan, or scratch files another format."""
+"""Raise it when the same pairs would give another plan, or scratch files have another format."""
 
 _SPILL_ROWS = 2_000_000
 """Pairs files are spilled together until they hold this many rows: fewer, larger files to gather from."""
@@ -72,7 +72,7 @@ def run_plan(
     )
     done = finished_stage(build.workspace, "plan", stage_digest)
     if done is not None:
-        build.progress.say(f"plan           {config.fetch.parts} parts done before")
+        build.progress.say(f"plan           {config.fetch.parts} parts already done")
         return done
     counts = Counter(inputs=add_counts(pairs.values())["kept"])
     candidates = _candidates(build, config, pairs, stage_digest)
@@ -89,7 +89,7 @@ def run_plan(
 
 
 def plan_cap(config: Config) -> int:
-    """Return the cap before fetching: link rot and duplicates take their share of it."""
+    """Return the cap before fetching, which allows for dead links and duplicates."""
     return math.ceil(config.balance.cap * config.balance.slack)
 
 
@@ -125,7 +125,7 @@ def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
 
 
 def url_hashes(urls: Sequence[str], seed: int) -> np.ndarray:
-    """Return a keyed 64-bit hash of each URL, (n,) uint64: which part it goes to, and its place there."""
+    """Return a keyed 64-bit hash of each URL, (n,) uint64: it determines the part and the order in it."""
     key = seed.to_bytes(8, "little")
     joined = b"".join(hashlib.blake2b(url.encode(), digest_size=8, key=key).digest() for url in urls)
     return np.frombuffer(joined, dtype="<u8")
@@ -190,7 +190,7 @@ def drop_repeats(pairs: pa.Table) -> pa.Table:
 def _write_plan(
     build: Build, candidates: Sequence[str], balance: Balance, keys: QueryHashes, stage_digest: str
 ) -> dict[str, Marker]:
-    """Write the final parts; the thresholds travel as a file, not inside the job."""
+    """Write the final parts; workers read the thresholds from a file, not from the job."""
     thresholds = ".wit/plan/thresholds.parquet"
     save_thresholds(build.workspace, thresholds, balance.thresholds)
     units = [Unit(name.rsplit("/", 1)[1].split(".")[0], digest(stage_digest, name), name) for name in candidates]

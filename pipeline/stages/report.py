@@ -1,6 +1,6 @@
 """shards/, dedup/, evals/ -> report/: the account, the balance per query, and the overlap with its evidence.
 
-Runs in one process: everything it reads is counts, a sample of shards, and the few images that are shown.
+Runs in one process: it reads only counts, a sample of shards, and the few images that are shown.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from pipeline.stages.evals import max_distance_bits
 from queries.allowlist import Allowlist
 
 VERSION = 5
-"""Raised when the same build would give another report."""
+"""Raise it when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
 _QUERY_ROWS = 20
@@ -54,7 +54,7 @@ _THUMBNAIL_PX = 128
 
 
 def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
-    """Write report/ unless it stands already for this build."""
+    """Write report/ unless it is up to date."""
     workspace = build.workspace
     manifest = workspace.read_json("shards/manifest.json")
     dedup = read_stage(workspace, "dedup")
@@ -65,11 +65,11 @@ def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
         finish_stage(workspace, "report", unit_digest, outputs, {})
         build.progress.say(f"report         {workspace.root}/report/index.html")
     else:
-        build.progress.say("report         done before")
+        build.progress.say("report         already done")
 
 
 def _result_hashes(workspace: Workspace, config: Config) -> dict[str, str]:
-    """Return name -> SHA-256 of the results of models: another evaluation may well give files of the same size."""
+    """Return name -> SHA-256 of the models' results: another evaluation may give files of the same size."""
     names = [name for evaluation in config.evals for name in _result_files(workspace, evaluation.name)]
     return {name: hashlib.sha256(workspace.read_bytes(name)).hexdigest() for name in names}
 
@@ -79,13 +79,13 @@ def _result_files(workspace: Workspace, name: str) -> list[str]:
 
 
 def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist) -> str:
-    """Write report/ again, whatever stands there; return the page's path.
+    """Write report/ again, even if it is up to date; return the page's path.
 
     Raises:
         UserError: the build is not finished.
     """
     if not workspace.exists("shards/manifest.json"):
-        raise UserError(f"{workspace.root}: no finished shards to report on; run `wit build` first")
+        raise UserError(f"{workspace.root}: no finished shards for a report; run `wit build` first")
     _write(workspace, config, allowlist)
     return f"{workspace.root}/report/index.html"
 
@@ -167,7 +167,7 @@ def read_balance(workspace: Workspace, allowlist: Allowlist) -> pa.Table:
 
 
 def _query_rows(balance: pa.Table, *, largest: bool) -> tuple[QueryRow, ...]:
-    """Return the most matched queries, or the least matched of those that match at all; ties by the query's place."""
+    """Return the most matched queries, or the least matched of those that match at all; ties by the query's id."""
     matched = balance["matched"].to_numpy()
     order = np.argsort(-matched if largest else matched, kind="stable")
     chosen = balance.take(pa.array(order[matched[order] > 0][:_QUERY_ROWS])).to_pylist()
@@ -246,10 +246,10 @@ def _small(jpeg: bytes) -> bytes:
 def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: pa.Table) -> tuple[ModelAccuracy, ...]:
     """Join the per-example results of each evaluated model with the overlap.
 
-    Examples that the index has, but could not read, were compared with nothing and are left out.
+    Examples that the index could not read cannot be compared and are left out.
 
     Raises:
-        UserError: results are not of the set in the index, or no results, or two files are of one model.
+        UserError: a file has no results or results of another set, or two files have results of one model.
     """
     readable = index.filter(pc.is_null(index["reason"]))
     found = pc.unique(overlap.filter(overlap["kept"])["eval_id"])
@@ -259,7 +259,7 @@ def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: p
         model, table = _read_results(workspace, name, file, index)
         if model in files:
             raise UserError(
-                f"{workspace.root}: {files[model]} and {file} are both of a model called {model!r}: delete one"
+                f"{workspace.root}: {files[model]} and {file} both hold results for model {model!r}: delete one of them"
             )
         files[model] = file
         table = table.filter(pc.is_in(table["eval_id"], readable["eval_id"]))
@@ -284,12 +284,12 @@ def _read_results(workspace: Workspace, name: str, path: str, index: pa.Table) -
             f"as {unknown['eval_id'][0].as_py()!r}: {way_out}"
         )
     if table["correct"].null_count or len(pc.unique(table["eval_id"])) < table.num_rows:
-        raise UserError(f"{file} has an example twice, or one that is neither correct nor wrong: {way_out}")
+        raise UserError(f"{file} has duplicate eval_ids, or nulls in `correct`: {way_out}")
     return _model_name(whole.schema.metadata) or PurePosixPath(path).stem, table
 
 
 def _model_name(metadata: Mapping[bytes, bytes] | None) -> str | None:
-    """Return the name that `wit evaluate` left in a file; results made by other hands have none."""
+    """Return the model's name in the metadata that `wit evaluate` writes; None for results of other programs."""
     try:
         name = json.loads((metadata or {})[b"wit"])["model"]
     except (KeyError, ValueError, TypeError):

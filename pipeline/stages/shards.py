@@ -1,7 +1,7 @@
-"""fetched/ + dedup/ -> shards/: WebDataset tars of the pairs that stay, a Parquet of every pair, and the manifest.
+"""fetched/ + dedup/ -> shards/: WebDataset tars of the kept pairs, a Parquet of every pair, and the manifest.
 
-Fetched part i becomes shard i, so no image moves between workers. `manifest.json` is removed before anything changes
-and written last: where it stands, the set is whole.
+Fetched part i becomes shard i, so no image is sent between workers. `manifest.json` is removed before anything changes
+and written last: if it exists, the dataset is complete.
 """
 
 import re
@@ -30,18 +30,18 @@ from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
 
 VERSION = 2
-"""Raised when the same decisions would give other bytes."""
+"""Raise it when the same decisions would give other bytes."""
 
 _MANIFEST_STEP = "manifest"
 _SHARD_FILE = re.compile(r"[0-9]{5,}(\.tar|\.parquet|_stats\.json)")
 
 DROPPED = "dropped"
-"""`status` of a pair that was fetched but is not in the tar; its `reason` says why."""
+"""`status` of a pair that was fetched but is not in the tar; see its `reason`."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One unit: what the fetch and the dedup stage wrote about a part, with the SHA-256 of each file."""
+    """One unit: the files of the fetched and dedup stages for a part, with the SHA-256 of each file."""
 
     number: int
     fetched: str
@@ -59,7 +59,7 @@ def run_shards(
 ) -> dict[str, Marker]:
     """Fill shards/ with one tar, one Parquet and one stats file per part; `write_manifest` completes the set.
 
-    What the block lists name now is left out, whether they did when it was fetched or not.
+    Images on the current block lists are left out, even if they were not on them when they were fetched.
     """
     lists = digest({kind: [file_versions(path) for path in paths] for kind, paths in block_files.items() if paths})
     units = [_unit(i, name, marker, decided, lists) for i, (name, marker) in enumerate(fetched.items())]
@@ -87,7 +87,7 @@ def write_manifest(
     if strays := _strays(build.workspace, files.keys()):
         build.workspace.remove(strays)
         if left := _strays(build.workspace, files.keys()):
-            raise UserError(f"{left[0]} is of another set and cannot be removed; remove it, and run again")
+            raise UserError(f"{left[0]} belongs to another build and cannot be removed: delete it and run again")
     samples = {f"{name}.tar": marker.counts["kept"] for name, marker in shards.items()}
     content = {
         "format": FORMAT,
@@ -124,7 +124,7 @@ class WriteShard:
     """Write one shard. Rows keep the order of the plan, which is random by construction.
 
     Raises:
-        DamagedFileError: what it is made of is not what was written: a manifest must not certify it.
+        DamagedFileError: an input has changed since it was written, so the manifest must not certify the shard.
     """
 
     block_lists: BlockLists

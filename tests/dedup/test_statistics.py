@@ -87,7 +87,7 @@ def test_bonferroni_counts_the_sets() -> None:
 
 @pytest.mark.parametrize(("count", "total", "confidence"), [(2, 1, 0.95), (-1, 1, 0.95), (1, 2, 95), (1, 2, 0)])
 def test_impossible_numbers_are_refused(count: int, total: int, confidence: float) -> None:
-    with pytest.raises(ValueError, match=r"no proportion|between 0 and 1"):
+    with pytest.raises(ValueError, match=r"count must be in|between 0 and 1"):
         clopper_pearson(count, total, confidence)
 
 

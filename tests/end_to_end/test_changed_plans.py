@@ -134,7 +134,7 @@ def test_other_settings_are_refused_before_anything_changes(
     for change in changes:
         project.write_text(text.replace(*change))
         assert main(["build", "-c", str(project), "--quiet"]) == 1
-        assert "6 parts in fetched/ were fetched under other settings" in capsys.readouterr().err
+        assert "6 parts in fetched/ were fetched with other settings" in capsys.readouterr().err
         assert tree(project.parent / "work") == before
     project.write_text(text.replace(*changes[0]))
     assert build(project, web, "--refetch", cap=15)

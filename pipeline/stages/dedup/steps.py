@@ -1,19 +1,19 @@
-"""fetched/ -> dedup/: which fetched pairs stay, and what the evaluation sets have in common with them.
+"""fetched/ -> dedup/: decide which fetched pairs stay, and find their overlap with the evaluation sets.
 
-Steps (scratch results lie under `.wit/dedup/` until the stage is done):
+Steps (scratch results are under `.wit/dedup/` until the stage is done):
 
     overlap    fetched part -> matches with every evaluation set, before anything is removed
     spill      fetched parts -> image facts, in buckets of equal fingerprints
-    group      bucket -> exact copies leave; one row per distinct fingerprint, in buckets of equal hash bands
+    group      bucket -> exact duplicates; one row per distinct fingerprint, in buckets of equal hash bands
     compare    band bucket -> edges: fingerprints within `max_distance_bits`, verified
-    resolve    edges -> dedup/duplicates.parquet: who stands for whom
-    survive    fetched parts -> the pairs that are no duplicates
+    resolve    edges -> dedup/duplicates.parquet: (duplicate, survivor) pairs
+    survive    fetched parts -> the pairs that are not duplicates
     count, select                                            } stages/balance/scans.py, with the final cap
     decide     fetched parts -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
     collect    evaluation set -> dedup/overlap/<name>.parquet
 
-Where parts are many, a unit has several of them. Decisions are data: nothing is deleted here, and the shards stage
-carries them out.
+If there are many parts, a unit has several of them. Decisions are data: nothing is deleted here; the shards stage
+applies them.
 """
 
 import itertools
@@ -61,13 +61,13 @@ from pipeline.stages.evals import EvalIndexes, run_evals
 from queries.allowlist import Allowlist
 
 VERSION = 4
-"""Raised when the same images would give other decisions, or scratch files another format."""
+"""Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_BUCKET = 50_000
 _IMAGES_PER_BAND_BUCKET = 12_500
 """Every image is in 16 or 32 band buckets."""
 _IMAGES_PER_RANGE = 4_000_000
-"""Of each range of parts, the duplicates are sorted at once."""
+"""Images of one range of parts, whose duplicates are sorted together."""
 
 
 def run_dedup(
@@ -91,7 +91,7 @@ def run_dedup(
     )
     done = finished_stage(build.workspace, "dedup", stage_digest)
     if done is not None:
-        build.progress.say("dedup          done before")
+        build.progress.say("dedup          already done")
         return done
     stage = _Stage(build, config, indexes, list(fetched), add_counts(fetched.values())["kept"], stage_digest)
     stage.overlap()
@@ -158,14 +158,14 @@ class _Stage:
         return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Stateless(grouping))
 
     def compare(self, grouped: Mapping[str, Marker]) -> list[str]:
-        """Return the names of the files of losers and edges."""
-        losers = [name for m in grouped.values() for name in m.outputs if "/losers/" in name]
+        """Return the names of the files of exact duplicates and edges."""
+        duplicates = [name for m in grouped.values() for name in m.outputs if "/losers/" in name]
         if not self.config.dedup.near_duplicates:
-            return losers
+            return duplicates
         banded = [name for m in grouped.values() for name in m.outputs if "/banded/" in name]
         comparing = CompareBands(banded, self.config.dedup.max_distance_bits)
         edges = self._run("compare", {f"{b:05d}": b for b in range(self.band_buckets)}, Stateless(comparing))
-        return losers + [name for m in edges.values() for name in m.outputs]
+        return duplicates + [name for m in edges.values() for name in m.outputs]
 
     def resolve(self, names: list[str]) -> dict[str, Marker]:
         ranges = min(len(self.parts), max(1, math.ceil(self.images / _IMAGES_PER_RANGE)))

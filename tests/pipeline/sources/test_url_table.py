@@ -239,7 +239,9 @@ def test_a_first_line_that_cannot_be_read_is_named():
         with pytest.raises(UserError, match=r"t\.csv: .*the first line"):
             read(data, "t.csv")
     names = ",".join(f"column_{number}" for number in range(9_000))
-    with pytest.raises(UserError, match=r"no column 'url'; there are 'column_0', .*'column_19', 8,980 more") as error:
+    with pytest.raises(
+        UserError, match=r"no column 'url'; its columns are 'column_0', .*'column_19', 8,980 more"
+    ) as error:
         read(names.encode() + b"\n", "t.csv")
     assert len(str(error.value)) < 1_000
 
@@ -354,7 +356,7 @@ def empty_parquet() -> bytes:
     ("kind", "write"), [("csv", as_csv), ("tsv", as_tsv), ("jsonl", as_jsonl), ("parquet", as_parquet)]
 )
 def test_a_missing_column_is_named_with_those_there_are(kind, write):
-    with pytest.raises(UserError, match=rf"t\.{kind}: no column 'TEXT'; there are .*'caption'.*"):
+    with pytest.raises(UserError, match=rf"t\.{kind}: no column 'TEXT'; its columns are .*'caption'.*"):
         read(write(ITEMS), f"t.{kind}", caption="TEXT")
 
 
@@ -366,7 +368,7 @@ def test_a_column_that_is_there_twice_is_refused(kind):
         data = out.getvalue()
     else:
         data = b"url,caption,url\nx,y,z\n".replace(b",", b"," if kind == "csv" else b"\t")
-    with pytest.raises(UserError, match=rf"t\.{kind}: 2 columns are called 'url'"):
+    with pytest.raises(UserError, match=rf"t\.{kind}: 2 columns have the name 'url'"):
         read(data, f"t.{kind}")
 
 
@@ -393,7 +395,7 @@ def test_a_column_that_is_no_text():
 
 @pytest.mark.parametrize("name", ["t", "t.txt", "t.gz", "t.parquet.gz", "t.csv.xz"])
 def test_a_name_that_says_nothing(name):
-    with pytest.raises(UserError, match=r"not a known kind of table; name it \.parquet"):
+    with pytest.raises(UserError, match=r"unknown table format; the file name must end in \.parquet"):
         read(b"", name)
 
 
@@ -402,11 +404,11 @@ def test_without_a_header_columns_are_numbers():
     rows, dropped = read(data, "t.tsv", header=False, url="2", caption="1")
     assert [row[:2] for row in rows] == [("http://a.example/1.jpg", "A dog"), ("http://a.example/2.jpg", "A cat")]
     assert dropped == Counter()
-    with pytest.raises(UserError, match="no column '3'; there are '1', '2'"):
+    with pytest.raises(UserError, match="no column '3'; its columns are '1', '2'"):
         read(data, "t.tsv", header=False, url="3", caption="1")
-    with pytest.raises(UserError, match="header = false is for csv and tsv; jsonl names its columns"):
+    with pytest.raises(UserError, match="header = false is only for csv and tsv; jsonl files have column names"):
         read(data, "t.jsonl", header=False, url="2", caption="1")
-    with pytest.raises(UserError, match="header = false is for csv and tsv; parquet names its columns"):
+    with pytest.raises(UserError, match="header = false is only for csv and tsv; parquet files have column names"):
         read(data, "t.parquet", header=False, url="2", caption="1")
 
 

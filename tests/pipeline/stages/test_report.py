@@ -63,8 +63,8 @@ def test_results_are_split_by_what_is_in_the_shards(workspace: Workspace):
     [
         ({"eval_id": ["cat/0.png", "cat/9.png"], "correct": [True, True]}, "1 of 2 examples are not in .*'cat/9.png'"),
         ({"eval_id": ["cat/0.png", None], "correct": [True, True]}, "1 of 2 examples are not in .*None"),
-        ({"eval_id": ["cat/0.png", "cat/0.png"], "correct": [True, True]}, "twice"),
-        ({"eval_id": ["cat/0.png"], "correct": [None]}, "neither correct nor wrong"),
+        ({"eval_id": ["cat/0.png", "cat/0.png"], "correct": [True, True]}, "duplicate eval_ids, or nulls in `correct`"),
+        ({"eval_id": ["cat/0.png"], "correct": [None]}, "duplicate eval_ids, or nulls in `correct`"),
         ({"eval_id": ["cat/0.png"]}, "holds no per-example results"),
         ({"eval_id": ["cat/0.png"], "correct": ["maybe"]}, "holds no per-example results"),
     ],
@@ -101,5 +101,7 @@ def test_two_files_of_one_model_are_one_line(workspace: Workspace):
     columns: dict[str, list[object]] = {"eval_id": ["cat/0.png"], "correct": [True]}
     _write(workspace, columns, "b", json.dumps({"model": "a"}))
     _write(workspace, columns, "a")
-    with pytest.raises(UserError, match=r"results/a\.parquet and evals/pets/results/b\.parquet are both of .* 'a'"):
+    with pytest.raises(
+        UserError, match=r"results/a\.parquet and evals/pets/results/b\.parquet both hold results for model 'a'"
+    ):
         _read(workspace)
