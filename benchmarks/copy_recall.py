@@ -61,12 +61,17 @@ def main() -> None:
     if arguments.hashes:
         for name, similarity in (("PDQ", pdq_similarity(photos)), ("pHash", phash_similarity(photos))):
             columns |= recalls(name, similarity, photos, figures)
+            if name == "PDQ":
+                own = similarity[np.arange(len(photos.queries)), photos.own]
+                columns["PDQ, 31 bits"] = own >= -31
     if arguments.detector:
         detector = Detector.load(arguments.detector)
         similarity = detector_similarity(detector, photos, figures)
         columns |= recalls("learned", similarity, photos, figures)
         if arguments.verify:
             columns |= verified(detector, similarity, photos, figures)
+            if arguments.hashes:
+                columns["PDQ or verified"] = columns["verified"] | columns["PDQ, 31 bits"]
     report(columns, photos, figures, arguments.out)
 
 
@@ -212,7 +217,8 @@ def verified(
     figures["verify_ms_a_query"] = (time.process_time() - began) / len(photos.queries) * 1000
     figures["verified_pairs"] = pairs
     figures["strangers_looked_at"] = strangers
-    figures["false_matches"] = false
+    figures["false_matches"] = len(false)
+    figures["first_false_matches"] = false[:20]
     return {"proposed": proposed, "verified": found}
 
 

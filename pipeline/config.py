@@ -225,13 +225,13 @@ class DedupConfig(Table):
     max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 15
     eval_max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 31
     min_quality: Annotated[int, Field(ge=0, le=100)] = 50
-    detector: str = "pdq"  # or the path of an .onnx model, for edited copies of evaluation images
+    detector: str = "pdq"  # or "copy", or the path of an .onnx model, for edited copies of evaluation images
 
     @field_validator("detector")
     @classmethod
     def _detector_is_known(cls, detector: str) -> str:
-        if detector != "pdq" and not detector.endswith(".onnx"):
-            raise ValueError('must be "pdq", or the path of an .onnx file')
+        if detector not in ("pdq", "copy") and not detector.endswith(".onnx"):
+            raise ValueError('must be "pdq", "copy", or the path of an .onnx file')
         return detector
 
 

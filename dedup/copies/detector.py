@@ -109,6 +109,11 @@ class Detector:
 _INPUT = "pictures"
 
 
+def packaged_detector() -> Path:
+    """Return the path of the detector that comes with the package; docs/copies.md says how it was made."""
+    return Path(__file__).with_name("copy.onnx")
+
+
 def scores(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the dot products of int8 vectors, `(len(a), len(b))` int32.
 

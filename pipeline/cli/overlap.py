@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dedup.errors import DedupError
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from dedup.copies.detector import Detector
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -21,7 +25,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("b", type=Path, metavar="B", help="the set to search in, such as training data")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--detector", type=Path, help="an .onnx model that also finds edited copies (docs/copies.md)")
+    parser.add_argument(
+        "--detector",
+        default="copy",
+        help='what finds edited copies: "copy" (default), an .onnx model (docs/copies.md), or "pdq" for none',
+    )
     parser.add_argument(
         "--max-distance-bits",
         type=int,
@@ -38,13 +46,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _overlap(args: argparse.Namespace) -> int:
     from dedup.compare_sets import Settings, Source, compare_sets  # slow to import
-    from dedup.copies.detector import Detector
     from dedup.report import percent
 
     try:
-        detector = Detector.load(args.detector) if args.detector else None
-        name = args.detector.name if args.detector else "none"
-        settings = Settings(detector, name, max_distance_bits=args.max_distance_bits, planted=args.plant)
+        detector = _load(args.detector)
+        settings = Settings(
+            detector, Path(args.detector).name, max_distance_bits=args.max_distance_bits, planted=args.plant
+        )
         compared = compare_sets(Source.of(args.a), Source.of(args.b), args.out, settings)
     except (FileNotFoundError, DedupError) as error:
         raise UserError(str(error)) from error
@@ -56,3 +64,11 @@ def _overlap(args: argparse.Namespace) -> int:
         print(f"negative control: {compared.control.matches} rendered pictures matched, so some matches are false")
     print(f"{args.out / 'index.html'}")
     return 0
+
+
+def _load(name: str) -> "Detector | None":
+    from dedup.copies.detector import Detector, packaged_detector
+
+    if name == "pdq":
+        return None
+    return Detector.load(packaged_detector() if name == "copy" else Path(name))

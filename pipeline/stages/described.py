@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from dedup.copies.detector import Detector, DetectorError
+from dedup.copies.detector import Detector, DetectorError, packaged_detector
 from dedup.copies.match import Described
 from dedup.copies.views import Box
 from dedup.decode import decode_rgb
@@ -48,7 +48,7 @@ def load_detector(config: Config, base_dir: Path) -> Detector | None:
     if name == "pdq":
         return None
     try:
-        return Detector.load(base_dir / name)
+        return Detector.load(packaged_detector() if name == "copy" else base_dir / name)
     except DetectorError as error:
         raise ConfigError(f"dedup.detector = {name!r}: {error}") from None
 

@@ -70,7 +70,7 @@ def test_edited_copies_are_found_in_every_layout(sets, b, capsys):
 
 
 def test_whole_pictures_are_found_without_a_detector(sets, capsys):
-    out = run(sets, "b")
+    out = run(sets, "b", "--detector", "pdq")
     assert "left out: 1 not an image" in capsys.readouterr().out
     assert (out / "overlap_ids.txt").read_text().split() == ["0.png", "2.png"]
     assert [row["degree"] for row in pq.read_table(out / "overlap.parquet").to_pylist()] == ["equal bytes", "edited"]
@@ -93,7 +93,7 @@ def test_recall_and_false_matches_are_measured(sets, monkeypatch):
     assert corrected["value"] == pytest.approx(4 / 6)
     assert corrected["low"] < corrected["value"] < corrected["high"]
     assert "0 of 5 rendered pictures matched" in (out / "index.html").read_text()
-    told = json.loads((run(sets, "b", "--plant", "3") / "measured.json").read_text())
+    told = json.loads((run(sets, "b", "--plant", "3", "--detector", "pdq") / "measured.json").read_text())
     assert told["recall"]["kinds"]["crop 80%"] == 0
     assert told["recall"]["tuned"] == pytest.approx(1 / 3)
     assert told["corrected_share"]["value"] > 2 / 6

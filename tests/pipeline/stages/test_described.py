@@ -179,5 +179,5 @@ def test_what_is_no_detector_is_one_line(folder, detector, said):
 
 
 def test_another_word_is_refused():
-    with pytest.raises(ValueError, match=r'"pdq", or the path'):
+    with pytest.raises(ValueError, match=r'"pdq", "copy", or the path'):
         Config.model_validate({"dedup": {"detector": "sscd"}})
