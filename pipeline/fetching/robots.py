@@ -109,4 +109,4 @@ class RobotsCache:
 
 def _cost(rules: RobotRules) -> int:
     """Return about what an entry takes: parsed rules are some four times their text."""
-    return 512 + 5 * len(rules.text)
+    return 512 + 5 * (len(rules.text) + rules.usage.size_bytes)
