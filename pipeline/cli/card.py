@@ -30,7 +30,8 @@ def _card(args: argparse.Namespace) -> int:
     if not args.eu_summary:
         print(workspace.read_bytes("report/data_card.md").decode(), end="")
         return 0
-    from pipeline.engine.units import read_markers
+    from pipeline.engine.units import add_counts, read_markers
+    from pipeline.records import Reason
     from pipeline.stages.compliance import measure_compliance
     from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition
     from pipeline.stages.eu_summary import write_eu_summary
@@ -38,7 +39,14 @@ def _card(args: argparse.Namespace) -> int:
     manifest = workspace.read_json("shards/manifest.json")
     shards = [f"shards/{shard['tar'][:-4]}.parquet" for shard in manifest["shards"][:SAMPLED_SHARDS]]
     composition = measure_composition(workspace, shards)
-    sources = len(read_markers(workspace, "pairs"))
-    found = measure_compliance(workspace, manifest)
-    print(write_eu_summary(found, composition, project.config, manifest, sources), end="")
+    pairs = read_markers(workspace, "pairs")
+    summary = write_eu_summary(
+        measure_compliance(workspace, manifest),
+        composition,
+        project.config,
+        manifest,
+        sources=len(pairs),
+        refused_by_pages=add_counts(pairs.values())[Reason.OPTED_OUT],
+    )
+    print(summary, end="")
     return 0

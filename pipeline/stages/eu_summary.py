@@ -22,7 +22,7 @@ _MEASURES = {
     Signal.CONTENT_SIGNAL: "content signals (Content-Signal), in robots.txt and response headers",
     Signal.TDM_RESERVATION: "reservations under the TDM Reservation Protocol",
     Signal.RSL: "machine-readable licences (Really Simple Licensing)",
-    Signal.X_ROBOTS_TAG: "noai, noindex and similar directives in response headers and pages",
+    Signal.X_ROBOTS_TAG: "noai, noindex and similar directives in the headers of images",
     Signal.PLUS_DATA_MINING: "data mining statements in image files (IPTC and PLUS)",
     Signal.C2PA: "training and data mining statements in content credentials (C2PA)",
     Signal.PAYMENT_REQUIRED: "demands for payment (HTTP status 402)",
@@ -32,9 +32,18 @@ _MEASURES = {
 
 
 def write_eu_summary(
-    found: Compliance, composition: Composition, config: Config, manifest: Mapping[str, Any], sources: int
+    found: Compliance,
+    composition: Composition,
+    config: Config,
+    manifest: Mapping[str, Any],
+    *,
+    sources: int,
+    refused_by_pages: int,
 ) -> str:
-    """Return the summary as Markdown; `sources` is the number of source files."""
+    """Return the summary as Markdown.
+
+    `sources` is the number of source files, `refused_by_pages` of pairs that the pages they stood on refused.
+    """
     fetch = config.fetch
     lines = [
         "# Summary of training content: image-text pairs from the web",
@@ -85,6 +94,7 @@ def write_eu_summary(
         "",
         "| way to say no | looked for | images left out |",
         "|---|---|---:|",
+        f"| noai, reservations and similar statements of the pages that show the images | yes | {refused_by_pages:,} |",
         *_measures(found, config),
         "",
         f"{len(found.hosts_that_refused):,} of {len(found.hosts):,} domains said no to at least one image"

@@ -121,12 +121,14 @@ def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
     workspace: Workspace, found: Compliance, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     composition = measure_composition(workspace, ["shards/00000.parquet"])
-    text = write_eu_summary(found, composition, CONFIG, workspace.read_json("shards/manifest.json"), 3)
+    manifest = workspace.read_json("shards/manifest.json")
+    text = write_eu_summary(found, composition, CONFIG, manifest, sources=3, refused_by_pages=12)
     assert "- Crawler: wit-pipeline, contact mailto:you@example.org." in text
     assert "Period of collection: 01 November 2026 to 01 November 2026." in text
     assert "| a.example | 2 | 100.00% |" in text
     assert "| content signals (Content-Signal), in robots.txt and response headers | yes | 2 |" in text
     assert "| machine-readable licences (Really Simple Licensing) | no | 0 |" in text
+    assert "of the pages that show the images | yes | 12 |" in text
     assert "2 of 5 domains said no" in text
     for heading in ("## 1. General information", "## 2. List of data sources", "### 3.1 Respect of reservations"):
         assert heading in text
