@@ -1,6 +1,7 @@
 """Open the user's files; every error becomes one line that names the file."""
 
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,9 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
     Raises:
         InputError: the file does not exist, or the part that the block reads is damaged or truncated.
     """
+    local = path.removeprefix("file://")
+    if os.path.exists(local) and not os.path.isfile(local) and not os.path.isdir(local):
+        raise InputError(f"{path}: not a regular file, but a pipe or a device")
     with ExitStack() as opened:
         with store_errors_in_one_line(path, "opened"):
             stream = opened.enter_context(fsspec.open(path, "rb", compression=compression))

@@ -29,6 +29,12 @@ SCHEMA = pa.schema([("query", pa.string()), ("origins", pa.list_(pa.string())), 
 CANDIDATES = pa.schema([("query", pa.string()), ("origin", pa.string()), ("score", pa.float64())])
 """Queries of a source before duplicates are merged."""
 
+MAX_LIST_BYTES = 1 << 29
+"""Of a list, unpacked; captions in Parquet are read in batches and may be more."""
+_MAX_COLUMNS = 1_000
+_MAX_CHUNK_BYTES = 1 << 28
+_MAX_GROWTH = 100
+
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
 
@@ -61,6 +67,7 @@ def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
         return
     with reading(path) as file, _reading_parquet(path):
         table = pq.ParquetFile(file)
+        _check_growth(path, table.metadata)
         names = table.schema_arrow.names
         if names.count(column) != 1:
             raise InputError(f"{path}: needs exactly one column {column!r}; its columns are {', '.join(names)}")
@@ -91,9 +98,19 @@ def parse_parquet(path: str, content: bytes) -> pa.Table:
         InputError: it is not a Parquet file, or it is damaged.
     """
     with _reading_parquet(path):
+        _check_growth(path, pq.read_metadata(pa.BufferReader(content)))
         table = pq.read_table(pa.BufferReader(content))
         table.validate(full=True)
     return table
+
+
+def _check_growth(path: str, metadata: pq.FileMetaData) -> None:
+    """Refuse what a few kilobytes unpack to gigabytes, before it is unpacked."""
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            if chunk.total_uncompressed_size > max(_MAX_CHUNK_BYTES, _MAX_GROWTH * chunk.total_compressed_size):
+                raise InputError(f"{path}: a column unpacks to {chunk.total_uncompressed_size:,} bytes")
 
 
 def _check_text(path: str, column: str, kind: pa.DataType) -> None:
@@ -109,7 +126,10 @@ def read_bytes(path: str) -> bytes:
         InputError: the file does not exist, or cannot be read to its end.
     """
     with reading(path) as file:
-        return file.read()
+        content = file.read(MAX_LIST_BYTES + 1)
+    if len(content) > MAX_LIST_BYTES:
+        raise InputError(f"{path}: larger than {MAX_LIST_BYTES:,} bytes when unpacked; split it")
+    return content
 
 
 def _decode(path: str, content: bytes) -> str:
@@ -166,6 +186,9 @@ def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table
         text = _decode(path, content)
         if not text.strip():
             raise InputError(f"{path}: the file is empty")
+        columns = text.split("\n", 1)[0].count(delimiter) + 1
+        if columns > _MAX_COLUMNS:
+            raise InputError(f"{path}: {columns:,} columns; the most is {_MAX_COLUMNS:,}")
         _check_quotes(path, text, delimiter)
         parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         # Without a fixed type, Arrow would not read a column of words such as "null" and "true" as text.

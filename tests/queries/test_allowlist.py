@@ -2,6 +2,7 @@ import bz2
 import gzip
 import hashlib
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,30 @@ def test_an_unpaired_surrogate_is_refused_with_the_name_of_the_file(tmp_path: Pa
     (tmp_path / "a.json").write_bytes(b'["\\ud800"]')
     with pytest.raises(InputError, match=r"a\.json: a query contains an unpaired surrogate"):
         import_allowlist(str(tmp_path / "a.json"), str(tmp_path / "out.parquet"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_a_small_list_that_unpacks_to_gigabytes_is_one_line(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("queries.list_files.MAX_LIST_BYTES", 100_000)
+    pack = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}[suffix]
+    path = tmp_path / f"bomb.txt{suffix}"
+    path.write_bytes(__import__(pack).compress(b"a\n" * 100_000))
+    with pytest.raises(InputError, match="larger than 100,000 bytes when unpacked"):
+        read_list(str(path))
+
+
+def test_a_table_of_very_many_columns_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_bytes(b"query" + b",x" * 1_000_000 + b"\n")
+    with pytest.raises(InputError, match="1,000,001 columns; the most is 1,000"):
+        read_list(str(tmp_path / "wide.csv"))
+
+
+@pytest.mark.timeout(60)
+def test_pipes_and_devices_are_no_lists(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "endless.txt").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "endless.txt"):
+        with pytest.raises(InputError, match="not a regular file"):
+            read_list(str(tmp_path / name))
