@@ -39,8 +39,10 @@ def decode_noted(
     config: FetchConfig,
     block_lists: BlockLists,
     consent: ConsentRecord,
-) -> Decoded:
-    """Decode a file, and note in the journal that it begins. Runs in a decoder thread.
+) -> Outcome:
+    """Decode a file, and keep in the journal that it begins, and its outcome. Runs in a decoder thread.
+
+    Writing there, too, keeps the checksums and writes of images out of the event loop.
 
     Raises:
         UserError: this machine lacks the memory.
@@ -50,8 +52,11 @@ def decode_noted(
     journal.add_decoding(url)
     crashes = journal.suspects[url]
     if crashes >= _MAX_CRASHES:
-        return _crashed(encoded, http_status, f"the process ended {crashes} times while it was decoded")
-    return (decode_apart if crashes else decode)(encoded, http_status, config, block_lists, consent)
+        decoded = _crashed(encoded, http_status, f"the process ended {crashes} times while it was decoded")
+    else:
+        decoded = (decode_apart if crashes else decode)(encoded, http_status, config, block_lists, consent)
+    outcome, jpeg = decoded
+    return journal.add_outcome(url, consent.add_to(outcome), jpeg, consent.times)
 
 
 def decode_apart(

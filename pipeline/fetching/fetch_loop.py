@@ -209,7 +209,7 @@ class FetchLoop:
             self._enqueue(job)
             return
         assert response.body is not None
-        outcome, jpeg = await self._loop.run_in_executor(
+        outcome = await self._loop.run_in_executor(
             self._decoders,
             decode_noted,
             job.run.part.journal,
@@ -222,7 +222,9 @@ class FetchLoop:
         )
         if outcome.reason == Reason.BOT_WALL and host != _ARCHIVES:
             self._schedule.shut(host, self._loop.time() + SHUT_S)
-        self._end(job, outcome, jpeg)
+        if not job.run.done.done():
+            job.run.part.finish_kept(job.number, outcome, job.consent.times)
+            self._check_end(job.run)
 
     async def _look_up(self, job: _Job) -> Response | None:
         """Return the recorded response with an image file, or None where the job goes on elsewhere."""
@@ -376,19 +378,24 @@ class FetchLoop:
             job.is_looked_up = True
             self._schedule.add(job.target.host, job, not_before_s)
 
-    def _end(self, job: _Job, outcome: Outcome, jpeg: bytes | None = None) -> None:
+    def _end(self, job: _Job, outcome: Outcome) -> None:
         run = job.run
         if run.done.done():  # a fault of this machine, or a bug, ended the run before its last URL
             return
         if outcome.reason is not None and outcome.http_status is None and self._network.silent_requests:
             run.held.append((job, outcome))
         else:
-            self._finish(run, job, outcome, jpeg)
+            self._finish(run, job, outcome)
+        self._check_end(run)
+
+    def _check_end(self, run: _Run) -> None:
+        if run.part.unfinished == 0 and not run.done.done():
+            run.done.set_result(None)
         if run.held and len(run.held) == run.part.unfinished and self._pause is None:
             self._end_with_silence(run)
 
-    def _finish(self, run: _Run, job: _Job, outcome: Outcome, jpeg: bytes | None = None) -> None:
-        run.part.finish(job.number, job.consent.add_to(outcome), jpeg, job.consent.times)
+    def _finish(self, run: _Run, job: _Job, outcome: Outcome) -> None:
+        run.part.finish(job.number, job.consent.add_to(outcome), checked=job.consent.times)
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
 

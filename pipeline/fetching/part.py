@@ -47,8 +47,12 @@ class Part:
 
     def finish(self, number: int, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None) -> None:
         """Record the outcome of URL `number`, its image, and when consent was looked for, where that was now."""
+        self.finish_kept(number, self.journal.add_outcome(self.urls[number], outcome, jpeg, checked), checked)
+
+    def finish_kept(self, number: int, outcome: Outcome, checked: Checked | None) -> None:
+        """Record an outcome that is in the journal already."""
         assert self._outcomes[number] is None, f"{self.urls[number]} ended twice"
-        self._outcomes[number] = self.journal.add_outcome(self.urls[number], outcome, jpeg, checked)
+        self._outcomes[number] = outcome
         if checked is not None:
             self._checked[number] = checked
         self.unfinished -= 1

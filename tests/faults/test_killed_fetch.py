@@ -50,12 +50,12 @@ def test_after_kills_at_any_moment_little_is_requested_again(server: HostileServ
 
 
 CRASH = """
-import io, os, signal
+import signal, threading
 import PIL.Image
 real = PIL.Image.open
 def open_or_crash(file, *args, **options):
     if b"CRASH" in file.getvalue():
-        os.kill(os.getpid(), signal.{signal})
+        signal.pthread_kill(threading.get_ident(), signal.{signal})
     return real(file, *args, **options)
 PIL.Image.open = open_or_crash
 """
