@@ -1,6 +1,6 @@
-"""Judge a finished build of the demo's world from the outside: what was planted, what was found, what else was said.
+"""Compare a finished build of the demo with what was planted.
 
-Reads the workspace and the ledger, nothing of the code that built them. Every check is a `Verdict`, one line of the
+Reads only the workspace and the ledger, and shares no code with the stages. Every check is a `Verdict`, one line of the
 table that `wit demo` ends with.
 """
 
@@ -23,7 +23,7 @@ _SAMPLE_SUFFIXES = ("jpg", "txt", "json")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One line: of `planted` things `found` were found, and `false` others were taken for them."""
+    """One line: of `planted` items `found` were found, and `false` others were reported as such."""
 
     section: str
     kind: str
@@ -42,12 +42,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished workspace says, as far as the comparison asks. Rows are by uid."""
+    """The contents of a finished workspace that the comparison needs. Rows are by uid."""
 
     workspace: Path
     rows: Mapping[str, Mapping[str, Any]]  # every planned pair: shards/*.parquet
     row_count: int
-    survivors: Mapping[str, str]  # duplicate -> the pair that stands for it
+    survivors: Mapping[str, str]  # duplicate -> the pair that represents it
     account: Mapping[str, Mapping[str, Any]]  # stage -> inputs, kept, reasons
 
     @classmethod
@@ -75,9 +75,9 @@ def _read_all(paths: Iterable[Path], columns: list[str]) -> pa.Table:
 
 
 def compare(workspace: Path, ledger: Ledger, cap: int, requests: Mapping[str, int]) -> list[Verdict]:
-    """Return every verdict; the build found everything, and nothing else, if all are right.
+    """Return all verdicts; the build is correct if all are right.
 
-    `cap` is the config's; `requests` maps each URL to how often the server was asked for it.
+    `cap` is the config's; `requests` maps each URL to the number of requests that the server got.
     """
     finished = Finished.read(workspace)
     return [
@@ -90,7 +90,7 @@ def compare(workspace: Path, ledger: Ledger, cap: int, requests: Mapping[str, in
 
 
 def _counted(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
-    """Rows without a uid of their own: the account must have as many as were planted."""
+    """Rows without a uid: the account must have as many as were planted."""
     for count in ledger.counts:
         found = finished.account[count.stage]["reasons"].get(count.reason, 0)
         false = max(0, found - count.number)
@@ -98,7 +98,7 @@ def _counted(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
 
 
 def _fates(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
-    """Planted trouble must end as the ledger says; the same reason on any other pair is false."""
+    """Planted failures must have the expected reason; the same reason on any other pair is false."""
     expected = {uid: fate for fate in ledger.fates for uid in fate.uids}
     blamed: set[str] = set()
     for fate in ledger.fates:
@@ -112,7 +112,7 @@ def _fates(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
         yield Verdict("fetch", fate.kind, len(fate.uids), found, len(unplanted))
     ordinary = [finished.reason(uid) for uid in ledger.ordinary if uid in finished.rows]
     fine = sum(reason in (None, Reason.OVER_FINAL_CAP) for reason in ordinary)
-    yield Verdict("fetch", "picture with nothing special", len(ordinary), fine, 0)
+    yield Verdict("fetch", "ordinary image", len(ordinary), fine, 0)
 
 
 def _ends_as(reason: str | None, fate: Fate) -> bool:
@@ -125,7 +125,7 @@ def _is_expected(row: Mapping[str, Any], expected: Mapping[str, Fate]) -> bool:
 
 
 def _copies(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
-    """Of each group exactly one pair stays, and stands for the others."""
+    """Exactly one pair of each group stays, and represents the others."""
     grouped = Counter({copies.reason: 0 for copies in ledger.copies})
     planted = {(copies.reason, uid) for copies in ledger.copies for group in copies.groups for uid in group}
     for copies in ledger.copies:
@@ -139,12 +139,12 @@ def _copies(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
 
 
 def _dropped(finished: Finished, copies: Copies, group: Collection[str]) -> int:
-    """Count the pairs of a group that went for the right reason, in favour of the one that stayed."""
-    staying = [uid for uid in group if finished.reason(uid) is None]
-    if len(staying) != 1:
+    """Count the pairs of a group that were dropped for the right reason, with the pair that stayed as survivor."""
+    kept = [uid for uid in group if finished.reason(uid) is None]
+    if len(kept) != 1:
         return 0
-    going = [uid for uid in group if finished.reason(uid) == copies.reason]
-    return sum(finished.survivors.get(uid) == staying[0] for uid in going)
+    dropped = [uid for uid in group if finished.reason(uid) == copies.reason]
+    return sum(finished.survivors.get(uid) == kept[0] for uid in dropped)
 
 
 def _overlaps(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
@@ -159,7 +159,7 @@ def _overlaps(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
 
 
 def _found(found: Mapping[tuple[str, str], Mapping[str, Any]], overlap: Overlap) -> int:
-    """Count the planted copies that were found, and that are marked as part of the final set."""
+    """Count the planted copies that were found and are marked as part of the final set."""
     rows = [found[match] for match in overlap.matches.items() if match in found]
     mirrored = overlap.kind.startswith("mirrored")
     return sum(row["kept"] and (row["view"] == "mirror") == mirrored for row in rows)
@@ -175,7 +175,7 @@ def _laws(finished: Finished, ledger: Ledger, cap: int, requests: Mapping[str, i
 
 
 def _account_closes(finished: Finished) -> Verdict:
-    """At each stage: inputs = kept + reasons, and inputs = what the stage before kept."""
+    """At each stage: inputs = kept + reasons, and inputs = rows kept by the stage before."""
     known = {str(reason) for reason in Reason}
     stages = list(finished.account.values())
     right = 0
@@ -202,15 +202,15 @@ def _cap_is_exact(finished: Finished, cap: int) -> Verdict:
 
 
 def _each_url_once(finished: Finished, ledger: Ledger, requests: Mapping[str, int]) -> Iterator[Verdict]:
-    asked = {url: count for url, count in requests.items() if not url.endswith("/robots.txt")}
-    once = sum(count <= ledger.requests.get(url, 1) for url, count in asked.items())
-    yield Verdict("laws", "URL is asked for as often as planned", len(asked), once, 0)
+    requested = {url: count for url, count in requests.items() if not url.endswith("/robots.txt")}
+    once = sum(count <= ledger.requests.get(url, 1) for url, count in requested.items())
+    yield Verdict("laws", "URL is requested as often as planned", len(requested), once, 0)
     protected = set(ledger.unasked)
-    yield Verdict("laws", "URL that nobody may ask for", len(protected), len(protected - asked.keys()), 0)
+    yield Verdict("laws", "protected URL is never requested", len(protected), len(protected - requested.keys()), 0)
 
 
 def _tars_agree(finished: Finished) -> Verdict:
-    """Every pair that stays is a sample of the tars, its three members side by side, and sizes.json counts it."""
+    """Every kept pair is a sample of the tars, with three adjacent members, and sizes.json counts it."""
     keys: Counter[str] = Counter()
     shards = finished.workspace / "shards"
     sizes = json.loads((shards / "sizes.json").read_text(encoding="utf-8"))
@@ -231,13 +231,13 @@ def _tars_agree(finished: Finished) -> Verdict:
 
 
 def _key_of(members: list[str]) -> str | None:
-    """Return the key that the members of a sample share, None if they are no sample."""
+    """Return the common key of a sample's members, None if they are not a sample."""
     key = members[0].split(".")[0]
     return key if members == [f"{key}.{suffix}" for suffix in _SAMPLE_SUFFIXES] else None
 
 
 def _markup_is_escaped(finished: Finished, ledger: Ledger) -> Verdict:
-    """No page of the report contains markup that a caption brought along."""
+    """No page of the report contains markup of a caption."""
     pages = sorted((finished.workspace / "report").rglob("*.html"))
     clean = sum(ledger.hostile_markup not in page.read_text(encoding="utf-8") for page in pages)
     return Verdict("laws", "report page without foreign markup", len(pages), clean, 0)

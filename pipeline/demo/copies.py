@@ -1,4 +1,4 @@
-"""Plant copies: of pictures of the web, of pairs, and of evaluation images; and write the evaluation sets."""
+"""Plant copies of images of the web, of pairs, and of evaluation images; and write the evaluation sets."""
 
 import io
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _mirrored(picture: Image.Image) -> Image.Image:
 
 
 def plant_copies(web: Publisher) -> None:
-    """Plant everything that the dedup stage and the count of unique pairs must find."""
+    """Plant all copies that the dedup stage and the plan's removal of repeated pairs must find."""
     _exact_copies(web)
     _near_copies(web, "recompressed copy", 12, lambda picture: encode(picture, "JPEG", 40))
     _near_copies(web, "smaller copy", 12, lambda picture: encode(_smaller(picture), "JPEG"))
@@ -82,7 +82,7 @@ def _stored_distance_bits(original: bytes, copy: bytes) -> int:
 
 
 def _sideways(picture: Image.Image) -> bytes:
-    """Store a picture lying on its side, with the EXIF tag that tells viewers to turn it back."""
+    """Store a rotated image, with the EXIF tag that tells viewers to rotate it back."""
     exif = Image.Exif()
     exif[0x0112] = 6  # Orientation: turn clockwise by 90 degrees to view
     stream = io.BytesIO()
@@ -91,7 +91,7 @@ def _sideways(picture: Image.Image) -> bytes:
 
 
 def _several_captions(web: Publisher) -> None:
-    """Show one picture with an alt and a title text: two pairs of one URL."""
+    """Publish one image with an alt and a title text: two pairs of one URL."""
     groups = []
     for _ in range(20):
         scene = next(web.scenes)
@@ -100,7 +100,7 @@ def _several_captions(web: Publisher) -> None:
         title = Mention(url, web.caption(scene, web.rng.choice(LANGUAGES[1:]), in_collection=True), "title")
         web.mention(web.rng.choice(PAGE_HOSTS), alt, title)
         groups.append((alt.uid, title.uid))
-    web.ledger.copies.append(Copies("one picture, two captions", Reason.OTHER_CAPTION_OF_SAME_IMAGE, tuple(groups)))
+    web.ledger.copies.append(Copies("one image, two captions", Reason.OTHER_CAPTION_OF_SAME_IMAGE, tuple(groups)))
 
 
 def _mention_each(web: Publisher, urls: list[str], scene: Scene) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ def _mention_each(web: Publisher, urls: list[str], scene: Scene) -> tuple[str, .
 
 
 def _repeated_pairs(web: Publisher) -> None:
-    """Show the same picture with the same words on several sites, and twice within one <img>."""
+    """Publish the same image with the same text on several sites, and twice within one <img>."""
     uids, mentions = [], 0
     for number in range(30):
         mention = _fresh_mention(web)

@@ -1,4 +1,4 @@
-"""Plant what goes wrong, or almost wrong, when pictures are asked for: one function per class of trouble."""
+"""Plant failures, and cases close to them, of image requests: one function per class of failure."""
 
 import gzip
 import io
@@ -41,8 +41,8 @@ def _server_errors(web: Publisher) -> None:
     down = [_answer(web, "down.example", Answer(503)) for _ in range(2)]
     web.plant("always an error (503)", down, Reason.HTTP_SERVER_ERROR, requests=1 + RETRIES)
     for kind, count, failure in (
-        ("error, then fine (500, 200)", 6, Answer(500)),
-        ("told to wait, then fine (429, 200)", 4, Answer(429, headers={"Retry-After": "1"})),
+        ("error, then success (500, 200)", 6, Answer(500)),
+        ("Retry-After, then success (429, 200)", 4, Answer(429, headers={"Retry-After": "1"})),
     ):
         recovering = [_recovering(web, failure) for _ in range(count)]
         web.plant(kind, recovering, requests=2)
@@ -60,7 +60,7 @@ def _connections(web: Publisher) -> None:
     slow = [_manner(web, "slow.example", "drip") for _ in range(3)]
     web.plant("slower than the deadline", slow, Reason.TIMEOUT)
     cut = [_manner(web, "cut.example", "cut") for _ in range(6)]
-    web.plant("cut off in the body", cut, Reason.TRUNCATED)
+    web.plant("truncated body", cut, Reason.TRUNCATED)
     reset = [_answer(web, "reset.example", Answer(manner="reset")) for _ in range(3)]
     # HTTP clients may repeat a request by themselves when a connection they had kept open breaks (RFC 9110, 9.2.2).
     web.plant("connection reset", reset, Reason.PROTOCOL_ERROR, Reason.CONNECT_FAILED, requests=2 * (1 + RETRIES))
@@ -89,7 +89,7 @@ def _redirects(web: Publisher) -> None:
     for kind, count, location, reason in (
         ("redirect to a private address", 4, "http://169.254.169.254/latest/meta-data/", Reason.PRIVATE_ADDRESS),
         ("redirect to a local file", 2, "file:///etc/passwd", Reason.BAD_REDIRECT),
-        ("redirect to nowhere", 2, "", Reason.BAD_REDIRECT),
+        ("redirect without a Location", 2, "", Reason.BAD_REDIRECT),
     ):
         headers = {"Location": location} if location else {}
         web.plant(kind, [_answer(web, "moved.example", Answer(302, headers=headers)) for _ in range(count)], reason)
@@ -132,7 +132,7 @@ def _robots(web: Publisher) -> None:
 
 
 def _unasked(web: Publisher, host: str) -> tuple[str, Scene]:
-    """Publish a picture that robots.txt protects: asking for it is a failure of its own."""
+    """Publish an image that robots.txt protects: a request for it is a failure of the build."""
     scene = next(web.scenes)
     url = web.new_url(host, folder="private")
     web.body(url, encode(draw(scene), "JPEG"))
@@ -212,7 +212,7 @@ def _png_bomb() -> bytes:
 def _odd_sizes(web: Publisher) -> None:
     for kind, count, width, height, reason in (
         ("banner (aspect ratio)", 6, 600, 60, Reason.ASPECT_RATIO),
-        ("tiny picture", 6, 24, 24, Reason.IMAGE_TOO_SMALL),
+        ("tiny image", 6, 24, 24, Reason.IMAGE_TOO_SMALL),
     ):
         web.plant(kind, [_resized(web, width, height) for _ in range(count)], reason)
 

@@ -1,4 +1,4 @@
-"""What was planted and what must become of it: written by the world as planted.json, read by the comparison.
+"""The planted items and their expected outcomes: `make_world` writes them as planted.json, the comparison reads them.
 
 {"fates":    [{"kind": "dead link (404)", "reasons": ["http_not_found"], "uids": ["0f3a...", ...]}, ...],
  "counts":   [{"kind": "caption without a query", "stage": "pool", "reason": "no_match", "number": 300}, ...],
@@ -23,7 +23,7 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many rows a stage must lose for a reason; they have no uid."""
+    """The number of rows that a stage must drop for a reason; they have no uid."""
 
     kind: str
     stage: str
@@ -33,7 +33,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Groups of pairs that show the same picture: one of each group must stay, the others go for `reason`."""
+    """Groups of pairs of one image: one of each group must stay, the others must be dropped for `reason`."""
 
     kind: str
     reason: str
@@ -42,7 +42,7 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Pairs whose picture is in an evaluation set: uid -> example, a path below the folder of the set."""
+    """Pairs whose image is in an evaluation set: uid -> example, a path below the folder of the set."""
 
     kind: str
     eval_set: str
@@ -51,11 +51,11 @@ class Overlap:
 
 @dataclass
 class Ledger:
-    """The whole of planted.json.
+    """The content of planted.json.
 
-    `ordinary` are the uids of pairs with nothing special about them; balance may drop them, nothing else may.
-    `requests`: URLs that are asked for more than once, by design; every other URL at most once.
-    `unasked`: URLs that nobody may ask for. `eval_sets`: name -> number of examples.
+    `ordinary` are the uids of ordinary pairs; only balancing may drop them.
+    `requests`: URLs that are requested more than once, by design; every other URL at most once.
+    `unasked`: URLs that must never be requested. `eval_sets`: name -> number of examples.
     `hostile_markup` is in some captions.
     """
 

@@ -1,7 +1,7 @@
 """Turn mentions into the files that the pipeline reads: WARC files of HTML pages, and URL tables.
 
-Each host has its own habits, all of them common on the web: where the words stand, how addresses are written, which
-encoding a page has. Pages also hold what real pages hold besides: a logo without words, an image without an address.
+Hosts differ in ways that are common on the web: the position of the text, the form of URLs, the encoding of pages.
+Pages also contain other elements of real pages: a logo without text, an image without a URL.
 """
 
 import csv
@@ -33,9 +33,9 @@ def write_sources(web: Publisher, directory: Path) -> None:
         records = [_warc_record(url, page) for url, page in _pages(host, web.mentions.get(host, []))]
         (directory / f"pages-{number}.warc.gz").write_bytes(b"".join(records))
         pages += len(records)
-    # One logo without words and one image without an address on every page.
-    web.ledger.counts.append(Count("picture without words", "pool", Reason.NO_CAPTION, pages))
-    web.ledger.counts.append(Count("words without an address", "pool", Reason.NO_URL, pages))
+    # One logo without text and one image without a URL on every page.
+    web.ledger.counts.append(Count("image without text", "pool", Reason.NO_CAPTION, pages))
+    web.ledger.counts.append(Count("text without a URL", "pool", Reason.NO_URL, pages))
     _write_damaged(web, directory / "damaged.warc.gz")
     _write_tables(web, directory)
 
@@ -73,19 +73,19 @@ def _legacy_encoding(host: str, page: int) -> str:
 
 
 def _attribute(mentions: tuple[Mention, ...], field: str, default: str) -> str:
-    """Return ` alt="..."`, or nothing if no mention stands in this field."""
+    """Return ` alt="..."`, or an empty string if no mention has this field."""
     texts = [mention.caption for mention in mentions if (mention.field or default) == field]
     return f' {field}="{html.escape(texts[0])}"' if texts else ""
 
 
 def _photo(page: str, mentions: tuple[Mention, ...]) -> str:
-    """Absolute addresses, words in `alt`."""
+    """Absolute URLs, text in `alt`."""
     words = _attribute(mentions, "alt", "alt") + _attribute(mentions, "title", "alt")
     return f'<p><a href="/"><img src="{html.escape(mentions[0].url)}"{words}></a></p>'
 
 
 def _exhibit(page: str, mentions: tuple[Mention, ...]) -> str:
-    """A figure: words below the picture, addresses relative to <base>."""
+    """A figure: text below the image, URLs relative to <base>."""
     words = _attribute(mentions, "alt", "figcaption") + _attribute(mentions, "title", "figcaption")
     below = [mention.caption for mention in mentions if mention.field in (None, "figcaption")]
     caption = f"<figcaption>{html.escape(below[0])}</figcaption>" if below else ""
@@ -94,7 +94,7 @@ def _exhibit(page: str, mentions: tuple[Mention, ...]) -> str:
 
 
 def _post(page: str, mentions: tuple[Mention, ...]) -> str:
-    """A lazy image: a placeholder until a script loads the picture; with a fallback for readers without scripts."""
+    """A lazy-loaded image: a placeholder until a script loads the image, and a fallback in `noscript`."""
     words = _attribute(mentions, "alt", "alt") + _attribute(mentions, "title", "alt")
     address = html.escape(_relative(mentions[0].url, page))
     fallback = f'<noscript><img src="{address}"{words}></noscript>'
@@ -102,7 +102,7 @@ def _post(page: str, mentions: tuple[Mention, ...]) -> str:
 
 
 def _news(page: str, mentions: tuple[Mention, ...]) -> str:
-    """Words in `title`; addresses without a scheme."""
+    """Text in `title`; URLs without a scheme."""
     words = _attribute(mentions, "alt", "title") + _attribute(mentions, "title", "title")
     return f'<img src="{html.escape(mentions[0].url.removeprefix("http:"))}"{words}>'
 
@@ -135,10 +135,10 @@ def _warc_record(url: str, response: bytes) -> bytes:
 
 
 def _write_damaged(web: Publisher, path: Path) -> None:
-    """Write a WARC whose one record breaks off, as a download that was interrupted."""
+    """Write a WARC whose only record is truncated, as after an interrupted download."""
     record = _warc_record("http://photos.example/lost.html", _response(_page("photos.example", []), "utf-8"))
     path.write_bytes(record[: len(record) // 2])
-    web.ledger.counts.append(Count("file that breaks off", "pool", Reason.DAMAGED_FILE, 1))
+    web.ledger.counts.append(Count("truncated file", "pool", Reason.DAMAGED_FILE, 1))
 
 
 def _write_tables(web: Publisher, directory: Path) -> None:

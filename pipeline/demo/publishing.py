@@ -1,4 +1,4 @@
-"""Put pictures on the simulated web and words beside them; every planted thing is published through here."""
+"""Publish images with text on the simulated web; every planted item is published through this module."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pipeline.demo.scenes import Scene, training_scenes
 from pipeline.demo.site import Answer, Site
 from pipeline.records import pair_uid
 
-# Collections that pictures are said to belong to: the long tail of the query list.
+# Names of collections in captions: the long tail of the query list.
 COLLECTIONS = (
     "Albatross", "Avocet", "Bittern", "Bluethroat", "Bullfinch", "Bustard", "Buzzard", "Capercaillie", "Cassowary",
     "Chaffinch", "Chiffchaff", "Cormorant", "Corncrake", "Crossbill", "Curlew", "Dabchick", "Dipper", "Dotterel",
@@ -53,7 +53,7 @@ Field = Literal["alt", "title", "figcaption"]
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A picture's URL next to words. `field` says where on a page; None leaves it to the habits of the host."""
+    """An image URL with a text. `field` is the text's position on a page; None: the usual one of the host."""
 
     url: str
     caption: str
@@ -67,9 +67,9 @@ class Mention:
 
 @dataclass
 class Publisher:
-    """The simulated web while it is being made.
+    """The simulated web while it is being generated.
 
-    `mentions` maps a host to what its pages or its table mention, in order; a tuple of mentions is one <img>.
+    `mentions` maps a host to the mentions on its pages or in its table, in order; a tuple of mentions is one <img>.
     """
 
     site: Site
@@ -90,17 +90,17 @@ class Publisher:
         language = language or self.language()
         detail = self.rng.choices(_DETAILS, _DETAIL_WEIGHTS)[0]
         if language != "en" and detail == "subject":
-            detail = "background"  # a word that is always in the query list, however the others are inflected
+            detail = "background"  # a word that is always in the query list, unlike inflected forms of the others
         text = say(scene, language, detail)
         return text + _SUFFIXES[language].format(self.rng.choice(COLLECTIONS)) if in_collection else text
 
     def new_url(self, host: str, extension: str = "jpg", folder: str = "img") -> str:
-        """Return a URL that nothing else has."""
+        """Return a new URL."""
         self._published += 1
         return f"http://{host}/{folder}/{self._published:05d}.{extension}"
 
     def picture(self, host: str, scene: Scene, headers: dict[str, str] | None = None) -> str:
-        """Publish the picture of a scene in one of the usual formats; return its URL."""
+        """Publish the image of a scene in one of the usual formats; return its URL."""
         kind, extension, mime = self.rng.choices(_FORMATS, _FORMAT_WEIGHTS)[0]
         url = self.new_url(host, extension)
         self.body(url, encode(draw(scene), kind), mime, headers)
@@ -117,11 +117,11 @@ class Publisher:
         self.site.add(url, Answer(file=self.site.store(url, body), headers={"Content-Type": mime, **(headers or {})}))
 
     def mention(self, host: str, *mentions: Mention) -> None:
-        """Let a page, or the table, of `host` show one picture with these words."""
+        """Add one image with these texts to a page, or to the table, of `host`."""
         self.mentions.setdefault(host, []).append(mentions)
 
     def plant(self, kind: str, pictures: list[tuple[str, Scene]], *reasons: str, requests: int = 1) -> None:
-        """Mention each URL with a true caption that balance keeps; record the reasons to expect (none: it is kept)."""
+        """Mention each URL with a true caption that balance keeps; record the expected reasons (none: it is kept)."""
         uids = []
         for url, scene in pictures:
             mention = Mention(url, self.caption(scene, in_collection=True))

@@ -1,4 +1,4 @@
-"""`wit demo`: make a world, serve it, build a data set from it, and compare the result with what was planted."""
+"""`wit demo`: generate a web, serve it, build a dataset from it, and compare the result with what was planted."""
 
 import json
 import os
@@ -22,13 +22,13 @@ from pipeline.errors import UserError
 from pipeline.project import Project
 from queries.allowlist import import_allowlist
 
-_MARK = ".wit-demo.json"  # in a folder that this module made and may clear
+_MARK = ".wit-demo.json"  # marks a folder that this module created and may clear
 _MADE = ("web", "evals", "work", "queries.txt", "queries.parquet", "queries.manifest.json", "prompts.json", "wit.toml")
-_PICTURES_PER_CAP = 50  # the commonest words are in a fifth of all captions: a cap that bites
-_LEAST_CAP = 40  # planted pairs carry rare words, and have to be below the cap
+_PICTURES_PER_CAP = 50  # the most frequent queries match a fifth of all captions, so this cap removes many pairs
+_LEAST_CAP = 40  # planted pairs match rare queries, which must stay below the cap
 
 _CONFIG = """\
-# The demo's configuration. Copy it and change what follows `->` to build from your own sources.
+# The demo's configuration. To build from your own sources, copy it and change the lines marked with `->`.
 
 workspace = "work"                      # -> any folder, or s3://, gs://, hdfs://
 seed = 7
@@ -41,12 +41,12 @@ kind = "warc"                           # pages: images with their alt, title an
 paths = ["web/sources/*.warc.gz"]       # -> your crawl
 
 [[sources]]
-kind = "url-table"                      # tables that have a URL and a caption in each row
+kind = "url-table"                      # tables with a URL and a caption in each row
 paths = ["web/sources/*.parquet", "web/sources/*.tsv"]
 
 [balance]
-cap = {cap}                                # -> 20000, the paper's figure: pairs per query, at most
-slack = 1.5                             # planned before fetching: cap x slack, for some links are dead
+cap = {cap}                                # -> 20000, as in the CLIP paper: maximum pairs per query
+slack = 1.5                             # plan cap x slack pairs per query, because some links are dead
 
 [fetch]
 parts = 8                               # -> one part becomes one shard: some 10,000 pairs each
@@ -63,12 +63,12 @@ host_interval_s = 0.0
 evals = "report"                        # or "remove"
 
 [[evals]]
-name = "objects"                        # some of its pictures are on the simulated web
+name = "objects"                        # some of its images are on the simulated web
 kind = "folder"                         # evals/objects/CLASS/*.png
 path = "evals/objects"
 
 [[evals]]
-name = "shapes"                         # none of its pictures is
+name = "shapes"                         # none of its images are
 kind = "folder"
 path = "evals/shapes"
 """
@@ -80,16 +80,16 @@ def _deadline_s() -> float:
 
 
 def run_demo(directory: Path, *, seed: int = 7, pictures: int, quiet: bool = False) -> int:
-    """Run the whole demo in `directory`; return 0 if everything planted was found and nothing else.
+    """Run the whole demo in `directory`; return 0 if exactly the planted items were found.
 
     Raises:
-        UserError: the folder holds something that is not a demo.
+        UserError: the folder holds files that are not of a demo.
     """
     started_s = time.monotonic()
     console = Console()
     _clear(directory)
-    console.print(f"[bold]wit demo[/] makes a small web of {pictures:,} pictures and builds a data set from it.")
-    with console.status("making the web"):
+    console.print(f"[bold]wit demo[/] generates a small web of {pictures:,} images and builds a dataset from it.")
+    with console.status("generating the web"):
         ledger = make_world(directory, seed, pictures)
     console.print(f"web            {directory / 'web'}  {time.monotonic() - started_s:.0f}s", soft_wrap=True)
     import_allowlist(str(directory / "queries.txt"), str(directory / "queries.parquet"))
@@ -109,15 +109,15 @@ def run_demo(directory: Path, *, seed: int = 7, pictures: int, quiet: bool = Fal
     verdicts = compare(directory / "work", ledger, cap, requests)
     print_verdicts(console, verdicts)
     wrong = [verdict.kind for verdict in verdicts if not verdict.is_right]
-    _say_what_next(console, directory, wrong, time.monotonic() - started_s)
+    _print_next_steps(console, directory, wrong, time.monotonic() - started_s)
     return 1 if wrong else 0
 
 
 def _clear(directory: Path) -> None:
-    """Make room for a fresh demo; refuse a folder that holds anything else."""
+    """Remove an earlier demo from the folder; refuse a folder that holds anything else."""
     if directory.exists() and any(directory.iterdir()):
         if not (directory / _MARK).exists():
-            raise UserError(f"{directory} is not empty and not a demo of before: choose another folder with --dir")
+            raise UserError(f"{directory} is not empty and was not written by `wit demo`: choose another with --dir")
         for name in _MADE:
             path = directory / name
             if path.is_dir():
@@ -129,7 +129,7 @@ def _clear(directory: Path) -> None:
 
 
 def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
-    """Print the table of planted and found things."""
+    """Print the table of planted and found items."""
     table = Table(box=None, pad_edge=False, header_style="bold", title="planted and found", title_justify="left")
     table.add_column("kind")
     for name in ("planted", "found", "missed", "false"):
@@ -144,22 +144,22 @@ def print_verdicts(console: Console, verdicts: list[Verdict]) -> None:
     console.print(table)
 
 
-def _say_what_next(console: Console, directory: Path, wrong: list[str], seconds: float) -> None:
-    verdict = f"see above: {'; '.join(wrong)}" if wrong else "everything planted was found, and nothing else"
+def _print_next_steps(console: Console, directory: Path, wrong: list[str], seconds: float) -> None:
+    verdict = f"see above: {'; '.join(wrong)}" if wrong else "all planted items were found, and no others"
     console.print(f"\n[bold]{'not ok' if wrong else 'ok'}[/]: {verdict} ({seconds:.0f} s)\n")
     for what, where in (
         ("overlap report", "work/report/index.html"),
         ("shards", "work/shards/"),
-        ("what was planted", "web/planted.json"),
-        ("a config to copy", "wit.toml"),
+        ("planted items", "web/planted.json"),
+        ("example config", "wit.toml"),
     ):
         console.print(f"{what:18}{directory / where}", highlight=False, soft_wrap=True)
     config = directory / "wit.toml"
     wit = "wit" if shutil.which("wit") else sys.argv[0]  # `make demo` runs it from an environment not on the PATH
     console.print("\nNext:")
     for command, why in (
-        (f"{wit} status -c {config}", "what became of every pair"),
-        (f"{wit} build -c {config}", "run it again: everything is done already"),
+        (f"{wit} status -c {config}", "the account of all pairs"),
+        (f"{wit} build -c {config}", "run it again: nothing is left to do"),
         (f"tar tf {directory / 'work/shards/00000.tar'} | head", "the first samples"),
     ):
         console.print(f"  {command}  [dim]# {why}[/]", highlight=False, soft_wrap=True)

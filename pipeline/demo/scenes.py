@@ -1,7 +1,7 @@
-"""The subject of every picture of the demo: a few coloured shapes on a patterned background.
+"""The subject of every image of the demo: a few coloured shapes on a patterned background.
 
-A `Scene` says what is seen, in words that a caption can repeat and a model can learn; `pipeline.demo.drawing` decides
-what it looks like. Some single-object scenes are kept for evaluation only: see `is_held_out`.
+A `Scene` describes an image in words that a caption can use and a model can learn; `pipeline.demo.drawing` draws it.
+Some single-object scenes are kept for evaluation only: see `is_held_out`.
 """
 
 import itertools
@@ -16,7 +16,7 @@ PATTERNS = ("plain", "striped", "checkered", "dotted", "wavy")
 RELATIONS = ("above", "below", "left", "right")
 SIZES = ("small", "large")
 
-# Pairs of colours that even people mix up when one is the background of the other.
+# Pairs of colours that are hard to distinguish when one is the background of the other.
 _TOO_ALIKE = frozenset({frozenset({"red", "orange"}), frozenset({"orange", "yellow"}), frozenset({"blue", "purple"})})
 
 
@@ -30,7 +30,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one picture shows.
+    """The contents of one image.
 
     `things` holds one kind of object, `count` times, or two single objects of which the first stands in `relation` to
     the second. `seed` decides everything that words do not: positions, angles, shades, texture, picture size.
@@ -46,7 +46,7 @@ class Scene:
 
 
 def is_held_out(thing: Thing, background: str, pattern: str) -> bool:
-    """Tell whether this object on this background is reserved for evaluation.
+    """Return whether this object on this background is reserved for evaluation.
 
     For each object and each background colour it is exactly one of the five patterns: a Latin square.
     """

@@ -1,11 +1,11 @@
-"""Serve the simulated web on 127.0.0.1: all its hosts on one port, told apart by the Host header.
+"""Serve the simulated web on 127.0.0.1: all its hosts on one port, distinguished by the Host header.
 
     with serve(Path("demo/web")) as web:
         requests.get(f"{web.gateway}/a.jpg", headers={"Host": "photos.example"})
         web.requests()  # {"http://photos.example/a.jpg": 1}
 
-The server is a process of its own, as a web is. It counts what it is asked for, and it ends when its parent does: its
-standard input is a pipe whose other end the parent holds.
+The server is a separate process. It counts requests, and it ends when its parent does: its standard input is a pipe
+whose other end the parent holds.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ _DRIP_INTERVAL_S = 0.2
 
 @dataclass(frozen=True)
 class RunningWeb:
-    """A server that answers at `gateway`, e.g. http://127.0.0.1:40123."""
+    """A server that listens at `gateway`, e.g. http://127.0.0.1:40123."""
 
     gateway: str
 
     def requests(self) -> Counter[str]:
-        """Return how often each URL was asked for, robots.txt and unknown URLs included."""
-        asked = urllib.request.Request(f"{self.gateway}/requests", headers={"Host": _CONTROL_HOST})
-        with urllib.request.urlopen(asked) as response:
+        """Return the number of requests of each URL, including robots.txt and unknown URLs."""
+        request = urllib.request.Request(f"{self.gateway}/requests", headers={"Host": _CONTROL_HOST})
+        with urllib.request.urlopen(request) as response:
             return Counter(json.load(response))
 
 
@@ -47,7 +47,7 @@ def serve(directory: Path, port: int = 0) -> Iterator[RunningWeb]:
     """Run the server until the block ends; `directory` holds site.json and files/, port 0 takes any free one."""
     command = [sys.executable, "-m", "pipeline.demo.server", str(directory), str(port)]
     pipe = subprocess.PIPE
-    # In a session of its own, so that Ctrl-C reaches the parent alone, who then ends the server.
+    # In a new session, so that Ctrl-C reaches only the parent, which then ends the server.
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -61,7 +61,7 @@ def serve(directory: Path, port: int = 0) -> Iterator[RunningWeb]:
 
 
 class SimulatedWeb:
-    """Answers requests for the URLs of a site and counts them."""
+    """Responds to requests for the URLs of a site and counts them."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

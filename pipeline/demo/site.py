@@ -1,7 +1,7 @@
-"""What the simulated web answers, URL by URL: written by the world, read by the server.
+"""The responses of the simulated web, by URL: written by `make_world`, read by the server.
 
-`site.json` maps each URL to its answers; the first request gets the first answer, the second the second, and every
-further one the last, so that `[500, 200]` is a host that recovers:
+`site.json` maps each URL to its responses; the first request gets the first one, the second the second, and all later
+requests the last one, so that `[500, 200]` is a host that recovers:
 
     {"http://flaky.example/1.jpg": [{"status": 500}, {"file": "flaky.example/1.jpg", "headers": {...}}], ...}
 """
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass
 class Site:
-    """All answers of the simulated web, and the folder of their bodies."""
+    """All responses of the simulated web, and the folder of their bodies."""
 
     directory: Path
     answers: dict[str, list[Answer]] = field(default_factory=dict)
@@ -48,9 +48,9 @@ class Site:
         (self.directory / "site.json").write_text(text, encoding="utf-8")
 
     def add(self, url: str, *answers: Answer) -> None:
-        """Say what a URL answers; each URL is decided once."""
+        """Set the responses of a URL, once per URL."""
         if url in self.answers:
-            raise ValueError(f"{url} is answered already")
+            raise ValueError(f"{url} already has responses")
         self.answers[url] = list(answers)
 
     def store(self, url: str, body: bytes) -> str:
@@ -62,7 +62,7 @@ class Site:
         return name
 
     def body(self, answer: Answer) -> bytes:
-        """Return the body of an answer; empty if it has none."""
+        """Return the body of a response; empty if it has none."""
         return (self.directory / "files" / answer.file).read_bytes() if answer.file else b""
 
 

@@ -1,7 +1,7 @@
-"""`wit demo --train`: train a tiny model on the demo's shards, and ask it about the demo's evaluation sets.
+"""`wit demo --train`: train a tiny model on the demo's shards, and evaluate it on the demo's evaluation sets.
 
-The accuracy is printed beside chance, and apart for the examples whose pictures are in the training data (Overlap) and
-those whose are not (Clean), as the overlap report does from then on.
+Prints the accuracy and chance, and separately the accuracy on examples whose images are in the training data (Overlap)
+and on the others (Clean), as the overlap report then does too.
 """
 
 import json
@@ -20,7 +20,7 @@ from pipeline.stages.report import write_reports
 _MODEL = "demo"
 _TABLES = """
 [train]                                 # `wit train -c wit.toml`
-model = "tiny-resnet"                   # -> "ViT-B/32" and, with it, the paper's other values
+model = "tiny-resnet"                   # -> "ViT-B/32", with the paper's other values
 text = "bag-of-words"                   # -> remove from here down
 crop_scale = [0.8, 1.0]
 epochs = 18
@@ -39,7 +39,7 @@ def train_demo(directory: Path) -> None:
     """Train on a finished demo, evaluate, write the report again, and print the accuracies.
 
     Raises:
-        UserError: the training or the evaluation failed; it has said why.
+        UserError: the training or the evaluation failed; it has printed the reason.
     """
     config = directory / "wit.toml"
     if "\n[train]" not in config.read_text(encoding="utf-8"):

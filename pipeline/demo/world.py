@@ -1,12 +1,12 @@
-"""Make the world of the demo: a web, evaluation sets, a query list, and the ledger of what was planted.
+"""Generate the demo: a web, evaluation sets, a query list, and the ledger of planted items.
 
-    DIR/web/site.json, files/       what the server answers
-    DIR/web/sources/                WARC files and URL tables: what the pipeline reads
-    DIR/web/planted.json            what must become of it
+    DIR/web/site.json, files/       the server's responses
+    DIR/web/sources/                WARC files and URL tables, the pipeline's input
+    DIR/web/planted.json            planted items and their expected outcomes
     DIR/evals/objects/CLASS/*.png   evaluation sets
-    DIR/queries.txt                 one query a line
+    DIR/queries.txt                 one query per line
 
-Everything follows from the seed: the same seed gives the same bytes.
+Everything is derived from the seed: the same seed gives the same bytes.
 """
 
 from pathlib import Path
@@ -67,14 +67,14 @@ def make_world(directory: Path, seed: int = 7, pictures: int = 4_500) -> Ledger:
 
 
 def queries() -> list[str]:
-    """Return the query list: a few heads that match too often, a long tail, and some that match nothing."""
+    """Return the query list: a few frequent queries, a long tail, and some that match nothing."""
     heads = [*COLOURS, *SHAPES, *PATTERNS[1:], "background", "small", "large"]
     others = [word for words in _WORDS_OF_OTHER_LANGUAGES for word in words]
     return [*heads, *others, *_PHRASES, *COLLECTIONS, *EMPTY_COLLECTIONS]
 
 
 def _ordinary(web: Publisher, count: int) -> None:
-    """Publish pictures with nothing special about them, each mentioned once, by its own host."""
+    """Publish ordinary images, each mentioned once, by its own host."""
     for _ in range(count):
         scene = next(web.scenes)
         host = web.rng.choice(PAGE_HOSTS + TABLE_HOSTS)
@@ -85,7 +85,7 @@ def _ordinary(web: Publisher, count: int) -> None:
 
 
 def _odd_words(web: Publisher, no_query: int) -> None:
-    """Mention pictures with words that no query finds, or that are an attack; and addresses that are none."""
+    """Mention images with text that no query matches or that is an attack, and invalid URLs."""
     for number in range(no_query):
         host = web.rng.choice(PAGE_HOSTS + TABLE_HOSTS)
         url = web.new_url(host)
@@ -110,10 +110,10 @@ def _odd_words(web: Publisher, no_query: int) -> None:
     )
     for address in addresses:
         web.mention("photos.example", Mention(address, web.caption(next(web.scenes))))
-    web.ledger.counts.append(Count("address that is not http(s)", "pool", Reason.BAD_URL, len(addresses)))
+    web.ledger.counts.append(Count("URL that is not http(s)", "pool", Reason.BAD_URL, len(addresses)))
     essay = " ".join(web.caption(next(web.scenes), "en") for _ in range(800))
     web.mention("press.example", Mention(web.new_url("press.example"), essay))
-    web.ledger.counts.append(Count("caption as long as an essay", "pool", Reason.CAPTION_TOO_LONG, 1))
+    web.ledger.counts.append(Count("caption above the length limit", "pool", Reason.CAPTION_TOO_LONG, 1))
 
 
 def _robots_for_all(web: Publisher) -> None:

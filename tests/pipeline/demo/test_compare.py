@@ -125,7 +125,7 @@ def test_a_right_build_is_accepted_and_counted(tmp_path: Path) -> None:
     planted = {(verdict.section, verdict.kind): verdict.planted for verdict in verdicts}
     assert planted[("fetch", "dead link")] == 2
     assert planted[("duplicates", "same file")] == 2
-    assert planted[("fetch", "picture with nothing special")] == 3, "the fourth was not planned: over the cap"
+    assert planted[("fetch", "ordinary image")] == 3, "the fourth was not planned: over the cap"
     assert planted[("laws", "pair is a sample")] == 7
 
 
@@ -158,7 +158,7 @@ def select(uid: str, selected_by: list[int]) -> Callable[[Made], None]:
         (set_reason("dead1", None), "dead link", 1, 0),
         (set_reason("moved", "http_not_found"), "dead link", 0, 1),
         (set_reason("moved", "http_not_found"), "redirect", 1, 0),
-        (set_reason("plain1", "timeout"), "picture with nothing special", 1, 0),
+        (set_reason("plain1", "timeout"), "ordinary image", 1, 0),
         (set_reason("same1", None), "same file", 2, 0),
         (set_reason("same1", "near_duplicate"), "same file", 1, 0),
         (set_reason("same1", "near_duplicate"), "smaller", 0, 1),
@@ -190,8 +190,8 @@ def select(uid: str, selected_by: list[int]) -> Callable[[Made], None]:
         (set_reason("plain3", None), "query selects all or 2", 1, 0),
         (select("plain2", []), "query selects all or 2", 1, 1),
         (select("plain2", [0, 5]), "query selects all or 2", 0, 1),
-        (change(requests={"http://a.example/x": 2}), "URL is asked for as often as planned", 1, 0),
-        (change(requests={"http://a.example/private": 1}), "URL that nobody may ask for", 1, 0),
+        (change(requests={"http://a.example/x": 2}), "URL is requested as often as planned", 1, 0),
+        (change(requests={"http://a.example/private": 1}), "protected URL is never requested", 1, 0),
         (change(members=["moved.jpg", "moved.txt", "moved.json"]), "pair is a sample", 6, 1),
         (change(html='<p><script>document.title="planted"</script>'), "report page without foreign markup", 1, 0),
     ],

@@ -20,7 +20,7 @@ def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureF
     directory = tmp_path / "demo"
     assert main(["demo", "--dir", str(directory), "--pictures", "150", "--seed", "3", "--quiet"]) == 0
     said = capsys.readouterr().out
-    assert "ok: everything planted was found, and nothing else" in said
+    assert "ok: all planted items were found, and no others" in said
     assert (directory / "work" / "report" / "index.html").exists()
     config = load_config(directory / "wit.toml")
     assert not config.fetch.allow_private_hosts, "the planted private addresses must be refused by default settings"
@@ -34,9 +34,9 @@ def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureF
     }
 
 
-def test_a_folder_that_is_no_demo_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_demo_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not empty and not a demo"):
+    with pytest.raises(UserError, match="not empty and was not written by `wit demo`"):
         run_demo(tmp_path, pictures=150)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

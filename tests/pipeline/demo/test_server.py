@@ -121,7 +121,7 @@ def _is_gone(running: RunningWeb) -> bool:
 def test_a_url_is_decided_once(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.add("http://a.example/", Answer(404))
-    with pytest.raises(ValueError, match="answered already"):
+    with pytest.raises(ValueError, match="already has responses"):
         site.add("http://a.example/", Answer(200))
 
 
