@@ -276,15 +276,15 @@ class Config(Table):
         everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         fetch = self.fetch.content() | {"parts": self.fetch.parts}
-        fetch["archives"] = list(map(_public, fetch["archives"]))
+        fetch["archives"] = list(map(public_path, fetch["archives"]))
         for source in everything["sources"]:
-            source["paths"] = list(map(_public, source["paths"]))
+            source["paths"] = list(map(public_path, source["paths"]))
         for evaluation in everything["evals"]:
-            evaluation["path"] = _public(evaluation["path"])
+            evaluation["path"] = public_path(evaluation["path"])
         return everything | {"fetch": fetch}
 
 
-def _public(path: str) -> str:
+def public_path(path: str) -> str:
     """Return a path as it may be published: without secrets, and of an absolute local one only the last part."""
     is_local = "://" not in path or path.startswith("file://")
     return path.rstrip("/").rpartition("/")[2] if is_local and path.startswith(("/", "~", "file://")) else redact(path)

@@ -13,6 +13,8 @@ HIDDEN = "***"
 _USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#'\"<>|]*@")
 _KEYS_OF_STORE = re.compile(r"(?P<scheme>(?!https?:|ftps?:)\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/:@]+:[^\s@]*@")
 """Keys of object stores have slashes; where a port may follow the host, a slash ends it."""
+_QUOTED_USERINFO = re.compile(r"(?<=[\"'])(?!mailto:)[^\s\"'/:@]+:[^\s\"'@]+@")
+"""What clients quote of a URL without its scheme: `Invalid bucket name "key:secret@bucket"`."""
 _SECRET_NAME = (
     r"(?:[\w.-]*(?:sig|signature|token|secret|passw(?:or)?d|passwd|pwd|credentials?|auth|authorization|session|jwt|hmac|"
     r"api[_-]?key|access[_-]?key(?:[_-]?id)?|awsaccesskeyid|googleaccessid|key[_-]pair[_-]id|policy)|key)"
@@ -30,6 +32,8 @@ def redact(text: str) -> str:
     if "://" in text:
         text = _KEYS_OF_STORE.sub(r"\g<scheme>", text)
         text = _USERINFO.sub(r"\g<scheme>", text)
+    if "@" in text:
+        text = _QUOTED_USERINFO.sub("", text)
     if "=" in text:
         text = _PARAMETER.sub(rf"\g<name>{HIDDEN}", text)
     for name, value in os.environ.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.engine.units import read_all_markers
+from pipeline.engine.units import read_all_markers, read_markers
 from pipeline.engine.workspace import CheckedFile, FileFacts, Workspace
 from pipeline.errors import DamagedFileError, UserError, one_line
 from pipeline.shards.manifest import read_manifest
@@ -30,7 +30,7 @@ def verify_workspace(workspace: Workspace) -> Verdict:
     recorded = {name: facts for marker in markers.values() for name, facts in marker.outputs.items()}
     verdict = _verify(workspace, recorded)
     if workspace.exists("shards/manifest.json"):
-        verdict.problems.update(_problems_of_manifest(workspace, recorded))
+        verdict.problems.update(_problems_of_manifest(workspace))
     return verdict
 
 
@@ -55,14 +55,15 @@ def verify_shards(folder: str) -> Verdict:
     return verdict
 
 
-def _problems_of_manifest(workspace: Workspace, recorded: Mapping[str, FileFacts]) -> dict[str, str]:
+def _problems_of_manifest(workspace: Workspace) -> dict[str, str]:
     name, folder = "shards/manifest.json", "shards/"
     try:
         listed = {folder + file: facts for file, facts in read_manifest(f"{workspace.root}/shards").files.items()}
     except UserError as error:
         return {name: one_line(error)}
-    own = {name, f"{folder}sizes.json"}
-    if listed != {file: facts for file, facts in recorded.items() if file.startswith(folder) and file not in own}:
+    markers = read_markers(workspace, "shards").values()
+    written = {file: facts for marker in markers for file, facts in marker.outputs.items()}
+    if listed != written:
         return {name: "lists other files than the build wrote"}
     return {}
 

@@ -7,7 +7,7 @@ same set gives the same file, so it has no date.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, public_path
 from pipeline.stages.compliance import Compliance, signals_read
 
 _CONTEXT: dict[str, Any] = {
@@ -128,7 +128,7 @@ def _provenance(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
             "prov:label": f"wit-pipeline {manifest['code_version']}",
         },
         "prov:used": [
-            {"@type": "prov:Entity", "prov:label": f"{source.kind}: {path}"}
+            {"@type": "prov:Entity", "prov:label": f"{source.kind}: {public_path(path)}"}
             for source in config.sources
             for path in source.paths
         ],

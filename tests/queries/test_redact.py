@@ -15,6 +15,7 @@ SECRET = "s3cr3t-W0rd"
         f"https://user:{SECRET}@host.example/x.jsonl",
         f"s3://AKIA{SECRET}:{SECRET}@bucket/key",
         f"s3://AKIA:a/b+c/{SECRET}/d@bucket/key",
+        f'Invalid bucket name "AKIA:{SECRET}/x@bucket": must match',
         f"HTTP://{SECRET}@host.example/",
         f"zip://a.csv::https://user:{SECRET}@host.example/a.zip",
         f"cannot read ftp://u:{SECRET}@h/a: refused; https://v:{SECRET}@h/b too",
@@ -47,6 +48,7 @@ def test_secrets_go(text):
         "s3://bucket/folder/file@2x.jpg",
         "https://host/@user/status?id=5",
         "http://host:8080/@user",
+        'fetch.contact = "mailto:you@example.org"',
         "s3://bucket/a:b/c.tar",
     ],
 )
