@@ -27,11 +27,14 @@ from support.wiki_files import dump_xml, page
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.eval_sets.index import index_eval_set
 from pipeline.config import FetchConfig, PairsConfig, SourceConfig
+from pipeline.consent.image_metadata import read_image_metadata
+from pipeline.consent.rsl import read_rsl, rsl_statement
 from pipeline.engine.units import read_marker
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.images import store_image
-from pipeline.fetching.outcome import FetchFailure
+from pipeline.fetching.journal import Journal
+from pipeline.fetching.outcome import FetchFailure, Outcome
 from pipeline.fetching.robots import parse_robots
 from pipeline.sources import read_source
 from pipeline.sources.charset import decode_page
@@ -69,6 +72,7 @@ def load_targets() -> dict[str, Target]:
     tables = [b"url,caption\nhttp://a.example/1.jpg,a dog\n", b'url,caption\n"http://a.example/2.jpg","a ""cat"""\n']
     lines = [b'{"url": "http://a.example/1.jpg", "caption": "a dog"}\n{"url": null}\n']
     parquets = [_parquet({"url": ["http://a.example/1.jpg"] * 50, "caption": ["a dog", None] * 25})]
+    metadata = [*images[:20], *(_with_xmp(image) for image in images[:20])]
     evals = [_tar({f"{i}.png": picture(i), f"{i}.cls": b"1"}) for i in range(3)]
     eval_parquets = [_parquet({"image": [picture(i) for i in range(5)], "label": list(range(5))})]
     shards = [_tar({f"{i:03}.jpg": picture(i), f"{i:03}.txt": b"a dog", f"{i:03}.json": b"{}"}) for i in range(3)]
@@ -95,6 +99,10 @@ def load_targets() -> dict[str, Target]:
         Target("list", [b'["dog", "cat"]', b'{"dog": 3, "cat": 1e3}'], _list(".json"), (b"[", b"{", b"NaN")),
         Target("listcsv", [b"query,score\ndog,1\ncat,2\n"], _list(".csv"), quote),
         Target("dump", _dumps(), _check_dump, wiki),
+        Target("marker", _markers(), _check_marker, (b"../", b'"outputs":', b"null", b"["), grammars.MARKER),
+        Target("metadata", metadata, read_image_metadata, (b"<x:xmpmeta", b"plus:DataMining", b"8BIM", b"c2pa")),
+        Target("licence", [_RSL], _check_licence, (b"<prohibits", b"<payment", b"<!DOCTYPE", b"&x;")),
+        Target("journal", _journals(), _check_journal),
         Target("shardtar", shards, _check_shard, (b"ustar",)),
         Target("checkpoint", _checkpoints(), _check_checkpoint, (b"PK\x03\x04", b"data.pkl")),
     ]
@@ -209,6 +217,47 @@ def _check_checkpoint(data: bytes) -> None:
         path.write_bytes(data)
         with suppress(TrainerError):
             checkpoint.load(path)
+
+
+def _check_licence(data: bytes) -> None:
+    rsl_statement(
+        read_rsl(data, "http://a.example/licence.xml"), "http://a.example/licence.xml", "http://a.example/1.jpg"
+    )
+
+
+def _check_journal(data: bytes) -> None:
+    with TemporaryDirectory(prefix="wit-fuzz-") as folder:
+        path = Path(folder, "part.journal")
+        path.write_bytes(data)
+        journal = Journal.open(path, "key", Path(folder))
+        images = [outcome.jpeg for outcome in journal.outcomes.values() if outcome.jpeg is not None]
+        assert all(len(journal.read(span)) == span[1] for span in images)
+        journal.close()
+
+
+def _journals() -> list[bytes]:
+    with TemporaryDirectory(prefix="wit-fuzz-") as folder:
+        path = Path(folder, "part.journal")
+        journal = Journal.open(path, "key", Path(folder))
+        for number in range(5):
+            journal.add_decoding(f"http://a.example/{number}.jpg")
+            journal.add_outcome(f"http://a.example/{number}.jpg", Outcome(http_status=200), picture(number))
+        journal.close()
+        return [path.read_bytes()]
+
+
+_RSL = b"""<rsl xmlns="https://rslstandard.org/rsl"><content url="/*.jpg$"><license><prohibits type="usage">train-ai
+</prohibits><payment type="crawl"><amount currency="USD">5</amount></payment></license></content></rsl>"""
+_XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/" plus:DataMining="DMI-PROHIBITED"/></rdf:RDF>
+</x:xmpmeta>"""
+
+
+def _with_xmp(image: bytes) -> bytes:
+    """Return a file with an XMP packet: in the second segment of a JPEG, at the end of any other."""
+    packet = b"http://ns.adobe.com/xap/1.0/\0" + _XMP
+    segment = b"\xff\xe1" + (len(packet) + 2).to_bytes(2, "big") + packet
+    return image[:2] + segment + image[2:] if image.startswith(b"\xff\xd8") else image + packet
 
 
 def _images() -> list[bytes]:
