@@ -36,7 +36,7 @@ from pipeline.errors import ConfigError, UserError, one_line
 
 __all__ = ["log_file", "parse_beam_options", "run_pipeline", "worker_count"]
 
-_LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("apache_beam.wit")  # goes to the log file with the rest, not to the terminal
 
 
 def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> None:

@@ -96,6 +96,7 @@ def _show_warnings() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("wit: %(message)s"))
     handler.addFilter(_Once())
+    handler.setLevel(logging.WARNING)
     ours = logging.getLogger("pipeline")
     ours.handlers[:] = [handler]
     ours.propagate = False

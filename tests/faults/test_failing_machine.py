@@ -1,0 +1,49 @@
+"""A full or broken disk and a lack of memory while a stage writes: one line, no half file, and a rerun resumes."""
+
+import errno
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.engine.workspace import HashingFile
+from queries.allowlist import import_allowlist
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    (tmp_path / "words.txt").write_text("dog\ncat\n")
+    import_allowlist(str(tmp_path / "words.txt"), str(tmp_path / "queries.parquet"))
+    pq.write_table(pa.table({"url": ["http://a.example/1.jpg"], "caption": ["a dog"]}), tmp_path / "table.parquet")
+    config = tmp_path / "wit.toml"
+    config.write_text(
+        'workspace = "work"\n[allowlist]\npath = "queries.parquet"\n'
+        '[[sources]]\nkind = "url-table"\npaths = ["table.parquet"]\n[fetch]\nparts = 1\n'
+    )
+    return config
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (MemoryError("no memory"), "MemoryError"),
+    ],
+)
+def test_a_failure_of_the_machine_is_one_line_and_the_next_run_goes_on(config, monkeypatch, capsys, error, said):
+    def failing(*_: object) -> int:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(HashingFile, "write", failing)
+        assert main(["build", "-c", str(config), "--quiet", "--to", "pairs"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("wit: ")
+    assert said in line
+    work = config.parent / "work"
+    assert [path for path in work.rglob("*") if path.is_file() and path.name != "lock"] == []
+    assert main(["build", "-c", str(config), "--quiet", "--to", "pairs"]) == 0
+    assert len(list(work.glob("pairs/*.parquet"))) == 1
