@@ -80,11 +80,11 @@ def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refet
             return
         except DamagedFileError as error:
             if error.file in mended:
-                raise UserError(f"{error}, once more: the disk or the memory of this machine is at fault") from error
+                raise UserError(f"{error}, for the second time: check this machine's disk and memory") from error
             if error.file.startswith(("fetched/", ".wit/earlier/")) and project.config.fetch.network:
                 raise UserError(
-                    f"{error}. To make it again its images must be requested from the web: "
-                    "`wit verify --discard -c CONFIG` removes it, and the next build fetches them"
+                    f"{error}. Its images must be requested from the web again: "
+                    "`wit verify --discard -c CONFIG` deletes it, and the next build fetches them"
                 ) from error
             if not withdraw(build.workspace, error.file):
                 raise

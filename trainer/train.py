@@ -161,7 +161,7 @@ class _Run:
             if self.world.is_first:
                 log.warning("%s; trying the previous one", problem or path)
         if failure is not None:
-            raise TrainerError(f"{failure}; no older one can be read: delete {self.checkpoints} to start anew")
+            raise TrainerError(f"{failure}; no older one can be read: delete {self.checkpoints} to start again")
         return None, {}
 
     def _resume(self) -> None:

@@ -10,14 +10,14 @@ from pipeline.project import Project
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     card = commands.add_parser(
         "card",
-        help="the data card of a finished set, or its summary for the EU",
-        description="Print the data card of a finished set (report/data_card.md).",
+        help="print the data card of a finished dataset, or its summary for the EU",
+        description="Print the data card of a finished dataset (report/data_card.md).",
     )
-    card.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="default: wit.toml")
+    card.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
     card.add_argument(
         "--eu-summary",
         action="store_true",
-        help="print the set's part of the public summary of training content that the EU's AI Act asks providers for",
+        help="print the dataset's part of the public summary of training content that the EU's AI Act requires",
     )
     card.set_defaults(func=_card)
 
@@ -26,7 +26,7 @@ def _card(args: argparse.Namespace) -> int:
     project = Project.load(args.config)
     workspace = project.workspace
     if not workspace.exists("report/data_card.md"):
-        raise UserError(f"{workspace.root}: no finished set to describe; run `wit build` first")
+        raise UserError(f"{workspace.root}: no finished dataset; run `wit build` first")
     if not args.eu_summary:
         print(workspace.read_bytes("report/data_card.md").decode(), end="")
         return 0

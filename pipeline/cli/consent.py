@@ -7,20 +7,22 @@ from pipeline.project import Project
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    consent = commands.add_parser("consent", help="ask again whether the images of a finished set may be used")
+    consent = commands.add_parser("consent", help="check again whether the images of a finished dataset may be used")
     actions = consent.add_subparsers(metavar="ACTION", required=True)
     recheck = actions.add_parser(
         "recheck",
         help="list the images that may no longer be used",
-        description="Ask for robots.txt, headers and image files again, as politely as `wit build`, and write the URLs "
-        "that are refused now to consent/withdrawn.txt, a block list for fetch.consent.block_urls. With a config whose "
-        "[fetch.consent] is stricter, the stricter rules hold.",
+        description="Request robots.txt, headers and image files again, with the rate limits of `wit build`, and write "
+        "the URLs that are refused now to consent/withdrawn.txt, a block list for fetch.consent.block_urls. If the "
+        "config's [fetch.consent] is stricter than before, the stricter rules apply.",
     )
-    recheck.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="default: wit.toml")
+    recheck.add_argument(
+        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
+    )
     recheck.add_argument(
         "--from-record",
         action="store_true",
-        help="ask nobody: list the images that a signal refused which was switched off when they were fetched",
+        help="send no requests: list the images that a signal refused while it was switched off",
     )
     recheck.set_defaults(func=_recheck)
 
@@ -39,5 +41,5 @@ def _recheck(args: argparse.Namespace) -> int:
         path = write_withdrawn(project.workspace, urls)
     print(f"{len(urls):,} images may no longer be used: {path}")
     if urls:
-        print("add it to fetch.consent.block_urls and run `wit build`: the pairs leave the set")
+        print("add it to fetch.consent.block_urls and run `wit build` to remove the pairs from the dataset")
     return 0

@@ -220,11 +220,13 @@ def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         allow_abbrev=False,
     )
     _add_config(verify)
-    verify.add_argument("--shards", metavar="DIR", help="a folder with manifest.json instead of a workspace; any URL")
+    verify.add_argument(
+        "--shards", metavar="DIR", help="verify a folder of shards with manifest.json, not a workspace; also a URL"
+    )
     verify.add_argument(
         "--discard",
         action="store_true",
-        help="remove the damaged files of a workspace: the next build makes them again (fetched/ from the web)",
+        help="delete the damaged files of a workspace: the next build writes them again (fetched/ from the web)",
     )
     verify.set_defaults(func=_verify)
 
@@ -282,7 +284,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.shards is not None:
         if args.discard:
-            raise ConfigError("--discard needs a workspace: copy damaged shards again from where they came")
+            raise ConfigError("--discard works only on a workspace: copy damaged shards again from their source")
         verdict = verify_shards(args.shards)
     else:
         workspace = Project.load(args.config).workspace
@@ -295,7 +297,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(redact(f"wit: {file} {problem}"), file=sys.stderr)
     print(f"{verdict.files:,} files, {verdict.bytes:,} bytes: {len(verdict.problems) or 'none'} damaged")
     if verdict.problems and args.shards is None:
-        way_out = "run `wit build` to make them again" if args.discard else "add --discard, then run `wit build`"
+        way_out = "run `wit build` to write them again" if args.discard else "add --discard, then run `wit build`"
         print(f"wit: {way_out}", file=sys.stderr)
     return 1 if verdict.problems else 0
 

@@ -10,11 +10,11 @@ from pipeline.project import Project
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     why = commands.add_parser(
         "why",
-        help="what became of one pair, what its owner said, and when",
-        description="Print what is known of one pair or image URL: where it ended, and the record of consent.",
+        help="show the outcome and the consent record of one pair",
+        description="Print the outcome of one pair or image URL, and its record of consent.",
     )
-    why.add_argument("wanted", metavar="UID|URL", help="a uid, or the URL of an image as it stands in the tables")
-    why.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="default: wit.toml")
+    why.add_argument("wanted", metavar="UID|URL", help="a uid, or the URL of an image as in the tables")
+    why.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
     why.set_defaults(func=_why)
 
 

@@ -111,7 +111,7 @@ def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.S
 def _span(name: str, edge: bytes, size: int) -> tuple[int, int]:
     start, end = np.frombuffer(edge, _OFFSET).tolist() if len(edge) == 2 * _OFFSET.itemsize else (-1, -1)
     if not 0 <= start <= end <= size:
-        raise DamagedFileError.of(name, "its table of contents is not what was written")
+        raise DamagedFileError.of(name, "its table of contents has changed since it was written")
     return start, end
 
 
@@ -123,7 +123,7 @@ def _batches(name: str, content: bytes, size: int, schema: pa.Schema) -> list[pa
         crc = int.from_bytes(content[len(_CHECKED) : head], "little")
         encoded = encoded[head:]
         if len(content) != size or zlib.crc32(encoded) != crc:
-            raise DamagedFileError.of(name, "its checksum is not that of what was written")
+            raise DamagedFileError.of(name, "its checksum does not match")
     try:
         with pa.BufferReader(encoded) as reader:
             while reader.tell() < len(encoded):

@@ -100,7 +100,7 @@ class CheckedFile:
         while self.read(_COPY_BYTES):
             pass
         if self._sha256.hexdigest() != self._expected:
-            raise DamagedFileError.of(self._name, "its bytes are not those that were written")
+            raise DamagedFileError.of(self._name, "its bytes have changed since they were written")
 
 
 class Workspace:

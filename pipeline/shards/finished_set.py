@@ -76,7 +76,7 @@ class FinishedSet:
 
     def _check_eval(self, name: str) -> None:
         if name not in self.evals:
-            raise UserError(f"no overlap with {name!r} was measured; there is {', '.join(self.evals) or 'no set'}")
+            raise UserError(f"no overlap with {name!r} was measured, only with {', '.join(self.evals) or 'no set'}")
 
     def _concatenated(self, folder: str, columns: Sequence[str] | None) -> pa.Table:
         names = sorted(name for name in self.workspace.sizes(folder) if name.endswith(".parquet"))

@@ -67,7 +67,7 @@ def read_manifest(folder: str) -> Manifest:
         )
         samples = content["samples"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{name}: not a manifest, or a damaged one ({one_line(error)})") from None
+        raise UserError(f"{name}: not a manifest, or damaged ({one_line(error)})") from None
     for file in files:
         if not _NAME.fullmatch(file) or file in (".", ".."):
             raise UserError(f"{name}: {file!r} is not the name of a file beside it")

@@ -36,7 +36,7 @@ def find_records(workspace: Workspace, wanted: str) -> Iterator[dict[str, Any]]:
     """
     tables = _tables(workspace, "shards", "shards/") or _tables(workspace, "fetched", "fetched/part-")
     if not tables:
-        raise UserError(f"{workspace.root}: nothing is fetched yet; run `wit build` first")
+        raise UserError(f"{workspace.root}: nothing has been fetched yet; run `wit build` first")
     column = "url" if "/" in wanted else "uid"
     for name, number in tables.items():
         rows = workspace.read_table(name, _COLUMNS)

@@ -48,7 +48,7 @@ def recheck_live(workspace: Workspace, config: Config, base_dir: Path, progress:
     """
     fetch = config.fetch.model_copy(update={"archives": (), "network": True})
     if fetch.contact is None and not fetch.allow_private_hosts:
-        raise ConfigError("fetch.contact is required before anything is asked for")
+        raise ConfigError('fetch.contact is required to send requests: set fetch.contact = "mailto:you@example.org"')
     block_lists = read_block_lists(find_block_lists(fetch.consent, base_dir))
     found: set[str] = set()
     with (
@@ -65,7 +65,7 @@ def recheck_live(workspace: Workspace, config: Config, base_dir: Path, progress:
             )
             refused = now.filter(pc.is_valid(now["refused_by"]))
             found.update(refused["url"].to_pylist())
-            progress.say(f"part {stem}: {rows.num_rows:,} samples asked for again, {refused.num_rows:,} refused")
+            progress.say(f"part {stem}: {rows.num_rows:,} samples checked again, {refused.num_rows:,} refused")
     return sorted(found)
 
 
@@ -86,7 +86,7 @@ class _Nowhere(BytesIO):
 def _samples(workspace: Workspace, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
     """Yield the stem and the samples of each shard."""
     if not workspace.exists("shards/manifest.json"):
-        raise UserError(f"{workspace.root}: no finished set; run `wit build` first")
+        raise UserError(f"{workspace.root}: no finished dataset; run `wit build` first")
     for shard in workspace.read_json("shards/manifest.json")["shards"]:
         stem = shard["tar"].removesuffix(".tar")
         rows = workspace.read_table(f"shards/{stem}.parquet", columns)

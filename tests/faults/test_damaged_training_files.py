@@ -65,7 +65,7 @@ def test_a_run_goes_on_from_the_older_checkpoint_when_the_newest_is_damaged(shar
     assert all(torch.equal(again[name], weight) for name, weight in undisturbed.items())
     flip(older, 0.5)
     flip(newest, 0.5)
-    with pytest.raises(TrainerError, match=r"no older one can be read: delete .* to start anew"):
+    with pytest.raises(TrainerError, match=r"no older one can be read: delete .* to start again"):
         train(tiny_settings(shards, tmp_path, steps=4, checkpoint_steps=2))
 
 

@@ -103,7 +103,7 @@ def test_a_file_that_is_damaged_twice_points_at_the_machine(project, monkeypatch
     monkeypatch.setattr(build_module, "_run_stages", always)
     monkeypatch.setattr(build_module, "withdraw", lambda *_: True)
     assert main(["build", "-c", str(project), "--quiet"]) == 1
-    assert "the disk or the memory of this machine" in capsys.readouterr().err
+    assert "check this machine's disk and memory" in capsys.readouterr().err
 
 
 def test_verify_finds_a_flip_in_every_file_that_a_marker_has(project, capsys):

@@ -178,7 +178,7 @@ def test_a_checkpoint_that_lacks_something_is_one_line(scenes: Path, tmp_path: P
     torch.save(_spoiled(content, how), saved)
     message = _fails(tiny_settings(scenes, tmp_path, steps=2))
     assert message.startswith(f"checkpoint {saved}")
-    assert message.endswith(("delete it to resume from the previous one", "to start anew"))
+    assert message.endswith(("delete it to resume from the previous one", "to start again"))
 
 
 def _die_in_rank_1(how: str, step: int, batch: Batch) -> None:

@@ -21,19 +21,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="wit dedup train", description=__doc__.partition("\n\n")[0])
     parser.add_argument("shards", nargs="+", type=Path, help="tars of images; each top-level folder is a set")
     parser.add_argument("--out", type=Path, required=True, help="the folder for checkpoints, the log and the model")
-    parser.add_argument("--pairs", type=int, default=2_000_000, help="how many (photo, edited photo) pairs to see")
+    parser.add_argument(
+        "--pairs", type=int, default=2_000_000, help="number of (photo, edited photo) pairs to train on"
+    )
     parser.add_argument(
         "--hold-out", nargs="*", default=[], metavar="SET", help="sets to calibrate on; default: every 20th photo"
     )
-    parser.add_argument("--batch", type=int, default=192, help="pairs a step")
+    parser.add_argument("--batch", type=int, default=192, help="pairs per step")
     parser.add_argument("--side", type=int, default=96, help="pixels, of the model's input; a multiple of 16")
     parser.add_argument(
-        "--large-share", type=float, default=0.2, help="of the pairs, the last, seen at the full --side"
+        "--large-share", type=float, default=0.2, help="final fraction of the pairs that is trained at the full --side"
     )
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes that make the edits; 0: the training's own")
-    parser.add_argument("--threads", type=int, default=0, help="of the training on a CPU; 0: torch's own choice")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that edit the images; 0: the training process does it"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="of the training on a CPU; 0: torch's default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0)
     given = sys.argv[1:] if arguments is None else arguments
