@@ -23,6 +23,7 @@ from pipeline.records import Reason
 # JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
 # only where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
 _MIN_SCALED_DECODE = 1.6
+_MAX_JPEG_SIDE = 65_500  # of libjpeg
 _MAX_LINEAR_FACTOR = 2.0  # from here on linear interpolation skips pixels
 cv2.setNumThreads(1)  # there is a decoder thread for each core
 
@@ -73,7 +74,7 @@ def _check_size(header: ImageHeader, config: FetchConfig) -> None:
     if shorter < config.min_image_size:
         message = f"shorter side {shorter}"
         raise FetchFailure(Reason.IMAGE_TOO_SMALL, message, original_size=header.upright_size)
-    if longer > config.max_aspect_ratio * shorter:
+    if longer > config.max_aspect_ratio * shorter or max(_stored_size(header.size, config.image_size)) > _MAX_JPEG_SIDE:
         message = f"{longer / shorter:.2f} to 1"
         raise FetchFailure(Reason.ASPECT_RATIO, message, original_size=header.upright_size)
 

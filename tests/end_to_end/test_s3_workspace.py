@@ -60,7 +60,7 @@ def test_the_same_shards_as_on_disk(s3, tmp_path: Path):
     assert main(["build", "-c", str(remote), "--quiet"]) == 0
     shards = bucket_tree(s3, "work/shards/")
     on_disk = tree(local.parent / "work" / "shards")
-    assert len(shards) == 3 * 3 + 2
+    assert len(shards) == 3 * 3 + 3  # sizes.json, manifest.json, croissant.json
     assert {n for n in on_disk if shards[n] != on_disk[n]} == {"manifest.json"}  # it names the archives
     manifests = [read_manifest(f"{root}/work/shards").content for root in ("s3://wit", local.parent)]
     assert all(manifests[0][key] == manifests[1][key] for key in ("shards", "files", "account"))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.recorded_web import caption, image_url, make_project, tree
 
-from pipeline.account import STAGES
+from pipeline.account import ACCOUNT_LINES
 from pipeline.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def test_every_stage_lost_what_it_should(project):
     account = json.loads((work / "report/accounting.json").read_text())
     assert account["closes"]
     stages = {stage["stage"]: stage for stage in account["stages"]}
-    assert tuple(stages) == STAGES
+    assert tuple(stages) == ACCOUNT_LINES
     assert stages["pool"]["reasons"]["repeated_text"] == len(range(0, 120, 9))
     fetched = stages["fetched"]["reasons"]
     assert set(fetched) == {"not_in_archives", "broken_image"} or set(fetched) == {"not_in_archives", "truncated"}

@@ -293,3 +293,11 @@ def test_odd_and_broken_files_of_a_decoder_s_own_tests() -> None:
             reasons[outcome if isinstance(outcome, Reason) else None] += 1
     assert set(reasons) <= RESIZE_REASONS | {None}
     assert reasons[None] > 100
+
+
+def test_what_no_jpeg_can_hold_has_a_reason():
+    out = io.BytesIO()
+    Image.new("L", (66_000, 1)).save(out, "PNG")
+    with pytest.raises(FetchFailure) as refused:
+        store_image(out.getvalue(), config(min_image_size=1, max_aspect_ratio=1e9))
+    assert refused.value.reason == Reason.ASPECT_RATIO
