@@ -7,12 +7,12 @@ import urllib.request
 from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import fsspec
-from fsspec import AbstractFileSystem
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import ConfigError, UserError, one_line
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _HTTP_TIMEOUT_S = 20.0
 
@@ -37,6 +37,8 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
     if "::" in pattern:  # matches in chained file systems (zip://a.csv::s3://bucket/b.zip) cannot be written as a URL
         return [pattern]
     located = resolve_path(pattern, base_dir.absolute())
+    import fsspec  # slow to import, and `wit --help` comes by here
+
     try:
         fs, inner = fsspec.core.url_to_fs(located)
         found = {inner: fs.info(inner)} if fs.exists(inner) else fs.glob(inner, detail=True) if has_magic(inner) else {}
@@ -71,11 +73,13 @@ def _check_responds(url: str, key: str, pattern: str) -> None:
         raise ConfigError(f"{key}: {pattern}: the server does not respond: {cause}") from None
 
 
-def _links_to_file(fs: AbstractFileSystem, name: str, info: dict[str, Any]) -> bool:
+def _links_to_file(fs: "AbstractFileSystem", name: str, info: dict[str, Any]) -> bool:
     return info["type"] != "directory" and bool(fs.isfile(name))
 
 
 def _find(path: str) -> tuple[str, dict[str, Any]]:
+    import fsspec
+
     fs, inner = fsspec.core.url_to_fs(path)
     try:
         info = fs.info(inner)

@@ -7,6 +7,7 @@ bounded size.
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import tarfile
@@ -146,9 +147,10 @@ class ShardCache:
         target = self._index_path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{uuid.uuid4().hex}.part")
+        encoded = io.BytesIO()
+        np.save(encoded, index)  # into a file, it would not report a full disk
         try:
-            with partial.open("wb") as file:
-                np.save(file, index)
+            partial.write_bytes(encoded.getbuffer())
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)

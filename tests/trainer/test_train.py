@@ -269,7 +269,7 @@ def test_a_shard_cut_after_the_run_was_planned_is_one_line(tmp_path: Path):
 def test_too_many_broken_samples_stop_the_run(tmp_path: Path):
     write_scene_shards(tmp_path / "shards", (60,), {"jpg": dict.fromkeys(range(0, 60, 10), b"no image")})
     message = _fails(tiny_settings(tmp_path, tmp_path / "out"))
-    assert "broken_image), more than train.max_broken_share = 0.01" in message
+    assert "not_an_image), more than train.max_broken_share = 0.01" in message
     assert train(tiny_settings(tmp_path, tmp_path / "tolerant", max_broken_share=0.2)) is not None
 
 
