@@ -82,7 +82,7 @@ class Marker:
                 raise ValueError(f"its output {name!r} lies outside the workspace")
             if type(facts.bytes) is not int or facts.bytes < 0 or not re.fullmatch("[0-9a-f]{64}", str(facts.sha256)):
                 raise ValueError(f"the size or SHA-256 of {name!r} is none")
-        if not isinstance(self.digest, str) or not isinstance(self.about, str):
+        if not (isinstance(self.digest, str) and isinstance(self.about, str) and isinstance(self.counts, dict)):
             raise ValueError("it is not a marker")
         for reason, count in self.counts.items():
             if type(count) is not int or count < 0:

@@ -132,6 +132,7 @@ def test_a_lost_or_cut_output_is_made_again(build, log, damage):
         b'{"digest": "d", "outputs": {}, "counts": {"inputs": -1}}',
         b'{"digest": "d", "outputs": {"a": {"bytes": 1}}, "counts": {}}',
         b'{"digest": 7, "outputs": {}, "counts": {}}',
+        b'{"digest": "d", "outputs": {}, "counts": ["inputs"]}',
     ],
 )
 def test_a_marker_that_cannot_be_read_is_named_and_its_unit_redone(build, log, caplog, content):
