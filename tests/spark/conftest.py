@@ -16,7 +16,9 @@ from pipeline.errors import ConfigError
 def _importable_on_workers() -> Iterator[None]:
     """Worker processes inherit the environment, be they started by Beam, the job server or an executor."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    # The project first: tests/pipeline would be taken for the package `pipeline`.
+    places = [str(folder) for folder in Path(__file__).parents[2:0:-1]]
+    patch.setenv("PYTHONPATH", os.pathsep.join(places), prepend=os.pathsep)
     yield
     patch.undo()
 
