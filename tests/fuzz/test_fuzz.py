@@ -38,7 +38,7 @@ def stall(_: bytes) -> None:
 
 
 def swell(_: bytes) -> None:
-    np.ones(900 << 20, np.uint8)  # beyond what a fork of a large process may have been counted with
+    np.ones(600 << 20, np.uint8)  # beyond what a fork of a large process may have been counted with
 
 
 def fail(data: bytes) -> None:
@@ -55,7 +55,7 @@ def fail(data: bytes) -> None:
     ],
 )
 def test_what_goes_wrong_is_found_and_kept(check, what, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(fuzzer, "_STALL_S", 0.3)
+    monkeypatch.setattr(fuzzer, "_STALL_S", 0.3 if check is stall else 60.0)
     monkeypatch.setattr(fuzzer, "_LEAP_BYTES", 10 << 20)
     target = Target("bad", [b"seed"], check)
     outcome = fuzzer.fuzz(target, seed=1, seconds=60, findings=tmp_path, kinds=1)
