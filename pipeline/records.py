@@ -19,6 +19,11 @@ PAIRS = pa.schema(
         ("text_field", pa.string()),  # where the caption came from: caption | alt | title | figcaption
         ("page_url", pa.string()),  # empty when the source does not know the page
         ("source", pa.string()),  # the source file, as written in the config
+        ("captured_at", pa.timestamp("ms", "UTC")),  # when the page was crawled; null where the source does not say
+        ("source_offset", pa.int64()),  # where in `source` the page's record, or the image, starts; null: not known
+        ("image_bytes", pa.int64()),  # the image is in `source`, this long, at `source_offset`; null: it is at `url`
+        ("stated_hash", pa.string()),  # "sha256:HEX" or "md5:HEX" of the image file, as the source says
+        ("extra", pa.string()),  # JSON object of other columns that the source was asked to keep, or a licence
         ("language", pa.string()),  # ISO 639 code by fastText, "und" when it is not sure
         ("query_ids", pa.list_(pa.int32())),  # sorted row numbers in the allowlist
     ]

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -19,7 +20,22 @@ from pipeline.records import PAIRS, Reason
 from pipeline.web.encodings import encode_query
 from pipeline.web.urls import normalize_url
 
-CANDIDATES = pa.schema([PAIRS.field(name) for name in ("url", "caption", "text_field", "page_url")])
+CANDIDATES = pa.schema(
+    [
+        PAIRS.field(name)
+        for name in (
+            "url",
+            "caption",
+            "text_field",
+            "page_url",
+            "captured_at",
+            "source_offset",
+            "image_bytes",
+            "stated_hash",
+            "extra",
+        )
+    ]
+)
 
 _BATCH_ROWS = 16_384
 _BATCH_CHARS = 1 << 24  # a page can repeat a long caption on many images: batches are bounded in size as well
@@ -48,6 +64,19 @@ class SourceBatch:
     dropped: Counter[Reason]
 
 
+class Origin(NamedTuple):
+    """What a source knows of a row beside its texts; the columns of `CANDIDATES` of these names."""
+
+    captured_at: datetime | None = None
+    source_offset: int | None = None
+    image_bytes: int | None = None
+    stated_hash: str | None = None
+    extra: str | None = None
+
+
+_UNKNOWN = Origin()
+
+
 class Image(NamedTuple):
     """One image as a page or a WAT record states it."""
 
@@ -63,7 +92,7 @@ class BatchBuilder:
         self._start()
 
     def _start(self) -> None:
-        self._rows: list[tuple[str, str, str, str]] = []  # in the order of CANDIDATES
+        self._rows: list[tuple[str, str, str, str, Origin]] = []  # in the order of CANDIDATES
         self._chars = 0
         self.dropped: Counter[Reason] = Counter()
 
@@ -73,8 +102,9 @@ class BatchBuilder:
 
     def take(self) -> SourceBatch:
         """Return what was added since the last call."""
-        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(CANDIDATES)
-        arrays = [pa.array(column, pa.string()) for column in columns]
+        *texts, origins = zip(*self._rows, strict=True) if self._rows else [()] * 5
+        columns = [*texts, *(zip(*origins, strict=True) if origins else [()] * len(Origin._fields))]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, CANDIDATES, strict=True)]
         batch = SourceBatch(pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES), self.dropped)
         self._start()
         return batch
@@ -84,8 +114,16 @@ class BatchBuilder:
         if self._rows or self.dropped:
             yield self.take()
 
-    def add_row(self, raw_url: str | None, text: str | None, raw_page_url: str | None) -> None:
-        """Judge one row of a table."""
+    def add_row(
+        self,
+        raw_url: str | None,
+        text: str | None,
+        raw_page_url: str | None,
+        origin: Origin = _UNKNOWN,
+        *,
+        field: str = "caption",
+    ) -> None:
+        """Judge one row of a table; `field` is the name of the text."""
         caption = clean_text(text) if text else ""
         if len(caption) < self._limits.min_caption_chars:
             self.dropped[Reason.NO_CAPTION] += 1
@@ -98,7 +136,8 @@ class BatchBuilder:
         elif _LOST in caption:
             self.dropped[Reason.UNDECODABLE_TEXT] += 1
         else:
-            self._append(url, caption, "caption", self._shown(normalize_url(raw_page_url)) if raw_page_url else "")
+            shown = self._shown(normalize_url(raw_page_url)) if raw_page_url else ""
+            self._append(url, caption, field, shown, origin)
 
     def add_page(
         self,
@@ -108,17 +147,21 @@ class BatchBuilder:
         *,
         encoding: str = "utf-8",
         is_opted_out: bool = False,
+        captured: str | None = None,
+        offset: int | None = None,
     ) -> Iterator[SourceBatch]:
         """Judge the images of one page; yield the batches that fill up meanwhile.
 
-        `address` is the page's own, `base` its `<base href>` as written, `encoding` what the page is written in. An
-        image counts one row for each of its texts, or one `no_caption` row where it has none. Of a page that is opted
-        out, each row that would be a candidate is `opted_out`.
+        `address` is the page's own, `base` its `<base href>` as written, `encoding` what the page is written in,
+        `captured` the date of its record (WARC-Date), which is at `offset` of the file. An image counts one row for
+        each of its texts, or one `no_caption` row where it has none. Of a page that is opted out, each row that would
+        be a candidate is `opted_out`.
         """
         page_url = normalize_url(address)
         start = (normalize_url(base, page_url) if base else None) or page_url
         origin = start[: start.index("/", len("https://"))] if start else None
         shown, shortest, longest = self._shown(page_url), self._limits.min_caption_chars, self._limits.max_caption_chars
+        known = Origin(_instant(captured) if captured else None, offset)
         # Hashes, not strings: a page of 400,000 short tags below one long base would fill gigabytes with its addresses.
         seen: set[int] = set()
         for raw_url, texts in images:
@@ -141,15 +184,15 @@ class BatchBuilder:
                     self.dropped[Reason.OPTED_OUT] += 1
                 else:
                     seen.add(key)
-                    self._append(url, caption, field, shown)
+                    self._append(url, caption, field, shown, known)
             if url is None:
                 self.dropped[Reason.NO_CAPTION] += 1
             if self.is_full:
                 yield self.take()
 
-    def _append(self, url: str, caption: str, field: str, page_url: str) -> None:
-        self._rows.append((url, caption, field, page_url))
-        self._chars += len(url) + len(caption) + len(page_url)
+    def _append(self, url: str, caption: str, field: str, page_url: str, origin: Origin) -> None:
+        self._rows.append((url, caption, field, page_url, origin))
+        self._chars += len(url) + len(caption) + len(page_url) + len(origin.extra or "")
 
     def _shown(self, page_url: str | None) -> str:
         """Return the page URL to note beside a candidate, "" where it is no address or too long."""
@@ -166,6 +209,14 @@ class BatchBuilder:
         else:
             url = normalize_url(raw, base)
         return url if url and len(url) <= self._limits.max_url_chars else Reason.BAD_URL
+
+
+def _instant(text: str) -> datetime | None:
+    """Return a WARC-Date (ISO 8601, UTC) in whole seconds, None where it is not one."""
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone(UTC).replace(microsecond=0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _with_encoded_query(address: str, encoding: str) -> str:

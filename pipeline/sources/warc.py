@@ -76,7 +76,13 @@ def _add_response(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iter
         agent,
     )
     yield from builder.add_page(
-        extracted.images, target, extracted.base, encoding=page.encoding, is_opted_out=opted_out
+        extracted.images,
+        target,
+        extracted.base,
+        encoding=page.encoding,
+        is_opted_out=opted_out,
+        captured=record.field("WARC-Date"),
+        offset=record.offset,
     )
 
 

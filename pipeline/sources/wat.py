@@ -23,6 +23,7 @@ from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, where somebody's JSON has spaces
+_LINKS, _DATE = b'"Links":[', b'"WARC-Date":"'
 _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH, _BRACE = b"\\{"
 _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
@@ -66,18 +67,35 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterat
         return
     page = None
     if record.is_whole:
-        page = (None if _may_refuse(block) else _cut_out(block, first)) or _parse(block, agent)
+        page = _cut_out(block, first) or _parse(block, agent)
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
     builder.dropped[Reason.NO_CAPTION] += page.without_text
     target = record.field("WARC-Target-URI") or ""
-    yield from builder.add_page(map(_image, page.links), target, page.base, is_opted_out=page.is_opted_out)
+    yield from builder.add_page(
+        map(_image, page.links),
+        target,
+        page.base,
+        is_opted_out=page.is_opted_out,
+        captured=_captured(block) if page.links else None,
+        offset=record.offset,
+    )
 
 
-def _may_refuse(block: bytes) -> bool:
-    """Say whether a word is in the record that could opt its images out: so few have one that the others are spared."""
-    lower = block.lower()
+def _captured(block: bytes) -> str | None:
+    """Return when the page was crawled; the header of the WAT record says when its metadata were extracted."""
+    start = block.rfind(_DATE)
+    return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
+
+
+def _may_refuse(block: bytes, first: int, end: int) -> bool:
+    """Say whether a word outside of the links could opt the images out: so few records have one.
+
+    `first` and `end` are where the first image link is found, and where the last one ends.
+    """
+    links = block.rfind(_LINKS, 0, first)
+    lower = (block[: links if links >= 0 else first] + block[end:]).lower()
     return any(word in lower for word in _REFUSING_WORDS)
 
 
@@ -117,7 +135,7 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
             links.append(block[start:end])
         count += 1
         path = block.find(_IMAGE_LINK, end)
-    if first < 0 or block.find(_BASE, 0, first) >= 0 or block.find(_BASE, end) >= 0:
+    if first < 0 or block.find(_BASE, 0, first) >= 0 or block.find(_BASE, end) >= 0 or _may_refuse(block, first, end):
         return None
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(links))

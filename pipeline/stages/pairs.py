@@ -21,12 +21,13 @@ from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest
 from pipeline.errors import ConfigError
 from pipeline.records import PAIRS, Reason, pair_uid
 from pipeline.sources import SourceBatch, expand_paths, file_versions, read_source
+from pipeline.sources.batch import Origin
 from pipeline.sources.language import identify_languages
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
 from queries.redact import redact
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same input would give other pairs."""
 
 
@@ -169,6 +170,7 @@ def match_batch(batch: SourceBatch, matcher: QueryMatcher, source: str) -> pa.Re
         "text_field": candidates.column("text_field"),
         "page_url": candidates.column("page_url"),
         "source": pa.array(np.full(len(urls), source, dtype=object), pa.string()),
+        **{name: candidates.column(name) for name in Origin._fields},
         "language": identify_languages(captions),
         "query_ids": query_ids,
     }

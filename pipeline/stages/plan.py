@@ -48,7 +48,7 @@ from pipeline.stages.balance.scans import (
 )
 from queries.allowlist import Allowlist
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same pairs would give another plan, or scratch files have another format."""
 
 _SPILL_ROWS = 2_000_000
@@ -177,8 +177,11 @@ class _GatherParts:
 
 
 def drop_repeats(pairs: pa.Table) -> pa.Table:
-    """Sort pairs by (URL hash, uid) and keep each uid once: the row with the smallest page, source and field."""
-    order = ["url_hash", "uid", "page_url", "source", "text_field"]
+    """Sort pairs by (URL hash, uid) and keep each uid once: the row with the smallest page, source, field and offset.
+
+    One whose image is in the source's own file comes before one whose image is on the web (null).
+    """
+    order = ["url_hash", "uid", "image_bytes", "page_url", "source", "text_field", "source_offset"]
     pairs = pairs.sort_by([(name, "ascending") for name in order]).combine_chunks()
     uids = pairs["uid"]
     if len(uids) < 2:

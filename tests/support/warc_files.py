@@ -69,6 +69,6 @@ def rows_of(batches: Iterator[SourceBatch]) -> tuple[Rows, Counter[Reason]]:
     dropped: Counter[Reason] = Counter()
     for batch in batches:
         batch.candidates.validate(full=True)
-        rows += [tuple(row.values()) for row in batch.candidates.to_pylist()]
+        rows += [tuple(row.values())[:4] for row in batch.candidates.to_pylist()]
         dropped += batch.dropped
     return rows, dropped

@@ -248,3 +248,39 @@ def test_a_wat_that_breaks_off():
     raw = gzip.compress(wat([image_link("a.jpg", alt="x")])) * 2
     rows, dropped = rows_of(read_wat(io.BytesIO(raw[:-50]), PairsConfig()))
     assert (len(rows), dropped) == (1, Counter({Reason.DAMAGED_FILE: 1}))
+
+
+def origins_of(batches: Any) -> list[tuple[Any, Any]]:
+    rows = [row for batch in batches for row in batch.candidates.to_pylist()]
+    return [(row["captured_at"], row["source_offset"]) for row in rows]
+
+
+def test_rows_say_when_their_page_was_crawled_and_where_their_record_is(shared_data):
+    with tarfile.open(shared_data / "web" / "cc_main_2014_35_warc_wat_wet.tar.gz") as archive:
+        names = {name.split(".")[-1]: name for name in archive.getnames()}
+        wat_file, warc_file = (archive.extractfile(names[kind]).read() for kind in ("wat", "warc"))
+    from_wat = origins_of(read_wat(io.BytesIO(wat_file), PairsConfig()))
+    from_warc = origins_of(read_warc(io.BytesIO(warc_file), PairsConfig()))
+    assert {at for at, _ in from_wat} <= {at for at, _ in from_warc}
+    assert {at.year for at, _ in from_wat} == {2014}
+    for content, found in ((wat_file, from_wat), (warc_file, from_warc)):
+        for at, offset in found:
+            record = next(warc_records.read_records(io.BytesIO(content[offset:]), offset))
+            assert f"WARC-Date{':' if content is warc_file else chr(34)}" in str(record.header + record.block)
+            assert at.strftime("%Y-%m-%dT%H:%M:%SZ").encode() in record.header + record.block
+
+
+@pytest.mark.parametrize("date", ["", "2014", "yesterday", "9999-99-99T00:00:00Z"])
+def test_a_date_that_is_none_is_unknown(date: str) -> None:
+    response = record("response", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<img src=/a.jpg alt=x>")
+    raw = gzipped([response.replace(b"WARC-Type: ", f"WARC-Date: {date}\r\nWARC-Type: ".encode())])
+    (found,) = origins_of(read_warc(io.BytesIO(raw), PairsConfig()))
+    assert found[1] == 0
+    assert found[0] is None or date == "2014"
+
+
+def test_a_word_of_refusal_in_a_link_refuses_nothing_and_one_beside_the_links_does() -> None:
+    links = [other_link(text="noai"), image_link("/noai.jpg", alt="noimageai"), other_link(text="noml")]
+    assert len(read(wat(links))[0]) == 1
+    assert len(read(wat(links, metas=[{"name": "robots", "content": "noai"}]))[0]) == 0
+    assert len(read(wat(links, headers={"X-Robots-Tag": "noai"}))[0]) == 0
