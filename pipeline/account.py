@@ -17,13 +17,11 @@ from typing import Any
 
 from pipeline.engine.units import add_counts, read_markers, read_stage
 from pipeline.engine.workspace import Workspace
-from pipeline.records import Reason
+from pipeline.records import Reason, is_reason
 
 ACCOUNT_LINES = ("pool", "planned", "fetched", "unique", "kept", "shards")
 
 _LAST_OF_FOLDER = {"pairs": "pool", "plan": "planned", "fetched": "fetched", "dedup": "kept"}
-
-_REASONS = frozenset(str(reason) for reason in Reason)
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class StageAccount:
 
     def problems(self) -> list[str]:
         """Return the errors of the account, one line each."""
-        found = [f"{self.stage}: unknown reason {name!r}" for name in sorted(self.reasons.keys() - _REASONS)]
+        found = [f"{self.stage}: unknown reason {name!r}" for name in sorted(self.reasons) if not is_reason(name)]
         lost = self.inputs - self.kept - sum(self.reasons.values())
         if lost:
             found.append(

@@ -15,6 +15,7 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import withdraw
 from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
 from pipeline.fetching.block_files import find_block_lists, read_block_lists
+from pipeline.filters.pairs import PairFilters
 from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
@@ -61,6 +62,7 @@ def run_build(
 
 def _check_inputs(project: Project) -> None:
     """Check the inputs of later stages, so that a wrong path fails now and not after hours."""
+    PairFilters.of(project.config.filters, project.base_dir)
     load_detector(project.config, project.base_dir)
     read_block_lists(find_block_lists(project.config.fetch.consent, project.base_dir))
     for evaluation in project.config.evals:

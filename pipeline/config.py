@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dedup.eval_sets.config import EvalSetConfig
+from pipeline.config_filters import FiltersConfig
+from pipeline.config_table import Count, Table, public_path
 from pipeline.errors import ConfigError, one_line
-from queries.redact import redact
-
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Table(BaseModel):
-    """A TOML table: frozen, no unknown keys, no silent conversion ("4" is not 4), no infinite numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class AllowlistConfig(Table):
@@ -243,6 +235,7 @@ class Config(Table):
     allowlist: AllowlistConfig
     sources: tuple[SourceConfig, ...] = Field(min_length=1, strict=False)
     pairs: PairsConfig = PairsConfig()
+    filters: FiltersConfig = FiltersConfig()
     balance: BalanceConfig = BalanceConfig()
     fetch: FetchConfig = FetchConfig()
     dedup: DedupConfig = DedupConfig()
@@ -274,6 +267,9 @@ class Config(Table):
     def recipe(self) -> dict[str, Any]:
         """Return the keys that determine the dataset, for its manifest: no local paths, secrets or request rates."""
         everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
+        del everything["filters"]
+        if filters := self.filters.recipe():
+            everything["filters"] = filters
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         fetch = self.fetch.content() | {"parts": self.fetch.parts}
         fetch["archives"] = list(map(public_path, fetch["archives"]))
@@ -282,12 +278,6 @@ class Config(Table):
         for evaluation in everything["evals"]:
             evaluation["path"] = public_path(evaluation["path"])
         return everything | {"fetch": fetch}
-
-
-def public_path(path: str) -> str:
-    """Return a path as it may be published: without secrets, and of an absolute local one only the last part."""
-    is_local = "://" not in path or path.startswith("file://")
-    return path.rstrip("/").rpartition("/")[2] if is_local and path.startswith(("/", "~", "file://")) else redact(path)
 
 
 def load_config(path: str | Path) -> Config:

@@ -5,6 +5,7 @@ go on carries one `Reason`. Nothing else ever removes a pair.
 """
 
 import hashlib
+import re
 from enum import StrEnum
 
 import pyarrow as pa
@@ -96,6 +97,17 @@ class Reason(StrEnum):
     UNDECODABLE_TEXT = "undecodable_text"  # holds U+FFFD: bytes of it are of no known encoding
     REPEATED_TEXT = "repeated_text"  # the same image and text again on one page (a title equal to the alt)
     NO_MATCH = "no_match"
+    # pairs: [filters], of the pairs that match
+    HOST_NOT_ALLOWED = "host_not_allowed"  # filters.allow_hosts is set, and the image's host is not in it
+    BLOCKED_HOST = "blocked_host"  # filters.block_hosts, of the image or the page
+    FILE_NAME_CAPTION = "file_name_caption"
+    URL_CAPTION = "url_caption"
+    MARKUP = "markup"
+    TOO_FEW_WORDS = "too_few_words"
+    TOO_MANY_WORDS = "too_many_words"
+    TOO_FEW_LETTERS = "too_few_letters"
+    REPEATED_CHARACTERS = "repeated_characters"
+    LANGUAGE = "language"  # not one of filters.languages
     # plan
     DUPLICATE_PAIR = "duplicate_pair"  # the same uid seen before, anywhere in the pool
     OVER_CAP = "over_cap"  # no query selects it: each has `cap` pairs already
@@ -137,6 +149,15 @@ class Reason(StrEnum):
     NEAR_DUPLICATE = "near_duplicate"
     EVAL_OVERLAP = "eval_overlap"  # dedup.evals = "remove"
     OVER_FINAL_CAP = "over_final_cap"
+
+
+PYTHON_REASON = re.compile(r"python:[a-z][a-z0-9_]{0,47}")
+"""Reasons of `[[filters.python]]`: the one open end of the list, marked as such."""
+
+
+def is_reason(name: str) -> bool:
+    """Return whether a row may be dropped for this."""
+    return name in Reason.__members__.values() or PYTHON_REASON.fullmatch(name) is not None
 
 
 RESIZE_REASONS = frozenset(

@@ -26,6 +26,8 @@ PIPELINE_UPWARDS = (
     "records",
     "private_folder",
     "paths",
+    "config_table",
+    "config_filters",
     "config",
     "web",
     "consent",
@@ -35,6 +37,7 @@ PIPELINE_UPWARDS = (
     "project",
     "shards",
     "sources",
+    "filters",
     "fetching",
     "stages",
     "allowlist",
@@ -43,7 +46,18 @@ PIPELINE_UPWARDS = (
     "cli",
 )
 """The modules and folders of pipeline/: each imports only those before it."""
-PIPELINE_ROOT = {"build", "config", "project", "records", "account", "errors", "paths", "private_folder"}
+PIPELINE_ROOT = {
+    "build",
+    "config",
+    "config_filters",
+    "config_table",
+    "project",
+    "records",
+    "account",
+    "errors",
+    "paths",
+    "private_folder",
+}
 NO_SUCH_MODULE = {"utils", "util", "common", "helpers", "misc"}
 
 

@@ -7,7 +7,8 @@ same set gives the same file, so it has no date.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import Config, public_path
+from pipeline.config import Config
+from pipeline.config_table import public_path
 from pipeline.stages.compliance import Compliance, signals_read
 
 _CONTEXT: dict[str, Any] = {

@@ -1,12 +1,13 @@
 """sources -> pairs/: read candidates, match their text against the allowlist, keep those that a query matches.
 
-One unit per source file; units share only the matcher, which is built once per process.
+What matches must pass the filters on single pairs (pipeline/filters/pairs.py). Some of the rows that go are written to
+dropped/, for the report. One unit per source file; units share only the matcher, which is built once per process.
 """
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +19,11 @@ import pyarrow.compute as pc
 from pipeline.config import Config, PairsConfig, SourceConfig
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest
+from pipeline.engine.workspace import FileFacts
 from pipeline.errors import ConfigError
+from pipeline.filters.examples import Examples
+from pipeline.filters.pairs import OpenPairFilters, PairFilters
+from pipeline.filters.text import REASON
 from pipeline.records import PAIRS, Reason, pair_uid
 from pipeline.sources import SourceBatch, expand_paths, file_versions, read_source
 from pipeline.sources.batch import Origin
@@ -50,11 +55,18 @@ def run_pairs(
     build: Build, config: Config, base_dir: Path, allowlist: Allowlist, allowlist_path: str
 ) -> dict[str, Marker]:
     """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
-    prepare = _OpenMatcher(allowlist_path, config.pairs, config.fetch.agent)
-    return run_units(build, "pairs", units(config, base_dir, allowlist), prepare)
+    filters = PairFilters.of(config.filters, base_dir)
+    prepare = _OpenMatcher(allowlist_path, config.pairs, config.fetch.agent, filters)
+    return run_units(build, "pairs", units(config, base_dir, allowlist, filters), prepare)
 
 
-def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:
+def pair_files(pairs: Mapping[str, Marker]) -> dict[str, FileFacts]:
+    """Return the files of pairs/, in the order of the units."""
+    outputs = (facts for marker in pairs.values() for facts in sorted(marker.outputs.items()))
+    return {name: facts for name, facts in outputs if name.startswith("pairs/")}
+
+
+def units(config: Config, base_dir: Path, allowlist: Allowlist, filters: PairFilters) -> list[Unit]:
     """List the source files, in the order of the config; a file listed twice is read once."""
     listed: dict[str, SourceFile] = {}
     for source in config.sources:
@@ -64,7 +76,7 @@ def units(config: Config, base_dir: Path, allowlist: Allowlist) -> list[Unit]:
                 raise ConfigError(f"sources: {file.name} is listed by two [[sources]] tables; list it once")
     if not listed:
         raise ConfigError("sources: no files to read")
-    return [_unit(file, config, allowlist) for file in _with_unique_names(list(listed.values()))]
+    return [_unit(file, config, allowlist, filters) for file in _with_unique_names(list(listed.values()))]
 
 
 def _named_files(source: SourceConfig, base_dir: Path) -> dict[str, str]:
@@ -110,11 +122,10 @@ def _with_unique_names(files: list[SourceFile]) -> list[SourceFile]:
                 files[i] = replace(file, name="/".join(parts[-folders - 1 :]))
 
 
-def _unit(file: SourceFile, config: Config, allowlist: Allowlist) -> Unit:
+def _unit(file: SourceFile, config: Config, allowlist: Allowlist, filters: PairFilters) -> Unit:
     reads = file.source.model_dump(exclude={"paths"}) | {"agent": config.fetch.agent}
-    unit_digest = digest(
-        VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256
-    )
+    decides = [VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256]
+    unit_digest = digest(*decides, *([filters.version] if filters.version else []))
     return Unit(file.unit, unit_digest, file, file.name)
 
 
@@ -123,45 +134,83 @@ class _OpenMatcher:
     allowlist: str
     limits: PairsConfig
     agent: str
+    filters: PairFilters
 
     def open(self) -> Work:
-        return _ExtractPairs(QueryMatcher(Allowlist.load(self.allowlist).queries), self.limits, self.agent)
+        matcher = QueryMatcher(Allowlist.load(self.allowlist).queries)
+        return _ExtractPairs(PairSelection(matcher, self.filters.open()), self.limits, self.agent)
 
 
 @dataclass(frozen=True)
 class _ExtractPairs:
-    matcher: QueryMatcher
+    selection: "PairSelection"
     limits: PairsConfig
     agent: str
 
     def run(self, file: SourceFile, output: UnitOutput) -> Counter[str]:
         counts: Counter[str] = Counter(inputs=0, kept=0)
+        examples = Examples(file.unit, file.name)
 
-        def matched() -> Iterator[pa.RecordBatch]:
+        def selected() -> Iterator[pa.RecordBatch]:
             for batch in read_source(file.source, file.path, self.limits, self.agent):
-                pairs = match_batch(batch, self.matcher, file.name)
-                count_batch(counts, batch, pairs.num_rows)
+                pairs, dropped = self.selection.select(batch.candidates, file.name, examples)
+                count_batch(counts, batch, pairs.num_rows, dropped)
                 if pairs.num_rows:
                     yield pairs
 
-        output.write_batches(f"pairs/{file.unit}.parquet", PAIRS, matched())
+        output.write_batches(f"pairs/{file.unit}.parquet", PAIRS, selected())
+        output.write_table(f"dropped/{file.unit}.parquet", examples.table())
         return counts
 
 
-def count_batch(counts: Counter[str], batch: SourceBatch, kept: int) -> None:
-    """Enter one batch in the account."""
-    candidates = batch.candidates.num_rows
-    counts["inputs"] += candidates + batch.dropped.total()
+def count_batch(counts: Counter[str], batch: SourceBatch, kept: int, dropped: Mapping[str, int]) -> None:
+    """Enter one batch in the account; `dropped` counts its candidates that are not pairs, by reason."""
+    counts["inputs"] += batch.candidates.num_rows + batch.dropped.total()
     counts["kept"] += kept
-    counts[Reason.NO_MATCH] += candidates - kept
     counts.update({str(reason): n for reason, n in batch.dropped.items()})
+    counts.update(dropped)
 
 
-def match_batch(batch: SourceBatch, matcher: QueryMatcher, source: str) -> pa.RecordBatch:
-    """Return the candidates that some query finds, with the columns of PAIRS."""
-    query_ids = matcher.match(batch.candidates.column("caption"))
-    found = pc.greater(pc.list_value_length(query_ids), 0)
-    candidates, query_ids = batch.candidates.filter(found), query_ids.filter(found)
+@dataclass(frozen=True)
+class PairSelection:
+    """Which candidates are pairs: those that a query matches and that pass the filters."""
+
+    matcher: QueryMatcher
+    filters: OpenPairFilters
+
+    def select(
+        self, candidates: pa.RecordBatch, source: str, examples: Examples | None = None
+    ) -> tuple[pa.RecordBatch, Counter[str]]:
+        """Return the pairs, with the columns of PAIRS, and how many candidates are dropped for each reason.
+
+        `examples` are given those that are dropped.
+        """
+        dropped: Counter[str] = Counter()
+        query_ids = self.matcher.match(candidates.column("caption"))
+        found = pc.greater(pc.list_value_length(query_ids), 0)
+        unmatched = np.where(found.to_numpy(zero_copy_only=False), "", Reason.NO_MATCH).astype(REASON)
+        _note(candidates, unmatched, dropped, examples)
+        candidates, query_ids = candidates.filter(found), query_ids.filter(found)
+
+        reasons = self.filters.reasons(candidates)
+        passes = _note(candidates, reasons, dropped, examples)
+        pairs = _pairs(candidates.filter(passes), query_ids.filter(passes), source)
+        reasons = self.filters.pair_reasons(pairs)
+        return pairs.filter(_note(pairs, reasons, dropped, examples)), dropped
+
+
+def _note(rows: pa.RecordBatch, reasons: np.ndarray, dropped: Counter[str], examples: Examples | None) -> pa.Array:
+    """Count rows that are dropped and show them to `examples`; return which stay."""
+    stays = reasons == ""
+    if not stays.all():
+        names, counts = np.unique(reasons[~stays], return_counts=True)
+        dropped.update(dict(zip(names.tolist(), counts.tolist(), strict=True)))
+        if examples is not None:
+            examples.add(reasons, rows.column("url"), rows.column("caption"))
+    return pa.array(stays)
+
+
+def _pairs(candidates: pa.RecordBatch, query_ids: pa.ListArray, source: str) -> pa.RecordBatch:
     urls, captions = candidates.column("url"), candidates.column("caption")
     columns = {
         "uid": pa.array(_uids(urls.to_pylist(), captions.to_pylist()), pa.string()),

@@ -46,6 +46,7 @@ from pipeline.stages.balance.scans import (
     save_thresholds,
     write_balance,
 )
+from pipeline.stages.pairs import pair_files
 from queries.allowlist import Allowlist
 
 VERSION = 3
@@ -61,7 +62,7 @@ def run_plan(
     build: Build, config: Config, allowlist: Allowlist, keys: QueryHashes, pairs: Mapping[str, Marker]
 ) -> Marker:
     """Fill plan/ with `fetch.parts` parts and `balance.parquet`; return the stage's marker."""
-    files = {name: facts for marker in pairs.values() for name, facts in marker.outputs.items()}
+    files = pair_files(pairs)
     stage_digest = digest(
         VERSION,
         sorted((name, facts.sha256) for name, facts in files.items()),
@@ -119,7 +120,7 @@ def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
         if rows >= _SPILL_ROWS:
             groups.append([])
             rows = 0
-        groups[-1].extend(sorted(marker.outputs))
+        groups[-1].extend(pair_files({"": marker}))
         rows += marker.counts["kept"]
     return groups
 

@@ -13,7 +13,7 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, add_counts
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError
-from pipeline.stages.pairs import run_pairs
+from pipeline.stages.pairs import pair_files, run_pairs
 from queries.allowlist import Allowlist, import_allowlist
 
 TWINS = ("data/009761/urls.csv", "data/016625/urls.csv")
@@ -45,8 +45,9 @@ def write_csv(path: Path, *captions: str) -> None:
 
 def sources_of(folder: Path, markers: dict[str, Marker]) -> list[str]:
     """Return the `source` of every row written."""
-    names = [name for marker in markers.values() for name in marker.outputs]
-    return sorted(s for name in names for s in pq.read_table(folder / "work" / name)["source"].to_pylist())
+    return sorted(
+        s for name in pair_files(markers) for s in pq.read_table(folder / "work" / name)["source"].to_pylist()
+    )
 
 
 def test_files_with_alike_names_are_units_of_their_own(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_only_what_changed_is_read_again_and_what_left_goes(tmp_path: Path) -> N
     for name in "abc":
         write_csv(tmp_path / "in" / f"{name}.csv", "a dog")
     first = run(tmp_path, "in/*.csv")
-    written = {name: at_of(tmp_path, name) for m in first.values() for name in m.outputs}
+    written = {name: at_of(tmp_path, name) for name in pair_files(first)}
     write_csv(tmp_path / "in/b.csv", "a dog", "another dog", "a cat")
     (tmp_path / "in/c.csv").unlink()
     second = run(tmp_path, "in/*.csv")
@@ -89,6 +90,7 @@ def test_only_what_changed_is_read_again_and_what_left_goes(tmp_path: Path) -> N
     same = [name for name, at in written.items() if (tmp_path / "work" / name).exists() and at_of(tmp_path, name) == at]
     assert [name.split("/")[1][0] for name in same] == ["a"]
     assert len(list((tmp_path / "work/pairs").iterdir())) == 2
+    assert len(list((tmp_path / "work/dropped").iterdir())) == 2
 
 
 def at_of(folder: Path, name: str) -> int:

@@ -1,0 +1,115 @@
+"""The filters of `pairs/`: conditions on one pair at a time, applied to the pairs that a query matches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config_filters import FiltersConfig
+from pipeline.engine.units import digest
+from pipeline.errors import ConfigError, one_line
+from pipeline.filters.hosts import HostEntryError, HostRules, host_reasons
+from pipeline.filters.python_rules import Rule, load_rule, rule_reasons, rule_version
+from pipeline.filters.text import REASON, text_reasons
+from pipeline.paths import expand_paths
+from pipeline.records import Reason
+from pipeline.sources.language import LANGUAGE_PROBABILITY, UNDETERMINED, identify_languages
+
+
+@dataclass(frozen=True)
+class PairFilters:
+    """What a worker needs to filter pairs; it pickles. `version` is "" where no filter is on."""
+
+    config: FiltersConfig
+    base_dir: str
+    allow: HostRules
+    block: HostRules
+    version: str
+
+    @classmethod
+    def of(cls, config: FiltersConfig, base_dir: Path) -> "PairFilters":
+        """Read the lists of hosts and find the Python filters.
+
+        Raises:
+            ConfigError: a list cannot be read, an entry is not a host, or there is no such function.
+        """
+        allow = _rules("allow", config.allow_hosts, config.allow_host_files, base_dir)
+        block = _rules("block", config.block_hosts, config.block_host_files, base_dir)
+        rules = [rule_version(rule.call, str(base_dir)) for rule in config.python]
+        hosts = [sorted(names) for rule in (allow, block) for names in (rule.at_and_below, rule.below)]
+        decides = [config.of_pairs(), hosts if allow or block else [], rules]
+        return cls(config, str(base_dir), allow, block, digest(decides) if any(decides) else "")
+
+    def open(self) -> "OpenPairFilters":
+        """Import the Python filters, in the process that uses them."""
+        rules = tuple((load_rule(rule.call, self.base_dir), rule.call) for rule in self.config.python)
+        return OpenPairFilters(self, rules)
+
+
+@dataclass(frozen=True)
+class OpenPairFilters:
+    """Pair filters in a worker."""
+
+    filters: PairFilters
+    rules: Sequence[tuple[Rule, str]] = ()
+
+    def reasons(self, candidates: pa.RecordBatch) -> np.ndarray:
+        """Return why candidates are dropped for their host or text, (n,) REASON, "" where they pass."""
+        reasons = np.full(candidates.num_rows, "", REASON)
+        if not self.filters.version:
+            return reasons
+        not_allowed, blocked = host_reasons(
+            candidates.column("url"), candidates.column("page_url"), self.filters.allow, self.filters.block
+        )
+        reasons[not_allowed] = Reason.HOST_NOT_ALLOWED
+        reasons[blocked] = Reason.BLOCKED_HOST
+        by_text = text_reasons(candidates.column("caption"), self.filters.config)
+        return np.where(reasons == "", by_text, reasons)
+
+    def pair_reasons(self, pairs: pa.RecordBatch) -> np.ndarray:
+        """Return why pairs are dropped for their language or by a Python filter, (n,) REASON."""
+        reasons = np.full(pairs.num_rows, "", REASON)
+        config = self.filters.config
+        if config.languages:
+            is_other = ~in_languages(pairs, config.languages, config.min_language_probability)
+            reasons[is_other] = Reason.LANGUAGE
+        for rule, call in self.rules:
+            left = np.flatnonzero(reasons == "")
+            reasons[left] = rule_reasons(rule, call, [pairs.take(pa.array(left))])
+        return reasons
+
+
+def in_languages(pairs: pa.RecordBatch, languages: Sequence[str], min_probability: float) -> np.ndarray:
+    """Return which pairs are in one of the languages, (n,) bool.
+
+    A caption whose language has less than `min_probability` counts as undetermined: it passes if `languages` has "und".
+    """
+    codes = pairs.column("language")
+    if min_probability > LANGUAGE_PROBABILITY:
+        wanted = pc.is_in(codes, pa.array([code for code in languages if code != UNDETERMINED], pa.string()))
+        surer = identify_languages(pairs.column("caption").filter(wanted), min_probability)
+        codes = pc.replace_with_mask(codes, wanted, surer)
+    return np.asarray(pc.is_in(codes, pa.array(languages, pa.string())).to_numpy(zero_copy_only=False))
+
+
+def _rules(which: str, entries: Sequence[str], files: Sequence[str], base_dir: Path) -> HostRules:
+    found = _parse(f"filters.{which}_hosts", entries)
+    for path in expand_paths(files, base_dir, f"filters.{which}_host_files"):
+        try:
+            with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as file:
+                more = _parse(f"filters.{which}_host_files: {path}", file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"filters.{which}_host_files: {path}: {one_line(error)}") from None
+        found = HostRules(found.at_and_below | more.at_and_below, found.below | more.below)
+    return found
+
+
+def _parse(key: str, entries: Sequence[str]) -> HostRules:
+    try:
+        return HostRules.parse(entries)
+    except HostEntryError as error:
+        raise ConfigError(f"{key}: {error}") from None
