@@ -34,6 +34,7 @@ class FiltersConfig(Table):
     markup: bool = False
     languages: tuple[_Code, ...] = Field(default=(), strict=False)
     min_language_probability: Annotated[float, Field(ge=0.5, le=1)] = 0.5
+    max_images_per_caption: Count | None = None
     python: tuple[PythonFilterConfig, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")

@@ -110,6 +110,7 @@ class Reason(StrEnum):
     LANGUAGE = "language"  # not one of filters.languages
     # plan
     DUPLICATE_PAIR = "duplicate_pair"  # the same uid seen before, anywhere in the pool
+    FREQUENT_CAPTION = "frequent_caption"  # the caption of more than filters.max_images_per_caption images of the pool
     OVER_CAP = "over_cap"  # no query selects it: each has `cap` pairs already
     # fetched
     BAD_SCHEME = "bad_scheme"

@@ -3,7 +3,8 @@
 Steps, each a pipeline over files (scratch results are under `.wit/plan/` until the stage is done):
 
     spill    pairs files -> files sorted into buckets of parts (by a hash of the URL)
-    gather   bucket -> candidate parts, every uid once
+    captions, frequent    pairs files -> captions of too many images, if filters.max_images_per_caption is set
+    gather   bucket -> candidate parts, every uid once, without frequent captions
     count    candidate parts -> matches per query                 } stages/balance/scans.py
     select   candidate parts -> the largest key each query takes  }
     write    candidate part -> plan part: the pairs that some query selects
@@ -36,6 +37,7 @@ from pipeline.engine.units import (
     finished_stage,
 )
 from pipeline.engine.workspace import Workspace
+from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses
 from pipeline.records import PAIRS, PLAN, Reason
 from pipeline.stages.balance.scans import (
     Balance,
@@ -70,6 +72,7 @@ def run_plan(
         config.fetch.parts,
         config.seed,
         allowlist.sha256,
+        *_pool_filters(config),
     )
     done = finished_stage(build.workspace, "plan", stage_digest)
     if done is not None:
@@ -77,7 +80,8 @@ def run_plan(
         return done
     counts = Counter(inputs=add_counts(pairs.values())["kept"])
     candidates = _candidates(build, config, pairs, stage_digest)
-    counts[Reason.DUPLICATE_PAIR] = add_counts(candidates.values())[Reason.DUPLICATE_PAIR]
+    for reason in (Reason.DUPLICATE_PAIR, Reason.FREQUENT_CAPTION):
+        counts[reason] = add_counts(candidates.values())[reason]
 
     names = [name for marker in candidates.values() for name in sorted(marker.outputs)]
     cap = plan_cap(config)
@@ -87,6 +91,12 @@ def run_plan(
     outputs = {name: facts for marker in written.values() for name, facts in marker.outputs.items()}
     outputs |= write_balance(build.workspace, "plan/balance.parquet", balance.counts, cap)
     return finish_stage(build.workspace, "plan", stage_digest, outputs, counts)
+
+
+def _pool_filters(config: Config) -> list[int]:
+    """Return what the filters over the whole pool add to the digest: nothing where they are off."""
+    limit = config.filters.max_images_per_caption
+    return [] if limit is None else [limit]
 
 
 def plan_cap(config: Config) -> int:
@@ -102,14 +112,26 @@ def part_names(plan: Marker) -> list[str]:
 def _candidates(build: Build, config: Config, pairs: Mapping[str, Marker], stage_digest: str) -> dict[str, Marker]:
     parts = config.fetch.parts
     buckets = min(parts, MAX_BUCKETS)
-    spills = [
-        Unit(f"{i:05d}", digest(stage_digest, names), _Spill(f"{i:05d}", names))
-        for i, names in enumerate(_groups(pairs))
-    ]
-    spilled = run_units(build, "plan/spill", spills, Stateless(_SpillPairs(parts, buckets, config.seed)))
-    names = [name for marker in spilled.values() for name in marker.outputs]
-    gathers = [Unit(f"{bucket:05d}", digest(stage_digest, bucket), bucket) for bucket in range(buckets)]
-    return run_units(build, "plan/gather", gathers, Stateless(_GatherParts(names, parts, buckets)))
+    groups = {f"{i:05d}": names for i, names in enumerate(_groups(pairs))}
+
+    def of_groups(step: str, work: Work) -> list[str]:
+        units = [Unit(name, digest(stage_digest, names), _Spill(name, names)) for name, names in groups.items()]
+        return _files_of(run_units(build, f"plan/{step}", units, Stateless(work)))
+
+    def of_buckets(step: str, work: Work) -> dict[str, Marker]:
+        units = [Unit(f"{bucket:05d}", digest(stage_digest, bucket), bucket) for bucket in range(buckets)]
+        return run_units(build, f"plan/{step}", units, Stateless(work))
+
+    frequent: list[str] = []
+    if (limit := config.filters.max_images_per_caption) is not None:
+        uses = of_groups("captions", _SpillCaptions(parts, buckets, config.seed, limit))
+        frequent = _files_of(of_buckets("frequent", _FindFrequent(uses, buckets, limit)))
+    spilled = of_groups("spill", _SpillPairs(parts, buckets, config.seed))
+    return of_buckets("gather", _GatherParts(spilled, parts, buckets, frequent, config.seed))
+
+
+def _files_of(markers: Mapping[str, Marker]) -> list[str]:
+    return [name for marker in markers.values() for name in marker.outputs]
 
 
 def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
@@ -126,7 +148,10 @@ def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
 
 
 def url_hashes(urls: Sequence[str], seed: int) -> np.ndarray:
-    """Return a keyed 64-bit hash of each URL, (n,) uint64: it determines the part and the order in it."""
+    """Return a keyed 64-bit hash of each URL, (n,) uint64: it determines the part and the order in it.
+
+    Also that of other texts: captions.
+    """
     key = seed.to_bytes(8, "little")
     joined = b"".join(hashlib.blake2b(url.encode(), digest_size=8, key=key).digest() for url in urls)
     return np.frombuffer(joined, dtype="<u8")
@@ -161,20 +186,76 @@ class _SpillPairs:
 
 
 @dataclass(frozen=True)
+class _SpillCaptions:
+    """Bring the uses of each caption together, as few as tell whether it is too frequent."""
+
+    parts: int
+    buckets: int
+    seed: int
+    limit: int
+
+    def run(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
+        rows = 0
+        held = [CAPTION_USES.empty_table()]
+        for name in task.files:
+            for batch in output.workspace.read_batches(name, ["url", "caption"]):
+                rows += batch.num_rows
+                held.append(self._uses(batch))
+                if sum(table.num_rows for table in held) >= _SPILL_ROWS:
+                    held = [needed_uses(pa.concat_tables(held), self.limit)]
+        needed = needed_uses(pa.concat_tables(held), self.limit)
+        bucket = (needed["caption_hash"].to_numpy() % np.uint64(self.buckets)).astype(np.int32)
+        spill(output, f".wit/plan/captions/{task.name}.rows", CAPTION_USES, self.buckets, [(needed, bucket)])
+        return {"inputs": rows, "kept": rows}
+
+    def _uses(self, batch: pa.RecordBatch) -> pa.Table:
+        urls = url_hashes(batch.column("url").to_pylist(), self.seed)
+        part = (urls % np.uint64(self.parts)).astype(np.int32)
+        captions = url_hashes(batch.column("caption").to_pylist(), self.seed)
+        return pa.table([captions, urls, bucket_of_part(part, self.parts, self.buckets)], CAPTION_USES)
+
+
+@dataclass(frozen=True)
+class _FindFrequent:
+    """Send the captions of too many images to the buckets of parts that have them."""
+
+    uses: list[str]
+    buckets: int
+    limit: int
+
+    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
+        found = frequent_captions(gather(output.workspace, self.uses, bucket, CAPTION_USES), self.limit)
+        routed = [(found, found["bucket"].to_numpy())]
+        spill(output, f".wit/plan/frequent/{bucket:05d}.rows", FREQUENT, self.buckets, routed)
+        return {"inputs": found.num_rows, "kept": found.num_rows}
+
+
+@dataclass(frozen=True)
 class _GatherParts:
     spilled: list[str]
     parts: int
     buckets: int
+    frequent: list[str]
+    seed: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         table = gather(output.workspace, self.spilled, bucket, _ROUTED)
-        kept = 0
+        counts = Counter(inputs=table.num_rows, kept=0)
+        frequent = gather(output.workspace, self.frequent, bucket, FREQUENT)["caption_hash"].to_numpy()
         in_bucket = bucket_of_part(np.arange(self.parts), self.parts, self.buckets) == bucket
         for part in np.flatnonzero(in_bucket):
-            unique = drop_repeats(table.filter(pc.equal(table["part"], int(part))))
-            output.write_table(f".wit/plan/candidates/part-{part:05d}.parquet", unique.select(PAIRS.names))
-            kept += unique.num_rows
-        return {"inputs": table.num_rows, "kept": kept, Reason.DUPLICATE_PAIR: table.num_rows - kept}
+            of_part = table.filter(pc.equal(table["part"], int(part)))
+            unique = drop_repeats(of_part)
+            kept = self._without(unique, frequent) if len(frequent) else unique
+            output.write_table(f".wit/plan/candidates/part-{part:05d}.parquet", kept.select(PAIRS.names))
+            counts[Reason.DUPLICATE_PAIR] += of_part.num_rows - unique.num_rows
+            counts[Reason.FREQUENT_CAPTION] += unique.num_rows - kept.num_rows
+            counts["kept"] += kept.num_rows
+        return counts
+
+    def _without(self, pairs: pa.Table, frequent: np.ndarray) -> pa.Table:
+        captions = url_hashes(pairs["caption"].to_pylist(), self.seed)
+        return pairs.filter(pa.array(~np.isin(captions, frequent)))
 
 
 def drop_repeats(pairs: pa.Table) -> pa.Table:

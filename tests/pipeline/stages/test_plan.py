@@ -51,7 +51,16 @@ def make_pairs(count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
-def run(tmp_path: Path, files: list[list[dict]], *, cap: int, slack: float = 1.5, parts: int = 3, beam: tuple = ()):
+def run(
+    tmp_path: Path,
+    files: list[list[dict]],
+    *,
+    cap: int,
+    slack: float = 1.5,
+    parts: int = 3,
+    beam: tuple = (),
+    **filters,
+):
     workspace = Workspace(str(tmp_path / "work"))
     (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
     path = str(tmp_path / "queries.parquet")
@@ -69,6 +78,7 @@ def run(tmp_path: Path, files: list[list[dict]], *, cap: int, slack: float = 1.5
             "sources": [{"kind": "warc", "paths": ["x"]}],
             "fetch": {"network": False, "parts": parts},
             "balance": {"cap": cap, "slack": slack},
+            "filters": filters,
         }
     )
     build = Build(workspace, parse_beam_options(list(beam)), Progress(None))
@@ -111,6 +121,26 @@ def test_the_plan_is_what_the_rules_say(tmp_path, cap):
     balance = workspace.read_table("plan/balance.parquet")
     found = Counter(q for row in {r["uid"]: r for r in rows}.values() for q in row["query_ids"])
     assert balance["matched"].to_pylist() == [found[q] for q in range(len(QUERIES))]
+
+
+@pytest.mark.parametrize("limit", [1, 60, 1000])
+def test_captions_of_too_many_images_are_left_out_before_the_balance(tmp_path, limit):
+    rows = [row | {"caption": f"caption {min(int(row['url'][-5]), 3)}"} for row in make_pairs(400)]
+    rows = [row | {"uid": pair_uid(row["url"], row["caption"]), "query_ids": [0]} for row in rows]
+    images = defaultdict(set)
+    for row in rows:
+        images[row["caption"]].add(row["url"])
+    left = [row for row in rows if len(images[row["caption"]]) <= limit]
+    assert limit != 60 or 0 < len(left) < 400
+    files = [rows[:150], rows[150:151], [], rows[151:]]
+    _, marker, tables = run(tmp_path, files, cap=20, max_images_per_caption=limit)
+    planned = {row["uid"]: row["selected_by"] for table in tables for row in table.to_pylist()}
+    assert planned == oracle(left, 30)
+    frequent = len({row["uid"] for row in rows}) - len({row["uid"] for row in left})
+    assert marker.counts.get(Reason.FREQUENT_CAPTION, 0) == frequent
+    over = marker.counts.get(Reason.OVER_CAP, 0)
+    assert marker.counts["inputs"] == 400
+    assert marker.counts["kept"] + over + frequent + marker.counts[Reason.DUPLICATE_PAIR] == 400
 
 
 def test_order_files_and_workers_do_not_matter(tmp_path):
