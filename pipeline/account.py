@@ -5,6 +5,7 @@ Counts come from the units' markers, so the account is the same on every runner 
     pool      rows read from the sources        -> matched
     planned   matched pairs                     -> unique uids, within cap x slack
     fetched   planned pairs                     -> images
+    filtered  images                            -> images that pass the filters on them, if there are any
     unique    images                            -> without duplicates (and eval images, if they are removed)
     kept      unique images                     -> within the cap
     shards    kept pairs                        -> samples in tars
@@ -19,7 +20,7 @@ from pipeline.engine.units import add_counts, read_markers, read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason, is_reason
 
-ACCOUNT_LINES = ("pool", "planned", "fetched", "unique", "kept", "shards")
+ACCOUNT_LINES = ("pool", "planned", "fetched", "filtered", "unique", "kept", "shards")
 
 _LAST_OF_FOLDER = {"pairs": "pool", "plan": "planned", "fetched": "fetched", "dedup": "kept"}
 
@@ -73,7 +74,8 @@ class Account:
     def up_to(self, folder: str) -> "Account":
         """Return the account up to the stage that writes `folder`."""
         last = _LAST_OF_FOLDER.get(folder, ACCOUNT_LINES[-1])
-        return Account(self.stages[: ACCOUNT_LINES.index(last) + 1])
+        lines = ACCOUNT_LINES[: ACCOUNT_LINES.index(last) + 1]
+        return Account(tuple(stage for stage in self.stages if stage.stage in lines))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{"stage": s.stage, "inputs": s.inputs, "kept": s.kept, "reasons": dict(s.reasons)} for s in self.stages]
@@ -95,6 +97,9 @@ def _stages(workspace: Workspace) -> Iterable[StageAccount]:
     fetched = read_markers(workspace, "fetched")
     if fetched:
         yield StageAccount.of("fetched", add_counts(fetched.values()))
+    filtered = read_markers(workspace, "filtered")
+    if filtered:
+        yield StageAccount.of("filtered", add_counts(filtered.values()))
     dedup = read_stage(workspace, "dedup")
     if dedup is None:
         return

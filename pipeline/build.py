@@ -21,6 +21,7 @@ from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
 from pipeline.stages.described import load_detector
 from pipeline.stages.fetched import check_fetched, run_fetched
+from pipeline.stages.filtered import ImageFilters, run_filtered
 from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import run_plan
 from pipeline.stages.report import run_report
@@ -63,6 +64,7 @@ def run_build(
 def _check_inputs(project: Project) -> None:
     """Check the inputs of later stages, so that a wrong path fails now and not after hours."""
     PairFilters.of(project.config.filters, project.base_dir)
+    ImageFilters.of(project.config, project.base_dir)
     load_detector(project.config, project.base_dir)
     read_block_lists(find_block_lists(project.config.fetch.consent, project.base_dir))
     for evaluation in project.config.evals:
@@ -111,10 +113,11 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
     fetched = run_fetched(build, config, base_dir, plan, refetch)
     if "dedup" not in stages:
         return
-    decided = run_dedup(build, config, base_dir, allowlist, keys, fetched)
+    filtered = run_filtered(build, config, base_dir, fetched)
+    decided = run_dedup(build, config, base_dir, allowlist, keys, fetched, filtered)
     if "shards" not in stages:
         return
-    shards = run_shards(build, fetched, decided, find_block_lists(config.fetch.consent, base_dir))
+    shards = run_shards(build, fetched, filtered, decided, find_block_lists(config.fetch.consent, base_dir))
     account = read_account(build.workspace)
     write_manifest(build, shards, account, config.recipe() | {"allowlist_sha256": allowlist.sha256}, code_version())
     if "report" in stages:

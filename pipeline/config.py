@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dedup.eval_sets.config import EvalSetConfig
-from pipeline.config_filters import FiltersConfig
+from pipeline.config_filters import FiltersConfig, ScoresConfig
 from pipeline.config_table import Count, Table, public_path
 from pipeline.errors import ConfigError, one_line
 
@@ -236,6 +236,7 @@ class Config(Table):
     sources: tuple[SourceConfig, ...] = Field(min_length=1, strict=False)
     pairs: PairsConfig = PairsConfig()
     filters: FiltersConfig = FiltersConfig()
+    scores: ScoresConfig | None = None
     balance: BalanceConfig = BalanceConfig()
     fetch: FetchConfig = FetchConfig()
     dedup: DedupConfig = DedupConfig()
@@ -267,9 +268,11 @@ class Config(Table):
     def recipe(self) -> dict[str, Any]:
         """Return the keys that determine the dataset, for its manifest: no local paths, secrets or request rates."""
         everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
-        del everything["filters"]
+        del everything["filters"], everything["scores"]
         if filters := self.filters.recipe():
             everything["filters"] = filters
+        if self.scores is not None:
+            everything["scores"] = self.scores.recipe()
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         fetch = self.fetch.content() | {"parts": self.fetch.parts}
         fetch["archives"] = list(map(public_path, fetch["archives"]))

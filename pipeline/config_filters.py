@@ -1,9 +1,9 @@
-"""The tables `[filters]` and `[[filters.python]]`: which pairs stay. docs/filters.md explains each key.
+"""The tables `[filters]`, `[[filters.python]]` and `[scores]`: which pairs stay. docs/filters.md explains each key.
 
 Every filter is off by default: a config without these tables gives the set that it gave before there were any.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ class PythonFilterConfig(Table):
     """`[[filters.python]]`: a function of the user's own."""
 
     call: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    on: Literal["pairs", "images"] = "pairs"
 
 
 class FiltersConfig(Table):
@@ -35,6 +36,8 @@ class FiltersConfig(Table):
     languages: tuple[_Code, ...] = Field(default=(), strict=False)
     min_language_probability: Annotated[float, Field(ge=0.5, le=1)] = 0.5
     max_images_per_caption: Count | None = None
+    single_colour: bool = False
+    max_urls_per_image: Count | None = None
     python: tuple[PythonFilterConfig, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
@@ -55,6 +58,10 @@ class FiltersConfig(Table):
                 keys[name] = list(map(public_path, keys[name]))
         return keys
 
+    def python_on(self, what: Literal["pairs", "images"]) -> tuple[str, ...]:
+        """Return the `call` of each Python filter on pairs or on images, in order."""
+        return tuple(rule.call for rule in self.python if rule.on == what)
+
 
 PAIR_KEYS = frozenset(
     {
@@ -72,3 +79,26 @@ PAIR_KEYS = frozenset(
     }
 )
 """Keys that are conditions on one pair, applied when pairs/ is written; files of hosts come with their content."""
+
+
+class ScoresConfig(Table):
+    """`[scores]`: how well each image and its caption fit, by a CLIP model."""
+
+    checkpoint: str
+    architecture: str | None = None  # open_clip's name of it, for a file of weights alone
+    min: Annotated[float, Field(ge=-1, le=1)] | None = None
+    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    balance: Literal["random", "best", "weighted"] = "random"
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    batch: Count = 64
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def ranking(self) -> tuple[Literal["random", "best", "weighted"], float]:
+        """Return how the final balance orders the pairs of a query."""
+        return self.balance, self.temperature
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the keys that determine the set, without local folders."""
+        keys = self.model_dump(mode="json", exclude={"batch", "device"}, exclude_none=True)
+        return keys | {"checkpoint": public_path(self.checkpoint)}

@@ -84,6 +84,14 @@ DECISIONS = pa.schema(
 SHARD = pa.schema([pa.field("key", pa.string()), *FETCHED, pa.field("captions", pa.list_(pa.string()))])
 
 
+SCORE = pa.field("score", pa.float32())
+"""With `[scores]`, the last column of filtered/ and shards/: the cosine of image and caption; null where there is no
+image, or a filter dropped it."""
+
+DROPPED = "dropped"
+"""`status` of a pair that was fetched but is not in the tar; see its `reason`."""
+
+
 class Reason(StrEnum):
     """Why a row went no further. Closed: accounts are checked against this list."""
 
@@ -144,7 +152,11 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"  # checked in the header, before any decode
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_RATIO = "aspect_ratio"
+    # filtered
+    SINGLE_COLOUR = "single_colour"
+    LOW_SCORE = "low_score"  # below scores.min, or not among the best scores.keep_fraction
     # dedup
+    PLACEHOLDER_IMAGE = "placeholder_image"  # the same file behind more than filters.max_urls_per_image URLs
     OTHER_CAPTION_OF_SAME_IMAGE = "other_caption_of_same_image"  # its URL has another pair; `captions` keeps the text
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"

@@ -39,15 +39,15 @@ class PairFilters:
         """
         allow = _rules("allow", config.allow_hosts, config.allow_host_files, base_dir)
         block = _rules("block", config.block_hosts, config.block_host_files, base_dir)
-        rules = [rule_version(rule.call, str(base_dir)) for rule in config.python]
+        rules = [rule_version(call, str(base_dir)) for call in config.python_on("pairs")]
         hosts = [sorted(names) for rule in (allow, block) for names in (rule.at_and_below, rule.below)]
         decides = [config.of_pairs(), hosts if allow or block else [], rules]
         return cls(config, str(base_dir), allow, block, digest(decides) if any(decides) else "")
 
     def open(self) -> "OpenPairFilters":
         """Import the Python filters, in the process that uses them."""
-        rules = tuple((load_rule(rule.call, self.base_dir), rule.call) for rule in self.config.python)
-        return OpenPairFilters(self, rules)
+        calls = self.config.python_on("pairs")
+        return OpenPairFilters(self, tuple((load_rule(call, self.base_dir), call) for call in calls))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.block_files import BlockFiles, read_block_lists
 from pipeline.paths import file_versions
-from pipeline.records import SHARD, Reason
+from pipeline.records import DROPPED, SCORE, SHARD, Reason
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
 
@@ -34,9 +34,6 @@ VERSION = 2
 
 _MANIFEST_STEP = "manifest"
 _SHARD_FILE = re.compile(r"[0-9]{5,}(\.tar|\.parquet|_stats\.json)")
-
-DROPPED = "dropped"
-"""`status` of a pair that was fetched but is not in the tar; see its `reason`."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +52,33 @@ class Part:
 
 
 def run_shards(
-    build: Build, fetched: Mapping[str, Marker], decided: Marker, block_files: BlockFiles
+    build: Build,
+    fetched: Mapping[str, Marker],
+    filtered: Mapping[str, Marker],
+    decided: Marker,
+    block_files: BlockFiles,
 ) -> dict[str, Marker]:
     """Fill shards/ with one tar, one Parquet and one stats file per part; `write_manifest` completes the set.
 
-    Images on the current block lists are left out, even if they were not on them when they were fetched.
+    `filtered` has the rows of the parts where images are filtered. Images on the current block lists are left out, even
+    if they were not on them when they were fetched.
     """
     lists = digest({kind: [file_versions(path) for path in paths] for kind, paths in block_files.items() if paths})
-    units = [_unit(i, name, marker, decided, lists) for i, (name, marker) in enumerate(fetched.items())]
+    units = [
+        _unit(i, name, marker, filtered.get(name), decided, lists) for i, (name, marker) in enumerate(fetched.items())
+    ]
     if unfinished(build.workspace, "shards", units):
         build.workspace.remove(["shards/manifest.json"])
     return run_units(build, "shards", units, _OpenShards(block_files))
 
 
-def _unit(number: int, name: str, fetched: Marker, decided: Marker, lists: str) -> Unit:
+def _unit(number: int, name: str, fetched: Marker, filtered: Marker | None, decided: Marker, lists: str) -> Unit:
     decisions = f"dedup/decisions/{name}.parquet"
-    inputs = sorted((file, facts.sha256) for file, facts in fetched.outputs.items())
+    rows = f"fetched/{name}.parquet" if filtered is None else f"filtered/{name}.parquet"
+    outputs = fetched.outputs if filtered is None else fetched.outputs | filtered.outputs
+    inputs = sorted((file, facts.sha256) for file, facts in outputs.items())
     hashes = dict(inputs) | {decisions: decided.outputs[decisions].sha256}
-    part = Part(number, f"fetched/{name}.parquet", f"fetched/{name}.tar", decisions, hashes)
+    part = Part(number, rows, f"fetched/{name}.tar", decisions, hashes)
     return Unit(f"{number:05d}", digest(VERSION, inputs, decided.outputs[decisions].sha256, lists), part)
 
 
@@ -178,7 +184,8 @@ def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
         "captions": decided["captions"],
     }
     known = dict(zip(fetched.column_names, fetched.columns, strict=True)) | columns
-    return pa.table([known[name] for name in SHARD.names], SHARD)
+    schema = SHARD.append(SCORE) if SCORE.name in known else SHARD
+    return pa.table([known[name] for name in schema.names], schema)
 
 
 def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:

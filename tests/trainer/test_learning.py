@@ -16,6 +16,7 @@ from trainer.config import EvaluateConfig
 from trainer.evaluation.models import open_encoder
 from trainer.evaluation.prompts import Prompts
 from trainer.evaluation.zero_shot import zero_shot
+from trainer.scoring import open_scorer
 from trainer.train import train
 
 CLASSES = [" ".join(scene_of(number)) for number in range(12)]
@@ -37,15 +38,33 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> EvalSetConfig:
     return EvalSetConfig(name="scenes", kind="folder", path=str(folder))
 
 
-def _accuracy(workspace: Path, held_out: EvalSetConfig, *, steps: int = 300, **keys: Any) -> float:
-    """Train on a workspace and return the zero-shot accuracy on 12 classes of held-out pictures."""
+def _train(workspace: Path, *, steps: int = 300, **keys: Any) -> str:
+    """Train on a workspace and return the folder of the model."""
     output = workspace / f"train-{len(list(workspace.iterdir()))}"
     recipe = {"batch": 48, "steps": steps, "warmup_steps": 20, "learning_rate": 3e-3, "checkpoint_steps": 1_000}
     model = {"model": "tiny-resnet", "text": "bag-of-words", "architecture": ARCHITECTURE}
-    settings = tiny_settings(workspace, output, **model, **recipe, **keys)
-    encoder = open_encoder(str(train(settings)), None, None, EvaluateConfig(device="cpu"))
+    return str(train(tiny_settings(workspace, output, **model, **recipe, **keys)))
+
+
+def _accuracy(workspace: Path, held_out: EvalSetConfig, *, steps: int = 300, **keys: Any) -> float:
+    """Train on a workspace and return the zero-shot accuracy on 12 classes of held-out pictures."""
+    encoder = open_encoder(_train(workspace, steps=steps, **keys), None, None, EvaluateConfig(device="cpu"))
     prompts = Prompts(tuple((name,) for name in CLASSES), ("a {}",))
     return zero_shot(encoder, held_out, prompts).value
+
+
+@pytest.mark.slow
+def test_true_captions_score_higher_than_shuffled_ones(tmp_path: Path):
+    write_scene_shards(tmp_path / "shards", (300, 300))
+    scorer = open_scorer({"checkpoint": _train(tmp_path), "architecture": None, "batch": 32, "device": "cpu"})
+    images = [draw_scene(*scene_of(number), seed=2_000_000 + number) for number in range(240)]
+    true = scorer.score(images, [f"a {CLASSES[number % 12]}" for number in range(240)])
+    shuffled = scorer.score(images, [f"a {CLASSES[(number + 1 + number % 11) % 12]}" for number in range(240)])
+    assert true.dtype == np.float32
+    assert np.abs(true).max() <= 1
+    area = float((true[:, None] > shuffled).mean() + (true[:, None] == shuffled).mean() / 2)
+    print(f"AUC of true against shuffled captions: {area:.3f}")
+    assert area >= 0.9
 
 
 @pytest.mark.slow

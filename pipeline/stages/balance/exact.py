@@ -7,9 +7,9 @@ one query selects it.
 No pair is ever grouped under its query. Scan 1 counts matches per query. For a query with more than `cap`, priorities
 are uniform, so the cap-th smallest lies near cap/count: scan 2 counts the pairs below a narrow window around that
 point and collects only the priorities inside it, which is enough to name the cap-th smallest exactly. Scan 3 compares.
-Where pairs were chosen before, as they are when the balance runs again after deduplication, priorities are no longer
-uniform, and such a window misses. Then histograms narrow it down from the whole range, 256-fold at a time, until few
-enough keys are inside.
+Where pairs were chosen before, as they are when the balance runs again after deduplication, or are ranked by a score
+(ranking.py), priorities are not uniform, and such a window misses. Then histograms narrow it down from the whole range,
+256-fold at a time, until few enough keys are inside.
 
 Pure NumPy; the stages wire it into Beam.
 """
@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.records import pair_uid
+from pipeline.stages.balance.ranking import RANDOM, Ranking
 
 ALL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
@@ -103,8 +104,15 @@ class Matches:
     key: np.ndarray  # PRIORITY
 
     @classmethod
-    def of(cls, uids: pa.Array | pa.ChunkedArray, query_ids: pa.Array | pa.ChunkedArray, keys: np.ndarray) -> "Matches":
-        """Flatten a table's columns; `keys` is the array of `query_hashes`."""
+    def of(
+        cls,
+        uids: pa.Array | pa.ChunkedArray,
+        query_ids: pa.Array | pa.ChunkedArray,
+        keys: np.ndarray,
+        ranking: Ranking = RANDOM,
+        scores: np.ndarray | None = None,
+    ) -> "Matches":
+        """Flatten a table's columns; `keys` is the array of `query_hashes`, `scores` are what the ranking needs."""
         lists = query_ids.combine_chunks() if isinstance(query_ids, pa.ChunkedArray) else query_ids
         lengths = np.diff(lists.offsets.to_numpy())
         query = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -112,7 +120,8 @@ class Matches:
         row = np.repeat(np.arange(len(lists)), lengths)
         key = np.empty(len(row), PRIORITY)
         key["high"], key["low"] = high[row], low[row]
-        key["priority"] = priorities(keys[query], key["high"], key["low"])
+        hashes = priorities(keys[query], key["high"], key["low"])
+        key["priority"] = hashes if scores is None else ranking.priorities(hashes, scores[row])
         return cls(row, query, key)
 
 

@@ -29,6 +29,7 @@ from pipeline.stages.balance.exact import (
     query_hashes,
     selected_lists,
 )
+from pipeline.stages.balance.ranking import RANDOM, Ranking
 from queries.allowlist import Allowlist
 
 _SCAN_TASKS = 256
@@ -51,10 +52,11 @@ class Balance:
 
 @dataclass(frozen=True)
 class QueryHashes:
-    """Where a worker finds the array of `query_hashes`: 4 MB that need not travel with the job."""
+    """Where a worker finds the array of `query_hashes`: 4 MB that need not travel with the job; and how it ranks."""
 
     allowlist: str
     seed: int
+    ranking: Ranking = RANDOM
 
     def load(self) -> np.ndarray:
         return query_hashes(Allowlist.load(self.allowlist).queries, self.seed)
@@ -63,7 +65,7 @@ class QueryHashes:
 def find_balance(
     build: Build, step: str, files: Sequence[str], allowlist: Allowlist, keys: QueryHashes, *, cap: int, inputs: str
 ) -> Balance:
-    """Scan Parquet files with the columns `uid` and `query_ids`; results lie under `.wit/<step>/`.
+    """Scan Parquet files with `matched_columns`; results lie under `.wit/<step>/`.
 
     `inputs` is a digest of the files' content; a scan that is done for the same inputs is not repeated.
     """
@@ -76,6 +78,10 @@ def find_balance(
 
     thresholds = Thresholds.unlimited(queries)
     windows = Windows.around(counts, cap)
+    if keys.ranking.needs_scores:  # which are not uniform
+        windows = _narrow(
+            build, step, windows.whole(windows.head), tasks, counts, keys, cap=cap, unit_digest=unit_digest
+        )
     attempt = 0
     while len(windows.head):
         name = f".wit/{step}/thresholds-{attempt}.parquet"
@@ -125,6 +131,19 @@ def _read_batches(root: str, files: Sequence[str], columns: list[str]) -> Iterat
     workspace = Workspace(root)
     for name in files:
         yield from workspace.read_batches(name, columns)
+
+
+def matched_columns(ranking: Ranking) -> list[str]:
+    """Return the columns that a balance reads."""
+    return ["uid", "query_ids", *(["score"] if ranking.needs_scores else [])]
+
+
+def matches_of(pairs: pa.Table, keys: np.ndarray, ranking: Ranking) -> Matches:
+    """Return the matches of a table with `matched_columns`."""
+    scores = None
+    if ranking.needs_scores:
+        scores = pairs["score"].to_numpy().astype(np.float32)  # NaN where it is null
+    return Matches.of(pairs["uid"], pairs["query_ids"], keys, ranking, scores)
 
 
 @dataclass(frozen=True)
@@ -210,8 +229,8 @@ class _Look(beam.DoFn):
 
     def process(self, files: list[str]) -> Iterator[tuple[int, _Found]]:
         matches = (
-            Matches.of(batch.column("uid"), batch.column("query_ids"), self._keys)
-            for batch in _read_batches(self._root, files, ["uid", "query_ids"])
+            matches_of(pa.Table.from_batches([batch]), self._keys, self._hashes.ranking)
+            for batch in _read_batches(self._root, files, matched_columns(self._hashes.ranking))
         )
         found = self._kind.of(matches, self._windows)
         if len(found.below):
@@ -270,7 +289,8 @@ class OpenSelect:
     keys: QueryHashes
 
     def open(self) -> "SelectQueries":
-        return SelectQueries(load_thresholds(Workspace(self.root), self.thresholds), self.keys.load())
+        thresholds = load_thresholds(Workspace(self.root), self.thresholds)
+        return SelectQueries(thresholds, self.keys.load(), self.keys.ranking)
 
 
 @dataclass(frozen=True)
@@ -279,8 +299,9 @@ class SelectQueries:
 
     thresholds: Thresholds
     keys: np.ndarray
+    ranking: Ranking = RANDOM
 
     def select(self, pairs: pa.Table) -> pa.ListArray:
-        """Return list<int32> for a table with `uid` and `query_ids`; an empty list means that the pair goes."""
-        matches = Matches.of(pairs["uid"], pairs["query_ids"], self.keys)
+        """Return list<int32> for a table with `matched_columns`; an empty list means that the pair goes."""
+        matches = matches_of(pairs, self.keys, self.ranking)
         return selected_lists(matches, self.thresholds.selects(matches), pairs.num_rows)

@@ -19,7 +19,8 @@ from pipeline.engine.shuffle import gather, group_count, group_of_part, spill
 from pipeline.engine.units import UnitOutput, Work
 from pipeline.engine.workspace import Workspace
 from pipeline.records import DECISIONS, Reason
-from pipeline.stages.balance.scans import OpenSelect, SelectQueries
+from pipeline.stages.balance.ranking import Ranking
+from pipeline.stages.balance.scans import OpenSelect, SelectQueries, matched_columns
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
 from pipeline.stages.described import DescribedPart
 from pipeline.stages.evals import EvalIndexes, LoadedEval
@@ -85,6 +86,7 @@ class WriteSurvivors:
 
     remove_evals: bool
     parts: int
+    ranking: Ranking
 
     def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         counts = Counter[str]()
@@ -98,9 +100,10 @@ class WriteSurvivors:
         """Yield the captions of duplicates, for the groups of their survivors; on the way, write who survives."""
         duplicates = duplicates_of(output.workspace, group)
         for part in group.parts:
-            rows = successes(output.workspace, part, ["uid", "query_ids", "caption"])
+            columns = matched_columns(self.ranking)
+            rows = successes(output.workspace, part, [*columns, "caption"])
             outcome = drop_reasons(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
-            survivors = rows.filter(pc.is_null(outcome["reason"])).select(["uid", "query_ids"])
+            survivors = rows.filter(pc.is_null(outcome["reason"])).select(columns)
             output.write_table(part.file(".wit/dedup/survivors"), survivors)
             counts.update(reason for reason in outcome["reason"].to_pylist() if reason is not None)
             counts.update(inputs=rows.num_rows, kept=survivors.num_rows)
@@ -163,7 +166,7 @@ class _Decide:
     def _decide(
         self, part: FetchedPart, duplicates: pa.Table, lost: pa.Table, output: UnitOutput, counts: Counter[str]
     ) -> pa.Table:
-        rows = successes(output.workspace, part, ["uid", "query_ids", "caption"])
+        rows = successes(output.workspace, part, [*matched_columns(self.select.ranking), "caption"])
         outcome = drop_reasons(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
         survives = pc.is_null(outcome["reason"])
         selected = self.select.select(rows)

@@ -57,7 +57,7 @@ _EDGES = pa.schema(
 DUPLICATES = pa.schema(
     [
         ("uid", pa.string()),
-        ("survivor", pa.string()),
+        ("survivor", pa.string()),  # null for a placeholder, which is dropped for no other image
         ("reason", pa.string()),
         ("distance", pa.int32()),  # bits between the PDQ hashes of the pair and its survivor; 0 for exact copies
         ("part", pa.int32()),
@@ -77,17 +77,18 @@ _LOSERS_AT_ONCE = 1 << 19
 
 @dataclass(frozen=True)
 class FetchedPart:
-    """One fetched part: the number'th of all."""
+    """One fetched part: the number'th of all. `folder` has its rows: fetched, or filtered."""
 
     number: int
     name: str
+    folder: str = "fetched"
 
     def file(self, folder: str) -> str:
         return f"{folder}/{self.name}.parquet"
 
 
 def successes(workspace: Workspace, part: FetchedPart, columns: list[str]) -> pa.Table:
-    rows = workspace.read_table(part.file("fetched"), [*columns, "reason"])
+    rows = workspace.read_table(part.file(part.folder), [*columns, "reason"])
     return rows.filter(pc.is_null(rows["reason"])).select(columns)
 
 
@@ -145,16 +146,19 @@ def bucket_of_hash(hashes: pa.ChunkedArray, buckets: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GroupImages:
-    """Let exact copies and equal fingerprints go; pass the rest on by the bands of their hashes."""
+    """Let placeholders, exact copies and equal fingerprints go; pass the rest on by the bands of their hashes."""
 
     images: list[str]
     config: DedupConfig
     band_buckets: int
+    max_urls: int | None  # of one file; more make it a placeholder
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        rows = gather(output.workspace, self.images, bucket, _IMAGES).sort_by(
+        whole = gather(output.workspace, self.images, bucket, _IMAGES).sort_by(
             [("rank", "ascending"), ("uid", "ascending")]
         )
+        is_placeholder = files_of_many_urls(whole, self.max_urls)
+        rows = whole.filter(pa.array(~is_placeholder))
         comparable = rows["pdq_quality"].to_numpy() >= self.config.min_quality
         comparable &= self.config.near_duplicates
         exact = first_of_each(rows["sha256"])
@@ -168,10 +172,11 @@ class GroupImages:
         losers = _duplicates(
             rows.filter(pa.array(lost)), rows.take(survivor[lost]), reasons[lost], np.zeros(lost.sum())
         )
+        losers = pa.concat_tables([losers, _placeholders(whole.filter(pa.array(is_placeholder)))])
         output.write_table(f".wit/dedup/losers/{bucket:05d}.parquet", losers)
         kept = rows.filter(pa.array(~lost & comparable))
         spill(output, f".wit/dedup/banded/{bucket:05d}.rows", _BANDED, self.band_buckets, self._banded(kept))
-        return {"inputs": rows.num_rows, "kept": rows.num_rows}
+        return {"inputs": whole.num_rows, "kept": whole.num_rows}
 
     def _banded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, np.ndarray]]:
         values = band_values(hash_matrix(rows["pdq"]), self.config.max_distance_bits)  # (n, bands)
@@ -182,6 +187,27 @@ class GroupImages:
                 table.select(_BANDED.names),
                 ((mixed >> np.uint64(32)) % np.uint64(self.band_buckets)).astype(np.int32),
             )
+
+
+def files_of_many_urls(images: pa.Table, limit: int | None) -> np.ndarray:
+    """Return which rows of `sha256` and `url_hash` are of a file that more than `limit` URLs have, (n,) bool."""
+    if limit is None:
+        return np.zeros(images.num_rows, bool)
+    distinct = images.select(["sha256", "url_hash"]).group_by(["sha256", "url_hash"]).aggregate([])
+    urls = distinct.group_by("sha256").aggregate([("url_hash", "count")])
+    files = urls.filter(pc.greater(urls["url_hash_count"], limit))["sha256"]
+    return np.asarray(pc.is_in(images["sha256"], files.combine_chunks()).to_numpy())
+
+
+def _placeholders(images: pa.Table) -> pa.Table:
+    """Return rows of _FOUND that have no survivor."""
+    columns = {
+        "uid": images["uid"],
+        "reason": pa.repeat(pa.scalar(Reason.PLACEHOLDER_IMAGE.value), images.num_rows),
+        "part": images["part"],
+    }
+    arrays = [columns.get(field.name, pa.nulls(images.num_rows, field.type)) for field in _FOUND]
+    return pa.table(arrays, _FOUND)
 
 
 def first_of_each(column: pa.ChunkedArray, among: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ applies them.
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from pipeline.engine.units import (
     finished_stage,
 )
 from pipeline.records import Reason
+from pipeline.stages.balance.ranking import RANDOM, Ranking
 from pipeline.stages.balance.scans import (
     Balance,
     OpenSelect,
@@ -77,23 +78,33 @@ def run_dedup(
     allowlist: Allowlist,
     keys: QueryHashes,
     fetched: Mapping[str, Marker],
+    filtered: Mapping[str, Marker],
 ) -> Marker:
-    """Fill dedup/; return the stage's marker, whose counts are those of unique and kept pairs together."""
+    """Fill dedup/; return the stage's marker, whose counts are those of unique and kept pairs together.
+
+    `filtered` has the rows of the parts where images are filtered, else nothing.
+    """
     detector = load_detector(config, base_dir)
     indexes = run_evals(build, config, base_dir, detector)
     if detector and config.evals:
         run_described(build, detector, fetched)
     content = sorted(
-        (name, f.sha256) for m in fetched.values() for name, f in m.outputs.items() if name.endswith("parquet")
+        (name, f.sha256)
+        for m in (filtered or fetched).values()
+        for name, f in m.outputs.items()
+        if name.endswith("parquet")
     )
-    stage_digest = digest(
-        VERSION, content, indexes.digest, config.dedup.model_dump(), config.balance.cap, config.seed, allowlist.sha256
-    )
+    decides = [VERSION, content, indexes.digest, config.dedup.model_dump(), config.balance.cap, config.seed]
+    keys = replace(keys, ranking=RANDOM if config.scores is None else Ranking(*config.scores.ranking))
+    ranked = [config.scores.ranking] if config.scores is not None and keys.ranking.needs_scores else []
+    limit = config.filters.max_urls_per_image
+    stage_digest = digest(*decides, allowlist.sha256, *ranked, *([] if limit is None else [{"max_urls": limit}]))
     done = finished_stage(build.workspace, "dedup", stage_digest)
     if done is not None:
         build.progress.say("dedup          already done")
         return done
-    stage = _Stage(build, config, indexes, list(fetched), add_counts(fetched.values())["kept"], stage_digest)
+    images = add_counts((filtered or fetched).values())["kept"]
+    stage = _Stage(build, config, indexes, list(fetched), bool(filtered), keys.ranking, images, stage_digest)
     stage.overlap()
     duplicates = stage.resolve(stage.compare(stage.group()))
     survivors = stage.survive()
@@ -122,6 +133,8 @@ class _Stage:
     config: Config
     indexes: EvalIndexes
     parts: list[str]
+    is_filtered: bool
+    ranking: Ranking
     images: int
     stage_digest: str
 
@@ -138,7 +151,8 @@ class _Stage:
         return run_units(self.build, f"dedup/{step}", units, prepare)
 
     def _parts(self) -> dict[str, FetchedPart]:
-        return {name: FetchedPart(number, name) for number, name in enumerate(self.parts)}
+        rows = "filtered" if self.is_filtered else "fetched"
+        return {name: FetchedPart(number, name, rows) for number, name in enumerate(self.parts)}
 
     def _groups(self) -> dict[str, PartGroup]:
         numbers = group_of_part(np.arange(len(self.parts)), len(self.parts))
@@ -154,7 +168,7 @@ class _Stage:
         spilling = SpillImages(self.buckets, self.config.seed, self.config.dedup.evals == "remove")
         spilled = self._run("spill", self._groups(), Stateless(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
-        grouping = GroupImages(names, self.config.dedup, self.band_buckets)
+        grouping = GroupImages(names, self.config.dedup, self.band_buckets, self.config.filters.max_urls_per_image)
         return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Stateless(grouping))
 
     def compare(self, grouped: Mapping[str, Marker]) -> list[str]:
@@ -172,7 +186,7 @@ class _Stage:
         return self._run("resolve", {"all": names}, Stateless(ResolveDuplicates(len(self.parts), max(1, ranges))))
 
     def survive(self) -> dict[str, Marker]:
-        surviving = WriteSurvivors(self.config.dedup.evals == "remove", len(self.parts))
+        surviving = WriteSurvivors(self.config.dedup.evals == "remove", len(self.parts), self.ranking)
         return self._run("survive", self._groups(), Stateless(surviving))
 
     def decide(self, balance: Balance, keys: QueryHashes) -> dict[str, Marker]:

@@ -79,7 +79,7 @@ def run(folder: Path, detector: str, files: dict[str, bytes]) -> Workspace:
     )
     fetched = {"part-00000": fetched_part(workspace, files)}
     build = Build(workspace, parse_beam_options([]), Progress(None))
-    run_dedup(build, config, folder, Allowlist.load(path), QueryHashes(path, 0), fetched)
+    run_dedup(build, config, folder, Allowlist.load(path), QueryHashes(path, 0), fetched, {})
     return workspace
 
 

@@ -80,7 +80,7 @@ def make_shards(root, *, shade: int = 0, block_files: BlockFiles | None = None) 
         decided |= files
         rows.append(part_rows)
     build = Build(workspace, parse_beam_options([]), Progress(None))
-    shards = run_shards(build, fetched, Marker("d", decided, {}), block_files or {})
+    shards = run_shards(build, fetched, {}, Marker("d", decided, {}), block_files or {})
     write_manifest(build, shards, Account((StageAccount("shards", 4, 4, {}),)), {"seed": 1}, "9.9")
     return workspace, rows
 

@@ -80,7 +80,9 @@ def oracle(rows: list[dict], seed: int) -> dict[str, str]:
     return survivor
 
 
-def run_stage(tmp_path: Path, rows: list[dict], parts: int, **dedup: object) -> tuple[Workspace, Marker]:
+def run_stage(
+    tmp_path: Path, rows: list[dict], parts: int, filters: dict | None = None, **dedup: object
+) -> tuple[Workspace, Marker]:
     workspace = Workspace(str(tmp_path / "work"))
     (tmp_path / "queries.txt").write_text("".join(f"query{i}\n" for i in range(6)))
     import_allowlist(str(tmp_path / "queries.txt"), str(tmp_path / "queries.parquet"))
@@ -99,12 +101,13 @@ def run_stage(tmp_path: Path, rows: list[dict], parts: int, **dedup: object) -> 
             "sources": [{"kind": "warc", "paths": ["x"]}],
             "fetch": {"network": False, "parts": parts},
             "balance": {"cap": CAP},
+            "filters": filters or {},
             "dedup": {"max_distance_bits": DISTANCE, "min_quality": QUALITY, **dedup},
         }
     )
     build = Build(workspace, parse_beam_options([]), Progress(None))
     path = str(tmp_path / "queries.parquet")
-    marker = run_dedup(build, config, tmp_path, Allowlist.load(path), QueryHashes(path, 5), fetched)
+    marker = run_dedup(build, config, tmp_path, Allowlist.load(path), QueryHashes(path, 5), fetched, {})
     return workspace, marker
 
 
@@ -248,3 +251,25 @@ def test_no_image_at_all(tmp_path):
     assert decisions(workspace) == []
     assert marker.counts["inputs"] == marker.counts["kept"] == 0
     assert read_markers(workspace, "dedup/group") == {}  # scratch is gone
+
+
+def test_a_file_of_too_many_urls_goes_from_all_of_them(tmp_path: Path) -> None:
+    random = np.random.default_rng(8)
+    images = []
+    for name, urls in (("logo", 4), ("photo", 3), ("other", 1)):
+        look = {"bytes": name, "pdq": random.integers(0, 256, 32, np.uint8), "quality": 100, "queries": [urls]}
+        for url in range(urls):
+            for text in range(2):  # two captions of a URL are one URL
+                images.append(look | {"url": f"http://example.org/{name}/{url}", "caption": f"caption {text}"})
+    rows = make_rows(images)
+    workspace, marker = run_stage(tmp_path, rows, 3, filters={"max_urls_per_image": 3})
+    found = {row["uid"]: row for row in decisions(workspace)}
+    by_name = {name: [found[row["uid"]] for row in rows if f"/{name}/" in row["url"]] for name in ("logo", "photo")}
+    assert {row["reason"] for row in by_name["logo"]} == {Reason.PLACEHOLDER_IMAGE}
+    assert {row["survivor"] for row in by_name["logo"]} == {None}
+    assert sum(row["reason"] is None for row in by_name["photo"]) == 1
+    assert marker.counts[Reason.PLACEHOLDER_IMAGE] == 8
+    assert marker.counts["kept"] == 2
+    (tmp_path / "off").mkdir()
+    untouched, _ = run_stage(tmp_path / "off", rows, 3)
+    assert not any(row["reason"] == Reason.PLACEHOLDER_IMAGE for row in decisions(untouched))
