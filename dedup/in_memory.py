@@ -73,8 +73,10 @@ def near_duplicates(hashes: Hashes, max_distance_bits: int = MAX_DISTANCE_BITS) 
     rows = np.sort(first)  # the first of each hash: its copies share its edges
     distinct = np.ascontiguousarray(matrix[rows])
     bands = band_values(distinct, max_distance_bits).shape[1] if len(distinct) else 0
-    found = [find_edges(np.full(len(rows), band), distinct, max_distance_bits) for band in range(bands)]
-    edges = np.concatenate([np.empty((0, 2), np.int64), *(np.stack([e.first, e.second], axis=1) for e in found)])
+    blocks = [
+        b.edges for band in range(bands) for b in find_edges(np.full(len(rows), band), distinct, max_distance_bits)
+    ]
+    edges = np.concatenate([np.empty((0, 2), np.int64), *(np.stack([e.first, e.second], axis=1) for e in blocks)])
     chosen = choose_survivors(rows, np.arange(len(rows)).astype(np.uint64), rows[edges])
     return chosen[np.searchsorted(rows, first)][of_row.reshape(-1)]
 

@@ -1,3 +1,5 @@
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 
 import numpy as np
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dedup.duplicates
-from dedup.duplicates import band_values, choose_survivors, find_edges
+from dedup.duplicates import Comparison, band_values, choose_survivors, find_edges
 from dedup.hamming import search_by_scan
 
 Graph = tuple[list[str], list[int], list[tuple[int, int]]]
@@ -94,6 +96,19 @@ def hash_sets(draw: st.DrawFn) -> np.ndarray:
     return np.packbits(np.array(rows, np.uint8).reshape(-1, 256), axis=1)
 
 
+@contextmanager
+def small_blocks(dense_rows: int) -> Iterator[pytest.MonkeyPatch]:
+    """Compare a few rows at a time, buckets from a size on as dense ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"_CANDIDATES": 3, "_DENSE_ROWS": dense_rows, "_BLOCK_ROWS": 4, "_BLOCK_BETTER": 3}.items():
+            patch.setattr(dedup.duplicates, name, value)
+        yield patch
+
+
+def edges_of(blocks: Iterable[Comparison]) -> list[tuple[int, int, int]]:
+    return [tuple(edge) for block in blocks for edge in zip(*(c.tolist() for c in block.edges), strict=True)]
+
+
 def edges_over_all_buckets(hashes: np.ndarray, max_distance_bits: int) -> list[tuple[int, int, int]]:
     """Spread the hashes over buckets, two buckets at a time into `find_edges`, and collect the edges."""
     values = band_values(hashes, max_distance_bits)
@@ -101,17 +116,16 @@ def edges_over_all_buckets(hashes: np.ndarray, max_distance_bits: int) -> list[t
     for band in range(values.shape[1]):
         for parity in (0, 1):
             rows = np.flatnonzero(values[:, band] % 2 == parity)
-            edges = find_edges(np.full(len(rows), band, np.int32), hashes[rows], max_distance_bits)
-            found += [(int(rows[a]), int(rows[b]), int(d)) for a, b, d in zip(*edges, strict=True)]
+            edges = edges_of(find_edges(np.full(len(rows), band, np.int32), hashes[rows], max_distance_bits))
+            found += [(int(rows[a]), int(rows[b]), int(d)) for a, b, d in edges]
     return found
 
 
-@given(hash_sets(), st.integers(0, 15))
-def test_edges_are_all_near_pairs_each_once(hashes: np.ndarray, max_distance_bits: int) -> None:
+@given(hash_sets(), st.integers(0, 15), st.sampled_from([2, 100]))
+def test_edges_are_all_near_pairs_each_once(hashes: np.ndarray, max_distance_bits: int, dense_rows: int) -> None:
     near = search_by_scan(hashes, hashes, max_distance_bits)
     expected = [(a, b, d) for a, b, d in zip(*(c.tolist() for c in near), strict=True) if a < b]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup.duplicates, "_CANDIDATES", 3)
+    with small_blocks(dense_rows):
         assert sorted(edges_over_all_buckets(hashes, max_distance_bits)) == expected
 
 
@@ -133,28 +147,42 @@ def test_records_of_many_bands_can_come_mixed(bits: int, random: object) -> None
     records = [(row, band) for row in range(6) for band in range(values.shape[1])]
     random.shuffle(records)  # type: ignore[attr-defined]
     rows, bands = np.array(records).T
-    edges = find_edges(bands, hashes[rows], bits)
-    found = {(*sorted((int(rows[a]), int(rows[b]))), int(d)) for a, b, d in zip(*edges, strict=True)}
+    edges = edges_of(find_edges(bands, hashes[rows], bits))
+    found = {(*sorted((int(rows[a]), int(rows[b]))), d) for a, b, d in edges}
     assert found == ({(0, 3, 2), (1, 4, 2), (2, 5, 2)} if bits >= 2 else set())
-    assert len(edges.first) == len(found)
-    assert (edges.first < edges.second).all()
+    assert len(edges) == len(found)
+    assert all(a < b for a, b, _ in edges)
 
 
-@given(hash_sets(), st.integers(0, 15), st.integers(1, 4))
-def test_of_many_better_neighbours_in_a_bucket_the_best_keep_their_edge(
-    hashes: np.ndarray, max_distance_bits: int, most: int
+@given(hash_sets(), st.integers(0, 31), st.integers(1, 4), st.sampled_from([2, 100]))
+def test_of_many_better_neighbours_the_best_keep_their_edge(
+    hashes: np.ndarray, max_distance_bits: int, most: int, dense_rows: int
 ) -> None:
-    bands = np.zeros(len(hashes), np.int32)
-    every = find_edges(bands, hashes, max_distance_bits)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup.duplicates, "_CANDIDATES", 5)
+    every = edges_over_all_buckets(hashes, max_distance_bits)
+    with small_blocks(dense_rows) as patch:
         patch.setattr(dedup.duplicates, "MAX_BETTER", most)
-        found = find_edges(bands, hashes, max_distance_bits)
+        found = edges_over_all_buckets(hashes, max_distance_bits)
+    assert len(found) == len(set(found))
+    assert set(found) <= set(every)
     by_row: dict[int, list[int]] = {}
-    for a, b, _ in sorted(zip(*every, strict=True)):
-        by_row.setdefault(int(b), []).append(int(a))
-    expected = {(a, b) for b, betters in by_row.items() for a in betters[:most]}
-    assert {(int(a), int(b)) for a, b in zip(found.first, found.second, strict=True)} == expected
+    for a, b, _ in sorted(every):
+        by_row.setdefault(b, []).append(a)
+    best = {(a, b) for b, betters in by_row.items() for a in betters[:most]}
+    assert best <= {(a, b) for a, b, _ in found}
+
+
+def test_in_a_large_bucket_the_best_rows_are_compared_and_the_rest_is_counted() -> None:
+    """A band value that is shared by many hashes which are not near each other in their other bits."""
+    random = np.random.default_rng(1)
+    hashes = random.integers(0, 256, (900, 32), dtype=np.uint8)
+    hashes[:, :2] = 7
+    hashes[500:] = hashes[:400]
+    hashes[500:, 31] ^= 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup.duplicates, "MAX_COMPARED", 300)
+        blocks = list(find_edges(np.zeros(900, np.int32), hashes, 15))
+    assert sorted(edges_of(blocks)) == [(row, row + 500, 1) for row in range(300)]
+    assert sum(block.limited for block in blocks) == 900 - 301
 
 
 def test_a_picture_in_thousands_of_versions_has_few_edges_and_one_survivor() -> None:

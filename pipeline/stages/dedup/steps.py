@@ -5,8 +5,10 @@ Steps (scratch results are under `.wit/dedup/` until the stage is done):
     overlap    fetched part -> matches with every evaluation set, before anything is removed
     spill      fetched parts -> image facts, in buckets of equal fingerprints
     group      bucket -> exact duplicates; one row per distinct fingerprint, in buckets of equal hash bands
-    compare    band bucket -> edges: fingerprints within `max_distance_bits`, verified
-    resolve    edges -> dedup/duplicates.parquet: (duplicate, survivor) pairs
+    compare    band bucket -> edges: fingerprints within `max_distance_bits`, verified; in buckets of uids
+    settle-N   uid bucket -> which near duplicates go, in rounds until all are decided
+    follow     uid bucket -> (duplicate, survivor) pairs, in ranges of parts
+    write      all of them -> dedup/duplicates.parquet, and dedup/limits.json
     survive    fetched parts -> the pairs that are not duplicates
     count, select                                            } stages/balance/scans.py, with the final cap
     decide     fetched parts -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
@@ -18,10 +20,12 @@ applies them.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,24 +53,20 @@ from pipeline.stages.balance.scans import (
     write_balance,
 )
 from pipeline.stages.dedup.decisions import CollectOverlap, OpenDecide, OpenOverlap, WriteSurvivors
-from pipeline.stages.dedup.duplicates import (
-    CompareBands,
-    FetchedPart,
-    GroupImages,
-    PartGroup,
-    ResolveDuplicates,
-    SpillImages,
-)
+from pipeline.stages.dedup.duplicates import CompareBands, FetchedPart, GroupImages, PartGroup, SpillImages
+from pipeline.stages.dedup.settle import FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
 from pipeline.stages.described import load_detector, run_described
 from pipeline.stages.evals import EvalIndexes, run_evals
 from queries.allowlist import Allowlist
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_BUCKET = 50_000
 _IMAGES_PER_BAND_BUCKET = 12_500
 """Every image is in 16 or 32 band buckets."""
+_IMAGES_PER_SETTLE_BUCKET = 500_000
+"""Some 100 bytes for each edge of an image to a better one, of which it has at most 64."""
 _IMAGES_PER_RANGE = 4_000_000
 """Images of one range of parts, whose duplicates are sorted together."""
 
@@ -106,7 +106,7 @@ def run_dedup(
     images = add_counts((filtered or fetched).values())["kept"]
     stage = _Stage(build, config, indexes, list(fetched), bool(filtered), keys.ranking, images, stage_digest)
     stage.overlap()
-    duplicates = stage.resolve(stage.compare(stage.group()))
+    duplicates = stage.write(stage.compare(stage.group()))
     survivors = stage.survive()
     files = [f".wit/dedup/survivors/{part}.parquet" for part in stage.parts]
     balance = find_balance(build, "dedup", files, allowlist, keys, cap=config.balance.cap, inputs=stage_digest)
@@ -123,6 +123,21 @@ def run_dedup(
     lost, kept = add_counts(survivors.values()), add_counts(decided.values())
     counts = {**lost, Reason.OVER_FINAL_CAP: kept[Reason.OVER_FINAL_CAP], "kept": kept["kept"]}
     return finish_stage(build.workspace, "dedup", stage_digest, outputs, counts)
+
+
+class Resolved(NamedTuple):
+    """The duplicates, in spilled files by ranges of parts; and where limits acted: counts by name."""
+
+    files: list[str]
+    limits: Mapping[str, int]
+
+
+def _numbers(count: int) -> dict[str, int]:
+    return {f"{number:05d}": number for number in range(count)}
+
+
+def _outputs(markers: Mapping[str, Marker], folder: str) -> list[str]:
+    return [name for m in markers.values() for name in m.outputs if name.startswith(f".wit/dedup/{folder}/")]
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,14 @@ class _Stage:
     def band_buckets(self) -> int:
         return min(max(1, math.ceil(self.images / _IMAGES_PER_BAND_BUCKET)), MAX_BUCKETS)
 
+    @property
+    def settle_buckets(self) -> int:
+        return min(max(1, math.ceil(self.images / _IMAGES_PER_SETTLE_BUCKET)), MAX_BUCKETS)
+
+    @property
+    def ranges(self) -> int:
+        return max(1, min(len(self.parts), math.ceil(self.images / _IMAGES_PER_RANGE)))
+
     def _run(self, step: str, payloads: Mapping[str, object], prepare: Prepare) -> dict[str, Marker]:
         units = [Unit(name, digest(self.stage_digest, step, name), payload) for name, payload in payloads.items()]
         return run_units(self.build, f"dedup/{step}", units, prepare)
@@ -168,22 +191,40 @@ class _Stage:
         spilling = SpillImages(self.buckets, self.config.seed, self.config.dedup.evals == "remove")
         spilled = self._run("spill", self._groups(), Stateless(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
-        grouping = GroupImages(names, self.config.dedup, self.band_buckets, self.config.filters.max_urls_per_image)
-        return self._run("group", {f"{b:05d}": b for b in range(self.buckets)}, Stateless(grouping))
+        max_urls = self.config.filters.max_urls_per_image
+        grouping = GroupImages(names, self.config.dedup, self.band_buckets, self.settle_buckets, max_urls)
+        return self._run("group", _numbers(self.buckets), Stateless(grouping))
 
-    def compare(self, grouped: Mapping[str, Marker]) -> list[str]:
-        """Return the names of the files of exact duplicates and edges."""
-        duplicates = [name for m in grouped.values() for name in m.outputs if "/losers/" in name]
-        if not self.config.dedup.near_duplicates:
-            return duplicates
-        banded = [name for m in grouped.values() for name in m.outputs if "/banded/" in name]
-        comparing = CompareBands(banded, self.config.dedup.max_distance_bits)
-        edges = self._run("compare", {f"{b:05d}": b for b in range(self.band_buckets)}, Stateless(comparing))
-        return duplicates + [name for m in edges.values() for name in m.outputs]
+    def compare(self, grouped: Mapping[str, Marker]) -> Resolved:
+        """Decide about near and exact duplicates; return where they are spilled, by ranges of parts."""
+        rounds, limits = 0, Counter[str]()
+        if self.config.dedup.near_duplicates:
+            comparing = CompareBands(
+                _outputs(grouped, "banded"), self.config.dedup.max_distance_bits, self.settle_buckets
+            )
+            compared = self._run("compare", _numbers(self.band_buckets), Stateless(comparing))
+            rounds, limits["edges_not_kept"] = self._settle(compared)
+            limits["images_not_compared_with_all"] = add_counts(compared.values())["limited"]
+        following = FollowSurvivors(_outputs(grouped, "losers"), rounds, len(self.parts), self.ranges)
+        followed = self._run("follow", _numbers(self.settle_buckets), Stateless(following))
+        return Resolved(_outputs(followed, "followed"), limits)
 
-    def resolve(self, names: list[str]) -> dict[str, Marker]:
-        ranges = min(len(self.parts), max(1, math.ceil(self.images / _IMAGES_PER_RANGE)))
-        return self._run("resolve", {"all": names}, Stateless(ResolveDuplicates(len(self.parts), max(1, ranges))))
+    def _settle(self, compared: Mapping[str, Marker]) -> tuple[int, int]:
+        """Return the number of rounds that decided everything, and that of edges beyond the limit of an image."""
+        first = SettleFirst(_outputs(compared, "edges"), _outputs(compared, "listeners"), self.settle_buckets)
+        counts = add_counts(self._run("settle-1", _numbers(self.settle_buckets), Stateless(first)).values())
+        not_kept = counts["inputs"] - counts["kept"]
+        number = 1
+        while counts["waiting"]:
+            number += 1
+            settling = SettleNext(number, self.settle_buckets)
+            settled = self._run(f"settle-{number}", _numbers(self.settle_buckets), Stateless(settling))
+            counts = add_counts(settled.values())
+        return number, not_kept
+
+    def write(self, resolved: Resolved) -> dict[str, Marker]:
+        writing = WriteDuplicates(self.ranges, dict(resolved.limits))
+        return self._run("write", {"all": resolved.files}, Stateless(writing))
 
     def survive(self) -> dict[str, Marker]:
         surviving = WriteSurvivors(self.config.dedup.evals == "remove", len(self.parts), self.ranking)

@@ -1,6 +1,7 @@
 """The dedup stage against a brute-force reading of its rules, on made-up fetched parts."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from pipeline.engine.units import Marker, UnitOutput, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.records import FETCHED, Reason, pair_uid
 from pipeline.stages.balance.scans import QueryHashes
-from pipeline.stages.dedup import duplicates
 from pipeline.stages.dedup import steps as stage_of_dedup
 from pipeline.stages.dedup.decisions import MAX_CAPTIONS
 from pipeline.stages.dedup.duplicates import survivor_ranks
@@ -191,7 +191,6 @@ def test_sorting_some_parts_at_a_time_changes_nothing(tmp_path, monkeypatch):
     tables = []
     for images in (stage_of_dedup._IMAGES_PER_RANGE, 10):
         monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_RANGE", images)
-        monkeypatch.setattr(duplicates, "_LOSERS_AT_ONCE", images)
         folder = tmp_path / str(images)
         folder.mkdir()
         tables.append(run_stage(folder, rows, 5)[0].read_table("dedup/duplicates.parquet"))
@@ -211,6 +210,51 @@ def test_units_of_several_parts_decide_the_same(tmp_path, monkeypatch):
         trees.append({name: workspace.read_bytes(name) for name in workspace.sizes("dedup")})
     assert len([name for name in trees[0] if "decisions" in name]) == 7
     assert trees[0] == trees[1]
+
+
+def test_deciding_in_many_buckets_and_rounds_changes_nothing(tmp_path, monkeypatch):
+    """Long chains cross the buckets, so that one round does not decide them."""
+    random = np.random.default_rng(6)
+    images = random_images(random, 80)
+    chain = random.integers(0, 256, 32, np.uint8)
+    for link in range(40):
+        bits = np.unpackbits(chain)
+        bits[random.choice(256, 9, replace=False)] ^= 1
+        chain = np.packbits(bits)
+        images.append({"bytes": f"link{link}", "pdq": chain, "quality": 100, "queries": [0]})
+    rows = make_rows(images)
+    tables, rounds = [], []
+    settle = stage_of_dedup._Stage._settle
+    monkeypatch.setattr(
+        stage_of_dedup._Stage, "_settle", lambda *args: rounds.append(settle(*args)[0]) or settle(*args)
+    )
+    for images_per_bucket in (stage_of_dedup._IMAGES_PER_SETTLE_BUCKET, 10):
+        monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_SETTLE_BUCKET", images_per_bucket)
+        folder = tmp_path / str(images_per_bucket)
+        folder.mkdir()
+        workspace, _ = run_stage(folder, rows, 3)
+        tables.append(workspace.read_table("dedup/duplicates.parquet"))
+        assert {row["uid"]: row["survivor"] or row["uid"] for row in decisions(workspace)} == oracle(rows, 5)
+    assert tables[0].equals(tables[1])
+    assert rounds[0] == 1
+    assert rounds[1] > 2
+
+
+def test_limits_are_written_down(tmp_path, monkeypatch):
+    bits = np.unpackbits(np.random.default_rng(2).integers(0, 256, 32, np.uint8))
+    images = []
+    for version in range(12):
+        near = bits.copy()
+        near[100 + version] ^= 1
+        images.append({"bytes": f"b{version}", "pdq": np.packbits(near), "quality": 100, "queries": [0]})
+    monkeypatch.setattr("dedup.duplicates._DENSE_ROWS", 2)
+    monkeypatch.setattr("dedup.duplicates.MAX_COMPARED", 5)
+    monkeypatch.setattr("pipeline.stages.dedup.settle.MAX_BETTER", 3)
+    workspace, marker = run_stage(tmp_path, make_rows(images), 2)
+    limits = json.loads(workspace.read_bytes("dedup/limits.json"))
+    assert limits["images_not_compared_with_all"] > 0
+    assert limits["edges_not_kept"] > 0
+    assert marker.counts[Reason.NEAR_DUPLICATE] == 11
 
 
 def test_near_duplicates_can_be_kept(tmp_path):
