@@ -112,6 +112,8 @@ class Workspace:
         protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple | list) else (self.fs.protocol,)
         self.is_local = "file" in protocols
         self._renames = self.is_local or "hdfs" in protocols
+        # fsspec's wrapper of pyarrow's HDFS client opens a stream that cannot seek for a range that starts at 0
+        self._range_options = {"seekable": True} if "hdfs" in protocols else {}
 
     def path(self, name: str) -> str:
         """Return the file system's own path of `name`.
@@ -144,7 +146,8 @@ class Workspace:
         """Return the bytes of each (name, start, end), read together where the store can."""
         paths = [self.path(name) for name, _, _ in ranges]
         starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
-        return cast(list[bytes], self.fs.cat_ranges(paths, starts, ends, on_error="raise"))
+        found = self.fs.cat_ranges(paths, starts, ends, on_error="raise", **self._range_options)
+        return cast(list[bytes], found)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
