@@ -1,8 +1,8 @@
 """Write the overlap report: one static page to look at (index.html) and one file for programs (overlap.json).
 
-The page needs nothing but itself: styles, script, charts and thumbnails are inside, its Content-Security-Policy forbids
-every request, and the only script it runs is named by its hash. What comes from strangers (captions, addresses, labels,
-file names) is escaped, and becomes a link only if it is an http or https address.
+The page is self-contained: it includes its styles, script, charts and thumbnails, its Content-Security-Policy forbids
+every request, and allows only the script with the hash that it names. Untrusted text (captions, URLs, labels, file
+names) is escaped, and becomes a link only if it is an http or https URL.
 """
 
 import base64
@@ -28,14 +28,14 @@ from dedup.overlap import OverlapSummary
 from dedup.statistics import SIGNIFICANCE, Proportion, SplitAccuracy, bonferroni, contamination
 
 MIN_SETS = 5
-"""Of fewer sets a median says nothing."""
+"""The median of fewer sets is not reported."""
 FORMAT_VERSION = 3
 _CAPTION_CHARS = 400
 
 
 @dataclass(frozen=True)
 class StageFlow:
-    """What one stage was given and passed on, and why the rest went: inputs = kept + the sum of reasons."""
+    """Rows in, rows kept, and rows dropped by reason, of one stage: inputs = kept + the sum of reasons."""
 
     stage: str
     inputs: int
@@ -55,7 +55,7 @@ class Balance:
     at_cap: int
     more_than_cap: int = 0  # queries that match more than `cap` of the kept pairs, some selected by other queries
     most_matched: int = 0
-    counted_pairs: int = 0  # of which the last two are figures
+    counted_pairs: int = 0  # the pairs that the previous two fields are about
 
     @classmethod
     def of(
@@ -66,9 +66,10 @@ class Balance:
         contained: np.ndarray | None = None,
         counted_pairs: int = 0,
     ) -> "Balance":
-        """Make it of vectors of counts, one number per query; `after` never exceeds `cap`.
+        """Summarise vectors of counts, one number per query; `after` never exceeds `cap`.
 
-        `contained` says how many of `counted_pairs` kept pairs each query matches, whichever query selected them.
+        `contained` is how many of `counted_pairs` kept pairs each query matches, regardless of which query selected
+        them.
         """
         histograms = charts.count_buckets(before), charts.count_buckets(after)
         contained = np.zeros(0, np.int64) if contained is None else contained
@@ -79,7 +80,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class QueryRow:
-    """One query on its way: pairs found in the pool, planned to be fetched, and kept in the final shards."""
+    """The pairs of one query: found in the pool, planned to be fetched, and kept in the final shards."""
 
     query: str
     found: int
@@ -94,7 +95,7 @@ class QueryRow:
 
 @dataclass(frozen=True)
 class Evidence:
-    """An evaluation image and its copy in the final shards; pictures are JPEG bytes, None where there is none."""
+    """An evaluation image and its copy in the final shards; thumbnails are JPEG bytes, None if missing."""
 
     eval_id: str
     label: str | None
@@ -112,23 +113,24 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ModelAccuracy:
-    """How one model did on a set, with and without the examples that are in the data."""
+    """The accuracy of one model on a set, with and without the examples that are in the dataset."""
 
     model: str
     accuracy: SplitAccuracy
 
     @property
     def is_tested(self) -> bool:
-        """Whether there is something to compare: examples inside the overlap and outside."""
+        """Whether there are examples both inside and outside the overlap to compare."""
         return self.accuracy.overlap.total > 0 and self.accuracy.clean.total > 0
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """What is known of one measured set.
+    """The measurements of one evaluation set.
 
     `indexed` counts its readable images, `left_out` the others by reason; `flat` is how many of the indexed ones have a
-    PDQ quality below the gate, so that only equal bytes show a copy. `accuracies` has each model once, in any order.
+    PDQ quality below `min_quality`, so that only copies with equal bytes count. `accuracies` has each model once, in
+    any order.
     """
 
     name: str
@@ -155,7 +157,7 @@ class EvalReport:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the report says. `facts` are shown as they are: ("Seed", "7")."""
+    """The content of the report. `facts` are shown unchanged: ("Seed", "7")."""
 
     facts: tuple[tuple[str, str], ...]
     stages: tuple[StageFlow, ...]
@@ -164,8 +166,8 @@ class ReportData:
     balance: Balance | None = None
     head: tuple[QueryRow, ...] = ()
     tail: tuple[QueryRow, ...] = ()
-    detector: bool = False  # whether edited copies were looked for
-    refused: Mapping[str, int] | None = None  # pairs by the signal with which their owner, or a block list, said no
+    detector: bool = False  # whether a copy detector searched for edited copies
+    refused: Mapping[str, int] | None = None  # pairs by the opt-out signal or block list that excluded them
 
     @property
     def not_measured(self) -> tuple[EvalSet, ...]:
@@ -175,7 +177,7 @@ class ReportData:
 
 
 def write_report(data: ReportData, out_dir: Path) -> None:
-    """Write index.html and overlap.json into `out_dir`, each whole or not at all; equal data give equal bytes."""
+    """Write index.html and overlap.json into `out_dir`, each atomically; equal data give equal bytes."""
     out_dir.mkdir(parents=True, exist_ok=True)
     contents = {"overlap.json": render_json(data), "index.html": render_html(data)}
     for name, content in contents.items():
@@ -185,7 +187,7 @@ def write_report(data: ReportData, out_dir: Path) -> None:
 
 
 def render_json(data: ReportData) -> str:
-    """Return overlap.json: the numbers of the page, and the pairs of the evidence without their pictures."""
+    """Return overlap.json: the numbers of the page, and the pairs of the evidence without their thumbnails."""
     tests = _tests(data)
     document = {
         "format": FORMAT_VERSION,
@@ -202,10 +204,10 @@ def render_json(data: ReportData) -> str:
 
 
 def overall(data: ReportData) -> dict[str, Any]:
-    """Return median and mean share, and sets with no overlap: the figures that the paper gives for its 35 sets.
+    """Return the median and mean overlap, and the number of sets without any: what the paper reports for its 35 sets.
 
-    They are of the registered sets, and comparable with the paper's, where MIN_SETS of those are measured; otherwise of
-    all sets, and there is no median of fewer than MIN_SETS.
+    If at least MIN_SETS registered sets are measured, the numbers cover these and are comparable with the paper's;
+    otherwise they cover all sets. The median of fewer than MIN_SETS sets is None.
     """
     known = [report for report in data.evals if report.known is not None and report.known.is_registered]
     is_comparable = len(known) >= MIN_SETS
@@ -257,7 +259,7 @@ def _environment() -> Environment:
         "count": lambda n: f"{n:,}",
         "percent": percent,
         "points": lambda share: "–" if share is None else f"{share * 100:+.2f}",
-        "link": web_address,
+        "link": web_url,
         "host": lambda url: urlsplit(url).hostname,
         "jpeg": lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}",
         "shorten": lambda text: text if len(text) <= _CAPTION_CHARS else f"{text[:_CAPTION_CHARS]}…",
@@ -268,15 +270,15 @@ def _environment() -> Environment:
 
 
 def percent(share: float | None) -> str:
-    """Write a share for people: 21.5 %, 0.32 %, 0 %."""
+    """Format a fraction as a percentage: 21.5 %, 0.32 %, 0 %."""
     if share is None:
         return "–"
     value = share * 100
     return "0\u00a0%" if value == 0 else f"{value:.1f}\u00a0%" if value >= 0.95 else f"{value:.2g}\u00a0%"
 
 
-def web_address(url: str) -> str | None:
-    """Return an address that is safe to link to, or None: only http and https, with a host."""
+def web_url(url: str) -> str | None:
+    """Return a URL that is safe to link to, or None: only http and https, with a host."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -293,12 +295,12 @@ def _source_hash(content: str) -> str:
 
 
 def _tests(data: ReportData) -> Counter[str]:
-    """Return how many sets each model is tested on: the paper's question, asked that many times."""
+    """Return on how many sets each model is tested: the number of hypotheses for Bonferroni's correction."""
     return Counter(score.model for report in data.evals for score in report.accuracies if score.is_tested)
 
 
 def _score_rows(data: ReportData, tests: Counter[str]) -> list[dict[str, Any]]:
-    """Return a row for each set and model, with the p-value corrected for the number of sets that the model has."""
+    """Return a row for each set and model, with the p-value corrected for the number of sets tested."""
     return [
         {"report": report, "number": number, **vars(score), "corrected_p": _corrected(score, tests)}
         for number, report in enumerate(data.evals, start=1)
@@ -317,7 +319,9 @@ def _corrected(score: ModelAccuracy, tests: Counter[str]) -> float | None:
 def _set_view(report: EvalReport) -> dict[str, Any]:
     bits = report.summary.distances
     at_most = [contamination(int(n) + report.summary.edited, report.indexed) for n in np.cumsum(bits)]
-    pairs = [sum(bits[bit : bit + 2]) for bit in range(0, len(bits), 2)]  # PDQ distances are even, but for flat images
+    pairs = [
+        sum(bits[bit : bit + 2]) for bit in range(0, len(bits), 2)
+    ]  # PDQ distances are even, except for flat images
     labels = [f"{bit}–{min(bit + 1, len(bits) - 1)} bits" for bit in range(0, len(bits), 2)]
     return {
         "report": report,
@@ -329,7 +333,7 @@ def _set_view(report: EvalReport) -> dict[str, Any]:
 
 
 def _largest_share(report: EvalReport) -> float:
-    """Return the largest share that the chart of a set shows, its own interval's or the paper's."""
+    """Return the largest fraction in the chart of a set: the end of its interval, or the paper's."""
     paper = report.known.clip_overlap_percent if report.known else None
     return max(report.share.high, (paper or 0) / 100)
 

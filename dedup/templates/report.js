@@ -1,5 +1,5 @@
 "use strict";
-// Show only the pairs within the chosen distance, and the share each set has at it. The numbers come with the page.
+// Show only the pairs within the chosen distance, and the fraction of each set at it. The page includes the numbers.
 (() => {
   const slider = document.getElementById("threshold");
   const chosen = document.getElementById("threshold-bits");

@@ -1,7 +1,7 @@
-"""report/compliance.json: what was asked for, who said no and how, and which rates were kept.
+"""report/compliance.json: the requests made, the refusals by signal, and the request rates.
 
-Refusals are counted over all pairs. Hosts and robots.txt files are counted in the first `SAMPLED_SHARDS` parts, as the
-data card counts hosts: each part is a random sample, and a smaller set is counted whole.
+Refusals are counted over all pairs. Hosts and robots.txt files are counted in the first `SAMPLED_SHARDS` parts, like
+the hosts in the data card: each part is a random sample, and smaller sets are counted in full.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ _COLUMNS = ["url", "status", "http_status", "refused_by", "license_url", "creato
 
 @dataclass
 class Compliance:
-    """Counts over the pairs of a finished set; from `urls` on over its first parts. `first` and `last`: the crawl."""
+    """Counts over the pairs of a finished set; from `urls` on, over its first parts. `first`, `last`: crawl times."""
 
     pairs: int = 0
     samples: int = 0
@@ -38,7 +38,7 @@ class Compliance:
     responses: int = 0
     hosts: set[str] = field(default_factory=set)
     hosts_that_refused: Counter[str] = field(default_factory=Counter)  # URLs by host
-    robots_files: int = 0  # authorities whose robots.txt was asked for
+    robots_files: int = 0  # authorities whose robots.txt was requested
     robots_without_file: int = 0
     with_licence: int = 0
     with_creator: int = 0
@@ -92,7 +92,7 @@ def _count_ledger(ledger: pa.Table, authorities: dict[str, int | None], found: C
 
 
 def compliance_json(found: Compliance, config: Config) -> dict[str, Any]:
-    """Return the content of compliance.json: the same for the same responses, so it has no times."""
+    """Return the content of compliance.json; without times, so the same responses give the same content."""
     fetch = config.fetch
     return {
         "crawler": {"product_token": fetch.agent, "contact": fetch.contact},
@@ -125,7 +125,7 @@ def compliance_json(found: Compliance, config: Config) -> dict[str, Any]:
 
 
 def signals_read(fetch: FetchConfig) -> dict[str, Any]:
-    """Return which signals were heeded, and which other crawlers' rules."""
+    """Return which signals, and which other crawlers' rules, were obeyed."""
     obeyed = [token for name in fetch.also_obey for token in (preset_tokens() if name == PRESET else (name,))]
     heeded: dict[str, Any] = {str(signal): fetch.consent.reads(signal) for signal in Signal}
     return heeded | {str(Signal.ALSO_OBEY): sorted(set(obeyed), key=str.lower)}
@@ -139,12 +139,12 @@ def consent_lines(found: Compliance, config: Config) -> list[str]:
     return [
         "## Consent",
         "",
-        "Looked for before and after each request; the most restrictive statement wins. Details: compliance.json, and "
+        "Checked before and after each request; the most restrictive statement applies. Details: compliance.json, and "
         "the columns `refused_by`, `consent_checked` and `consent_said` of each pair.",
         "",
-        f"- Hosts: {len(found.hosts):,}, of which {len(found.hosts_that_refused):,} said no{counted}.",
-        f"- robots.txt was asked of {found.robots_files:,} authorities; {found.robots_without_file:,} had none.",
-        f"- Samples whose file names a licence: {found.with_licence:,}; a creator: {found.with_creator:,}.",
+        f"- Hosts: {len(found.hosts):,}, of which {len(found.hosts_that_refused):,} refused{counted}.",
+        f"- robots.txt was requested from {found.robots_files:,} authorities; {found.robots_without_file:,} had none.",
+        f"- Samples whose file states a licence: {found.with_licence:,}; a creator: {found.with_creator:,}.",
         f"- Signals that were switched off: {', '.join(off) or 'none'}.",
         "",
         "| refused by | pairs |",

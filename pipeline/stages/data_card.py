@@ -1,7 +1,7 @@
-"""The data card: what is in a finished set, as a page of Markdown made from its own files.
+"""The data card: the content of a finished set, as a Markdown page made from its own files.
 
-Shares of hosts, languages and sources are counted in the first `SAMPLED_SHARDS` shards; each shard is a random sample
-of the set, and a smaller set is counted whole.
+Fractions of hosts, languages and sources are counted in the first `SAMPLED_SHARDS` shards; each shard is a random
+sample of the set, and smaller sets are counted in full.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ class Composition:
     )
     hosts: Counter[str] = field(default_factory=Counter)
     more_captions: int = 0
-    matches: Counter[int] = field(default_factory=Counter)  # by query id: samples it matches, whoever selected them
+    matches: Counter[int] = field(default_factory=Counter)  # query id -> samples it matches
 
 
 def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composition:
@@ -58,7 +58,7 @@ def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composit
 def write_data_card(
     composition: Composition, account: Account, config: Config, manifest: Mapping[str, Any], consent: Sequence[str]
 ) -> str:
-    """Return the card as Markdown; `consent` is its section on that."""
+    """Return the card as Markdown; `consent` is its section about consent."""
     lines = [
         "# Data card",
         "",
@@ -99,14 +99,14 @@ def _table(title: str, counter: Counter[str], counted: str) -> list[str]:
     rows = [(_cell(name), count) for name, count in top]
     if len(counter) > _TOP:
         rows.append((f"{len(counter) - _TOP:,} more", total - sum(count for _, count in top)))
-    head = [f"## By {title} ({counted})", "", f"| {title} | samples | share |", "|---|---:|---:|"]
+    head = [f"## By {title} ({counted})", "", f"| {title} | samples | fraction |", "|---|---:|---:|"]
     return [*head, *(f"| {name} | {count:,} | {count / total:.1%} |" for name, count in rows), ""]
 
 
 def _over_cap(composition: Composition, cap: int) -> str:
     over = sum(count > cap for count in composition.matches.values())
     most = max(composition.matches.values(), default=0)
-    return f"{over:,} queries match more than {cap:,} of the counted samples, the most is {most:,}"
+    return f"{over:,} queries match more than {cap:,} of the counted samples; the maximum is {most:,}"
 
 
 def _near(config: Config) -> str:
@@ -117,7 +117,7 @@ def _near(config: Config) -> str:
 
 def _evals(config: Config) -> str:
     if not config.evals:
-        return "none was compared with; see `wit evals`."
+        return "not compared with any; see `wit evals`."
     names = ", ".join(e.name for e in config.evals)
     done = "measured and reported" if config.dedup.evals == "report" else "matching pairs removed"
     return f"{names}; {done}, see `report/index.html`."
@@ -131,6 +131,6 @@ def _opt_outs(account: Account) -> str:
 
 
 def _cell(text: str) -> str:
-    """Make a stranger's text safe inside a Markdown table."""
+    """Escape untrusted text for a Markdown table."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`") or "(none)"

@@ -1,7 +1,7 @@
-"""`wit card --eu-summary`: the set's part of a public summary of training content, as the EU's AI Act has it.
+"""`wit card --eu-summary`: the dataset's part of the public summary of training content that the EU's AI Act requires.
 
-Article 53(1)(d) of Regulation (EU) 2024/1689; the headings are those of the AI Office's template of July 2025. Whoever
-trains a model fills in what is about the provider and the model; what is about this set is taken from its own tables.
+Article 53(1)(d) of Regulation (EU) 2024/1689; the headings are those of the AI Office's template of July 2025. The
+provider of a model fills in the parts about provider and model; the parts about the dataset come from its tables.
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ _MEASURES = {
     Signal.PLUS_DATA_MINING: "data mining statements in image files (IPTC and PLUS)",
     Signal.C2PA: "training and data mining statements in content credentials (C2PA)",
     Signal.PAYMENT_REQUIRED: "demands for payment (HTTP status 402)",
-    Signal.BOT_WALL: "pages that ask for proof of being human",
-    Signal.BLOCK_LIST: "lists of opted-out domains, addresses and images",
+    Signal.BOT_WALL: "challenge pages against automated access (captchas)",
+    Signal.BLOCK_LIST: "lists of opted-out domains, URLs and images",
 }
 
 
@@ -42,14 +42,14 @@ def write_eu_summary(
 ) -> str:
     """Return the summary as Markdown.
 
-    `sources` is the number of source files, `refused_by_pages` of pairs that the pages they stood on refused.
+    `sources` is the number of source files, `refused_by_pages` that of pairs refused by the pages that show them.
     """
     fetch = config.fetch
     lines = [
         "# Summary of training content: image-text pairs from the web",
         "",
-        "This part describes one set of training data, made from its own records. Lines that begin with [to fill in] "
-        "are for the provider of the model.",
+        "This part describes one set of training data, from its own records. Lines with [to fill in] are for the "
+        "provider of the model.",
         "",
         "## 1. General information",
         "",
@@ -65,40 +65,40 @@ def write_eu_summary(
         "### 2.1 Publicly available datasets",
         "",
         f"Links to images and their texts were read from {sources:,} files of these kinds: {_kinds(config)}.",
-        "[to fill in] Name and address of the crawl or table that these files are from.",
+        "[to fill in] Name and URL of the crawl or table that these files come from.",
         "",
         "### 2.2 Private datasets licensed by rightsholders",
         "",
-        "None in this set.",
+        "None in this dataset.",
         "",
         "### 2.3 Data crawled and scraped from online sources",
         "",
-        f"- Crawler: {fetch.agent}{_contact(config)}. It fetches images for this set and for nothing else.",
+        f"- Crawler: {fetch.agent}{_contact(config)}. It is used only to fetch the images of this dataset.",
         f"- Behaviour: each image is requested once. A site gets at most {fetch.host_concurrency} requests at a time, "
-        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Nothing behind a "
-        "login, a payment or a test for humans is taken; such sites are left alone.",
+        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Content behind a "
+        "login, a paywall or a captcha is not collected.",
         f"- Period of collection: {_period(found)}.",
         f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(found, manifest)}.",
         "",
         *_domains(composition),
         "### 2.4 User data, 2.5 Synthetic data, 2.6 Other sources",
         "",
-        "None in this set.",
+        "None in this dataset.",
         "",
         "## 3. Data processing aspects",
         "",
         "### 3.1 Respect of reservations of rights (Directive (EU) 2019/790, article 4(3))",
         "",
-        "Before and after each request these ways to say no are looked for. One no of any kind is enough to leave an "
-        "image out; no permission elsewhere outweighs it.",
+        "The opt-out signals below are checked before and after each request. One refusal by any signal excludes the "
+        "image; no permission elsewhere overrides it.",
         "",
-        "| way to say no | looked for | images left out |",
+        "| opt-out signal | checked | images excluded |",
         "|---|---|---:|",
         f"| noai, reservations and similar statements of the pages that show the images | yes | {refused_by_pages:,} |",
         *_measures(found, config),
         "",
-        f"{len(found.hosts_that_refused):,} of {len(found.hosts):,} domains said no to at least one image"
-        f"{_sampled(found, manifest)}. What was looked for and what was said is recorded for every image.",
+        f"{len(found.hosts_that_refused):,} of {len(found.hosts):,} domains refused the use of at least one image"
+        f"{_sampled(found, manifest)}. The signals checked and their statements are recorded for every image.",
         "",
         "### 3.2 Removal of illegal content",
         "",
@@ -106,7 +106,7 @@ def write_eu_summary(
         "",
         "### 3.3 Other",
         "",
-        "Copies of an image are one item. GPS positions in image files are not kept.",
+        "Copies of an image are merged into one item. GPS positions in image files are not kept.",
         "",
     ]
     return "\n".join(lines)
@@ -119,7 +119,7 @@ def _languages(composition: Composition) -> str:
 
 
 def _kinds(config: Config) -> str:
-    names = {"wat": "Common Crawl metadata", "warc": "web archives", "url-table": "tables of image addresses"}
+    names = {"wat": "Common Crawl metadata", "warc": "web archives", "url-table": "tables of image URLs"}
     return ", ".join(sorted({names[source.kind] for source in config.sources}))
 
 
@@ -160,5 +160,5 @@ def _measures(found: Compliance, config: Config) -> list[str]:
 
 def _block_lists(config: Config) -> str:
     if any(config.fetch.consent.block_lists.values()):
-        return "Addresses and images on the lists that the maker of the set holds were never stored."
+        return "URLs and images on the block lists of the dataset's maker were not stored."
     return "No block list was used."

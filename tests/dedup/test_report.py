@@ -33,7 +33,7 @@ from dedup.report import (
     percent,
     render_html,
     render_json,
-    web_address,
+    web_url,
     write_report,
 )
 from dedup.statistics import contamination, split_accuracy
@@ -155,13 +155,13 @@ def test_text_of_strangers_is_shown_as_it_is(text: str) -> None:
         "",
     ],
 )
-def test_only_web_addresses_become_links(url: str) -> None:
-    assert web_address(url) is None
+def test_only_web_urls_become_links(url: str) -> None:
+    assert web_url(url) is None
     links = Page(render_html(report_data(url=url))).all("a")
     assert all((link["href"] or "").startswith("#") for link in links)
 
 
-def test_web_addresses_become_links_that_tell_nothing() -> None:
+def test_links_send_no_referrer() -> None:
     links = [a for a in Page(render_html(report_data(url="http://a.example/?q=%22"))).all("a") if a["href"][0] != "#"]  # type: ignore[index]
     assert {a["href"] for a in links} == {"http://a.example/?q=%22"}
     assert {a["rel"] for a in links} == {"noopener noreferrer nofollow"}
@@ -223,10 +223,7 @@ def test_the_page_says_what_the_cap_promises() -> None:
     assert (balance.more_than_cap, balance.most_matched) == (1, 31)
     text = "".join(Page(render_html(replace(report_data(), balance=balance))).text)
     assert "a query selects at most 20 pairs" in text
-    assert (
-        "Of 40 pairs of this set that were counted, 1 queries match more than 20; the most that one query matches is 31"
-        in text
-    )
+    assert "Counted over 40 pairs of this dataset, 1 queries match more than 20 pairs; the maximum is 31" in text
 
 
 def test_counts_are_those_of_the_evidence() -> None:
@@ -241,7 +238,7 @@ def test_counts_are_those_of_the_evidence() -> None:
     assert "3 of 6 pairs shown" in "".join(page.text)
     assert "32x32 pixels; the paper itself reports false positives here." in "".join(page.text)
     assert "20 of the images (10.0\u00a0%) are too flat" in "".join(page.text)
-    assert "One image passes for 12 different examples" in "".join(page.text)
+    assert "One image matches 12 different examples" in "".join(page.text)
 
 
 def test_edited_copies_are_shown_with_what_was_done_and_counted_at_every_threshold() -> None:
@@ -264,7 +261,7 @@ def test_a_set_without_overlap_is_not_tested() -> None:
     assert first[0]["bonferroni_p_value"] == first[0]["p_value"]
     assert last[0]["bonferroni_p_value"] is None
     page = render_html(data)
-    assert "times the number of sets with an overlap to test it on (1, Bonferroni)" in page
+    assert "multiplied by the number of sets tested (1, Bonferroni)" in page
     assert '<td class="number soft">–</td>' in page
 
 
@@ -286,7 +283,7 @@ def test_every_model_has_its_row_and_its_own_number_of_tests() -> None:
     )
     data = replace(report_data(), evals=evals)
     page = render_html(data)
-    rows = table_rows(page, "Did it help the model?")
+    rows = table_rows(page, "Effect on accuracy")
     assert [row[:4] for row in rows] == [
         ["CIFAR-100", "a baseline", "200", "50.0 %"],
         ["CIFAR-100", "ours", "200", "2.0 %"],
@@ -359,7 +356,7 @@ def test_balance_counts_queries() -> None:
     ("share", "written"),
     [(None, "–"), (0, "0 %"), (0.215, "21.5 %"), (0.0032, "0.32 %"), (0.00994, "1.0 %"), (1, "100.0 %")],
 )
-def test_shares_are_written_for_people(share: float | None, written: str) -> None:
+def test_fractions_are_formatted_as_percentages(share: float | None, written: str) -> None:
     assert percent(share).replace("\u00a0", " ") == written
 
 

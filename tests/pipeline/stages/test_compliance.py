@@ -129,7 +129,7 @@ def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
     assert "| content signals (Content-Signal), in robots.txt and response headers | yes | 2 |" in text
     assert "| machine-readable licences (Really Simple Licensing) | no | 0 |" in text
     assert "of the pages that show the images | yes | 12 |" in text
-    assert "2 of 5 domains said no" in text
+    assert "2 of 5 domains refused" in text
     for heading in ("## 1. General information", "## 2. List of data sources", "### 3.1 Respect of reservations"):
         assert heading in text
 
