@@ -1,8 +1,8 @@
-"""Which images of one set another set has too: the overlap report for any two sets, without a crawl.
+"""Find which images of one set another set contains: the overlap report for any two sets, without a crawl.
 
 <out>/index/<name>/...    the index of the first set (dedup/eval_sets/index.py)
-<out>/overlap.parquet     a row per example and image that show the same (dedup/overlap.py: OVERLAP)
-<out>/overlap_ids.txt     examples of the first set that the second has, one a line; clean_ids.txt has the others
+<out>/overlap.parquet     a row per example and matching image (dedup/overlap.py: OVERLAP)
+<out>/overlap_ids.txt     examples of the first set that the second contains, one per line; clean_ids.txt has the others
 <out>/index.html, overlap.json
 """
 
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dedup.copies.control import control_pictures
+from dedup.copies.control import control_images
 from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
@@ -37,8 +37,8 @@ from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence, summa
 from dedup.pdq import fingerprint
 from dedup.report import EvalReport, Evidence, ReportData, percent, write_report
 
-CONTROL_PICTURES = 100
-"""Rendered pictures that nothing may match."""
+CONTROL_IMAGES = 100
+"""Rendered images that nothing should match."""
 
 _BATCH = 64  # images of the second set in memory
 _EVIDENCE = 48
@@ -54,26 +54,26 @@ class Source:
 
     @classmethod
     def of(cls, path: Path) -> "Source":
-        """Tell the layout from what is there.
+        """Detect the layout of the files under a path.
 
         Raises:
-            DedupError: nothing is, or nothing of a known layout.
+            DedupError: the path does not exist, or holds no known layout.
         """
         if not path.exists():
             raise DedupError(f"{path}: no such file or folder")
         files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
         suffixes = Counter(file.suffix.lower().removeprefix(".") for file in files)
-        for kind, found in (("webdataset", suffixes["tar"]), ("parquet", suffixes["parquet"])):
-            if found:
+        for kind, count in (("webdataset", suffixes["tar"]), ("parquet", suffixes["parquet"])):
+            if count:
                 return cls(path, kind)
         if path.is_dir() and any(suffixes[suffix] for suffix in IMAGE_SUFFIXES):
             return cls(path, "folder")
-        raise DedupError(f"{path}: no images, no .tar and no .parquet")
+        raise DedupError(f"{path}: found no images, .tar files or .parquet files")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What counts as the same picture."""
+    """What counts as the same image."""
 
     detector: Detector | None
     detector_name: str
@@ -84,7 +84,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Compared:
-    """The account: how many examples of the first set the second has, and how many images of the second were read."""
+    """The result: the overlap report, and how many images of the second set were read, or left out by reason."""
 
     report: EvalReport
     images: int
@@ -94,10 +94,10 @@ class Compared:
 
 
 def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -> Compared:
-    """Write the report of what `second` has of `first` to the folder `out`.
+    """Find the examples of `first` that `second` contains, and write the report to the folder `out`.
 
     Raises:
-        FileNotFoundError, DedupError: one line; a set has no readable image or another layout.
+        FileNotFoundError, DedupError: one line; a set has no readable image, or another layout.
     """
     name = first.path.resolve().name
     summary = index_eval_set(name, first.kind, first.path, out / "index", detector=settings.detector)
@@ -119,7 +119,7 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         )
         report = _report(name, summary, overlap, folder, Path(scratch), settings)
     images = counts.pop("kept")
-    control = Control(CONTROL_PICTURES, images, len(false))
+    control = Control(CONTROL_IMAGES, images, len(false))
     recall = _measure(matches, first, summary, settings) if settings.planted else None
     compared = Compared(report, images, dict(counts), control, recall)
     _write(out, overlap, pq.read_table(folder / "index.parquet", columns=["eval_id", "reason"]))
@@ -137,15 +137,15 @@ def _facts(first: Source, second: Source, compared: Compared, settings: Settings
         ("Evaluation set", str(first.path)),
         ("Compared with", f"{second.path}, {compared.images:,} images"),
         ("Detector of edited copies", settings.detector_name),
-        ("Negative control", f"{control.matches} of {control.pictures:,} rendered pictures matched, 0 is right"),
+        ("Negative control", f"{control.matches} of {control.pictures:,} rendered images matched (expected: 0)"),
     ]
     if recall:
-        planted = f"{percent(recall.tuned.value)} of kinds used in tuning, {percent(recall.unseen.value)} of others"
-        facts.append(("Planted edits found", planted))
+        planted = f"{percent(recall.tuned.value)} for kinds used in tuning, {percent(recall.unseen.value)} for others"
+        facts.append(("Recall of planted edits", planted))
         corrected = recall.corrected(compared.report.summary.overlap, compared.report.indexed)
         if corrected:
             value, low, high = map(percent, corrected)
-            facts.append(("Share corrected for this recall", f"{value} ({low} – {high})"))
+            facts.append(("Overlap corrected for this recall", f"{value} ({low} – {high})"))
     return tuple(facts)
 
 
@@ -163,18 +163,18 @@ def _measured_json(compared: Compared) -> dict[str, Any]:
 def _write_control(scratch: Path, settings: Settings) -> Path:
     """Index the negative control under `scratch`; return the folder of its index."""
     (scratch / "control").mkdir()
-    for number, picture in enumerate(control_pictures(CONTROL_PICTURES, seed=0)):
+    for number, picture in enumerate(control_images(CONTROL_IMAGES, seed=0)):
         Image.fromarray(picture).save(scratch / "control" / f"{number:05d}.png")
     index_eval_set("control", "folder", scratch / "control", scratch / "index", detector=settings.detector)
     return scratch / "index" / "control"
 
 
 def _measure(matches: "_Matches", first: Source, summary: EvalSummary, settings: Settings) -> Recall:
-    """Plant edits of examples that are spread evenly over the set."""
+    """Measure the recall on edits of examples that are spread evenly over the set."""
     step = max(1, summary.examples // settings.planted)
     pictures: dict[str, np.ndarray] = {}
-    for place, example in enumerate(read_examples(first.kind, str(first.path))):
-        if place % step or example.failure or len(pictures) == settings.planted:
+    for position, example in enumerate(read_examples(first.kind, str(first.path))):
+        if position % step or example.failure or len(pictures) == settings.planted:
             continue
         with suppress(ImageDecodeError):
             pictures[example.eval_id] = decode_rgb(example.encoded)
@@ -223,7 +223,7 @@ def _decoded(source: Source, counts: Counter[str]) -> Iterator[list[_Image]]:
 
 @dataclass(frozen=True)
 class _Matches:
-    """An indexed set, ready to be compared with."""
+    """An indexed set to compare images with."""
 
     index: EvalIndex
     finder: CopyFinder | None
@@ -235,12 +235,12 @@ class _Matches:
 
     def find(self, batch: list[_Image], described: Described | None) -> pa.Table:
         """Return the overlap rows of a batch."""
-        looks = [fingerprint(one.picture) for one in batch]
+        fingerprints = [fingerprint(one.picture) for one in batch]
         images = pa.table(
             {
                 "uid": pa.array([one.name for one in batch], pa.string()),
-                "pdq": pa.array([look.pdq for look in looks], pa.binary(32)),
-                "pdq_quality": pa.array([look.quality for look in looks], pa.int32()),
+                "pdq": pa.array([one.pdq for one in fingerprints], pa.binary(32)),
+                "pdq_quality": pa.array([one.quality for one in fingerprints], pa.int32()),
                 "sha256": pa.array([hashlib.sha256(one.file).hexdigest() for one in batch], pa.string()),
             }
         )
@@ -297,10 +297,10 @@ def _report(
 def _write(out: Path, overlap: pa.Table, index: pa.Table) -> None:
     pq.write_table(overlap, out / "overlap.parquet.tmp", compression="zstd")
     (out / "overlap.parquet.tmp").replace(out / "overlap.parquet")
-    found = set(overlap["eval_id"].to_pylist())
+    overlapping = set(overlap["eval_id"].to_pylist())
     readable = index.filter(pc.is_null(index["reason"]))["eval_id"].to_pylist()
-    _write_lines(out / "overlap_ids.txt", (one for one in readable if one in found))
-    _write_lines(out / "clean_ids.txt", (one for one in readable if one not in found))
+    _write_lines(out / "overlap_ids.txt", (one for one in readable if one in overlapping))
+    _write_lines(out / "clean_ids.txt", (one for one in readable if one not in overlapping))
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

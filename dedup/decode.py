@@ -1,10 +1,11 @@
-"""The one decoder: image files that nobody vouches for, judged by their headers, then decoded to upright RGB.
+"""The only decoder: untrusted image files, checked by their headers, then decoded to upright RGB.
 
-The fetcher, the index of evaluation sets and the trainer use it, so that a file is readable, upright and has its
-colours for all of them or for none. Formats of the web and of evaluation sets that Pillow decodes without running
-another program; the first frame counts. Transparency becomes white, deep grey is scaled, EXIF orientation is applied.
+The fetcher, the index of evaluation sets and the trainer use it, so that all of them accept the same files and
+see the same pixels. It supports the formats of the web and of evaluation sets that Pillow decodes without running
+another program, and decodes the first frame. Transparency becomes white, deep grey is scaled, EXIF orientation is
+applied.
 
-Whatever lacks memory raises MemoryError: that says nothing about the image.
+A lack of memory raises MemoryError: it is not a property of the image.
 """
 
 import contextlib
@@ -30,9 +31,9 @@ from dedup.image_files.exif import ORIENTATIONS, orientation, parse_exif, read_e
 MAX_PIXELS = 89_478_485
 """Pillow's own limit for a decompression bomb."""
 MAX_PASS_PIXELS = 1_000_000_000
-"""Pixels times the scans of a JPEG: some 7 CPU seconds."""
+"""Limit of pixels times scans of a JPEG: some 7 CPU seconds."""
 MAX_AVIF_PIXELS = 4 * MAX_PIXELS
-"""Of all frames that an AVIF file makes its decoder decode: some 4 CPU seconds."""
+"""Limit for all frames that an AVIF file makes its decoder decode: some 4 CPU seconds."""
 
 _MAGICS = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -43,7 +44,7 @@ _MAGICS = {
     "WEBP": re.compile(rb"RIFF[\s\S]{4}WEBP"),
     "PPM": re.compile(rb"P[1-6]\s+[#\d]"),
 }
-_OTHER_PICTURES = (
+_UNSUPPORTED_SIGNATURES = (
     b"\0\0\1\0",
     b"8BPS",
     b"\xff\x0a",
@@ -64,8 +65,8 @@ _SPARE_BYTES = 1 << 26  # what a decoder takes besides its pixels: threads and t
 
 _ROWS = 256  # of an image, converted at a time
 
-# How files end that were cut and then filled up with zeros or an error page. A whole file hardly ever does: flat WebP
-# pictures end in zeros.
+# The end of files that were truncated and then padded with zeros or an error page. Complete files rarely end like this:
+# only flat WebP images end in zeros.
 _TAIL_BYTES = 16
 _FILLED = re.compile(rb"(.)\1*|[\t\n\r -~]*", re.DOTALL)
 
@@ -81,7 +82,7 @@ Size = tuple[int, int]
 
 
 class ImageDecodeError(ValueError):
-    """Bytes that are not a picture we can read; `failure` is from a closed list. `size`: upright, where it is known."""
+    """The bytes are not a readable image; `failure` is from a closed list. `size`: upright, if known."""
 
     def __init__(self, failure: DecodeFailure, message: str, size: Size | None = None) -> None:
         super().__init__(message)
@@ -91,7 +92,7 @@ class ImageDecodeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """An image file that may be decoded. `size` is as its pixels lie; `turn`, an EXIF orientation, sets them right."""
+    """The header of an image file that may be decoded. `size` is before `turn`, its EXIF orientation, is applied."""
 
     encoded: bytes
     file_format: str
@@ -103,7 +104,7 @@ class ImageHeader:
 
     @property
     def upright_size(self) -> Size:
-        return self.size if self.turn < 5 else (self.size[1], self.size[0])  # orientations 5 to 8 lie on their side
+        return self.size if self.turn < 5 else (self.size[1], self.size[0])  # orientations 5 to 8 swap the sides
 
 
 def decode_rgb(encoded: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 0) -> np.ndarray:
@@ -112,46 +113,46 @@ def decode_rgb(encoded: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 
     A JPEG is decoded at the smallest eighth of its size whose sides are not below `min_side`, if that is not 0.
 
     Raises:
-        ImageDecodeError: it is no image that can be read.
-        MemoryError: there is too little memory to say.
+        ImageDecodeError: it is not a readable image.
+        MemoryError: too little memory to decide.
     """
     header = read_header(encoded, max_pixels)
     return upright(decode_pixels(header, min_side), header.turn)
 
 
 def read_header(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """Judge an image file by its header and structure, before any pixel is decoded.
+    """Check an image file by its header and structure, before any pixel is decoded.
 
     Raises:
-        ImageDecodeError: it is no image, or would cost too much.
-        MemoryError: there is too little memory to say.
+        ImageDecodeError: it is not an image, or decoding it would cost too much.
+        MemoryError: too little memory to decide.
     """
     file_format = _sniff(encoded)
     read = _header_of_jpeg if file_format == "JPEG" else partial(_header_of_others, file_format=file_format)
-    header = _told(file_format, (0, 0), partial(read, encoded))
+    header = _guarded(file_format, (0, 0), partial(read, encoded))
     _check_cost(header, max_pixels)
     return header
 
 
 def decode_pixels(header: ImageHeader, min_side: int = 0) -> np.ndarray | Image.Image:
-    """Decode the first frame, not yet turned: a JPEG as an RGB array, others (and odd JPEGs) as RGB, RGBA or L images.
+    """Decode the first frame, not yet upright: a JPEG as an RGB array, others (and rare JPEGs) as RGB, RGBA or L.
 
     `min_side` as in `decode_rgb`.
 
     Raises:
-        ImageDecodeError: it is damaged, or of a kind without a meaning as a picture.
-        MemoryError: there is too little memory to say.
+        ImageDecodeError: it is damaged, or its pixels have no defined colours.
+        MemoryError: too little memory to decide.
     """
     pixels = header.size[0] * header.size[1]
     decode = _decode_jpeg if header.file_format == "JPEG" else _decode_with_pillow
-    # Of a JPEG with a single scan, row by row is decoded; of several, every coefficient is kept in memory.
+    # A JPEG with a single scan is decoded row by row; with several, all its coefficients are kept in memory.
     takes_much = header.markers is None or header.markers.takes_passes
     with _one_large_image if pixels >= _LARGE_PIXELS and takes_much else contextlib.nullcontext():
-        return _told(header.file_format, header.size, partial(decode, header, min_side))
+        return _guarded(header.file_format, header.size, partial(decode, header, min_side))
 
 
 def upright(pixels: np.ndarray | Image.Image, turn: int) -> np.ndarray:
-    """Put decoded pixels on white and turn them upright."""
+    """Blend decoded pixels with white and turn them upright."""
     if isinstance(pixels, np.ndarray):
         return pixels if turn == 1 else np.asarray(Image.fromarray(pixels).transpose(ORIENTATIONS[turn]))
     if pixels.mode == "RGBA":
@@ -162,21 +163,25 @@ def upright(pixels: np.ndarray | Image.Image, turn: int) -> np.ndarray:
 
 
 def _sniff(encoded: bytes) -> str:
-    """Return the format that the first bytes announce."""
+    """Return the format by the file signature."""
     for name, magic in _MAGICS.items():
         if magic.match(encoded):
             return name
     if avif.is_avif(encoded):
         return "AVIF"
-    if encoded.startswith(_OTHER_PICTURES) or encoded[4:8] == b"ftyp" or b"<svg" in encoded[:_SVG_HEAD_BYTES].lower():
-        raise ImageDecodeError("unsupported_format", "a picture in a format that is not decoded")
-    raise ImageDecodeError("not_an_image", "does not begin like any image" if encoded else "empty")
+    if (
+        encoded.startswith(_UNSUPPORTED_SIGNATURES)
+        or encoded[4:8] == b"ftyp"
+        or b"<svg" in encoded[:_SVG_HEAD_BYTES].lower()
+    ):
+        raise ImageDecodeError("unsupported_format", "an image format that is not supported")
+    raise ImageDecodeError("not_an_image", "unrecognized file signature" if encoded else "empty")
 
 
-def _told(file_format: str, size: Size, work: Callable[[], T]) -> T:
-    """Do some of the decoding; tell damage from what is no fault of the file.
+def _guarded(file_format: str, size: Size, work: Callable[[], T]) -> T:
+    """Run a step of decoding; tell damage of the file from a lack of memory.
 
-    A decoder that lacks memory is asked again where there is some now: a malformed file can make it want any amount.
+    If a decoder reports a lack of memory although there is some, try once more: malformed files can request any amount.
     """
     for is_last in (False, True):
         try:
@@ -185,17 +190,17 @@ def _told(file_format: str, size: Size, work: Callable[[], T]) -> T:
             raise
         except Image.DecompressionBombError as error:
             raise ImageDecodeError("too_many_pixels", str(error)) from error
-        except Exception as error:  # decoders raise whatever hostile bytes lead them to: struct.error, IndexError ...
+        except Exception as error:  # decoders raise anything on hostile bytes: struct.error, IndexError ...
             _check_memory(size, error)
             if is_last or not jpeg.lacked_memory(error):
-                # Pillow's own texts hold addresses.
+                # Pillow's own messages contain memory addresses.
                 detail = str(error) if type(error) is ValueError else type(error).__name__
                 raise ImageDecodeError("broken_image", f"{file_format}: {detail}"[:200]) from error
     raise AssertionError
 
 
 def _check_memory(size: Size, error: Exception) -> None:
-    """Raise MemoryError unless a decoder could have what it may have asked for: not all of them say what they lack."""
+    """Raise MemoryError unless a decoder could have got the memory it needed: not every decoder reports the lack."""
     wanted_bytes = _SPARE_BYTES + _BYTES_PER_PIXEL * size[0] * size[1]
     try:
         mmap.mmap(-1, wanted_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
@@ -219,7 +224,7 @@ def _open(encoded: bytes, file_format: str) -> Image.Image:
     except UnidentifiedImageError as error:
         _check_memory((0, 0), error)
         if file_format == "TIFF" and _is_sound_tiff(encoded):
-            raise ImageDecodeError("unsupported_format", "a TIFF of a kind that is not decoded") from None
+            raise ImageDecodeError("unsupported_format", "a TIFF variant that is not supported") from None
         raise ImageDecodeError("broken_image", f"{file_format}: the header is damaged") from None
 
 
@@ -271,9 +276,9 @@ def _decode_with_pillow(header: ImageHeader, min_side: int) -> Image.Image:
 
 
 def _check_tail(image: Image.Image, encoded: bytes, end: int, file_format: str) -> None:
-    """Refuse a file that was filled up: its decoder takes that for pixels, and never comes to the last bytes.
+    """Refuse a truncated and padded file: its decoder does not reach the last bytes, so changing them has no effect.
 
-    A whole file has no bytes that do not matter; where its data does end in zeros, others spoil it.
+    In a complete file every byte of the data matters, even if it ends in zeros.
     """
     changed = encoded[: end - _TAIL_BYTES] + b"\xa5" * _TAIL_BYTES + encoded[end:]
     try:
@@ -283,14 +288,14 @@ def _check_tail(image: Image.Image, encoded: bytes, end: int, file_format: str) 
     except Exception:
         return
     if image.mode == other.mode and image.tobytes() == other.tobytes():
-        raise ImageDecodeError("broken_image", f"{file_format}: cut, and filled up")
+        raise ImageDecodeError("broken_image", f"{file_format}: truncated and padded")
 
 
 _ENDS: dict[str, Callable[[bytes], int]] = {"WEBP": webp.pixel_data_end, "AVIF": avif.pixel_data_end}
 
 
 def _in_rgb(image: Image.Image, encoded: bytes, file_format: str) -> Image.Image:
-    """Decode the first frame, to RGB, to RGBA where it has transparency, or to L where it is 16-bit grey."""
+    """Decode the first frame to RGB, to RGBA if it has transparency, or to L if it is 16-bit grey."""
     if image.mode == "F":
         raise ImageDecodeError("unsupported_format", "floating-point pixels have no range", image.size)
     hidden = image.info.get("transparency") if file_format == "PNG" else None
@@ -318,7 +323,7 @@ def _range_of_grey(image: Image.Image, file_format: str) -> tuple[int, bool, boo
     is_signed = tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 2
     if is_signed and bits < 32:
         raise ImageDecodeError("unsupported_format", "signed pixels have no white", image.size)
-    # 32 bits with a sign are how programs write 16 bits of which they do not know better; Pillow among them.
+    # Programs, Pillow among them, write 16-bit grey as signed 32 bits.
     shift = 8 if is_signed else bits - 8
     return shift, not is_signed, tags.get(ExifTags.Base.PhotometricInterpretation) == 0
 
@@ -338,7 +343,7 @@ def _in_8_bits(image: Image.Image, shift: int, is_unsigned: bool, is_inverted: b
 
 
 def _is_sound_tiff(encoded: bytes) -> bool:
-    """Tell whether the first directory lies in the file and has a width and a height."""
+    """Return whether the first directory is complete and has a width and a height."""
     order = "<" if encoded[:2] == b"II" else ">"
     try:
         (start,) = struct.unpack_from(f"{order}I", encoded, 4)

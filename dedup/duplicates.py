@@ -180,7 +180,7 @@ def _places(ids: np.ndarray, order: np.ndarray, edges: np.ndarray) -> np.ndarray
     at = np.minimum(np.searchsorted(sorted_ids, edges), len(ids) - 1)
     if len(edges) and (sorted_ids[at] != edges).any():
         unknown = edges[sorted_ids[at] != edges][0]
-        raise ValueError(f"an edge names {unknown!r}, which is not among the ids")
+        raise ValueError(f"an edge has the id {unknown!r}, which is not in `ids`")
     place = np.empty(len(ids), np.int64)
     place[order] = np.arange(len(ids))
     return place[by_id[at]].reshape(-1, 2)

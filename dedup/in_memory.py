@@ -127,7 +127,7 @@ class OverlapStatistics:
 def overlap_statistics(
     overlap: pa.Table, index: EvalIndex, correct: Mapping[str, bool] | None = None
 ) -> OverlapStatistics:
-    """Summarise the rows of `find_overlap`; `correct` tells for each eval_id whether a model's prediction is correct.
+    """Summarise the rows of `find_overlap`; `correct` has for each eval_id whether a model's prediction is correct.
 
     Raises:
         ValueError: `correct` has examples that are not in the index.

@@ -2,9 +2,9 @@
 
 Two images count as the same if their bytes are equal, or if the fetched one's PDQ hash is within a distance of one of
 the eight views of the evaluation image and both are textured enough for a hash to mean something (`min_quality`). The
-gate matters for sets of flat or synthetic pictures (MNIST, rendered scenes, black video frames), which would match any
-flat picture of the web; equal bytes count whatever the quality. Edited copies come from the copy detector, if there is
-one (docs/copies.md).
+gate matters for sets of flat or synthetic images (MNIST, rendered scenes, black video frames), which would match any
+flat image of the web; equal bytes count regardless of the quality. Edited copies come from the copy detector, if there
+is one (docs/copies.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,11 @@ OVERLAP = pa.schema(
         ("uid", pa.string()),
         ("score", pa.float32()),  # 1 - distance / 256
         ("distance", pa.int32()),  # bits
-        ("view", pa.string()),  # how the evaluation image is turned to look like the fetched one
+        ("view", pa.string()),  # the rotation or mirroring of the evaluation image that matches the fetched one
         ("degree", pa.string()),  # `Degree`
-        ("edit", pa.string()),  # what was done, in words; empty where nothing was moved
+        ("edit", pa.string()),  # the geometric edit, in words; empty if there is none
         ("cosine", pa.float32()),  # of the descriptors; null where the copy detector did not propose the pair
-        ("inliers", pa.int32()),  # of the alignment on the pixels, as are the next two; null where there is none
+        ("inliers", pa.int32()),  # of the alignment on the pixels, like the next two; null if there is none
         ("correlation", pa.float32()),
         (
             "corners",
@@ -42,7 +42,7 @@ OVERLAP = pa.schema(
 )
 
 EQUAL_BYTES, RE_ENCODED, EDITED = "equal bytes", "re-encoded", "edited"
-"""The degrees of a copy: how sure, and how much was done to it."""
+"""The degrees of a copy, from identical to edited."""
 
 _TURNS = {
     "upright": "",
@@ -86,10 +86,11 @@ class EvalIndex:
 def find_overlap(
     images: pa.Table, index: EvalIndex, *, max_distance_bits: int, min_quality: int, copies: Sequence[Copy] = ()
 ) -> pa.Table:
-    """Return one `OVERLAP` row per evaluation example and fetched image that show the same, by eval_id, then uid.
+    """Return one `OVERLAP` row per matching evaluation example and fetched image, by eval_id, then uid.
 
     `images` has the columns uid, pdq, pdq_quality and sha256, without nulls. Of several matching views the nearest
-    counts. `copies` are what the copy detector found besides, by the numbers of the index's examples and the images.
+    counts. `copies` are additional matches of the copy detector, by the row numbers of the index's examples and the
+    images.
     """
     copies = [copy for copy in copies if copy.alignment or _both_textured(images, index, copy, min_quality)]
     by_hash = [_equal_bytes(images, index), _near(images, index, max_distance_bits, min_quality)]
@@ -97,14 +98,14 @@ def find_overlap(
     found = found[_first_of_each_pair(found)]
     example, image, distance, view = found.T
     uids = combine(images["uid"])
-    proofs = {(copy.picture, copy.image): copy for copy in copies}
+    proofs = {(copy.example, copy.image): copy for copy in copies}
     columns = [
         index.eval_ids.take(pa.array(example)),
         uids.take(pa.array(image)),
         pa.array(1 - distance / PDQ_BITS, pa.float32()),
         pa.array(distance, pa.int32()),
         pa.array([name for name, _ in VIEWS], pa.string()).take(pa.array(view)),
-        *_what_was_done(images, index, found, proofs, max_distance_bits),
+        *_edit_columns(images, index, found, proofs, max_distance_bits),
     ]
     return pa.table(columns, OVERLAP).sort_by([("eval_id", "ascending"), ("uid", "ascending")])
 
@@ -147,13 +148,13 @@ def _near(images: pa.Table, index: EvalIndex, max_distance_bits: int, min_qualit
 
 
 def _both_textured(images: pa.Table, index: EvalIndex, copy: Copy, min_quality: int) -> bool:
-    """Return whether a copy that nothing proves on the pixels counts all the same: flat pictures are all alike."""
-    return bool(min(index.quality[copy.picture], images["pdq_quality"][copy.image].as_py()) >= min_quality)
+    """Return whether both are textured: else a copy must be verified on the pixels, since flat images look alike."""
+    return bool(min(index.quality[copy.example], images["pdq_quality"][copy.image].as_py()) >= min_quality)
 
 
 def _by_detector(images: pa.Table, index: EvalIndex, copies: Sequence[Copy]) -> np.ndarray:
-    """Return (example, image, distance, view) of pairs found by other means: their nearest views, however far."""
-    example = np.array([copy.picture for copy in copies], np.int64)
+    """Return (example, image, distance, view) of the detector's copies, with their nearest views at any distance."""
+    example = np.array([copy.example for copy in copies], np.int64)
     image = np.array([copy.image for copy in copies], np.int64)
     words = hash_matrix(images["pdq"])[image].view(np.uint64)
     views = index.views.words.reshape(-1, len(VIEWS), words.shape[1])[example]
@@ -161,7 +162,7 @@ def _by_detector(images: pa.Table, index: EvalIndex, copies: Sequence[Copy]) -> 
     return np.stack([example, image, bits.min(1, initial=PDQ_BITS), bits.argmin(1)], axis=1)
 
 
-def _what_was_done(
+def _edit_columns(
     images: pa.Table,
     index: EvalIndex,
     found: np.ndarray,
@@ -199,7 +200,7 @@ def _first_of_each_pair(found: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OverlapSummary:
-    """What the overlap rows of one set add up to; only pairs in the final shards count, except for `found`."""
+    """The sums of the overlap rows of one set; only pairs in the final shards count, except for `found`."""
 
     overlap: int
     """Evaluation examples with at least one copy in the final shards."""
@@ -210,9 +211,9 @@ class OverlapSummary:
     distances: tuple[int, ...]
     """How many of the examples have their nearest copy at 0, 1, ... `max_distance_bits` bits."""
     most_examples_of_one_image: int
-    """Large where one flat or generic image passes for many examples: a sign of false matches."""
+    """Large if one flat or generic image matches many examples: a sign of false matches."""
     edited: int
-    """How many of the examples have no copy within `max_distance_bits`, and are there by the copy detector."""
+    """How many of the examples have no copy within `max_distance_bits`, only copies found by the copy detector."""
 
 
 def summarise_overlap(overlap: pa.Table, max_distance_bits: int) -> OverlapSummary:
@@ -232,7 +233,7 @@ def summarise_overlap(overlap: pa.Table, max_distance_bits: int) -> OverlapSumma
 
 
 def pick_evidence(overlap: pa.Table, limit: int) -> pa.Table:
-    """Return at most `limit` kept rows to look at, farthest first: the nearest copies of examples, over all distances.
+    """Return at most `limit` kept rows to inspect, farthest first: the nearest copies of examples, over all distances.
 
     The farthest are always among them: they show whether the threshold is right.
     """

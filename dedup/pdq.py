@@ -1,4 +1,4 @@
-"""Decide what an image looks like to us: a 256-bit PDQ hash and a quality score.
+"""Compute the fingerprint of an image: a 256-bit PDQ hash and a quality score.
 
 PDQ (Facebook, 2019, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm") keeps the signs of the
 16x16 lowest frequencies of a 64x64 grey image. The reference gets to 64x64 by a box filter of whole pixels whose centre
@@ -30,12 +30,12 @@ VIEWS: tuple[tuple[str, Image.Transpose | None], ...] = (
     ("transpose", Image.Transpose.TRANSPOSE),
     ("transverse", Image.Transpose.TRANSVERSE),
 )
-"""The eight symmetries of a picture; rotations are counter-clockwise, `mirror` swaps left and right."""
+"""The eight symmetries of an image; rotations are counter-clockwise, `mirror` swaps left and right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What an image looks like: `pdq` is 32 bytes, most significant bit first; `quality` is 0..100 (flat..textured)."""
+    """The fingerprint of an image: `pdq` has 32 bytes, most significant bit first; `quality` is 0 (flat) to 100."""
 
     pdq: bytes
     quality: int

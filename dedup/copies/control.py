@@ -1,4 +1,4 @@
-"""Pictures that no crawl can have: rendered from a seed, as a negative control. What matches them is a false match."""
+"""Images that no crawl can contain: rendered from a seed, as a negative control. Any match with them is false."""
 
 import random
 
@@ -6,32 +6,32 @@ import cv2
 import numpy as np
 
 
-def control_pictures(count: int, seed: int) -> list[np.ndarray]:
-    """Return RGB pictures of 160 to 256 pixels a side: shapes over gradients, with texture, as busy as photos."""
+def control_images(count: int, seed: int) -> list[np.ndarray]:
+    """Return RGB images of 160 to 256 pixels a side: shapes over gradients, with texture, as busy as photos."""
     return [_render(random.Random(f"control:{seed}:{number}")) for number in range(count)]
 
 
 def _render(chance: random.Random) -> np.ndarray:
     height, width = chance.randint(160, 256), chance.randint(160, 256)
-    picture = _gradient(height, width, chance)
+    image = _gradient(height, width, chance)
     for _ in range(chance.randint(15, 120)):
         colour = [chance.randint(0, 255) for _ in "rgb"]
         centre = (chance.randint(0, width), chance.randint(0, height))
         size = (chance.randint(2, width // 4), chance.randint(2, height // 4))
         kind = chance.randrange(4)
         if kind == 0:
-            cv2.ellipse(picture, centre, size, chance.randint(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
+            cv2.ellipse(image, centre, size, chance.randint(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
         elif kind == 1:
             corners = [[c + chance.randint(-s, s) for c, s in zip(centre, size, strict=True)] for _ in range(5)]
-            cv2.fillPoly(picture, [np.array(corners, np.int32)], colour, cv2.LINE_AA)
+            cv2.fillPoly(image, [np.array(corners, np.int32)], colour, cv2.LINE_AA)
         elif kind == 2:
             end = (chance.randint(0, width), chance.randint(0, height))
-            cv2.line(picture, centre, end, colour, chance.randint(1, 9), cv2.LINE_AA)
+            cv2.line(image, centre, end, colour, chance.randint(1, 9), cv2.LINE_AA)
         else:
-            cv2.circle(picture, centre, min(size), colour, chance.randint(1, 6), cv2.LINE_AA)
-    noise = np.random.default_rng(chance.getrandbits(32)).normal(0, 1, picture.shape)
+            cv2.circle(image, centre, min(size), colour, chance.randint(1, 6), cv2.LINE_AA)
+    noise = np.random.default_rng(chance.getrandbits(32)).normal(0, 1, image.shape)
     texture = np.asarray(cv2.GaussianBlur(noise, (0, 0), chance.uniform(0.6, 4)))
-    return np.clip(picture + texture * (chance.uniform(2, 18) / texture.std()), 0, 255).astype(np.uint8)
+    return np.clip(image + texture * (chance.uniform(2, 18) / texture.std()), 0, 255).astype(np.uint8)
 
 
 def _gradient(height: int, width: int, chance: random.Random) -> np.ndarray:

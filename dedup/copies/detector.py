@@ -1,7 +1,7 @@
 """A copy detector: any ONNX model from squares of bytes to unit vectors, with its settings in the model's metadata.
 
-The input is uint8 `(n, side, side, 3)` RGB, the output float32 `(n, dimensions)` of length 1. Vectors leave this module
-as int8, and all that follows counts in integers: given the vectors, every machine comes to the same decisions.
+The input is uint8 `(n, side, side, 3)` RGB, the output float32 `(n, dimensions)` of length 1. Vectors are returned as
+int8, and all later steps use integers: given the vectors, every machine makes the same decisions.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 
 from dedup.errors import DedupError
 
-BATCH = 64  # pictures; bounds the memory of a run to some 100 MB at 128 px
+BATCH = 64  # images; bounds the memory of a run to some 100 MB at 128 px
 
 
 class DetectorError(DedupError):
@@ -26,12 +26,12 @@ class DetectorError(DedupError):
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's metadata says of it (keys `wit.side`, `wit.sure`, `wit.propose`)."""
+    """The settings in a model's metadata (keys `wit.side`, `wit.sure`, `wit.propose`)."""
 
     side: int  # pixels of the input's squares
     dimensions: int
-    sure: float  # cosine at which two pictures are copies without a look at their pixels
-    propose: float  # cosine below which they are not looked at
+    sure: float  # cosine from which two images count as copies without verification on their pixels
+    propose: float  # cosine from which a pair is a candidate for verification
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Detector:
 
     @property
     def scale(self) -> float:
-        """Return the factor from unit vectors to int8; an entry is then 16 in the mean, and few are clipped."""
+        """Return the factor from unit vectors to int8: the root mean square is then 16, and few entries are clipped."""
         return 16.0 * self.card.dimensions**0.5
 
     @cached_property
@@ -77,20 +77,20 @@ class Detector:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def square(self, picture: np.ndarray) -> np.ndarray:
-        """Squash an RGB picture to the input's square."""
+    def square(self, image: np.ndarray) -> np.ndarray:
+        """Resize an RGB image to the model's square input, without keeping the aspect ratio."""
         side = self.card.side
-        if picture.shape[:2] == (side, side):
-            return np.ascontiguousarray(picture)
-        smaller = picture.shape[0] * picture.shape[1] > side * side
+        if image.shape[:2] == (side, side):
+            return np.ascontiguousarray(image)
+        smaller = image.shape[0] * image.shape[1] > side * side
         way = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-        return cv2.resize(np.ascontiguousarray(picture), (side, side), interpolation=way)
+        return cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=way)
 
-    def describe(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Return `(n, dimensions)` int8 vectors of RGB pictures of any size."""
-        if not pictures:
+    def describe(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return `(n, dimensions)` int8 vectors of RGB images of any size."""
+        if not images:
             return np.empty((0, self.card.dimensions), np.int8)
-        squares = np.stack([self.square(picture) for picture in pictures])
+        squares = np.stack([self.square(image) for image in images])
         batches = [
             self._running.run(None, {_INPUT: squares[at : at + BATCH]})[0] for at in range(0, len(squares), BATCH)
         ]
@@ -98,11 +98,11 @@ class Detector:
         return np.clip(np.rint(vectors), -127, 127).astype(np.int8)
 
     def score(self, cosine: float) -> int:
-        """Return a cosine as what `scores` gives."""
+        """Convert a cosine to the integer scale of `scores`."""
         return round(cosine * self.scale**2)
 
     def cosine(self, score: int) -> float:
-        """Return a score as a cosine."""
+        """Convert a score to a cosine."""
         return score / self.scale**2
 
 
@@ -110,7 +110,7 @@ _INPUT = "pictures"
 
 
 def packaged_detector() -> Path:
-    """Return the path of the detector that comes with the package; docs/copies.md says how it was made."""
+    """Return the path of the detector included in the package; docs/copies.md describes how it was trained."""
     return Path(__file__).with_name("copy.onnx")
 
 
@@ -126,7 +126,7 @@ def _session(model: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the pipeline has a process for each core
+    options.intra_op_num_threads = 1  # the pipeline runs one process per core
     options.inter_op_num_threads = 1
     # Another level fuses other operations and changes the last bits of a vector.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -141,19 +141,23 @@ def _card(session: Any) -> Card:
     metadata = session.get_modelmeta().custom_metadata_map
     (given, *more), (output, *others) = session.get_inputs(), session.get_outputs()
     if more or others or given.type != "tensor(uint8)" or given.name != _INPUT or output.type != "tensor(float)":
-        raise DetectorError(f"it must take one uint8 tensor named {_INPUT!r} and give one float tensor")
+        raise DetectorError(f"it must have one uint8 input named {_INPUT!r} and one float output")
     try:
         side, sure, propose = (json.loads(metadata[f"wit.{key}"]) for key in ("side", "sure", "propose"))
     except (KeyError, ValueError) as error:
         raise DetectorError(f"its metadata lacks wit.side, wit.sure or wit.propose ({error})") from None
     if not -1 <= propose <= sure:
-        raise DetectorError(f"wit.propose is {propose} and wit.sure {sure}: it must not be above that")
+        raise DetectorError(f"wit.propose ({propose}) must not exceed wit.sure ({sure})")
     height, width, channels = given.shape[1:]
     if (channels, len(output.shape)) != (3, 2) or any(
         isinstance(given, int) and given != side for given in (height, width)
     ):
-        raise DetectorError(f"its input is {given.shape} and its output {output.shape}, for pictures of {side} pixels")
+        raise DetectorError(
+            f"the shapes of its input {given.shape} and output {output.shape} do not fit images of {side} pixels"
+        )
     dimensions = output.shape[1]
     if not isinstance(dimensions, int) or dimensions % 64 or not 64 <= dimensions <= 1024:
-        raise DetectorError(f"its vectors have {dimensions} dimensions: a multiple of 64 up to 1,024 is needed")
+        raise DetectorError(
+            f"its vectors have {dimensions} dimensions; the number must be a multiple of 64 up to 1,024"
+        )
     return Card(side, dimensions, sure, propose)

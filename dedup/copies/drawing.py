@@ -15,20 +15,20 @@ _WORDS = tuple(
 
 def text(photo: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
     """Write one line of five words on the photo."""
-    picture, drawing, width, height = _open(photo)
+    image, drawing, width, height = _open(photo)
     colour = chance.choice(((255, 255, 255), (0, 0, 0), (255, 230, 0), (230, 0, 0)))
     drawing.text((width * 0.05, height * chance.uniform(0.05, 0.8)), _line(chance, 5), colour, _font(height * 0.1))
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def meme(photo: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
     """Write large outlined white text at the top and at the bottom."""
-    picture, drawing, width, height = _open(photo)
+    image, drawing, width, height = _open(photo)
     for top in (0.02, 0.8):
         place = (width * 0.02, height * top)
         font = _font(height * 0.15)
         drawing.text(place, _line(chance, 4).upper(), "white", font, stroke_width=2, stroke_fill="black")
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def watermark(photo: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
@@ -47,13 +47,13 @@ def stickers(count: int, fraction: float) -> Callable[[np.ndarray, np.ndarray, r
     """Return an edit that puts stickers of about this fraction of the shorter side on the photo."""
 
     def lay(photo: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
-        picture, _, width, height = _open(photo)
+        image, _, width, height = _open(photo)
         for _ in range(count):
             side = int(fraction * min(width, height) * chance.uniform(0.8, 1.2))
             sticker = Image.fromarray(_sticker(chance)).resize((side, side))
             left, top = (chance.randint(-side // 4, max(1, length - side * 3 // 4)) for length in (width, height))
-            picture.paste(sticker, (left, top), sticker)
-        return np.asarray(picture)
+            image.paste(sticker, (left, top), sticker)
+        return np.asarray(image)
 
     return lay
 
@@ -79,8 +79,8 @@ def screenshot(photo: np.ndarray, other: np.ndarray, chance: random.Random) -> n
 
 
 def _open(photo: np.ndarray) -> tuple[Image.Image, ImageDraw.ImageDraw, int, int]:
-    picture = Image.fromarray(np.ascontiguousarray(photo))
-    return picture, ImageDraw.Draw(picture), *picture.size
+    image = Image.fromarray(np.ascontiguousarray(photo))
+    return image, ImageDraw.Draw(image), *image.size
 
 
 def _font(pixels: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -93,26 +93,26 @@ def _line(chance: random.Random, words: int) -> str:
 
 def _sticker(chance: random.Random) -> np.ndarray:
     """Draw a heart, a cat's head or a speech bubble, 96 px RGBA."""
-    picture = np.zeros((96, 96, 4), np.uint8)
+    image = np.zeros((96, 96, 4), np.uint8)
     colour = (chance.randint(120, 255), chance.randint(30, 200), chance.randint(30, 200), 255)
     kind = chance.randrange(3)
     if kind == 0:
         for x in (30, 66):
-            cv2.circle(picture, (x, 32), 26, colour, -1, cv2.LINE_AA)
-        cv2.fillPoly(picture, [np.array([(8, 46), (88, 46), (48, 94)], np.int32)], colour, cv2.LINE_AA)
-        cv2.ellipse(picture, (28, 26), (9, 5), -35, 0, 360, (255, 255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(image, (x, 32), 26, colour, -1, cv2.LINE_AA)
+        cv2.fillPoly(image, [np.array([(8, 46), (88, 46), (48, 94)], np.int32)], colour, cv2.LINE_AA)
+        cv2.ellipse(image, (28, 26), (9, 5), -35, 0, 360, (255, 255, 255, 255), -1, cv2.LINE_AA)
     elif kind == 1:
-        cv2.ellipse(picture, (48, 56), (42, 36), 0, 0, 360, colour, -1, cv2.LINE_AA)
+        cv2.ellipse(image, (48, 56), (42, 36), 0, 0, 360, colour, -1, cv2.LINE_AA)
         for ear in ([(8, 44), (12, 2), (44, 24)], [(88, 44), (84, 2), (52, 24)]):
-            cv2.fillPoly(picture, [np.array(ear, np.int32)], colour, cv2.LINE_AA)
+            cv2.fillPoly(image, [np.array(ear, np.int32)], colour, cv2.LINE_AA)
         for x in (32, 64):
-            cv2.ellipse(picture, (x, 50), (6, 10), 0, 0, 360, (20, 20, 20, 255), -1, cv2.LINE_AA)
+            cv2.ellipse(image, (x, 50), (6, 10), 0, 0, 360, (20, 20, 20, 255), -1, cv2.LINE_AA)
         for y in (62, 70):
-            cv2.line(picture, (4, y), (92, 132 - y), (20, 20, 20, 255), 1, cv2.LINE_AA)
+            cv2.line(image, (4, y), (92, 132 - y), (20, 20, 20, 255), 1, cv2.LINE_AA)
     else:
-        cv2.rectangle(picture, (3, 8), (93, 66), (250, 250, 250, 255), -1)
-        cv2.fillPoly(picture, [np.array([(20, 64), (44, 64), (18, 92)], np.int32)], (250, 250, 250, 255))
-        cv2.rectangle(picture, (3, 8), (93, 66), colour, 3)
+        cv2.rectangle(image, (3, 8), (93, 66), (250, 250, 250, 255), -1)
+        cv2.fillPoly(image, [np.array([(20, 64), (44, 64), (18, 92)], np.int32)], (250, 250, 250, 255))
+        cv2.rectangle(image, (3, 8), (93, 66), colour, 3)
         for y in (24, 38, 52):
-            cv2.line(picture, (14, y), (chance.randint(40, 84), y), (40, 40, 40, 255), 4)
-    return picture
+            cv2.line(image, (14, y), (chance.randint(40, 84), y), (40, 40, 40, 255), 4)
+    return image

@@ -1,7 +1,7 @@
 """The edits by which copies differ on the web, each a function of a photo, a stranger and a seeded generator.
 
 `EDITS` are the kinds that a detector is tuned on, `UNSEEN_EDITS` kinds that neither training nor tuning may use: their
-recall says how well the first figures carry over. Crops keep the given fraction of each side, at a random place.
+recall shows how well the detector generalises. Crops keep the given fraction of each side, at a random place.
 Photos are RGB uint8 `(height, width, 3)`; an edit may change their size.
 """
 
@@ -22,11 +22,11 @@ def edited(name: str, photo: Photo, other: Photo, seed: str, quality: int = 90) 
     """Return the JPEG file of an edit of a photo; the same arguments give the same file.
 
     Raises:
-        KeyError: there is no edit of this name.
+        KeyError: no edit has this name.
     """
     edit = EDITS.get(name) or UNSEEN_EDITS[name]
-    picture = edit(photo, other, random.Random(f"{name}:{seed}"))
-    _, file = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    image = edit(photo, other, random.Random(f"{name}:{seed}"))
+    _, file = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return file.tobytes()
 
 
@@ -149,14 +149,14 @@ def rotation(degrees: float, *, interior: bool = False) -> Edit:
     def turn(photo: Photo, other: Photo, chance: random.Random) -> Photo:
         height, width = photo.shape[:2]
         turned = cv2.getRotationMatrix2D((width / 2, height / 2), chance.choice((-1, 1)) * degrees, 1)
-        picture = cv2.warpAffine(photo, turned, (width, height), flags=cv2.INTER_LINEAR)
+        image = cv2.warpAffine(photo, turned, (width, height), flags=cv2.INTER_LINEAR)
         if not interior:
-            return picture
+            return image
         sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
         shrink = 0.98 * min(height / (width * sine + height * cosine), width / (height * sine + width * cosine))
         inner_height, inner_width = int(height * shrink), int(width * shrink)
         top, left = (height - inner_height) // 2, (width - inner_width) // 2
-        return picture[top : top + inner_height, left : left + inner_width]
+        return image[top : top + inner_height, left : left + inner_width]
 
     return turn
 
@@ -177,7 +177,7 @@ def _letterbox(photo: Photo) -> Photo:
     return cv2.copyMakeBorder(photo, bar, bar, 0, 0, cv2.BORDER_CONSTANT, value=(0, 0, 0))
 
 
-# Other pictures
+# Other images
 
 
 def _insert(fraction: float) -> Edit:
@@ -228,10 +228,10 @@ def _clip_appendix_c(photo: Photo, other: Photo, chance: random.Random) -> Photo
     scale = chance.uniform(0.25, 0.8)
     down, up = chance.choice((0, 1, 2, 3)), chance.choice((1, 2))
 
-    def rescale(picture: Photo) -> Photo:
-        height, width = picture.shape[:2]
+    def rescale(image: Photo) -> Photo:
+        height, width = image.shape[:2]
         small = (max(8, round(width * scale)), max(8, round(height * scale)))
-        return cv2.resize(cv2.resize(picture, small, interpolation=down), (width, height), interpolation=up)
+        return cv2.resize(cv2.resize(image, small, interpolation=down), (width, height), interpolation=up)
 
     steps = [
         crop(chance.uniform(0.75, 1)),
@@ -376,11 +376,11 @@ def _round_portrait(photo: Photo) -> Photo:
 
 
 def _screen_lines(photo: Photo) -> Photo:
-    picture = photo.astype(np.float32)
-    picture[::3] *= 0.55
-    picture[:, ::3, 0] *= 0.8
-    picture[:, 1::3, 2] *= 0.8
-    return picture.astype(np.uint8)
+    image = photo.astype(np.float32)
+    image[::3] *= 0.55
+    image[:, ::3, 0] *= 0.8
+    image[:, 1::3, 2] *= 0.8
+    return image.astype(np.uint8)
 
 
 def _sheared(photo: Photo) -> Photo:

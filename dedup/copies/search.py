@@ -1,4 +1,4 @@
-"""Find the pictures whose descriptors are nearest: exactly among few, through coarse cells and sign bits among many.
+"""Find the images with the nearest descriptors: exactly in a small index, by coarse cells and sign bits in a large one.
 
 Vectors are int8, and all scores are exact integers. A small index is scanned. A large one is cut into cells around
 centres that an integer k-means finds; a query looks into the nearest cells, compares sign bits there (32 bytes a
@@ -14,29 +14,31 @@ import numpy as np
 from dedup.copies.detector import scores
 
 SCAN_ROWS = 65_536
-"""Up to this many vectors a search compares everything."""
+"""Up to this number of vectors a search compares all of them."""
 PROBES = 48
-"""Cells a query looks into."""
+"""Cells searched per query."""
 
 _ROWS_IN_CELL = 1_024
 _SAMPLE_PER_CELL = 32
 _ROUNDS = 6
 _BLOCK = 4_096  # vectors compared at once
-_SLACK_DEVIATIONS = 3.0  # of the sign bits that differ at a cosine: 99.9 % of the pairs pass
+_SLACK_DEVIATIONS = (
+    3.0  # standard deviations of the number of differing sign bits at a cosine: 99.9 % of the pairs pass
+)
 
 
 class Candidates(NamedTuple):
     """Pairs above a score, by query, then falling score; arrays of one length."""
 
     queries: np.ndarray  # int64
-    pictures: np.ndarray  # int64, numbers in the index
+    images: np.ndarray  # int64, numbers in the index
     views: np.ndarray  # int64, the view of the best score
     scores: np.ndarray  # int32
 
 
 @dataclass(frozen=True)
 class Cells:
-    """How a large index is cut: vectors in the order of their cells."""
+    """The partition of a large index: its vectors in the order of their cells."""
 
     centres: np.ndarray  # (cells, dimensions) int8
     starts: np.ndarray  # (cells + 1,) int64
@@ -46,9 +48,9 @@ class Cells:
 
 @dataclass(frozen=True)
 class VectorIndex:
-    """Descriptors of pictures, `views` of each; make one with `build`."""
+    """Descriptors of images, `views` of each; make one with `build`."""
 
-    vectors: np.ndarray  # (pictures * views, dimensions) int8; row p * views + v is view v of picture p
+    vectors: np.ndarray  # (images * views, dimensions) int8; row p * views + v is view v of image p
     views: int
     cells: Cells | None
 
@@ -65,7 +67,7 @@ class VectorIndex:
         return len(self.vectors) // self.views
 
     def search(self, queries: np.ndarray, min_score: int, most: int) -> Candidates:
-        """Return, per query, the at most `most` pictures that score `min_score` or more, each with its best view."""
+        """Return, per query, up to `most` images that score `min_score` or more, each with its best view."""
         empty = Candidates(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.int32)))
         found = [self._best(number, *self._near(query, min_score), most) for number, query in enumerate(queries)]
         return Candidates(*(np.concatenate(column) for column in zip(empty, *found, strict=True)))
@@ -83,11 +85,11 @@ class VectorIndex:
         return self.vectors.astype(np.float32)
 
     def _best(self, number: int, rows: np.ndarray, values: np.ndarray, most: int) -> Candidates:
-        pictures, views = np.divmod(rows, self.views)
-        order = np.lexsort((views, pictures, -values))
-        _, first = np.unique(pictures[order], return_index=True)
+        images, views = np.divmod(rows, self.views)
+        order = np.lexsort((views, images, -values))
+        _, first = np.unique(images[order], return_index=True)
         best = order[np.sort(first)][:most]
-        return Candidates(np.full(len(best), number, np.int64), pictures[best], views[best], values[best])
+        return Candidates(np.full(len(best), number, np.int64), images[best], views[best], values[best])
 
 
 def signs(vectors: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ def _probe(vectors: np.ndarray, cells: Cells, query: np.ndarray, min_score: int)
 
 
 def _most_bits(query: np.ndarray, min_score: int) -> int:
-    """Return how many sign bits of a pair at this score differ at most, but for one pair in a thousand."""
+    """Return the maximum of differing sign bits at this score, exceeded by one pair in a thousand."""
     length = float(np.square(query.astype(np.int64)).sum())
     share = np.arccos(np.clip(min_score / length, -1, 1)) / np.pi
     return int(len(query) * share + _SLACK_DEVIATIONS * np.sqrt(len(query) * share * (1 - share)))

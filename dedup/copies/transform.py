@@ -1,4 +1,4 @@
-"""Say what was done to a picture, from how its copy lies on it: crop box, mirror, rotation, stretch, surround."""
+"""Describe the edit of an image from the alignment of its copy: crop box, mirror, rotation, stretch, surround."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,23 @@ from dedup.copies.verify import Alignment
 
 _MIN_DEGREES = 0.7
 _MIN_STRETCH = 1.04
-_WHOLE = 0.985  # a share from here on is the whole picture: alignments are good to a pixel or two of 160
+_WHOLE = 0.985  # a fraction from here on counts as the whole image: alignments are exact to a pixel or two of 160
 
 
 @dataclass(frozen=True)
 class Transform:
-    """From an evaluation picture to a web picture; the mirror comes first."""
+    """The map from an evaluation image to a web image; it mirrors first."""
 
     mirrored: bool
     degrees: float  # counter-clockwise, -180 to 180
-    stretch: float  # how much wider the web picture shows it, relative to its height; 1: the aspect is kept
-    corners: tuple[tuple[float, float], ...]  # of the web picture on the evaluation picture, as fractions of its sides
-    evaluation_share: float  # how much of the evaluation picture's area the web picture shows
-    web_share: float  # how much of the web picture's area shows the evaluation picture
+    stretch: float  # how much wider the web image shows it, relative to its height; 1: the aspect is kept
+    corners: tuple[tuple[float, float], ...]  # of the web image on the evaluation image, as fractions of its sides
+    evaluation_share: float  # fraction of the evaluation image's area that the web image shows
+    web_share: float  # fraction of the web image's area that shows the evaluation image
 
     @classmethod
     def of(cls, alignment: Alignment, evaluation: tuple[int, int], web: tuple[int, int]) -> "Transform":
-        """Derive it from an alignment of two pictures of these (width, height)."""
+        """Derive it from an alignment of two images of these (width, height)."""
         matrix = np.array(alignment.matrix).reshape(2, 3)
         web_corners = _corners(web) @ matrix[:, :2].T + matrix[:, 2]
         common, _ = cv2.intersectConvexConvex(web_corners.astype(np.float32), _corners(evaluation).astype(np.float32))
@@ -44,7 +44,7 @@ class Transform:
         )
 
     def words(self) -> str:
-        """Return the changes of place in words; empty where the whole picture is shown as it was."""
+        """Return the geometric changes in words; empty if the whole image is shown unchanged."""
         parts = []
         if self.mirrored:
             parts.append("mirrored")
@@ -67,6 +67,6 @@ def _corners(size: tuple[int, int]) -> np.ndarray:
 
 
 def _polar(linear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest rotation of a linear map, and how much it lengthens the x and the y axis."""
+    """Return the nearest rotation of a linear map, and its scale factors along x and y."""
     left, _, right = np.linalg.svd(linear)
     return left @ right, np.linalg.norm(linear, axis=0)

@@ -1,8 +1,8 @@
-"""Verify on the pixels that two pictures are copies: local features, an affine map, correlation where there is texture.
+"""Verify on the pixels that two images are copies: local features, an affine map, correlation where there is texture.
 
 SIFT points are matched both ways with Lowe's ratio test; RANSAC finds the affine map that most of them follow; then the
-greys are compared in cells of 16 pixels. The median cell decides, so that text or a sticker on one of the two does not.
-A mirrored copy is found by comparing with the mirrored picture.
+greys are compared in cells of 16 pixels. The median cell decides, so that text or a sticker on one of the two does not
+matter. A mirrored copy is found by comparing with the mirrored image.
 """
 
 from dataclasses import dataclass
@@ -28,17 +28,17 @@ _MIN_CELLS = 3
 
 
 class Features(NamedTuple):
-    """What verification needs of a picture."""
+    """The local features of an image."""
 
     grey: np.ndarray  # uint8, at most LONG_SIDE on the longer side
     points: np.ndarray  # (n, 2) float32, x and y in `grey`
     descriptors: np.ndarray  # (n, 128) float32, unit length
-    scale: float  # pixels of `grey` per pixel of the picture
+    scale: float  # pixels of `grey` per pixel of the image
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a web picture lies on an evaluation picture, and how well they agree there."""
+    """The alignment of a web image with an evaluation image, and how well they agree."""
 
     inliers: int
     correlation: float  # median over textured cells, -1 to 1
@@ -47,15 +47,15 @@ class Alignment:
 
     @property
     def is_copy(self) -> bool:
-        """Return whether this is evidence enough."""
+        """Return whether the evidence is sufficient."""
         if self.inliers >= MIN_INLIERS and self.correlation > MIN_CORRELATION:
             return True
         return self.inliers >= FEW_INLIERS and self.correlation > HIGH_CORRELATION
 
 
-def features(picture: np.ndarray) -> Features:
-    """Take the features of an RGB picture."""
-    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+def features(image: np.ndarray) -> Features:
+    """Compute the features of an RGB image."""
+    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     scale = LONG_SIDE / max(grey.shape)
     size = tuple(max(8, round(side * scale)) for side in (grey.shape[1], grey.shape[0]))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -67,15 +67,15 @@ def features(picture: np.ndarray) -> Features:
     return Features(grey, np.array([point.pt for point in points], np.float32), descriptors, scale)
 
 
-def mirrored(picture: np.ndarray) -> np.ndarray:
-    """Return the picture seen in a mirror."""
-    return np.ascontiguousarray(picture[:, ::-1])
+def mirrored(image: np.ndarray) -> np.ndarray:
+    """Return the mirrored image."""
+    return np.ascontiguousarray(image[:, ::-1])
 
 
 def align(evaluation: np.ndarray, web: np.ndarray) -> Alignment | None:
-    """Return the better alignment of two RGB pictures, as they are and mirrored; None if there is neither.
+    """Return the better alignment of two RGB images, unchanged or mirrored; None if neither aligns.
 
-    The descriptor hardly sees a mirror, so its best view does not say which of the two to try.
+    The descriptor is nearly invariant to mirroring, so its best view does not tell which of the two to try.
     """
     web_features = features(web)
     found = [
@@ -86,7 +86,7 @@ def align(evaluation: np.ndarray, web: np.ndarray) -> Alignment | None:
 
 
 def align_features(evaluation: Features, web: Features, *, mirrored: bool) -> Alignment | None:
-    """Return how the web picture lies on the evaluation picture; None if no plausible map fits."""
+    """Return the alignment of the web image with the evaluation image; None if no plausible map fits."""
     pairs = _matches(evaluation.descriptors, web.descriptors)
     if len(pairs) < FEW_INLIERS:
         return None
@@ -116,7 +116,7 @@ def _sift() -> cv2.Feature2D:
 
 
 def _matches(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return `(n, 2)` rows of a and b that are each other's nearest, and clearly nearer than the second nearest."""
+    """Return `(n, 2)` rows of a and b that are mutual nearest neighbours and pass the ratio test."""
     if min(len(a), len(b)) < 3:
         return np.empty((0, 2), int)
     cosines = a @ b.T  # of unit vectors: the squared distance is 2 - 2 cosines
@@ -131,7 +131,7 @@ def _matches(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _correlation(target: np.ndarray, source: np.ndarray, matrix: np.ndarray) -> float:
-    """Return the median correlation of the cells with texture, after the source is laid on the target."""
+    """Return the median correlation of the textured cells, after mapping the source onto the target."""
     size = (target.shape[1], target.shape[0])
     laid = cv2.warpAffine(source, matrix, size, flags=cv2.INTER_LINEAR)
     covered = cv2.warpAffine(np.full_like(source, 255), matrix, size, flags=cv2.INTER_LINEAR)

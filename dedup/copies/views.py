@@ -1,8 +1,8 @@
-"""Which parts of a picture are described: several views of an evaluation image, the content box of a web image.
+"""Which parts of an image are described: several views of an evaluation image, the content box of a web image.
 
-Crops and rotations change a descriptor most, so the few pictures of evaluation sets are indexed cropped and rotated as
-well. What shrinks a photo inside a larger picture (a border, a letterbox, a screenshot) is undone on the web side,
-where the surround is plain.
+Crops and rotations change a descriptor most, so the few images of evaluation sets are indexed cropped and rotated as
+well. A surround that makes the photo a part of a larger image (border, letterbox, screenshot) is cut off on the
+web side, if it is plain.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-CROP = 0.72  # of each side: five such crops leave no 60 % crop far from one of them
+CROP = 0.72  # of each side: every 60 % crop is near one of five such crops
 ROTATION_DEGREES = 8.0
 VIEWS = (
     "whole",
@@ -24,7 +24,8 @@ VIEWS = (
     "inverted",
 )
 
-_WORKING_SIDE = 256  # pixels
+_VIEWED_SIDE = 384  # pixels
+_WORKING_SIDE = 256
 _SAME_COLOUR = 14  # levels: the noise of JPEG around a plain colour
 _OTHER_COLOUR = 16
 _PLAIN_SHARE = 0.8  # of the outermost pixels have the surround's colour
@@ -36,7 +37,7 @@ _AREA_SHARES = (0.12, 0.975)
 
 
 class Box(NamedTuple):
-    """Pixels of a picture, right and bottom exclusive."""
+    """Pixels of an image, right and bottom exclusive."""
 
     left: int
     top: int
@@ -44,31 +45,40 @@ class Box(NamedTuple):
     bottom: int
 
 
-def evaluation_views(picture: np.ndarray) -> list[np.ndarray]:
-    """Return the `VIEWS` of an RGB picture, in that order."""
-    height, width = picture.shape[:2]
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Return an image of at most `_VIEWED_SIDE` pixels a side: rotating 12 megapixels would take the most time."""
+    scale = _VIEWED_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
+
+
+def evaluation_views(image: np.ndarray) -> list[np.ndarray]:
+    """Return the `VIEWS` of an RGB image, in that order."""
+    height, width = image.shape[:2]
     tall, wide = max(1, round(height * CROP)), max(1, round(width * CROP))
     below, right = height - tall, width - wide
     corners = ((0, 0), (0, right), (below, 0), (below, right), (below // 2, right // 2))
-    crops = [picture[top : top + tall, left : left + wide] for top, left in corners]
-    return [picture, *crops, _rotated(picture, ROTATION_DEGREES), _rotated(picture, -ROTATION_DEGREES), 255 - picture]
+    crops = [image[top : top + tall, left : left + wide] for top, left in corners]
+    return [image, *crops, _rotated(image, ROTATION_DEGREES), _rotated(image, -ROTATION_DEGREES), 255 - image]
 
 
-def _rotated(picture: np.ndarray, degrees: float) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _rotated(image: np.ndarray, degrees: float) -> np.ndarray:
+    height, width = image.shape[:2]
     turned = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
-    return cv2.warpAffine(np.ascontiguousarray(picture), turned, (width, height), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(np.ascontiguousarray(image), turned, (width, height), flags=cv2.INTER_LINEAR)
 
 
-def content_box(picture: np.ndarray) -> Box | None:
-    """Return the part of an RGB picture that a plain surround frames, or None where there is no such surround.
+def content_box(image: np.ndarray) -> Box | None:
+    """Return the part of an RGB image inside a plain surround, or None if there is no such surround.
 
-    The surround may be on all sides, or on two opposite ones. Text and buttons may stand in it.
+    The surround may be on all sides, or on two opposite ones. It may contain text and buttons.
     """
-    scale = _WORKING_SIDE / max(picture.shape[:2])
-    working = np.ascontiguousarray(picture)
+    scale = _WORKING_SIDE / max(image.shape[:2])
+    working = np.ascontiguousarray(image)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
+        size = tuple(max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
         working = cv2.resize(working, size, interpolation=cv2.INTER_NEAREST)
     ends = np.concatenate([working[:2].reshape(-1, 3), working[-2:].reshape(-1, 3)])
     flanks = np.concatenate([working[:, :2].reshape(-1, 3), working[:, -2:].reshape(-1, 3)])
@@ -76,18 +86,18 @@ def content_box(picture: np.ndarray) -> Box | None:
         box = _framed(working, surround)
         if box is not None:
             height, width = (
-                side / working_side for side, working_side in zip(picture.shape[:2], working.shape[:2], strict=True)
+                side / working_side for side, working_side in zip(image.shape[:2], working.shape[:2], strict=True)
             )
             return Box(*(round(value * (height if at % 2 else width)) for at, value in enumerate(box)))
     return None
 
 
-def _framed(picture: np.ndarray, surround: np.ndarray) -> Box | None:
+def _framed(image: np.ndarray, surround: np.ndarray) -> Box | None:
     colour = np.median(surround, axis=0).astype(np.int16)
     if (np.abs(surround - colour).max(1) <= _SAME_COLOUR).mean() < _PLAIN_SHARE:
         return None
-    height, width = picture.shape[:2]
-    differs = cv2.absdiff(picture, np.broadcast_to(colour.astype(np.uint8), picture.shape)).max(2) > _OTHER_COLOUR
+    height, width = image.shape[:2]
+    differs = cv2.absdiff(image, np.broadcast_to(colour.astype(np.uint8), image.shape)).max(2) > _OTHER_COLOUR
     top, bottom = _longest_run(differs.mean(1) > _ROW_SHARE)
     if bottom - top < _MIN_SIDE_SHARE * height:
         return None

@@ -35,7 +35,10 @@ INDEX = pa.schema(
     [
         ("eval_id", pa.string()),  # path or key inside the set
         ("label", pa.string()),
-        ("reason", pa.string()),  # why the image cannot be read; null for the indexed ones, whose facts follow
+        (
+            "reason",
+            pa.string(),
+        ),  # why the image cannot be read; null for the indexed ones, which have the columns below
         ("sha256", pa.string()),  # of the encoded bytes, hex
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -83,7 +86,7 @@ def index_eval_set(
 ) -> EvalSummary:
     """Index the set at `path` into `out_dir/name`, replacing what is there; see `read_examples` for the layouts.
 
-    `on_progress` is told the number of examples done so far, every 128.
+    `on_progress` is called with the number of examples done so far, every 128.
     Raises `FileNotFoundError` or `DedupError` with one line if there is nothing to index.
     """
     examples = read_examples(kind, os.fspath(path), image_column=image_column, label_column=label_column)
@@ -128,7 +131,7 @@ def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
 @dataclass(frozen=True)
 class _Output:
     facts: pq.ParquetWriter
-    pictures: pq.ParquetWriter
+    thumbnails: pq.ParquetWriter
     vectors: pq.ParquetWriter | None
 
 
@@ -140,7 +143,7 @@ class _Measured:
 
 
 def _measured(examples: Iterable[Example], detector: Detector | None) -> Iterator[list[_Measured]]:
-    """Yield batches of what is kept of examples, in order; decoding runs on all cores."""
+    """Yield batches of measured examples, in order; decoding runs on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in _batches(examples):
             yield list(pool.map(partial(_measure, detector), batch))
@@ -183,7 +186,7 @@ def _write(
         rows += [one.row for one in batch]
         shown = [one for one in batch if one.jpeg]
         ids = [one.row["eval_id"] for one in shown]
-        output.pictures.write_table(pa.table([ids, [one.jpeg for one in shown]], _THUMBNAILS))
+        output.thumbnails.write_table(pa.table([ids, [one.jpeg for one in shown]], _THUMBNAILS))
         if output.vectors:
             output.vectors.write_table(pa.table([ids, [one.vectors for one in shown]], VECTORS))
         if len(rows) >= _INDEX_ROWS:

@@ -2,7 +2,7 @@
 
     folder      PATH/CLASS/*.png, or the images directly in PATH
     webdataset  .tar files of samples that share a key: key.jpg with key.cls, key.txt or key.json
-    parquet     a column of encoded images, as bytes or as the {bytes, path} of Hugging Face data sets
+    parquet     a column of encoded images, as bytes or as the {bytes, path} of Hugging Face datasets
 
 Nothing is skipped silently: a file that is not a readable example is yielded with a `failure`. PATH may be any fsspec
 URL; for webdataset and parquet it is a file, a folder or a glob. A label may be a list: its parts are joined by commas.
@@ -37,12 +37,12 @@ IMAGE_SUFFIXES = frozenset(
     ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", *_SUFFIXES_OF_PPM]
 )
 MAX_EXAMPLE_BYTES = 1 << 26
-"""Of an encoded image; a larger one is `too_large`."""
+"""Limit of an encoded image; a larger one is `too_large`."""
 MAX_LABEL_BYTES = 1 << 20
 
 # Rows of a parquet file held at a time: images are large.
 _ROWS = 8
-# A column chunk above this size that grows that much when it is unpacked holds no images: they are compressed already.
+# A column chunk above this size that grows by this factor when decompressed cannot hold images: these are compressed.
 _MAX_CHUNK_BYTES = 1 << 26
 _MAX_GROWTH = 100
 
@@ -103,7 +103,7 @@ def _as_text(name: str) -> str:
 
 
 def _label_text(label: Any, names: Mapping[int, str]) -> str | None:
-    """Return a label as text, a class number by its name if it has one; None if it names no class."""
+    """Return a label as text, a class number by its name if it has one; None if it is not the name of a class."""
     if isinstance(label, list):
         return ",".join(filter(None, (_label_text(one, names) for one in label))) or None
     if isinstance(label, float):  # whole numbers become that in a column with gaps
@@ -315,7 +315,7 @@ def _files(fs: Any, root: str, suffixes: tuple[str, ...]) -> list[tuple[str, str
         raise FileNotFoundError(f"{root}: no such file, or no {' or '.join(suffixes)} file in it")
     for file in files:
         if not _is_regular(fs, file):
-            raise DedupError(f"{file}: not a regular file, but a folder, a device or a broken link")
+            raise DedupError(f"{file}: not a regular file (a folder, a device or a broken link)")
     return [(posixpath.relpath(file, root or "."), file) for file in files]
 
 

@@ -1,4 +1,4 @@
-"""Load the registered evaluation sets: what registry.toml says, checked and typed."""
+"""Load the registered evaluation sets from registry.toml, checked and typed."""
 
 import tomllib
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Per-example results of a model on an evaluation set: what `wit evaluate` writes and the report reads.
 
 They lie in `evals/<set>/results/<model>.parquet`. The metadata key `wit` of what `wit evaluate` writes is a JSON
-object with the model's name; files made by other hands need no more than the columns `REQUIRED`.
+object with the model's name; files made by other programs only need the columns `REQUIRED`.
 """
 
 import pyarrow as pa

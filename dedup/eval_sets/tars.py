@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 MAX_HEADER_BYTES = 1 << 20
-"""Of a long name or a pax header, which tarfile reads whole."""
+"""Limit of a long name or a pax header, which tarfile reads whole."""
 MAX_SAMPLE_BYTES = 1 << 26
-"""Held at a time. Where names have dots, a whole tar can be one sample: `frame.0001.jpg`, `frame.0002.jpg`."""
+"""Limit of the bytes in memory. If names have dots, a tar can be one sample: `frame.0001.jpg`, `frame.0002.jpg`."""
 
 _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,

@@ -1,1 +1,1 @@
-"""What headers and containers of image files say before a pixel is decoded; `dedup.decode` uses it."""
+"""Read the headers and containers of image files before a pixel is decoded; used by `dedup.decode`."""

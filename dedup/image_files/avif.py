@@ -1,7 +1,7 @@
-"""What an AVIF file makes its decoder do: the AV1 frames of its items and tracks, and their sizes, by their headers.
+"""Estimate the cost of decoding an AVIF file: the sizes of the AV1 frames of its items and tracks, by their headers.
 
-The picture's size in the container binds no decoder: it decodes the frames that are there, also hidden ones, in the
-size of their own headers (AV1 specification, sections 5.3 and 5.5), and scales the result.
+Decoders ignore the image size in the container: they decode all frames, also hidden ones, in the size of their own
+headers (AV1 specification, sections 5.3 and 5.5), and scales the result.
 """
 
 import struct
@@ -26,7 +26,7 @@ def is_avif(encoded: bytes) -> bool:
 
 
 def decoded_pixels(encoded: bytes) -> int:
-    """Return how many pixels there are in all frames that a decoder may have to decode for the first picture.
+    """Return the number of pixels in all frames that a decoder may have to decode for the first image.
 
     Raises:
         ValueError: the containers or the frames cannot be understood.
@@ -45,19 +45,19 @@ def decoded_pixels(encoded: bytes) -> int:
 
 
 def _check_exif(data: bytes) -> None:
-    """Judge an item that may be EXIF data, which Pillow reads when it opens the file (ISO/IEC 23008-12, A.2.1)."""
+    """Check an item that may be EXIF data, which Pillow reads when it opens the file (ISO/IEC 23008-12, A.2.1)."""
     tiff = data[4 + int.from_bytes(data[:4]) :]
     if tiff[:4] in (b"II*\0", b"MM\0*"):
         check_directories(tiff)
 
 
 def pixel_data_end(encoded: bytes) -> int:
-    """Return where the data of the pictures ends in the file; EXIF and XMP data may follow it."""
+    """Return where the data of the images ends in the file; EXIF and XMP data may follow it."""
     return max((end for data, end in _coded(encoded) if _pixels_of_units(data)), default=0)
 
 
 def _boxes(encoded: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (name, start, end) of the contents of the boxes that lie side by side."""
+    """Yield (name, start, end) of the contents of the boxes at one level."""
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return

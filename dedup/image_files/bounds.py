@@ -1,4 +1,4 @@
-"""What a small file may cost before its first pixel: refused by its structure, before Pillow walks over it."""
+"""Limit the cost of a small file before its first pixel: refuse it by its structure, before Pillow parses it."""
 
 import re
 import struct
@@ -7,19 +7,19 @@ import zlib
 from dedup.image_files.exif import check_directories
 
 MAX_CHUNKS = 50_000
-"""Of a PNG, and blocks before the picture of a GIF: Pillow takes some microseconds for each."""
+"""Limit of the chunks of a PNG, and of the blocks before the image of a GIF: Pillow takes microseconds for each."""
 _MAX_COMMENT_BYTES = 1 << 20
 _MAX_SLOW_BYTES = 1 << 23
-"""Of a file that Pillow decodes in Python: run-length BMP, and PPM as text or with a range other than 0 to 255."""
+"""Limit of a file that Pillow decodes in Python: run-length BMP, PPM as text or with a range other than 0 to 255."""
 _CRITICAL = frozenset([b"IHDR", b"PLTE", b"IDAT"])
 _PLAIN_PPM = re.compile(rb"P[56]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*255\s")
 
 
 def check_structure(encoded: bytes, file_format: str) -> None:
-    """Judge a file by its structure.
+    """Check a file by its structure.
 
     Raises:
-        ValueError: it would cost too much to decode, or is damaged.
+        ValueError: decoding it would cost too much, or it is damaged.
     """
     check = _CHECKS.get(file_format)
     if check is not None:
@@ -27,7 +27,7 @@ def check_structure(encoded: bytes, file_format: str) -> None:
 
 
 def _check_png(encoded: bytes) -> None:
-    """Count the chunks, and compare the checksums of those that make up the picture: Pillow trusts its pixels."""
+    """Count the chunks, and compare the checksums of those with image data, which Pillow does not check."""
     at, chunks, view = 8, 0, memoryview(encoded)
     while at + 12 <= len(encoded):
         length, name = struct.unpack_from(">I4s", encoded, at)
@@ -57,7 +57,7 @@ def _check_gif(encoded: bytes) -> None:
             comment_bytes += length if is_comment else 0
         at += is_extension
         if blocks > MAX_CHUNKS or comment_bytes > _MAX_COMMENT_BYTES:
-            raise ValueError(f"{blocks:,} blocks before the picture, {comment_bytes:,} bytes of comments")
+            raise ValueError(f"{blocks:,} blocks before the image, {comment_bytes:,} bytes of comments")
 
 
 def _check_bmp(encoded: bytes) -> None:
@@ -69,7 +69,7 @@ def _check_bmp(encoded: bytes) -> None:
 def _check_ppm(encoded: bytes) -> None:
     is_fast = encoded[:2] == b"P4" or _PLAIN_PPM.match(encoded[:4096])
     if not is_fast and len(encoded) > _MAX_SLOW_BYTES:
-        raise ValueError(f"{len(encoded):,} bytes that are not plain bytes of pixels")
+        raise ValueError(f"{len(encoded):,} bytes of pixels in a slow format")
 
 
 _CHECKS = {"PNG": _check_png, "GIF": _check_gif, "BMP": _check_bmp, "PPM": _check_ppm, "TIFF": check_directories}

@@ -1,4 +1,4 @@
-"""EXIF data of image files, and how a picture is to be turned: as browsers show it.
+"""EXIF data of image files, and the orientation that browsers apply.
 
 JPEG, PNG and WebP by the EXIF tag; AVIF by its own boxes (irot, imir); TIFF by its tag, which Pillow follows when it
 decodes. XMP has a copy of the tag that no browser follows.
@@ -33,7 +33,7 @@ _DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 
 
 def read_exif(encoded: bytes, file_format: str) -> Image.Exif | None:
-    """Return the EXIF data of a file that is no JPEG, without decoding it; None where none is there or can be read."""
+    """Return the EXIF data of a file that is not a JPEG, without decoding it; None if it is missing or unreadable."""
     marker = _MARKERS.get(file_format)
     if marker is None or encoded.find(marker, 0, None if file_format == "WEBP" else _SEARCHED_BYTES) < 0:
         return None
@@ -41,7 +41,7 @@ def read_exif(encoded: bytes, file_format: str) -> Image.Exif | None:
 
 
 def parse_exif(raw: bytes) -> Image.Exif | None:
-    """Return EXIF data as read from a file; None where it cannot be read."""
+    """Parse EXIF data; None if it cannot be parsed."""
     if not raw or len(raw) > _MAX_EXIF_BYTES:
         return None
     exif = Image.Exif()
@@ -52,13 +52,13 @@ def parse_exif(raw: bytes) -> Image.Exif | None:
         exif.load(raw)
     except MemoryError:
         raise
-    except Exception:  # the picture may be sound where its EXIF data is not; parsers raise what hostile bytes lead to
+    except Exception:  # the image may be valid although its EXIF data is not; parsers raise anything on hostile bytes
         return None
     return exif
 
 
 def orientation(encoded: bytes, file_format: str, exif: Image.Exif | None) -> int:
-    """Return the EXIF orientation of what a decoder gives, 1 to 8; 1 where it is upright."""
+    """Return the EXIF orientation of decoded pixels, 1 to 8; 1 is upright."""
     if file_format == "TIFF":
         return 1
     if file_format == "AVIF" and any(box in encoded[:_SEARCHED_BYTES] for box in _TURNS_OF_AVIF):
@@ -68,7 +68,7 @@ def orientation(encoded: bytes, file_format: str, exif: Image.Exif | None) -> in
 
 
 def without_xmp(image: Image.Image) -> Image.Image:
-    """Take away the XMP data of an opened image: Pillow would follow its orientation."""
+    """Remove the XMP data of an opened image: Pillow would apply its orientation."""
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
     return image
@@ -80,7 +80,7 @@ def check_directories(tiff: bytes) -> None:
     Pillow reads every value of a directory at once: 5,000 entries of 64 kB each can lie in one block of 64 kB.
 
     Raises:
-        ValueError: it is not of a file that somebody wrote as a picture.
+        ValueError: no encoder writes such a structure.
     """
     order = "<" if tiff[:2] == b"II" else ">"
     waiting, seen, total_bytes = [4], set[int](), 0

@@ -1,7 +1,7 @@
-"""The markers of a JPEG file: how many scans it has, whether it is whole, and what its decoder complains about.
+"""The markers of a JPEG file: how many scans it has, whether it is complete, and which warnings of its decoder matter.
 
-libjpeg fills what is missing with grey and only warns. simplejpeg raises at the first warning, but says no more than
-that one, so harmless ones are mended before its word is taken.
+libjpeg fills missing parts with grey and only warns. simplejpeg raises at the first warning and reports only that one,
+so the causes of harmless ones are removed before it judges the file.
 """
 
 import re
@@ -16,7 +16,7 @@ MAX_SEGMENTS = 5_000
 END = b"\xff\xd9"
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in pixels, 0xff comes with a zero or a restart number
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are no frames
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # these three are not frames
 _PROGRESSIVE = frozenset(range(0xC2, 0xD0)) & _FRAMES  # and rarer kinds that take several passes
 _METADATA = frozenset([*range(0xE1, 0xEE), 0xEF, 0xFE])
 _NEEDED = _FRAMES | {0xC4, 0xCC, 0xDA, 0xDB, 0xDD}
@@ -25,13 +25,13 @@ _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _MAX_EXTRANEOUS_BYTES = 32  # after the last scan, of encoders that round up
 _MAX_ZEROS_AT_END = 2  # of pixels
 _NO_MEMORY = ("memory allocation failure", "insufficient memory", "out of memory")
-# Pictures that simplejpeg cannot judge, and scans that repeat others, which harm none.
+# Messages about files that simplejpeg cannot check, and about repeated scans, which are harmless.
 _NO_JUDGEMENT = ("subsampling", "Unsupported", "not supported", "precision", "Inconsistent progression")
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A marker with what follows it up to its pixels or the next marker, and where its pixels end."""
+    """A marker with its header up to its pixels or the next marker, and where its pixels end."""
 
     marker: int
     start: int
@@ -41,7 +41,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the markers of a file's first picture say. `end` is where it ends, -1 where its end marker is missing."""
+    """The markers of a file's first image. `end` is where the image ends, -1 if its end marker is missing."""
 
     segments: tuple[Segment, ...]
     end: int
@@ -81,10 +81,10 @@ def survey(encoded: bytes) -> Survey:
 
 
 def check_scans(encoded: bytes, found: Survey) -> None:
-    """Refuse a picture of several scans of which some are missing: a cut between two leaves no other trace.
+    """Refuse an image with missing scans: truncation between two scans has no other symptom.
 
     Raises:
-        ValueError: a coefficient of a component does not get all its bits.
+        ValueError: some bits of a coefficient are in no scan.
     """
     frames = [segment for segment in found.segments if segment.marker in _FRAMES]
     if len(frames) != 1 or frames[0].marker not in (0xC0, 0xC1, 0xC2):
@@ -119,7 +119,7 @@ def exif_data(encoded: bytes, found: Survey) -> bytes:
 
 
 def without_metadata(encoded: bytes, found: Survey) -> bytes:
-    """Return the first picture with its end marker, without what says nothing about its pixels."""
+    """Return the first image with its end marker, without the segments that do not affect its pixels."""
     parts, at = list[bytes](), 0
     for segment in found.segments:
         if segment.marker in _METADATA:
@@ -129,22 +129,22 @@ def without_metadata(encoded: bytes, found: Survey) -> bytes:
 
 
 def check_tail(encoded: bytes, found: Survey) -> None:
-    """Refuse a picture whose pixels end in text: an error page was appended to a cut file, and read as pixels.
+    """Refuse an image whose pixels end in text: an error page appended to a truncated file, and read as pixels.
 
     Raises:
-        ValueError: 32 bytes of text, in more than a few letters: flat pictures can repeat any byte.
+        ValueError: it ends in 32 bytes of text with more than a few distinct letters (flat images can repeat any byte).
     """
     if found.segments and found.segments[-1].marker == 0xDA:
         tail = encoded[max(found.segments[-1].header_end, found.segments[-1].end - 32) : found.segments[-1].end]
         if len(tail) == 32 and _TEXT.fullmatch(tail) and len(set(tail)) > 5:
-            raise ValueError("text after cut pixels")
+            raise ValueError("text after truncated pixels")
 
 
 def check_whole(encoded: bytes, found: Survey, *, is_cmyk: bool) -> None:
-    """Tell a whole picture that simplejpeg complains about from one that is cut or damaged.
+    """Distinguish a complete image that simplejpeg warns about from one that is truncated or damaged.
 
     Raises:
-        ValueError: it is cut or damaged, or there is too little memory to tell.
+        ValueError: it is truncated or damaged, or there is too little memory to decide.
     """
     needed = _only_needed(encoded, found)
     try:
@@ -155,8 +155,8 @@ def check_whole(encoded: bytes, found: Survey, *, is_cmyk: bool) -> None:
         extraneous = _EXTRANEOUS.search(str(error))
         if extraneous is None:
             raise
-        # What follows the last scan is harmless if the picture is whole without it. The zeros that fill up a cut
-        # picture are not: its decoder reads many of them as pixels.
+        # Bytes after the last scan are harmless if the image is complete without them. Zeros that pad a truncated
+        # image are not: its decoder reads many of them as pixels.
         pixels = needed[: -len(END)]
         without_zeros = pixels.rstrip(b"\0")
         if len(pixels) - len(without_zeros) > _MAX_ZEROS_AT_END:
@@ -185,12 +185,12 @@ def _decode_strictly(encoded: bytes, is_cmyk: bool) -> None:
 
 
 def lacked_memory(error: Exception) -> bool:
-    """Tell whether a decoder says that it lacked memory: simplejpeg by a ValueError, Pillow also by an OSError."""
+    """Return whether a decoder reports a lack of memory: simplejpeg by a ValueError, Pillow also by an OSError."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY)
 
 
 def _only_needed(encoded: bytes, found: Survey) -> bytes:
-    """Return the picture without what a decoder may complain about and a browser does not care for."""
+    """Return the image without the segments that a decoder may warn about and a browser ignores."""
     parts = [b"\xff\xd8"]
     frame = next((segment.marker for segment in found.segments if segment.marker in _FRAMES), 0)
     for segment in found.segments:

@@ -1,4 +1,4 @@
-"""Where the picture lies in a WebP file (RIFF container, RFC 9649 section 2)."""
+"""Find the image data in a WebP file (RIFF container, RFC 9649 section 2)."""
 
 import struct
 
@@ -7,7 +7,7 @@ _MAX_CHUNKS = 10_000
 
 
 def pixel_data_end(encoded: bytes) -> int:
-    """Return where the data of the first picture ends, 0 if there is none; EXIF and XMP data may follow it."""
+    """Return where the data of the first image ends, 0 if there is none; EXIF and XMP data may follow it."""
     at = 12
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(encoded):

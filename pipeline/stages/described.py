@@ -67,28 +67,28 @@ class _Describe:
     detector: Detector
 
     def run(self, name: str, output: UnitOutput) -> Mapping[str, int]:
-        images = 0
+        count = 0
         with output.workspace.open(f"fetched/{name}.tar") as file, tarfile.open(fileobj=file, mode="r|") as tar:
             tables = []
-            for uids, pictures in _batches(tar):
-                images += len(uids)
-                tables.append(_table(uids, Described.of(self.detector, pictures)))
+            for uids, images in _batches(tar):
+                count += len(uids)
+                tables.append(_table(uids, Described.of(self.detector, images)))
         output.write_batches(f"described/{name}.parquet", DESCRIBED, tables or [DESCRIBED.empty_table()])
-        return {"inputs": images, "kept": images}
+        return {"inputs": count, "kept": count}
 
 
 def _batches(tar: tarfile.TarFile) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-    uids, pictures = list[str](), list[np.ndarray]()
+    uids, images = list[str](), list[np.ndarray]()
     for member in tar:
         image = tar.extractfile(member)
         assert image is not None
         uids.append(member.name.removesuffix(".jpg"))
-        pictures.append(decode_rgb(image.read()))
+        images.append(decode_rgb(image.read()))
         if len(uids) == _BATCH:
-            yield uids, pictures
-            uids, pictures = [], []
+            yield uids, images
+            uids, images = [], []
     if uids:
-        yield uids, pictures
+        yield uids, images
 
 
 def _table(uids: list[str], described: Described) -> pa.Table:
@@ -110,7 +110,7 @@ class DescribedPart:
     """The images of a fetched part, with their vectors, and their pixels where they are needed."""
 
     described: Described
-    pictures: list[str]  # uids, by number
+    uids: list[str]  # by number
     tar: tarfile.TarFile
 
     @classmethod
@@ -124,9 +124,9 @@ class DescribedPart:
         inner = _matrix([rows[number]["inner"] for number in boxes], dimensions)
         return cls(Described(whole, boxes, inner), uids, tar)
 
-    def picture(self, number: int) -> np.ndarray:
+    def pixels(self, number: int) -> np.ndarray:
         """Return the pixels of an image."""
-        image = self.tar.extractfile(f"{self.pictures[number]}.jpg")
+        image = self.tar.extractfile(f"{self.uids[number]}.jpg")
         assert image is not None
         return decode_rgb(image.read())
 

@@ -48,7 +48,7 @@ class LoadedEval:
 
     def find(self, images: pa.Table, min_quality: int, part: DescribedPart | None) -> pa.Table:
         """Return the overlap rows of the fetched images of a part; see `dedup.overlap.find_overlap`."""
-        copies = self.copies.find(part.described, part.picture) if self.copies and part else []
+        copies = self.copies.find(part.described, part.pixels) if self.copies and part else []
         bits = self.max_distance_bits
         return find_overlap(images, self.index, max_distance_bits=bits, min_quality=min_quality, copies=copies)
 

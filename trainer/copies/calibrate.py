@@ -70,20 +70,20 @@ def calibrate(detector: Detector, photos: Sequence[np.ndarray]) -> Calibration:
 
 
 def _edited(name: str, photos: Sequence[np.ndarray], chosen: np.ndarray) -> list[np.ndarray]:
-    pictures = []
+    images = []
     for row in chosen:
         file = edited(name, photos[row], photos[(row + 1) % len(photos)], str(row))
-        pictures.append(np.asarray(cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR))[:, :, ::-1])
-    return pictures
+        images.append(np.asarray(cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR))[:, :, ::-1])
+    return images
 
 
-def _similarity(detector: Detector, pictures: list[np.ndarray], views: list[np.ndarray]) -> np.ndarray:
-    """Return the best cosine over the views of each photo and the content box of each picture, `(pictures, photos)`."""
-    boxes = [content_box(picture) for picture in pictures]
+def _similarity(detector: Detector, images: list[np.ndarray], views: list[np.ndarray]) -> np.ndarray:
+    """Return the best cosine over the views of each photo and the content box of each image, `(images, photos)`."""
+    boxes = [content_box(image) for image in images]
     inner = [
-        picture[box.top : box.bottom, box.left : box.right] if box else picture
-        for picture, box in zip(pictures, boxes, strict=True)
+        image[box.top : box.bottom, box.left : box.right] if box else image
+        for image, box in zip(images, boxes, strict=True)
     ]
-    described = (detector.describe(pictures), detector.describe(inner))
+    described = (detector.describe(images), detector.describe(inner))
     best = np.max([scores(vectors, view) for vectors in described for view in views], axis=0)
     return np.asarray(best / np.float32(detector.scale**2))

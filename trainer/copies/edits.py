@@ -25,20 +25,20 @@ class Editor:
     def weak(self, photo: np.ndarray, chance: random.Random) -> np.ndarray:
         """Return `(side, side, 3)` uint8 as an index holds it: whole or cropped a little, sometimes re-encoded."""
         crop = chance.uniform(0.8, 1.0) if chance.random() < 0.6 else 1.0
-        picture = _cut(photo, (self.side, self.side), chance, crop=(crop, crop), degrees=0.0, turns=0, mirror=False)
-        return _jpeg(picture, chance.randint(60, 95)) if chance.random() < 0.3 else picture
+        image = _cut(photo, (self.side, self.side), chance, crop=(crop, crop), degrees=0.0, turns=0, mirror=False)
+        return _jpeg(image, chance.randint(60, 95)) if chance.random() < 0.3 else image
 
     def strong(self, photo: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
         """Return `(side, side, 3)` uint8: the photo after several edits; `other` is a stranger to edit it with."""
         left, top, width, height, canvas = self._canvas(other, chance)
-        picture = self._geometry(photo, (width, height), chance)
+        image = self._geometry(photo, (width, height), chance)
         if canvas is not None:
-            canvas[top : top + height, left : left + width] = picture
-            picture = canvas
-        picture = self._cover(picture, other, chance)
-        picture = _colours(picture, chance)
-        picture = _quality(picture, chance)
-        return _jpeg(picture, chance.randint(12, 95)) if chance.random() < 0.4 else picture
+            canvas[top : top + height, left : left + width] = image
+            image = canvas
+        image = self._cover(image, other, chance)
+        image = _colours(image, chance)
+        image = _quality(image, chance)
+        return _jpeg(image, chance.randint(12, 95)) if chance.random() < 0.4 else image
 
     def _geometry(self, photo: np.ndarray, size: tuple[int, int], chance: random.Random) -> np.ndarray:
         crop = (1.0, 1.0)
@@ -50,7 +50,7 @@ class Editor:
         return _cut(photo, size, chance, crop=crop, degrees=degrees, turns=turns, mirror=chance.random() < 0.4)
 
     def _canvas(self, other: np.ndarray, chance: random.Random) -> tuple[int, int, int, int, np.ndarray | None]:
-        """Return where the photo goes on which canvas: left, top, width, height; no canvas: it fills the picture."""
+        """Return where the photo goes on which canvas: left, top, width, height; no canvas: it fills the image."""
         side, kind = self.side, chance.random()
         whole = (0, 0, side, side)
         if kind > 0.5:
@@ -94,17 +94,17 @@ class Editor:
                 _lay_over(canvas, overlay, (chance.randint(0, side - width), start, width, height), 1.0)
         return margin, top, side - 2 * margin, side - top - bottom
 
-    def _cover(self, picture: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
+    def _cover(self, image: np.ndarray, other: np.ndarray, chance: random.Random) -> np.ndarray:
         side = self.side
         if chance.random() < 0.07:
             share = chance.uniform(0.1, 0.35)
             blended = cv2.resize(other, (side, side), interpolation=cv2.INTER_AREA)
-            picture = cv2.addWeighted(picture, 1 - share, blended, share, 0)
+            image = cv2.addWeighted(image, 1 - share, blended, share, 0)
         if chance.random() < 0.1:
             width = round(side * chance.uniform(0.2, 0.5))
             left, top, width, height = _place(side, width, round(width * chance.uniform(0.7, 1.3)), chance)
             patch = cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA)
-            picture[top : top + height, left : left + width] = patch
+            image[top : top + height, left : left + width] = patch
         if chance.random() < 0.33:
             opacity = chance.choice((1.0, 1.0, 0.5))
             for _ in range(chance.choice((1, 1, 2, 3, 6))):
@@ -112,8 +112,8 @@ class Editor:
                 scale = side * chance.uniform(0.15, 0.75) / max(overlay.shape[:2])
                 height, width = (max(2, round(length * scale)) for length in overlay.shape[:2])
                 left, top = chance.randint(-width // 4, side - width // 2), chance.randint(-height // 4, side - height)
-                _lay_over(picture, overlay, (left, top, width, height), opacity)
-        return picture
+                _lay_over(image, overlay, (left, top, width, height), opacity)
+        return image
 
 
 def _place(side: int, width: int, height: int, chance: random.Random) -> Rectangle:
@@ -158,62 +158,62 @@ def _cut(
     )
 
 
-def _lay_over(picture: np.ndarray, overlay: np.ndarray, place: Rectangle, opacity: float) -> None:
+def _lay_over(image: np.ndarray, overlay: np.ndarray, place: Rectangle, opacity: float) -> None:
     left, top, width, height = place
     overlay = cv2.resize(overlay, (width, height), interpolation=cv2.INTER_AREA)
     x, y = max(0, left), max(0, top)
-    right, bottom = min(picture.shape[1], left + width), min(picture.shape[0], top + height)
+    right, bottom = min(image.shape[1], left + width), min(image.shape[0], top + height)
     if right <= x or bottom <= y:
         return
     overlay = overlay[y - top : bottom - top, x - left : right - left]
     alpha = overlay[:, :, 3:].astype(np.float32) * (opacity / 255)
-    below = picture[y:bottom, x:right]
-    picture[y:bottom, x:right] = below + (overlay[:, :, :3] - below.astype(np.float32)) * alpha
+    below = image[y:bottom, x:right]
+    image[y:bottom, x:right] = below + (overlay[:, :, :3] - below.astype(np.float32)) * alpha
 
 
-def _colours(picture: np.ndarray, chance: random.Random) -> np.ndarray:
+def _colours(image: np.ndarray, chance: random.Random) -> np.ndarray:
     if chance.random() < 0.12:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        picture = cv2.merge([grey, grey, grey])
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        image = cv2.merge([grey, grey, grey])
     elif chance.random() < 0.4:  # gains, channels mixed, saturation
         mix = np.eye(3) * chance.uniform(0.8, 1.2)
         mix += np.array([chance.uniform(-0.15, 0.15) for _ in range(9)]).reshape(3, 3)
         saturation = chance.uniform(0.4, 1.7)
         matrix = saturation * mix + (1 - saturation) * np.full((3, 3), 1 / 3)
         offset = np.full((3, 1), chance.uniform(-20, 20))
-        picture = cv2.transform(picture, np.hstack([matrix, offset]).astype(np.float32))
+        image = cv2.transform(image, np.hstack([matrix, offset]).astype(np.float32))
     if chance.random() < 0.4:
-        picture = _levels(picture, chance.uniform(0.6, 1.6), chance.uniform(-50, 50))
+        image = _levels(image, chance.uniform(0.6, 1.6), chance.uniform(-50, 50))
     if chance.random() < 0.15:
         curve = 255 * (np.arange(256) / 255) ** chance.uniform(0.45, 2.2)
-        picture = cv2.LUT(picture, curve.astype(np.uint8))
+        image = cv2.LUT(image, curve.astype(np.uint8))
     elif chance.random() < 0.05:
-        picture = cv2.merge([cv2.equalizeHist(channel) for channel in cv2.split(picture)])
-    return picture
+        image = cv2.merge([cv2.equalizeHist(channel) for channel in cv2.split(image)])
+    return image
 
 
-def _levels(picture: np.ndarray, contrast: float, brightness: float) -> np.ndarray:
+def _levels(image: np.ndarray, contrast: float, brightness: float) -> np.ndarray:
     curve = np.clip(128 + (np.arange(256) - 128) * contrast + brightness, 0, 255)
-    return cv2.LUT(picture, curve.astype(np.uint8))
+    return cv2.LUT(image, curve.astype(np.uint8))
 
 
-def _quality(picture: np.ndarray, chance: random.Random) -> np.ndarray:
-    side = picture.shape[0]
+def _quality(image: np.ndarray, chance: random.Random) -> np.ndarray:
+    side = image.shape[0]
     if chance.random() < 0.2:
-        picture = cv2.GaussianBlur(picture, (0, 0), side * chance.uniform(0.006, 0.035))
+        image = cv2.GaussianBlur(image, (0, 0), side * chance.uniform(0.006, 0.035))
     elif chance.random() < 0.15:
         small = round(side * chance.uniform(0.25, 0.7))
         way = chance.choice((cv2.INTER_AREA, cv2.INTER_NEAREST, cv2.INTER_LINEAR))
-        picture = cv2.resize(cv2.resize(picture, (small, small), interpolation=way), (side, side))
+        image = cv2.resize(cv2.resize(image, (small, small), interpolation=way), (side, side))
     elif chance.random() < 0.08:
-        blurred = cv2.GaussianBlur(picture, (0, 0), 1.0)
-        picture = cv2.addWeighted(picture, 2.2, blurred, -1.2, 0)
+        blurred = cv2.GaussianBlur(image, (0, 0), 1.0)
+        image = cv2.addWeighted(image, 2.2, blurred, -1.2, 0)
     if chance.random() < 0.1:
-        drawn = np.random.default_rng(chance.getrandbits(32)).normal(0, chance.uniform(3, 20), picture.shape)
-        picture = np.clip(picture + drawn, 0, 255).astype(np.uint8)
-    return picture
+        drawn = np.random.default_rng(chance.getrandbits(32)).normal(0, chance.uniform(3, 20), image.shape)
+        image = np.clip(image + drawn, 0, 255).astype(np.uint8)
+    return image
 
 
-def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
-    _, file = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(file, cv2.IMREAD_COLOR))

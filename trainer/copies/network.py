@@ -1,7 +1,7 @@
 """A small copy descriptor: residual convolutions, GeM pooling, one linear layer, unit length.
 
 Fully convolutional, so it trains on small squares and describes larger ones. It takes bytes, and removes the mean
-colour and the contrast of the picture itself.
+colour and the contrast of the image itself.
 """
 
 from itertools import pairwise
@@ -63,9 +63,9 @@ class CopyNetwork(nn.Module):
         self.projection = nn.Linear(last_width, dimensions, bias=False)
         self.centre = nn.BatchNorm1d(dimensions, affine=False)  # strangers then meet at a cosine of about 0
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors of a batch."""
-        planes = pictures.permute(0, 3, 1, 2).float()
+        planes = images.permute(0, 3, 1, 2).float()
         planes = planes - planes.mean((2, 3), keepdim=True)
         contrast = planes.square().mean((1, 2, 3), keepdim=True).sqrt()
         planes = (planes / (contrast + 4.0)).contiguous(memory_format=torch.channels_last)

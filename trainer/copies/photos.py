@@ -18,7 +18,7 @@ from trainer.errors import TrainerError
 SHORT_SIDE = 128
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _MIN_SIDE = 32
-_MIN_CONTRAST = 6.0  # standard deviation of the bytes: plain pictures are all alike
+_MIN_CONTRAST = 6.0  # standard deviation of the bytes: plain images are all alike
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Train the descriptor as SSCD does (Pizzi et al., CVPR 2022): InfoNCE over two views of each photo, and entropy.
 
-The entropy term pushes every vector away from its nearest stranger, so that one threshold fits all pictures. Every
+The entropy term pushes every vector away from its nearest stranger, so that one threshold fits all images. Every
 batch is drawn from (seed, step): worker processes, restarts and devices see the same edits.
 """
 

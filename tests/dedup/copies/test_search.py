@@ -56,10 +56,10 @@ def test_cells_find_almost_what_a_scan_finds(cosine, recall):
     assert index.cells is not None
     chosen = np.arange(0, 6_000, 30)
     found = index.search(as_int8(near(vectors[chosen], cosine, 4)), int((cosine - 0.05) * 16**2 * 128), 1)
-    hits = found.pictures == chosen[found.queries]
+    hits = found.images == chosen[found.queries]
     assert hits.sum() / len(chosen) >= recall
     exact = scores(as_int8(near(vectors[chosen], cosine, 4)), index.vectors)
-    assert (found.scores == exact[found.queries, found.pictures]).all()
+    assert (found.scores == exact[found.queries, found.images]).all()
 
 
 def test_the_same_vectors_give_the_same_cells():

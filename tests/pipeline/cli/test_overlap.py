@@ -27,7 +27,7 @@ def png(picture: np.ndarray) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _small_control(monkeypatch):
-    monkeypatch.setattr("dedup.compare_sets.CONTROL_PICTURES", 5)
+    monkeypatch.setattr("dedup.compare_sets.CONTROL_IMAGES", 5)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_recall_and_false_matches_are_measured(sets, monkeypatch):
     corrected = told["corrected_share"]
     assert corrected["value"] == pytest.approx(4 / 6)
     assert corrected["low"] < corrected["value"] < corrected["high"]
-    assert "0 of 5 rendered pictures matched" in (out / "index.html").read_text()
+    assert "0 of 5 rendered images matched" in (out / "index.html").read_text()
     told = json.loads((run(sets, "b", "--plant", "3", "--detector", "pdq") / "measured.json").read_text())
     assert told["recall"]["kinds"]["crop 80%"] == 0
     assert told["recall"]["tuned"] == pytest.approx(1 / 3)
