@@ -132,7 +132,7 @@ class FetchConfig(Table):
     def _preset_is_spelt_right(cls, also_obey: tuple[str, ...]) -> tuple[str, ...]:
         for name in also_obey:
             if name != _CRAWLER_PRESET and get_close_matches(name.lower(), [_CRAWLER_PRESET], cutoff=0.85):
-                raise ValueError(f"{name!r} is no preset list: did you mean {_CRAWLER_PRESET!r}?")
+                raise ValueError(f"{name!r} is not a preset list: did you mean {_CRAWLER_PRESET!r}?")
         return also_obey
 
     @field_validator("contact")

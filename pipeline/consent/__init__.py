@@ -1,4 +1,4 @@
-"""Whether the web lets us use an image: one file for each signal, and the one rule that joins them (`policy.py`).
+"""Whether an image may be used: one file for each opt-out signal, and the rule that combines them (`policy.py`).
 
-Everything here is a pure function of bytes and strings: no requests, no files, no clock.
+All functions here are pure functions of bytes and strings: no requests, no files, no clock.
 """

@@ -1,6 +1,6 @@
-"""The crawlers whose rules in robots.txt we obey beside our own: `fetch.also_obey`.
+"""Other crawlers whose rules in robots.txt apply to us too: `fetch.also_obey`.
 
-Who forbids the crawlers that gather training data by name forbids us, whose name nobody knows.
+A site that disallows the known crawlers for training data means ours too, although it does not know our name.
 """
 
 import tomllib
@@ -20,6 +20,6 @@ def preset_tokens() -> tuple[str, ...]:
 
 
 def product_tokens(also_obey: Iterable[str]) -> frozenset[str]:
-    """Return the product tokens that `fetch.also_obey` means, in lower case."""
+    """Return the product tokens of `fetch.also_obey`, in lower case, with the preset expanded."""
     named = [token for name in also_obey for token in (preset_tokens() if name == PRESET else (name,))]
     return frozenset(token.lower() for token in named)

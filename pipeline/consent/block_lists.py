@@ -1,11 +1,11 @@
-"""Lists of what must not be used, as their users hold them: domains, URLs, hashed URLs, hashes of images.
+"""Lists of what must not be used, as their owners write them: domains, URLs, hashed URLs, hashes of images.
 
     domains          example.com           with all its subdomains; *.example.com, ||example.com^ and hosts files too
     urls             https://example.com/a.jpg
     url hashes       64, 40 or 32 hexadecimal digits: SHA-256, SHA-1 or MD5 of a URL
     image hashes     the same of a file as downloaded, or pdq:<64 digits>, which also finds near copies
 
-One entry a line; empty lines and lines that begin with # are skipped. URLs match with http or https, as normalised
+One entry per line; empty lines and lines that start with # are skipped. URLs match with http or https, as normalised
 here. Of each hash 8 bytes are kept, in one sorted array: ten million entries take 80 MB, and a wrong match among a
 billion images has a probability below one in a thousand.
 """
@@ -21,7 +21,7 @@ from pipeline.consent.policy import Signal, Statement
 from pipeline.web.urls import normalize_url
 
 PDQ_MAX_BITS = 31
-"""The distance up to which PDQ's authors call two images the same."""
+"""The distance up to which PDQ's authors consider two images the same."""
 
 _ALGORITHMS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}
 _HEX = re.compile("[0-9a-f]+")
@@ -29,7 +29,7 @@ _HOST = re.compile(r"[^\s/:|^*]+\.[^\s/:|^*]+")
 
 
 class EntryError(ValueError):
-    """A line that is no entry of its list; the message does not repeat it."""
+    """A line that is not a valid entry of its list; the message does not repeat it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DigestSet:
 
 @dataclass(frozen=True)
 class BlockLists:
-    """All lists together. The sets of hashes are by the number of hexadecimal digits; `pdq` is (images, 4) uint64."""
+    """All block lists. The sets of hashes are keyed by their number of hex digits; `pdq` is (images, 4) uint64."""
 
     domains: frozenset[str] = frozenset()
     urls: DigestSet | None = None
@@ -63,7 +63,7 @@ class BlockLists:
         """Return the lists of each kind: domains, urls, url_hashes, image_hashes.
 
         Raises:
-            EntryError: a line is no entry.
+            EntryError: a line is not a valid entry.
         """
         urls = [_digest(_without_scheme(_url(line))) for line in _entries(lines.get("urls", ()))]
         images = list(_entries(lines.get("image_hashes", ())))
@@ -101,13 +101,13 @@ class BlockLists:
         return None
 
     def of_fingerprints(self, sha256: str, pdq: bytes) -> Statement | None:
-        """Return the refusal of an image of which only SHA-256 and PDQ hash are left."""
+        """Return the refusal of an image by its SHA-256 and PDQ hash."""
         if (hashes := self.image_hashes.get(64)) is not None and bytes.fromhex(sha256) in hashes:
             return _listed("image")
         return self.of_pdq(pdq)
 
     def of_pdq(self, pdq: bytes) -> Statement | None:
-        """Return the refusal of an image that looks like one of the list."""
+        """Return the refusal of an image whose PDQ hash is near one on the list."""
         if self.pdq is None:
             return None
         distances = np.bitwise_count(self.pdq ^ np.frombuffer(pdq, np.uint64)).sum(axis=1)
@@ -115,7 +115,7 @@ class BlockLists:
 
 
 def _listed(what: str) -> Statement:
-    """What is listed is counted and never shown: the statement names neither list nor entry."""
+    """Return a statement that names neither the list nor the entry: block lists may be confidential."""
     return Statement(Signal.BLOCK_LIST, f"the {what} is on a block list", refuses=True)
 
 
@@ -130,12 +130,12 @@ def _domain(line: str) -> str:
     name = line.split()[-1].lower().removeprefix("||").partition("^")[0].partition("/")[0].lstrip("*.").rstrip(".")
     url = normalize_url(f"http://{name}/") if _HOST.fullmatch(name) else None
     if url is None:
-        raise EntryError("no domain")
+        raise EntryError("not a domain name")
     return url[len("http://") : -1]
 
 
 def _and_parents(host: str) -> Iterator[str]:
-    """Yield a host name and the domains it lies in."""
+    """Yield a host name and its parent domains."""
     labels = host.rstrip(".").split(".")
     return (".".join(labels[start:]) for start in range(len(labels)))
 
@@ -143,7 +143,7 @@ def _and_parents(host: str) -> Iterator[str]:
 def _url(line: str) -> str:
     url = normalize_url(line if "://" in line else f"http://{line}")
     if url is None:
-        raise EntryError("no http(s) URL")
+        raise EntryError("not an http(s) URL")
     return url
 
 
@@ -160,7 +160,7 @@ def _by_length(entries: Iterable[str]) -> dict[int, DigestSet]:
     for entry in entries:
         digits = entry.lower().rpartition(":")[2]
         if len(digits) not in _ALGORITHMS or _HEX.fullmatch(digits) is None:
-            raise EntryError("no MD5, SHA-1 or SHA-256 in hexadecimal digits")
+            raise EntryError("not an MD5, SHA-1 or SHA-256 hash in hexadecimal digits")
         found.setdefault(len(digits), []).append(bytes.fromhex(digits)[:8])
     return {digits: DigestSet.of(digests) for digits, digests in found.items()}
 
@@ -168,5 +168,5 @@ def _by_length(entries: Iterable[str]) -> dict[int, DigestSet]:
 def _pdq(entry: str) -> np.ndarray:
     digits = entry.removeprefix("pdq:").strip().lower()
     if len(digits) != 64 or _HEX.fullmatch(digits) is None:
-        raise EntryError("no PDQ hash of 64 hexadecimal digits")
+        raise EntryError("not a PDQ hash of 64 hexadecimal digits")
     return np.frombuffer(bytes.fromhex(digits), np.uint64)

@@ -1,7 +1,7 @@
-"""Responses that turn machines away or name a price: challenge pages and 402.
+"""Responses that block automated clients or require payment: challenge pages and 402.
 
-A wall can stand behind any status. It is told by the headers that the makers of walls add, or by what a small page of
-HTML contains where an image should be.
+A challenge can have any status. It is recognised by the headers that vendors of bot protection add, or by the content
+of a small HTML page in place of an image.
 """
 
 import re
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 PAYMENT_REQUIRED = 402
 
-# Header -> what in it means a challenge; a header that pages without a challenge have too is not here.
+# Header -> pattern of its value in challenges; headers that other pages have too are not listed.
 _CHALLENGE_HEADERS = {
     "cf-mitigated": "challenge",  # Cloudflare
     "x-vercel-mitigated": "challenge",
     "x-amzn-waf-action": "c",  # captcha, challenge
     "x-datadome": "protected",
-    "x-px-block": "",  # HUMAN, once PerimeterX
+    "x-px-block": "",  # HUMAN, formerly PerimeterX
     "x-sucuri-block": "",
 }
 _MAX_PAGE_BYTES = 256 * 1024
@@ -30,7 +30,7 @@ _CHALLENGE_PAGE = re.compile(
 
 
 def challenge_in_headers(headers: Mapping[str, str]) -> str | None:
-    """Return the header line that says that this response is a challenge, or None."""
+    """Return the header line that marks this response as a challenge, or None."""
     for name, content in _CHALLENGE_HEADERS.items():
         value = headers.get(name)
         if value is not None and value.strip().lower().startswith(content):
@@ -39,7 +39,7 @@ def challenge_in_headers(headers: Mapping[str, str]) -> str | None:
 
 
 def challenge_in_page(body: bytes) -> str | None:
-    """Return what in the body of a response shows that it is a challenge page and no image, or None."""
+    """Return the text in the body of a response that shows that it is a challenge page and not an image, or None."""
     head = body[:1024].lstrip().lower()
     if len(body) > _MAX_PAGE_BYTES or not (head.startswith(b"<") and (b"<html" in head or b"<!doctype html" in head)):
         return None
@@ -48,6 +48,6 @@ def challenge_in_page(body: bytes) -> str | None:
 
 
 def price_in_headers(headers: Mapping[str, str]) -> str:
-    """Return the price that a 402 response names (Cloudflare's pay per crawl), as words for a message."""
+    """Return the price in a 402 response (Cloudflare's pay per crawl), as text for a message."""
     price = headers.get("crawler-price")
     return f"payment required: {price}" if price else "payment required"

@@ -2,8 +2,8 @@
 
     "cawg.training-mining": {"entries": {"cawg.ai_training": {"use": "notAllowed"}, ...}}
 
-`notAllowed` forbids, and so does `constrained` without more (section 3.1). The signature is not verified, so no library
-is needed: whoever says no is heard, and nothing here is taken as leave.
+`notAllowed` forbids, and so does `constrained` without further details (section 3.1). The signature is not verified, so
+no library is needed: any refusal counts, and no statement here counts as permission.
 """
 
 import re
@@ -12,13 +12,13 @@ from pipeline.consent.policy import TRAINING, Signal, Statement, combine, in_wor
 
 _ASSERTION = re.compile(rb"(?:c2pa|cawg)\.training-mining[\w.]*\0")
 _ENTRY = re.compile(rb"(?:c2pa|cawg)\.(data_mining|ai_training|ai_generative_training|ai_inference)\b")
-# Text strings in CBOR, behind a byte with their length, and in JSON.
+# Text strings in CBOR, after a byte with their length, and in JSON.
 _VALUE = re.compile(rb"[\x67\"](allowed)|[\x6a\"](notAllowed)|[\x6b\"](constrained)")
 _MAX_ASSERTION_BYTES = 1 << 16
 
 
 def read_c2pa(boxes: bytes) -> Statement | None:
-    """Return what the JUMBF boxes of an image say; without such an assertion only that there is a manifest."""
+    """Return the statement in the JUMBF boxes of an image; without such an assertion, only that there is a manifest."""
     if b"c2pa" not in boxes:
         return None
     stated = []
@@ -32,7 +32,7 @@ def read_c2pa(boxes: bytes) -> Statement | None:
 
 
 def _entries(assertion: bytes) -> dict[str, bool]:
-    """Return use -> is it allowed of one assertion; its entries stand one behind the other."""
+    """Return use -> is it allowed, of one assertion, whose entries follow each other."""
     labels = list(_ENTRY.finditer(assertion))
     stated = []
     for label, following in zip(labels, [*labels[1:], None], strict=True):

@@ -3,8 +3,8 @@
     Content-Signal: search=yes, ai-train=no       forbids training
     Content-Signal: search=yes                    neither allows nor forbids training
 
-The policy is written in words, without a grammar, and people type it by hand: upper case, other separators, the IETF's
-names and short values are read too.
+The policy has no formal grammar, and people type it by hand: upper case, other separators, the IETF's names and short
+values are accepted too.
 """
 
 import re
@@ -33,7 +33,7 @@ _SIGNAL = re.compile(r"([a-z][a-z _-]*?)\s*[=:]\s*[\"']?([a-z]+)")
 
 
 def read_content_signal(value: str) -> dict[str, bool]:
-    """Return use -> is it allowed; empty where the value states nothing. A signal given twice forbids if one does."""
+    """Return use -> is it allowed; empty if nothing is stated. A repeated signal forbids if one of its values does."""
     found = []
     for name, answer in _SIGNAL.findall(value.lower()):
         use = _USES.get(re.sub("[ _-]", "", name))

@@ -4,7 +4,7 @@
     Content-Usage: train-ai=y, search=n       allows training, forbids search
     Content-Usage: train-ai=no                says nothing: only the tokens y and n do
 
-The drafts limit `train-ai` to generative models. A published set is used to train whatever its readers like, so
+The drafts limit `train-ai` to generative models. A published dataset is used to train models of any kind, so
 `train-ai=n` refuses here.
 """
 
@@ -17,7 +17,7 @@ from pipeline.consent.policy import TRAINING
 ATTACH_DRAFT = "draft-ietf-aipref-attach-05 (2026-08-19)"
 VOCABULARY_DRAFT = "draft-ietf-aipref-vocab-08 (2026-09-14)"
 
-# Of the vocabulary, then of its earlier drafts: files that were written for those still stand.
+# Terms of the vocabulary, then of its earlier drafts, for which files were written that still exist.
 _USES = {
     "train-ai": TRAINING,
     "search": "search",
@@ -31,7 +31,7 @@ _USES = {
 
 
 def read_content_usage(value: str) -> dict[str, bool]:
-    """Return use -> is it allowed; empty where the value states nothing or is no structured-field dictionary.
+    """Return use -> is it allowed; empty if the value states nothing or is not a structured-field dictionary.
 
     Vocabulary section 6.4: unknown labels and all parameters are ignored, and of a repeated label the last counts.
     """

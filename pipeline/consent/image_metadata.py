@@ -1,4 +1,4 @@
-"""What an image file itself says about its use and its rights."""
+"""Statements in an image file about its use and rights."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from pipeline.consent.policy import Statement
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """The statements in a file and its rights; XMP counts before IPTC."""
+    """The statements in a file and its rights; XMP takes precedence over IPTC."""
 
     statements: tuple[Statement, ...]
     rights: Rights
 
 
 def read_image_metadata(encoded: bytes) -> ImageMetadata:
-    """Return what the metadata of an image file says. Costs microseconds where there is none."""
+    """Return the statements in the metadata of an image file. Takes microseconds if there are none."""
     found = find_segments(encoded)
     if not (found.xmp or found.iptc or found.c2pa):
         return _NONE

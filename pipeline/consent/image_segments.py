@@ -1,7 +1,7 @@
-"""Where image files keep XMP, IPTC and C2PA data, found without decoding the picture.
+"""Find XMP, IPTC and C2PA data in image files without decoding the pixels.
 
-JPEG, PNG and WebP are walked from segment to segment, which touches a few bytes of each; in GIF, TIFF and AVIF files
-the bytes that XMP and C2PA begin with are searched for.
+JPEG, PNG and WebP are read segment by segment, which touches few bytes; GIF, TIFF and AVIF files are searched for the
+bytes that XMP and C2PA data start with.
 """
 
 import struct
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _PHOTOSHOP = b"Photoshop 3.0\0"
-_EXTENDED_HEAD_BYTES = len(_EXTENDED_XMP) + 40  # a GUID of 32 characters, the whole size, the offset
+_EXTENDED_HEAD_BYTES = len(_EXTENDED_XMP) + 40  # a GUID of 32 characters, the total size, the offset
 _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_PROFILES = (b"Raw profile type xmp\0", b"Raw profile type iptc\0", b"Raw profile type 8bim\0")  # ImageMagick's
 _MAX_CHUNKS = 10_000
@@ -20,7 +20,7 @@ _MAX_METADATA_BYTES = 4 << 20
 
 @dataclass(slots=True)
 class Segments:
-    """The metadata of one file, packets as they stand in it; `iptc` is Photoshop's image resources."""
+    """The metadata of one file, as unparsed packets; `iptc` is Photoshop's image resources."""
 
     xmp: list[bytes] = field(default_factory=list)
     iptc: list[bytes] = field(default_factory=list)
@@ -28,7 +28,7 @@ class Segments:
 
 
 def find_segments(encoded: bytes) -> Segments:
-    """Return the metadata in an image file; whatever the bytes are, what is found is found."""
+    """Return the metadata in an image file; any bytes are accepted."""
     found = Segments()
     if encoded.startswith(b"\xff\xd8"):
         _walk_jpeg(encoded, found)
@@ -48,7 +48,7 @@ def _walk_jpeg(encoded: bytes, found: Segments) -> None:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker in (0xDA, 0xD9):  # the picture begins, or nothing does
+        if marker in (0xDA, 0xD9):  # the pixels begin, or the file ends
             break
         size = int.from_bytes(encoded[at + 2 : at + 4])
         if marker == 0xE1:
@@ -60,7 +60,7 @@ def _walk_jpeg(encoded: bytes, found: Segments) -> None:
         elif marker == 0xED and encoded.startswith(_PHOTOSHOP, at + 4):
             found.iptc.append(encoded[at + 4 + len(_PHOTOSHOP) : at + 2 + size])
         elif marker == 0xEB and encoded.startswith(b"JP", at + 4):
-            # Every piece of a JUMBF box repeats the box's own size and type behind its number.
+            # Every piece of a JUMBF box repeats the size and type of the box after its number.
             instance, sequence = encoded[at + 6 : at + 8], encoded[at + 8 : at + 12]
             boxes[instance, sequence] = encoded[at + 20 : at + 2 + size]
         at += 2 + size

@@ -1,13 +1,13 @@
-"""Rights in XMP and IPTC data: PLUS data mining, and who made a picture, who owns it and where its licence is.
+"""Rights in XMP and IPTC data: PLUS data mining, creator, owner and licence of an image.
 
-`plus:DataMining` (IPTC Photo Metadata Standard 2023.1) holds a value of PLUS's vocabulary:
+`plus:DataMining` (IPTC Photo Metadata Standard 2023.1) has a value from PLUS's vocabulary:
 
     http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED-AIMLTRAINING     refused, as every value that begins DMI-PROHIBITED
     http://ns.useplus.org/ldf/vocab/DMI-ALLOWED                     allowed
     http://ns.useplus.org/ldf/vocab/DMI-UNSPECIFIED                 says nothing
 
-All prohibitions refuse: those with constraints or licences to read (SEECONSTRAINT ...), since nobody reads them here,
-and those of generative training or of all but search engines, since a published set is used for more than that.
+All prohibitions refuse: also those with constraints or licences to read (SEECONSTRAINT ...), since no person reads them
+here, and those of generative training or of all uses but search, since a published dataset has other uses too.
 """
 
 import re
@@ -32,7 +32,7 @@ _IIM_BY_LINE, _IIM_COPYRIGHT = 80, 116
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a file says of its rights, each None where it says nothing."""
+    """The rights stated in a file; each is None if not stated."""
 
     rights: str | None = None
     creator: str | None = None
@@ -43,7 +43,7 @@ class Rights:
 
 
 def read_xmp(packet: bytes) -> tuple[Rights, list[Statement]]:
-    """Return what an XMP packet says; nothing where it is damaged, but a prohibition that can still be read counts."""
+    """Return the statements of an XMP packet; of a damaged one, only a prohibition that is still readable."""
     is_wide = b"\0" in packet[:64]  # UTF-16 or UTF-32
     if not is_wide and _WORTH_PARSING.search(packet) is None:
         return Rights(), []
@@ -109,7 +109,7 @@ def _properties(root: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _split(qualified: str) -> tuple[str, str]:
-    """Return (namespace, name) of "{namespace}name"; damaged files have names that lxml itself would refuse."""
+    """Return (namespace, name) of "{namespace}name"; damaged files have names that lxml would reject."""
     namespace, _, name = qualified.removeprefix("{").rpartition("}")
     return namespace, name
 
@@ -119,7 +119,7 @@ def _plus(value: str) -> Statement:
 
 
 def _rights(values: dict[str, list[str]]) -> Rights:
-    """Join the values of the properties that name rights; the first of several licences counts."""
+    """Join the values of the properties about rights; of several licences the first counts."""
     licences = [
         *values.get("ns:license", []),  # cc:license
         *values.get("rights:WebStatement", []),

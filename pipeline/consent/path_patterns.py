@@ -1,6 +1,6 @@
 """Path patterns as in robots.txt (RFC 9309 section 2.2.2 and 2.2.3), for the other rules that use them.
 
-A pattern matches the start of a path; `*` matches anything, `$` at the end means the end. Matching takes time linear in
+A pattern matches the start of a path; `*` matches anything, `$` at the end means the end. Matching takes linear time in
 the path for each piece between stars.
 """
 
@@ -46,13 +46,13 @@ class PathPattern:
 
 
 def path_of(url: str) -> str:
-    """Return the path and query of a URL, in the form that patterns are compared in."""
+    """Return the path and query of a URL, in the canonical form for comparison with patterns."""
     parts = urlsplit(url)
     return _canonical((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
 
 
 def _canonical(text: str) -> str:
-    """Write what needs no escape without one and everything else with one, in upper case."""
+    """Percent-encode only what needs it, in upper case, and decode the rest."""
     if not text.isascii():
         text = quote(text, safe="".join(map(chr, range(128))), errors="replace")
     return _ESCAPE.sub(_unescape, text) if "%" in text else text

@@ -1,7 +1,7 @@
-"""The one rule for conflicts: the most restrictive statement wins.
+"""The rule for conflicts between signals: the most restrictive statement wins.
 
-A signal that says anything gives a `Statement`. One that refuses is enough, wherever it stands and however many others
-allow; a statement that allows never outweighs one that refuses; what is absent or cannot be read refuses nothing.
+Each signal that is present gives a `Statement`. One refusal is sufficient, regardless of its place and of the number of
+statements that allow; absent or unreadable signals refuse nothing.
 
     robots.txt          response header     image            decision
     -                   -                   -                kept
@@ -11,9 +11,9 @@ allow; a statement that allows never outweighs one that refuses; what is absent 
     -                   TDM-Reservation: 0  DMI-ALLOWED      kept
     -                   TDM-Reservation: 1  DMI-ALLOWED      refused (tdm-reservation)
 
-Within one statement about several uses, training decides: we make sets to train models on. A statement that forbids it
-refuses; one that allows it does not; and one that says nothing of it but forbids another use (search, AI input)
-refuses, for a set that others copy is used for that too.
+In a statement about several uses, training decides, because the datasets are made to train models. A statement that
+forbids training refuses; one that allows it does not; and one that does not mention it but forbids another use (search,
+AI input) refuses, because published datasets have these uses too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 TRAINING = "train-ai"
-"""The use that decides, as the IETF's vocabulary calls it; other uses are `search` and `ai-input`."""
+"""The use that decides, in the IETF's vocabulary; other uses are `search` and `ai-input`."""
 
 _MAX_TEXT_CHARS = 200
 
 
 class Signal(StrEnum):
-    """Where a statement about the use of an image can stand. Closed: tables and reports use these names."""
+    """The kinds of statements about the use of an image. A closed list: tables and reports use these names."""
 
     BLOCK_LIST = "block-list"
     ROBOTS_TXT = "robots-txt"
@@ -45,7 +45,7 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What one signal says; `text` is its own words, shortened, and where they stand."""
+    """The statement of one signal; `text` quotes it, shortened, and says where it is."""
 
     signal: Signal
     text: str
@@ -61,7 +61,7 @@ def refusing(statements: Iterable[Statement]) -> Statement | None:
 
 
 def refuses_use(preferences: Mapping[str, bool]) -> bool:
-    """Return whether one statement, use -> is it allowed, refuses ours."""
+    """Return whether one statement (use -> is it allowed) refuses training."""
     return not preferences.get(TRAINING, all(preferences.values()))
 
 
@@ -80,6 +80,6 @@ def combine(statements: Iterable[Mapping[str, bool]]) -> dict[str, bool]:
 
 
 def shorten(text: str) -> str:
-    """Return a stranger's text on one line of printable characters, cut to a bearable length."""
+    """Return untrusted text as one line of printable characters, of limited length."""
     plain = "".join(c if c.isprintable() else " " for c in text[: 2 * _MAX_TEXT_CHARS])
     return " ".join(plain.split())[:_MAX_TEXT_CHARS]

@@ -1,4 +1,4 @@
-"""What the headers of one response say about the use of its content, X-Robots-Tag apart."""
+"""Statements in the headers of one response about the use of its content, except X-Robots-Tag."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from pipeline.consent.tdm import tdm_statement
 
 
 def statements_of_headers(headers: MultiMapping[str]) -> Iterator[Statement]:
-    """Yield what the headers say."""
+    """Yield the statements of the headers."""
     lines = headers.getall("Content-Usage", ())
     if lines and (preferences := read_content_usage_header(lines)):
         yield Statement(Signal.CONTENT_USAGE, f"{in_words(preferences)} (header)", refuses_use(preferences))

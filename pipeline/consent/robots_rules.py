@@ -1,12 +1,11 @@
-"""What robots.txt says about use, beside what it says about crawling.
+"""Statements in robots.txt about use, as opposed to crawling.
 
-Read here are `Content-Usage`, `Content-Signal`, `TDM-Reservation` and `License` lines, and the rules for the crawlers
-of `fetch.also_obey`. The group for our own name counts, else the group `*`; where the file does not name us, the groups
-that name one of those crawlers count too. Lines before the first `User-agent` count for everyone.
+These are `Content-Usage`, `Content-Signal`, `TDM-Reservation` and `License` lines, and the rules for the crawlers of
+`fetch.also_obey`. The group for our own name applies, else the group `*`; if the file does not name us, the groups for
+those crawlers apply too. Lines before the first `User-agent` apply to everyone.
 
-The rule with the longest matching path decides; rules with equal paths are joined, and what one of them forbids is
-forbidden (draft-ietf-aipref-attach-05 section 3.1). Names of lines are read as people type them: any case, spaces,
-hyphens or none.
+The rule with the longest matching path decides; of rules with equal paths, one that forbids wins
+(draft-ietf-aipref-attach-05 section 3.1). Names of lines are accepted in any case, with spaces, hyphens or neither.
 """
 
 import re
@@ -35,7 +34,7 @@ _READERS = {Signal.CONTENT_USAGE: read_content_usage, Signal.CONTENT_SIGNAL: rea
 _LICENCE = frozenset({"license", "licence"})
 
 _SAYS_MORE = re.compile("content|licen[sc]e|tdm", re.IGNORECASE)
-"""Found in every file that says something of use."""
+"""Found in every file with a statement about use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class _Group:
     reserves_mining: bool = False
 
     def add(self, name: str, value: str) -> None:
-        """Read one line; what it does not know it leaves out."""
+        """Add one line; unknown lines are ignored."""
         if name in _DISALLOW or name == "allow":
             if value:
                 self.crawling.append((PathPattern.parse(value), name == "allow"))
@@ -72,7 +71,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Addressed:
-    """The rules for one crawler, from all groups that name it; `crawler` is None for ourselves."""
+    """The rules for one crawler, from all groups that name it; `crawler` is None for our own."""
 
     crawler: str | None
     crawling: tuple[tuple[PathPattern, bool], ...]
@@ -90,9 +89,8 @@ class _Addressed:
 
 @dataclass(frozen=True, slots=True)
 class UsageRules:
-    """What a file says about use. `licences` are URLs of RSL documents; `names_tdm_file`: it hints at tdmrep.json.
-
-    `size_bytes` is about that of the file, 0 where it says nothing.
+    """The statements of a file about use. `licences` are URLs of RSL documents; `names_tdm_file`: it mentions
+    tdmrep.json. `size_bytes` is about the size of the file, 0 if it has no statements.
     """
 
     addressed: tuple[_Addressed, ...] = ()
@@ -102,7 +100,7 @@ class UsageRules:
     size_bytes: int = 0
 
     def statements(self, url: str) -> Iterator[Statement]:
-        """Yield what the file says about the use of a URL."""
+        """Yield the statements of the file about the use of a URL."""
         if self.reserves_mining:
             yield Statement(Signal.TDM_RESERVATION, "1 (robots.txt)", refuses=True)
         if self.addressed:
@@ -115,7 +113,7 @@ NOTHING = UsageRules()
 
 
 def read_usage_rules(text: str, agent: str, also_obey: frozenset[str]) -> UsageRules:
-    """Return what a robots.txt file says about use; `agent` and `also_obey` are product tokens in lower case."""
+    """Return the statements of a robots.txt about use; `agent` and `also_obey` are product tokens in lower case."""
     folded = text.lower()
     if _SAYS_MORE.search(folded) is None and not any(token in folded for token in also_obey):
         return NOTHING
@@ -136,7 +134,7 @@ def read_usage_rules(text: str, agent: str, also_obey: frozenset[str]) -> UsageR
 
 
 def _read_groups(text: str, tokens: frozenset[str]) -> tuple[_Group, list[_Group]]:
-    """Return the lines before any group as one, and the groups that name one of `tokens` or everyone."""
+    """Return the lines before any group as one group, and the groups for one of `tokens` or for everyone."""
     for_everyone = _Group()
     group, groups, is_naming = for_everyone, [], False
     for name, value in _lines(text):
@@ -167,7 +165,7 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _tokens_of(value: str) -> set[str]:
-    """Return what a User-agent line may mean: its first word, and all of it for names with a space; no versions."""
+    """Return the tokens that a User-agent line may mean, without versions: its first word, and all words."""
     whole = value.partition("/")[0].strip().lower()
     token = _TOKEN.match(whole)
     return {"*"} if whole.startswith("*") else {whole, token[0] if token is not None else ""}
@@ -189,7 +187,7 @@ def _join(crawler: str | None, groups: list[_Group]) -> _Addressed:
 
 
 def _without_repeats(addressed: Iterable[_Addressed]) -> list[_Addressed]:
-    """Leave out crawlers whose rules another has word for word: they would refuse the same URLs."""
+    """Leave out crawlers with the same rules as another: they would refuse the same URLs."""
     seen: dict[tuple[object, ...], _Addressed] = {}
     for rules in addressed:
         usage = tuple((rule.signal, rule.pattern, *sorted(rule.preferences.items())) for rule in rules.usage)

@@ -1,4 +1,4 @@
-"""Really Simple Licensing 1.0 (rslstandard.org): licences for machines, found through robots.txt or a Link header.
+"""Really Simple Licensing 1.0 (rslstandard.org): machine-readable licences, found by robots.txt or a Link header.
 
     License: https://example.com/license.xml                                            in robots.txt
     Link: <https://example.com/license.xml>; rel="license"; type="application/rsl+xml"   in a response
@@ -10,9 +10,10 @@
           <prohibits type="usage">ai-train</prohibits>
           <payment type="subscription"/>
 
-Of the `content` elements that match a URL the most specific count. Their terms refuse where one licence prohibits
-training, or where none permits it to everyone, everywhere, for nothing: another usage is listed but not ours, users or
-countries are named, a payment other than attribution is due, or a licence server must be asked first.
+Of the `content` elements that match a URL the most specific ones apply. Their terms refuse if one licence prohibits
+training, or if none permits it to everyone, everywhere, free of charge: another usage is listed but not training, users
+or countries are restricted, a payment other than attribution is due, or a licence must be requested from a server
+first.
 """
 
 import re
@@ -35,7 +36,7 @@ _LINK = re.compile(r"<([^<>]*)>((?:\s*;\s*[\w!#$&+.^`|~*-]+\s*(?:=\s*(?:\"[^\"]*
 
 @dataclass(frozen=True, slots=True)
 class RslContent:
-    """The terms for some URLs: `refusal` says why we may not train on them, None that we may."""
+    """The terms for some URLs: `refusal` is why training is not permitted, None if it is."""
 
     host: str | None
     pattern: PathPattern
@@ -43,7 +44,7 @@ class RslContent:
 
 
 def licence_links(link_lines: Iterable[str], base_url: str) -> list[str]:
-    """Return the RSL documents that `Link` headers name (RFC 8288), as absolute URLs."""
+    """Return the URLs of the RSL documents in `Link` headers (RFC 8288)."""
     found = []
     for line in link_lines:
         for target, parameters in _LINK.findall(line):
@@ -54,7 +55,7 @@ def licence_links(link_lines: Iterable[str], base_url: str) -> list[str]:
 
 
 def read_rsl(body: bytes, document_url: str) -> tuple[RslContent, ...] | None:
-    """Return the terms of an RSL document, or None where it is none: terms that nobody can read."""
+    """Return the terms of an RSL document, or None if it is not a valid one."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True, huge_tree=False)
     try:
         root = etree.fromstring(body, parser)
@@ -67,7 +68,7 @@ def read_rsl(body: bytes, document_url: str) -> tuple[RslContent, ...] | None:
 
 
 def rsl_statement(contents: tuple[RslContent, ...] | None, licence_url: str, url: str) -> Statement | None:
-    """Return what a licence says about a URL, None where it does not speak of it."""
+    """Return the statement of a licence about a URL, None if it does not apply to it."""
     if contents is None:
         return Statement(Signal.RSL, f"the licence cannot be read: {licence_url}", refuses=True)
     host, path = urlsplit(url).hostname, path_of(url)
@@ -101,7 +102,7 @@ def _refusal(content: Any) -> str | None:
 
 
 def _unmet(licence: Any) -> str | None:
-    """Return which term of one licence we do not meet."""
+    """Return the first term of a licence that we do not meet."""
     usage = _listed(licence, "permits", "usage")
     if usage and not usage & _OUR_USES:
         return f"permits {', '.join(sorted(usage))} only"

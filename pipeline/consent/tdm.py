@@ -1,11 +1,11 @@
 """The TDM Reservation Protocol (W3C community group, final report of 10 May 2024).
 
     TDM-Reservation: 1                                  a response header, or <meta name="tdm-reservation" content="1">
-    TDM-Policy: https://example.com/policy.json         where a licence can be had
+    TDM-Policy: https://example.com/policy.json         where a licence is offered
     /.well-known/tdmrep.json                            [{"location": "/art/*", "tdm-reservation": 1}, ...]
 
-1 reserves the rights, 0 does not; any other value is as good as none. Whoever offers a policy still reserves: we have
-no licence.
+1 reserves the rights, 0 does not; any other value counts as absent. A site with a policy still reserves its rights: we
+have no licence.
 """
 
 import json
@@ -28,7 +28,7 @@ class TdmRule:
 
 
 def tdm_statement(reservations: Iterable[str], policies: Iterable[str], where: str) -> Statement | None:
-    """Return what the header lines, or the contents of meta elements, of one response say."""
+    """Return the statement of the header lines, or of the contents of meta elements, of one response."""
     values = [_is_reserved(part.strip()) for line in reservations for part in line.split(",")]
     policy = next(iter(policies), None)
     if True in values:
@@ -37,7 +37,7 @@ def tdm_statement(reservations: Iterable[str], policies: Iterable[str], where: s
 
 
 def read_tdm_file(body: bytes) -> tuple[TdmRule, ...]:
-    """Return the rules in a tdmrep.json file, in order; objects that are no rules are left out."""
+    """Return the rules in a tdmrep.json file, in order; objects that are not rules are left out."""
     try:
         listed = json.loads(body.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
@@ -58,7 +58,7 @@ def read_tdm_file(body: bytes) -> tuple[TdmRule, ...]:
 
 
 def statement_of_file(rules: Iterable[TdmRule], url: str) -> Statement | None:
-    """Return what tdmrep.json says about a URL: the first rule in sequence that matches counts."""
+    """Return the statement of tdmrep.json about a URL: the first rule that matches applies."""
     path = path_of(url)
     for rule in rules:
         if rule.location.matches(path):

@@ -1,4 +1,4 @@
-"""`wit why`: what is known of one pair or one URL, consent above all."""
+"""`wit why`: the outcome and the consent record of one pair or URL."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,10 +29,10 @@ _COLUMNS = [
 def find_records(workspace: Workspace, wanted: str) -> Iterator[dict[str, Any]]:
     """Yield a dictionary for each pair with this uid or URL: its columns, then those of the ledger.
 
-    Reads shards/, or fetched/ where the set is not finished, one part at a time.
+    Reads shards/, or fetched/ if the set is not finished, one part at a time.
 
     Raises:
-        UserError: nothing is fetched yet.
+        UserError: nothing has been fetched yet.
     """
     tables = _tables(workspace, "shards", "shards/") or _tables(workspace, "fetched", "fetched/part-")
     if not tables:

@@ -1,4 +1,5 @@
-"""shards/croissant.json: the set for machines, in Croissant 1.1 (mlcommons.org/croissant) with its RAI vocabulary.
+"""shards/croissant.json: a machine-readable description of the set, in Croissant 1.1 (mlcommons.org/croissant) with its
+RAI vocabulary.
 
 Each file beside it has its SHA-256. PROV-O says which activity made the set from what. The
 same set gives the same file, so it has no date.

@@ -1,8 +1,8 @@
 """`wit consent recheck`: which images of a finished set may no longer be used, as a block list for the next build.
 
-From the record: images that a signal refused which was switched off when they were fetched. Live: robots.txt, headers
-and files are asked for again, at the same pace and by the same rules as when fetching, and nothing is stored but the
-answer. Both write consent/withdrawn.txt; named in `fetch.consent.block_urls` it takes the pairs out.
+From the record: images refused by a signal that was switched off when they were fetched. Live: robots.txt, headers and
+files are requested again, with the same rates and rules as in the fetch, and only the result is stored. Both write
+consent/withdrawn.txt; listed in `fetch.consent.block_urls`, it removes the pairs.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ WITHDRAWN = "consent/withdrawn.txt"
 
 
 def recheck_record(workspace: Workspace) -> list[str]:
-    """Return the URLs of samples that a signal refused which was not heeded.
+    """Return the URLs of samples refused by a signal that was switched off.
 
     Raises:
         UserError: the set is not finished.
@@ -41,10 +41,10 @@ def recheck_record(workspace: Workspace) -> list[str]:
 
 
 def recheck_live(workspace: Workspace, config: Config, base_dir: Path, progress: Progress) -> list[str]:
-    """Return the URLs of samples that are refused now; the ledger says when that was asked.
+    """Return the URLs of samples that are refused now; the ledger records when this was checked.
 
     Raises:
-        UserError: the set is not finished, or nothing may be asked for.
+        UserError: the set is not finished, or requests are not possible.
     """
     fetch = config.fetch.model_copy(update={"archives": (), "network": True})
     if fetch.contact is None and not fetch.allow_private_hosts:
@@ -77,7 +77,7 @@ def write_withdrawn(workspace: Workspace, urls: list[str]) -> str:
 
 
 class _Nowhere(BytesIO):
-    """A stream that keeps nothing."""
+    """A stream that discards all bytes."""
 
     def write(self, data: object) -> int:
         return memoryview(data).nbytes  # type: ignore[arg-type]

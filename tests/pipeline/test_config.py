@@ -51,7 +51,10 @@ def test_the_smallest_config_has_the_papers_defaults(tmp_path):
             '[[evals]]\nname = "x"\nkind = "folder"\npath = "y"\n[[evals]]\nname = "x"\nkind = "folder"\npath = "z"',
             r"two evaluation sets have the name 'x'",
         ),
-        ('also_obey = ["ai_crawler"]', r"fetch\.also_obey: 'ai_crawler' is no preset list: did you mean 'ai-crawlers'"),
+        (
+            'also_obey = ["ai_crawler"]',
+            r"fetch\.also_obey: 'ai_crawler' is not a preset list: did you mean 'ai-crawlers'",
+        ),
         ('also_obey = ["GPT\\nBot"]', r"fetch\.also_obey\[0\] = 'GPT\\nBot': string should match pattern"),
         ("[fetch.consent]\nrls = false", r"unknown key fetch\.consent\.rls; did you mean rsl\?"),
         ("[blance]\ncap = 3", r"unknown key blance; did you mean balance\?"),
