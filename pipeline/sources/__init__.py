@@ -1,7 +1,7 @@
 """Sources: files of candidates, an image URL and a text that may describe the image.
 
-Each file is read as a stream of Arrow batches, in file order, with memory bounded whatever the file's size; every row
-that is no candidate is counted with its reason.
+Each file is read as a stream of Arrow batches, in file order, in bounded memory; every row that is not a candidate is
+counted with its reason.
 """
 
 from pipeline.paths import expand_paths, file_versions

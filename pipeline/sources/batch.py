@@ -1,8 +1,8 @@
-"""What every source yields: batches of candidates, and the account of the rows that are none.
+"""The output of every source: batches of candidates, and the account of the rows that are not candidates.
 
-A row is judged by one chain of checks, and the first that fails names its reason:
+Each row passes a chain of checks, and the first that fails gives its reason:
 
-    no text -> no_caption, no address -> no_url, not http(s) or too long -> bad_url, caption_too_long,
+    no text -> no_caption, no URL -> no_url, not http(s) or too long -> bad_url, caption_too_long,
     characters lost in decoding -> undecodable_text, repeated_text, its page refuses -> opted_out
 """
 
@@ -38,17 +38,17 @@ CANDIDATES = pa.schema(
 )
 
 _BATCH_ROWS = 16_384
-_BATCH_CHARS = 1 << 24  # a page can repeat a long caption on many images: batches are bounded in size as well
+_BATCH_CHARS = 1 << 24  # a page can repeat a long caption on many images, so the size of batches is bounded too
 
-# Most addresses are in normal form already, which a pattern sees faster than a parser does: a lower-case host name,
-# printable ASCII, no dot segments (nor their disguise, %2e), no fragment. A test holds the patterns to normalize_url.
+# Most URLs are in normal form already, which a pattern detects faster than a parser: a lower-case host name, printable
+# ASCII, no dot segments (also not as %2e), no fragment. A test compares the patterns with normalize_url.
 _PLAIN_PATH = (
     r"(?:/(?:[A-Za-z0-9_!$&'()*+,;=:@~-][A-Za-z0-9_!$&'()*+,;=:@~.-]*+)?+)++(?:\?[A-Za-z0-9_!$&()*+,;=:@~.%/?-]*+)?+"
 )
 _PLAIN_URL = re.compile(r"https?://(?:(?!xn--)[a-z0-9-]++\.)++[a-z]{2,}" + _PLAIN_PATH)
 _PLAIN_REFERENCE = re.compile("(?!//)" + _PLAIN_PATH)
 
-_LOST = "\ufffd"  # what a decoder, or a site that decoded wrongly itself, writes where it cannot tell the character
+_LOST = "\ufffd"  # written by a decoder for a character that it cannot decode, here or on the site itself
 _URL_NEVER_HOLDS = re.compile("[\t\n\r]")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b\ufeff]")  # controls, zero-width space, byte order mark
 
@@ -78,14 +78,14 @@ _UNKNOWN = Origin()
 
 
 class Image(NamedTuple):
-    """One image as a page or a WAT record states it."""
+    """One image of a page or a WAT record."""
 
-    url: str  # as written; "" where it names none
+    url: str  # as written; "" if there is none
     texts: Sequence[tuple[str, str]]  # (field, text as `clean_text` returns it)
 
 
 class BatchBuilder:
-    """Judges rows one by one, and hands them out in batches of bounded size."""
+    """Checks rows one by one, and returns them in batches of bounded size."""
 
     def __init__(self, limits: PairsConfig) -> None:
         self._limits = limits
@@ -150,7 +150,7 @@ class BatchBuilder:
         captured: str | None = None,
         offset: int | None = None,
     ) -> Iterator[SourceBatch]:
-        """Judge the images of one page; yield the batches that fill up meanwhile.
+        """Check the images of one page; yield the batches that become full.
 
         `address` is the page's own, `base` its `<base href>` as written, `encoding` what the page is written in,
         `captured` the date of its record (WARC-Date), which is at `offset` of the file. An image counts one row for
@@ -195,11 +195,11 @@ class BatchBuilder:
         self._chars += len(url) + len(caption) + len(page_url) + len(origin.extra or "")
 
     def _shown(self, page_url: str | None) -> str:
-        """Return the page URL to note beside a candidate, "" where it is no address or too long."""
+        """Return the page URL to record with a candidate, "" if it is not a URL or too long."""
         return page_url if page_url and len(page_url) <= self._limits.max_url_chars else ""
 
     def _address(self, raw: str | None, base: str | None, origin: str | None) -> str | Reason:
-        """Return an image's address; `origin` is the part of `base` before the path."""
+        """Return an image's URL; `origin` is the part of `base` before the path."""
         if not raw or raw.isspace():
             return Reason.NO_URL
         if _PLAIN_URL.fullmatch(raw):
@@ -220,7 +220,7 @@ def _instant(text: str) -> datetime | None:
 
 
 def _with_encoded_query(address: str, encoding: str) -> str:
-    """Return an address of a page with the query in the page's encoding, as browsers send it (URL standard, 4.4)."""
+    """Return a URL of a page with the query in the page's encoding, as browsers send it (URL standard, 4.4)."""
     if encoding == "utf-8" or address.isascii():
         return address
     start, mark, rest = address.partition("?")

@@ -1,8 +1,9 @@
-"""Which characters the bytes of a page are.
+"""Decode the bytes of a page to text.
 
-Declared encodings lie. Text in another encoding is practically never valid UTF-8 by chance, so bytes that are UTF-8 are
-read as such whatever is declared; then what the HTTP header, the XML declaration and the `meta` element name is tried,
-and a few bytes that it does not know are no objection; then the statistics of the bytes and the page's language decide.
+Declared encodings are often wrong. Text in another encoding is practically never valid UTF-8 by chance, so bytes that
+are valid UTF-8 are decoded as such, regardless of the declaration. Then the encodings of the HTTP header, the XML
+declaration and the `meta` element are tried, which may fail at a few bytes; then the statistics of the bytes and the
+page's language decide.
 """
 
 import codecs
@@ -21,9 +22,9 @@ _SHIFTS = (_ESCAPE, b"~{")  # of the ISO-2022 encodings and HZ, whose bytes are 
 _WESTERN, _JAPANESE_MAIL = "windows-1252", "iso-2022-jp"
 _HIGH_BYTES = bytes(range(0x80, 0x100))
 _MAX_DAMAGED_SHARE = 0.05  # a UTF-8 page with a few bytes of something else is still a UTF-8 page
-_HEAD_BYTES = 1 << 14  # where a page declares itself; browsers look at 1 KiB first, and again when they meet it later
-_SAMPLE_BYTES = 1 << 17  # what the statistics are made of
-_MIN_STATISTICS = 4  # high bytes; below, one accented letter would decide between Europe's alphabets
+_HEAD_BYTES = 1 << 14  # searched for the declaration; browsers search 1 KiB, and restart if they find it later
+_SAMPLE_BYTES = 1 << 17  # input of the statistics
+_MIN_STATISTICS = 4  # bytes above 0x7F; with fewer, one accented letter would decide between Europe's alphabets
 # Encodings in which two characters can be valid UTF-8 by chance, where the first bytes are 0xC2 to 0xDF.
 _LIKE_UTF8 = frozenset({"euc-kr", "gbk", "gb18030", "big5", "euc-jp", "shift_jis", "windows-874"})
 _MIN_UTF8_CHARACTERS = 4
@@ -36,7 +37,7 @@ _CHARSET = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s\"'/>;]+)", re.I)
 _XML_DECLARATION = re.compile(rb"\s*<\?xml[^<>]*?\sencoding\s*=\s*[\"']([^\"'<>]+)")
 _LANGUAGE = re.compile(rb"<html\s[^<>]*?\b(?:xml:)?lang\s*=\s*[\"']?\s*([a-z]{2,3})\b", re.I)
 
-# What a page in a language is encoded in that does not say so (HTML standard, "determining the character encoding").
+# The default encoding of pages by language (HTML standard, "determining the character encoding").
 _ENCODINGS_OF_LANGUAGES = (
     dict.fromkeys(("ar", "fa", "ur"), "windows-1256")
     | dict.fromkeys(("ba", "be", "bg", "kk", "ky", "mk", "ru", "sah", "sr", "tg", "tt", "uk"), "windows-1251")
@@ -61,16 +62,16 @@ _LANGUAGES_OF_STATISTICS = {
 
 
 class DecodedPage(NamedTuple):
-    """The text of a page, and the name of the encoding it was read in."""
+    """The text of a page, and the name of its encoding."""
 
     text: str
     encoding: str
 
 
 def decode_page(page: bytes, http_charset: str | None) -> DecodedPage | None:
-    """Return the text of a page, undecodable bytes as U+FFFD; None for one in an encoding that browsers do not read.
+    """Return the text of a page, with U+FFFD for undecodable bytes; None if browsers do not support its encoding.
 
-    `http_charset` is what the Content-Type header declares, as written, or None.
+    `http_charset` is the charset in the Content-Type header, as written, or None.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if page.startswith(mark):
@@ -90,7 +91,7 @@ def decode_page(page: bytes, http_charset: str | None) -> DecodedPage | None:
 
 
 def _decode_short(page: bytes, text: str, http_charset: str | None) -> DecodedPage:
-    """Decode a page that is UTF-8 perhaps by chance: it has few characters of two bytes, and none of more."""
+    """Decode a page that may be valid UTF-8 by chance: it has few characters of two bytes, and no longer ones."""
     declared = next(_declared(page, http_charset), None)
     if declared in _LIKE_UTF8 and "\ufffd" not in (other := decode(page, declared)):
         return DecodedPage(other, declared)
@@ -119,13 +120,13 @@ def _decode_legacy(page: bytes, http_charset: str | None) -> DecodedPage | None:
 
 
 def _is_mostly_sound(text: str) -> bool:
-    """Say whether at most a third of the characters that are not ASCII is damage."""
+    """Return whether at most a third of the non-ASCII characters are undecodable."""
     damaged = text.count("\ufffd")
     return not damaged or 3 * damaged <= len(text) - len(text.encode("ascii", "ignore"))
 
 
 def _guess(page: bytes, high_bytes: int) -> DecodedPage:
-    """Decode a page whose declaration is missing or a lie."""
+    """Decode a page whose declaration is missing or wrong."""
     language = _LANGUAGE.search(page, 0, _HEAD_BYTES)
     usual = _ENCODINGS_OF_LANGUAGES.get(language[1].decode().lower(), _WESTERN) if language else _WESTERN
     if not high_bytes or high_bytes >= _MIN_STATISTICS:
@@ -137,17 +138,17 @@ def _guess(page: bytes, high_bytes: int) -> DecodedPage:
 
 
 def _statistics(page: bytes, language: str | None) -> str | None:
-    """Return what encoding the bytes look like, None where nothing speaks for any; `language` decides close calls."""
+    """Return the most likely encoding of the bytes, None if there is no evidence; `language` decides close cases."""
     first = _HIGH_OR_ESCAPE.search(page)
     start = max(0, first.start() - 1_024) if first else 0
-    sample = _CHARSET.sub(b"", page[start : start + _SAMPLE_BYTES])  # or it would believe the declaration
+    sample = _CHARSET.sub(b"", page[start : start + _SAMPLE_BYTES])  # or it would use the declaration
     match = detect(sample, Detection(language=language))
     found = find_encoding(match.encoding) if match.encoding and match.confidence > 0 else None
     return None if found == REPLACEMENT else found
 
 
 def _declared(page: bytes, http_charset: str | None) -> Iterator[str]:
-    """Yield the encodings that a page declares, those first that a browser believes first."""
+    """Yield the declared encodings of a page, in the precedence of browsers."""
     if http_charset and (found := find_encoding(http_charset.strip("\"' "))):
         yield found
     head = page[:_HEAD_BYTES]
@@ -160,5 +161,5 @@ def _declared(page: bytes, http_charset: str | None) -> Iterator[str]:
 
 
 def _of_markup(encoding: str) -> str:
-    """Return what a browser reads that meets an encoding in markup, which is ASCII there (HTML, "prescan")."""
+    """Return the encoding that browsers use for a declaration in markup, an ASCII-compatible one (HTML, "prescan")."""
     return {"utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "windows-1252"}.get(encoding, encoding)

@@ -1,7 +1,7 @@
-"""The images of an HTML page and the texts that belong to them: `alt`, `title` and the figure's `figcaption`.
+"""Extract the images of an HTML page and their texts: `alt`, `title` and the figure's `figcaption`.
 
-The page is read as a stream of tags, never built as a tree. Tree builders have inputs of quadratic cost (nested lists,
-formatting elements left open: 30 kB of markup can fill a gigabyte), and pages come from strangers.
+The page is parsed as a stream of tags, without a tree. Tree builders need quadratic time or memory for some inputs
+(nested lists, unclosed formatting elements: 30 kB of markup can fill a gigabyte), and pages are untrusted.
 """
 
 import re
@@ -14,12 +14,12 @@ from lxml import etree
 from pipeline.sources.batch import Image, clean_text
 from pipeline.sources.opt_out import Meta
 
-MAX_PAGE_BYTES = 8 << 20  # decoded; Common Crawl cuts at 1 MiB (5 MiB since 2025)
-# The parser compares an end tag with every open element until one matches (about 4 ns each), and knows neither wbr nor
-# source as elements without content: depth alone is no sign of malice, depth times end tags is.
+MAX_PAGE_BYTES = 8 << 20  # decoded; Common Crawl truncates at 1 MiB (5 MiB since 2025)
+# The parser compares an end tag with every open element until one matches (about 4 ns each), and does not treat wbr and
+# source as void elements. So the limit is on depth times end tags, not on depth alone.
 _MAX_COMPARISONS = 1_000_000_000
 
-# Where scripts that load images late keep the address meanwhile, the most widespread first.
+# Attributes in which lazy-loading scripts keep the URL, the most common first.
 _LAZY_SOURCES = ("data-src", "data-lazy-src", "data-original", "data-lazy", "data-original-src", "data-actualsrc")
 _SOURCE_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
 _NO_ADDRESS = ("data:", "about:", "javascript:", "#", "{", "[")  # the last two: scripts keep JSON in data-src
@@ -37,20 +37,19 @@ _NOT_TEXT = frozenset(("script", "style", "noscript", "template"))
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says about its images."""
+    """The images of a page, with its `meta` elements."""
 
     base: str | None  # `<base href>` as written
     images: list[Image]  # in page order
     metas: list[Meta]  # those with a content
-    is_complete: bool  # False where the page nests too deeply, and was read up to there only
+    is_complete: bool  # False if the page nests too deeply and was only read up to that point
 
 
 def extract_images(html: str) -> Page:
-    """Return every `img` of a page, rendered or in a `noscript` that shows or says what no other image does.
+    """Return every rendered `img` of a page, and those in a `noscript` with a URL or text that no other image has.
 
-    An image's address is its `src`; where that is missing or a placeholder, the address a lazy-loading attribute
-    names, or else the largest of its `srcset` and of its picture's sources. The content of `template` is no part of
-    the page.
+    An image's URL is its `src`; if that is missing or a placeholder, the URL in a lazy-loading attribute, or else the
+    largest in its `srcset` and its picture's sources. The content of `template` is not part of the page.
     """
     target = _ImageTags(max_depth=_MAX_COMPARISONS // (1 + html.count("</")))
     parser = etree.HTMLParser(target=target)
@@ -73,7 +72,7 @@ class _Figure:
     caption: list[str] = field(default_factory=list)
 
     def close(self) -> None:
-        text = clean_text("".join(self.caption))  # once, however many images share it
+        text = clean_text("".join(self.caption))  # once, even if several images share it
         for image in self.images:
             image.caption = text
 
@@ -86,7 +85,7 @@ class _Tag:
     caption: str = ""
 
     def addresses(self) -> list[str]:
-        """Return the addresses the image may be loaded from, the best first."""
+        """Return the URLs that the image may be loaded from, the best first."""
         get = self.attributes.get
         source = get("src", "").strip()
         lazy = [value for name in _LAZY_SOURCES if (value := get(name, "").strip()) and not _is_placeholder(value)]
@@ -103,7 +102,7 @@ class _Tag:
 
 
 class _ImageTags:
-    """The parser's target: follows figures, pictures and noscripts, and notes every `img`."""
+    """The parser's target: tracks figures, pictures and noscripts, and collects every `img`."""
 
     def __init__(self, max_depth: int) -> None:
         self.base: str | None = None
@@ -113,7 +112,7 @@ class _ImageTags:
         self._depth = 0
         self._noscripts = 0
         self._templates = 0
-        self._muted = 0  # open elements whose text is not for reading
+        self._muted = 0  # open elements whose text is not displayed
         self._figures: list[_Figure] = []
         self._captions: list[_Figure] = []  # figures whose figcaption is open
         self._pictures = 0
@@ -182,7 +181,7 @@ class _ImageTags:
         while self._figures:
             self._figures.pop().close()
         images = [(tag.in_noscript, tag.addresses(), tag.texts()) for tag in self._tags]
-        loaded: dict[str, set[str]] = {}  # the texts of each address that is loaded outside of any noscript
+        loaded: dict[str, set[str]] = {}  # the texts of each URL that is loaded outside of any noscript
         for in_noscript, addresses, texts in images:
             for address in () if in_noscript else addresses:
                 loaded.setdefault(address, set()).update(text for _, text in texts)
@@ -197,14 +196,14 @@ class _ImageTags:
 
 
 def _is_placeholder(address: str) -> bool:
-    """Say whether an address looks like what stands in for an image; asked only where there is another address."""
+    """Return whether a URL looks like a placeholder; only called if there is another URL."""
     if address[:11].lower().startswith(_NO_ADDRESS):
         return True
     return _PLACEHOLDER_NAME.search(address.partition("?")[0].rpartition("/")[2]) is not None
 
 
 def largest_source(source_sets: Iterable[str]) -> str | None:
-    """Return the address with the largest width descriptor of some `srcset` values, or else the largest density.
+    """Return the URL with the largest width descriptor of some `srcset` values, or else the largest density.
 
     >>> largest_source(["a.jpg 320w, b.jpg 640w", "c.jpg 2x"])
     'b.jpg'
@@ -218,11 +217,11 @@ def largest_source(source_sets: Iterable[str]) -> str | None:
 
 
 def _parse_source_set(source_set: str) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield (address, size) of each candidate (HTML standard, "parse a srcset attribute")."""
+    """Yield (URL, size) of each candidate (HTML standard, "parse a srcset attribute")."""
     position = 0
     while match := _SET_ADDRESS.match(source_set, position):
         position, address = match.end(), match[1].rstrip(",")
-        if address == match[1]:  # no comma ends the address, so descriptors may follow
+        if address == match[1]:  # the URL does not end in a comma, so descriptors may follow
             descriptors = cast(re.Match[str], _SET_DESCRIPTORS.match(source_set, position))
             position = descriptors.end()
             yield address, _size(descriptors[0])
@@ -231,7 +230,7 @@ def _parse_source_set(source_set: str) -> Iterator[tuple[str, tuple[float, float
 
 
 def _size(descriptors: str) -> tuple[float, float]:
-    """Return (width in pixels, density); what is absent or no number counts as width 0, density 1."""
+    """Return (width in pixels, density); missing or invalid values count as width 0, density 1."""
     width, density = 0.0, 1.0
     for word in descriptors.split():
         try:

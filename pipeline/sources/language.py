@@ -1,4 +1,4 @@
-"""Which language a caption is in, by fastText's lid.176 model (Joulin et al. 2016), bundled: works offline."""
+"""Identify the language of captions with fastText's lid.176 model (Joulin et al. 2016), bundled: works offline."""
 
 from functools import cache
 from importlib.resources import as_file, files
@@ -12,10 +12,10 @@ UNDETERMINED = "und"  # ISO 639-2
 
 # On 116,000 captions in en, de, fr and cs: 98.6 % right, 1.3 % undetermined, 0.13 % wrong.
 LANGUAGE_PROBABILITY = 0.5
-_MAX_CHARS = 64  # the cost is proportional to the length; what comes later changes one answer in a thousand
+_MAX_CHARS = 64  # the cost is proportional to the length; the rest of the text changes one result in a thousand
 _LABEL_PREFIX = "__label__"
-# The scripts of the model's languages that are not written in the Latin one alone, as RE2 names them. On short texts
-# the model guesses among languages whose letters are not even there.
+# The scripts of the model's languages that use others than Latin, by RE2's names. On short texts the model guesses
+# languages whose letters do not even occur.
 _SCRIPTS = (
     dict.fromkeys(("ar", "arz", "azb", "ckb", "fa", "lrc", "mzn", "pnb", "ps", "sd", "ug", "ur"), r"\p{Arabic}")
     | dict.fromkeys(("av", "ba", "be", "bg", "bxr", "ce", "cv", "krc", "kv", "ky", "lez", "mhr", "mk"), r"\p{Cyrillic}")
@@ -39,8 +39,7 @@ _LATIN = r"\p{Latin}"
 def identify_languages(captions: pa.StringArray, min_probability: float = LANGUAGE_PROBABILITY) -> pa.StringArray:
     """Return the ISO 639 code of each caption.
 
-    "und" where it is null, the model is less than `min_probability` sure, or it names a language whose script does not
-    occur.
+    "und" if it is null, the model is less than `min_probability` sure, or the script of its language does not occur.
     """
     distinct = captions.dictionary_encode()
     starts = pc.utf8_slice_codeunits(distinct.dictionary, 0, _MAX_CHARS)

@@ -1,11 +1,11 @@
-"""Whether a page opts its images out.
+"""Find out whether a page opts its images out.
 
-    <meta name="robots" content="noai, noimageai">      refused; also under our own agent's name, or as http-equiv
-    X-Robots-Tag: noai                                   in the response that brought the page
-    <meta name="tdm-reservation" content="1">, TDM-Reservation: 1      refused (W3C TDM Reservation Protocol)
+    <meta name="robots" content="noai, noimageai">      refused; also for our own agent's name, or as http-equiv
+    X-Robots-Tag: noai in the response with the page <meta name="tdm-reservation" content="1">, TDM-Reservation: 1
+    refused (W3C TDM Reservation Protocol)
 
-Refused: `noai` `noimageai` `noml`, and `noimageindex`, which is said of the images of a page. `noindex` and `none` are
-said of the page itself, as a search result, and refuse nothing here (on a response that is an image they do).
+Refused: `noai` `noimageai` `noml`, and `noimageindex`, which is about the images of a page. `noindex` and `none` are
+about the page itself, as a search result, and refuse nothing here (they do in a response that is an image).
 """
 
 from collections.abc import Iterable
@@ -26,9 +26,8 @@ class Meta(NamedTuple):
 def is_opted_out(
     metas: Iterable[Meta], x_robots_tags: Iterable[str], tdm_reservations: Iterable[str], agent: str
 ) -> bool:
-    """Say whether a page with these elements and headers (one string a line) forbids using its images.
-
-    `agent` is our product token; what is said to other agents is skipped.
+    """Return whether a page with these elements and headers (one string per line) forbids using its images. `agent` is
+    our product token; directives for other agents are skipped.
     """
     lines, reservations = list(x_robots_tags), list(tdm_reservations)
     for meta in metas:

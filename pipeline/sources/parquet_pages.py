@@ -1,10 +1,9 @@
-"""Looks at the pages of a Parquet file before they are unpacked.
+"""Check the pages of a Parquet file before they are decompressed.
 
-A page says in its header how much it unpacks to, and readers believe it: 13 kB can fill gigabytes. `CheckedFile` stands
-between the file and the reader, reads the page headers as their bytes pass by, and breaks off at what is too large.
-
-Where pages lie is in the footer, which is parsed here: asked for a column chunk of a damaged one, pyarrow ends the
-process. All are Thrift structs in the compact protocol (parquet.thrift; fields by number):
+The header of a page states its decompressed size, and readers trust it: 13 kB can fill gigabytes. `CheckedFile` wraps
+the file, parses the page headers as they are read, and fails at a page that is too large. The offsets of pages are in
+the footer, which is parsed here, because pyarrow ends the process if the footer is damaged. All are Thrift structs in
+the compact protocol (parquet.thrift; fields by number):
 
     FileMetaData    4 row_groups
     RowGroup        1 columns   3 num_rows
@@ -29,7 +28,7 @@ _MAX_DELTA_PAGE_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_FOOTER_BYTES = 64 << 20
 _MAX_NESTING = 16
-_MAX_ROWS_PER_BYTE = 1_000  # of a row group, beyond the first million: addresses differ, so they take bytes
+_MAX_ROWS_PER_BYTE = 1_000  # of a row group, beyond the first million: URLs differ, so they take bytes
 _FREE_ROWS = 1_000_000
 _MAGIC = b"PAR1"
 _DELTA_BYTE_ARRAY = 7
@@ -50,14 +49,14 @@ class ColumnChunk(NamedTuple):
 
 
 class RowGroup(NamedTuple):
-    """Some rows of a file, and where their columns lie."""
+    """Some rows of a file, and the offsets of their columns."""
 
     rows: int
     chunks: list[ColumnChunk]
 
 
 class PageHeader(NamedTuple):
-    """What is needed of a page's header."""
+    """The required fields of a page's header."""
 
     bytes: int  # of the header itself
     is_dictionary: bool
@@ -67,21 +66,20 @@ class PageHeader(NamedTuple):
 
 
 class CheckedFile(io.RawIOBase):
-    """A Parquet file for reading; raises `pa.ArrowInvalid` where a page, or the pages of a batch, are too large."""
+    """A Parquet file for reading; raises `pa.ArrowInvalid` if a page, or the pages of a batch, are too large."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._headers: dict[int, bytes] = {}  # where a page header is expected: what was read of it so far
-        self._ends: dict[int, int] = {}  # the column chunk's end, by the same place
+        self._headers: dict[int, bytes] = {}  # offset of an expected page header -> the bytes read of it so far
+        self._ends: dict[int, int] = {}  # the same offset -> the end of its column chunk
         self._batch_bytes = 0
         self._may_be_delta = False
         self._max_dictionary_bytes = 0
 
     def expect(self, chunks: list[ColumnChunk]) -> int:
-        """Note the column chunks that are read next; return how many rows at once can be held.
-
-        A text of a dictionary may stand in every row, and one of DELTA_BYTE_ARRAY repeat the one before: few bytes of
-        a page can be many of text.
+        """Register the column chunks that are read next; return how many rows fit into memory at once. A dictionary
+        entry may be the value of every row, and a DELTA_BYTE_ARRAY value may repeat the previous one, so a small page
+        can expand to much text.
         """
         self._headers, self._ends = {}, {}
         self._may_be_delta = any(_DELTA_BYTE_ARRAY in chunk.encodings for chunk in chunks)
@@ -101,7 +99,7 @@ class CheckedFile(io.RawIOBase):
         return header.unpacked_bytes if header.is_dictionary else 0
 
     def start_batch(self) -> None:
-        """Count the bytes of a batch from here on."""
+        """Start to count the bytes of a new batch."""
         self._batch_bytes = 0
 
     def readable(self) -> bool:
@@ -124,7 +122,7 @@ class CheckedFile(io.RawIOBase):
         return data
 
     def _check(self, place: int, data: bytes, data_start: int) -> None:
-        """Read the headers in `data`, which lies at `data_start` in the file, from `place` on."""
+        """Parse the headers in `data`, which is at `data_start` in the file, from `place` on."""
         known, end = self._headers.pop(place), self._ends.pop(place)
         while place < end:
             if place >= data_start + len(data):
@@ -157,7 +155,7 @@ class CheckedFile(io.RawIOBase):
 
 
 def has_too_many_rows(group: RowGroup) -> bool:
-    """Say whether a row group claims more rows than its bytes can tell."""
+    """Return whether a row group claims more rows than its bytes can hold."""
     held = sum(chunk.packed_bytes for chunk in group.chunks)
     return group.rows > _FREE_ROWS + _MAX_ROWS_PER_BYTE * held
 
@@ -166,20 +164,20 @@ def read_row_groups(stream: BinaryIO, columns: list[str]) -> Iterator[RowGroup]:
     """Yield the row groups in the footer of a file, each with the chunks of some columns.
 
     Raises:
-        pa.ArrowInvalid: there is no footer that can be read.
+        pa.ArrowInvalid: the footer is missing or unreadable.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - 8))
     tail = stream.read(8)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > min(size - 8, _MAX_FOOTER_BYTES):
-        raise pa.ArrowInvalid("no footer, or one that is too long")
+        raise pa.ArrowInvalid("the footer is missing or too long")
     stream.seek(size - 8 - length)
     try:
         for group in _Thrift(stream.read(length)).elements_of_field(4):
             yield _row_group(group, columns)
     except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        raise pa.ArrowInvalid("a footer that cannot be read") from None
+        raise pa.ArrowInvalid("the footer cannot be read") from None
 
 
 def _row_group(group: Any, columns: list[str]) -> RowGroup:
@@ -200,7 +198,7 @@ def parse_page_header(raw: bytes) -> PageHeader:
     """Parse the Thrift struct at the start of `raw`.
 
     Raises:
-        IndexError: `raw` ends before it does. pa.ArrowInvalid: it is none.
+        IndexError: `raw` is incomplete. pa.ArrowInvalid: it is not a page header.
     """
     reader = _Thrift(raw)
     values = reader.struct(0)

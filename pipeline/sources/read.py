@@ -1,4 +1,4 @@
-"""Opens a source file and hands it to the reader of its kind."""
+"""Open a source file with the reader of its kind."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,17 +21,16 @@ _USUAL_LIMITS = PairsConfig()
 def read_source(
     source: SourceConfig | Kind, path: str | Path, limits: PairsConfig = _USUAL_LIMITS, agent: str = ""
 ) -> Iterator[SourceBatch]:
-    """Yield the candidates of one file and the account of the rows that are none.
+    """Yield the candidates of one file and the account of its other rows.
 
-    `source` is a table of `[[sources]]`, or only its kind where columns have the usual names.
+    `source` is a table of `[[sources]]`, or only its kind if the columns have the default names.
 
-    What counts as a row depends on the kind: a row or line of a table, a text of an image (or an image without any) of
-    a page or WAT record, and whatever is damaged (docs/sources.md). Rows seen = candidates + the sum over `dropped`.
+    What counts as a row depends on the kind: a row or line of a table, a text of an image (or an image without texts)
+    of a page or WAT record, and each damaged record (docs/sources.md). Rows seen = candidates + the sum over `dropped`.
     `agent` is our product token, by which pages may address us.
 
     Raises:
-        UserError: there is no such file, or it is not what the config says.
-        ConfigError: there is no such kind.
+        UserError: the file does not exist, or is not of this kind. ConfigError: the kind is unknown.
     """
     path = str(path)
     if not isinstance(source, SourceConfig):

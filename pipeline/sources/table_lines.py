@@ -1,4 +1,4 @@
-"""The lines of a text table, which may be compressed, damaged, or made to fill the memory of who reads it."""
+"""The lines of a text table, which may be compressed, damaged, or crafted to exhaust memory."""
 
 import bz2
 import gzip
@@ -14,13 +14,13 @@ from pipeline.records import Reason
 MAX_LINE_BYTES = 4 << 20
 _READ_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Text shrinks to a twentieth, seldom to a hundredth; beyond, a file is made to be unpacked for ever.
+# Text compresses to a twentieth, rarely to a hundredth; a higher ratio is a decompression bomb.
 _MAX_RATIO = 500
 _FREE_BYTES = 64 << 20
 
 _FIRST_END = re.compile(rb"[^\r\n]*+(\r\n|\r|\n)")
 
-# Each decoder's `read1`: unlike `read` it hands out what it has before it fails.
+# Each decoder's `read1`: unlike `read` it returns the data before an error.
 COMPRESSIONS: dict[str, Callable[[BinaryIO], Callable[[int], bytes]]] = {
     "gz": lambda stream: gzip.GzipFile(fileobj=stream).read1,
     "bz2": lambda stream: bz2.BZ2File(stream).read1,
@@ -29,10 +29,10 @@ COMPRESSIONS: dict[str, Callable[[BinaryIO], Callable[[int], bytes]]] = {
 
 
 class Lines:
-    """The lines of a file that may be damaged; what cannot be read is noted, and told by `take_reasons`.
+    """The lines of a file that may be damaged; `take_reasons` returns the damage.
 
-    Lines end in LF or CR LF, or in CR alone where the first one does. With `any_end` each of them ends a line wherever
-    it stands: right for csv, whose reader puts quoted fields together again.
+    Lines end in LF or CR LF, or in CR alone where the first one does. With `any_end` each of them ends a line
+    everywhere: for csv, whose reader joins quoted fields again.
     """
 
     def __init__(self, stream: BinaryIO, compression: str | None, *, any_end: bool) -> None:
@@ -45,12 +45,12 @@ class Lines:
         self.is_cut = False
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield whole lines with their ends; one that damage cuts, or longer than MAX_LINE_BYTES, is left out."""
-        parts: list[bytes] = []  # of the line that goes on
+        """Yield complete lines with their ends; lines truncated by damage, or above MAX_LINE_BYTES, are left out."""
+        parts: list[bytes] = []  # of the unfinished line
         size, is_too_long = 0, False
         for chunk in self._chunks():
             if not parts and not is_too_long and not chunk.strip(b"\r\n"):
-                continue  # empty lines are no rows, however many
+                continue  # empty lines are not rows
             *lines, rest = self._split(chunk)
             for line in lines:
                 if not is_too_long:
@@ -66,7 +66,7 @@ class Lines:
             yield b"".join(parts)
 
     def _chunks(self) -> Iterator[bytes]:
-        """Yield the file in pieces, none of which parts a CR from its LF; find out what ends a line."""
+        """Yield the file in pieces that do not separate a CR from its LF; detect the line ends."""
         piece = self._read()
         while len(piece) < len(_BYTE_ORDER_MARK) and (more := self._read()):
             piece += more
@@ -85,7 +85,7 @@ class Lines:
             yield held
 
     def _split(self, chunk: bytes) -> list[bytes]:
-        """Return the lines in a chunk, and last what follows them, maybe nothing."""
+        """Return the lines in a chunk, followed by the remainder, which may be empty."""
         if not self._any_end:
             *lines, rest = chunk.split(self._end)
             return [*(line + self._end for line in lines), rest]
@@ -93,7 +93,7 @@ class Lines:
         return lines if lines and not lines[-1].endswith((b"\r", b"\n")) else [*lines, b""]
 
     def take_reasons(self) -> list[Reason]:
-        """Return the damage met since the last call."""
+        """Return the damage found since the last call."""
         reasons, self._reasons = self._reasons, []
         return reasons
 
@@ -117,6 +117,6 @@ class Lines:
 
 
 def raise_if_unreadable(error: Exception) -> None:
-    """Raise what the system reports (disk, network); the complaints of decoders about content carry no error number."""
+    """Raise errors of the system (disk, network); errors of decoders about the content have no error number."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error

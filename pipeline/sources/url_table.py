@@ -1,7 +1,7 @@
 """Tables of image URLs and texts: parquet, csv, tsv and jsonl; the text kinds also compressed (.gz .bz2 .zst).
 
-csv knows quotes, also around line ends (RFC 4180); tsv does not (IANA text/tab-separated-values), so a caption may hold
-any quotation mark. Text is UTF-8.
+csv has quotes, also around line ends (RFC 4180); tsv does not (IANA text/tab-separated-values), so a caption may
+contain any quotation mark. Text is UTF-8.
 """
 
 import csv
@@ -33,13 +33,13 @@ _MAX_NAMES_LISTED = 20
 
 
 def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsConfig) -> Iterator[SourceBatch]:
-    """Yield the candidates of a table, in file order; every row counts one.
+    """Yield the candidates of a table, in file order; every row counts as one.
 
-    A line or row that does not parse is `damaged_record`; where a file breaks off, its compression is damaged, or it
-    unpacks to more than a limit (docs/sources.md), what came before is kept and `damaged_file` counts once.
+    A line or row that does not parse is `damaged_record`; if a file is truncated, its compression is damaged, or its
+    decompressed size exceeds a limit (docs/sources.md), the rows before are kept and `damaged_file` counts once.
 
     Raises:
-        UserError: the file's name does not say what it is, its header cannot be read, or it lacks a column.
+        UserError: the file's suffix is unknown, its header cannot be read, or it lacks a column.
     """
     builder = BatchBuilder(limits)
     for row in _rows(stream, path, source):
@@ -126,7 +126,7 @@ def _check_text(field: pa.Field, path: str) -> None:
 
 
 def _texts(column: pa.Array) -> list[str | bytes | None]:
-    """Return the values; b"" in place of one that is not UTF-8."""
+    """Return the values; b"" for values that are not UTF-8."""
     try:
         column = column.cast(pa.string())
         column.validate(full=True)
@@ -177,7 +177,7 @@ def _parse_object(line: bytes) -> dict[str, Any] | Reason:
         value = orjson.loads(line)
     except ValueError:
         try:
-            value = json.loads(line)  # accepts half a surrogate pair, which scripts that cut texts write
+            value = json.loads(line)  # accepts unpaired surrogates, which scripts write that truncate texts
         except (ValueError, RecursionError):
             return Reason.DAMAGED_RECORD
     return value if isinstance(value, dict) else Reason.DAMAGED_RECORD
@@ -195,7 +195,7 @@ def _tsv_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | R
 
 
 class _Text:
-    """The decoded lines, for a parser that takes some of them for one row: it gets no more than it may hold."""
+    """The decoded lines, for a parser that may combine several to one row: limits the size of a row."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -212,7 +212,7 @@ class _Text:
         line = next(self._iterator, None)
         if line is None:
             if self._lines.is_cut:
-                raise EOFError  # or the parser would take the first lines of a quoted field for all of it
+                raise EOFError  # or the parser would treat the first lines of a quoted field as the complete field
             raise StopIteration
         self._row_bytes += len(line)
         if self._row_bytes > MAX_LINE_BYTES:
@@ -229,7 +229,7 @@ def _separated_rows(
         text.start_row()
         try:
             fields = next(reader, None)
-        except csv.Error as error:  # a field of more than 128 KiB, mostly a quotation mark without its partner
+        except csv.Error as error:  # a field of more than 128 KiB, usually because of an unclosed quotation mark
             if not width:
                 raise UserError(f"{path}: the first line cannot be read: {error}") from None
             yield Reason.DAMAGED_RECORD

@@ -1,4 +1,4 @@
-"""WARC files: the pages themselves, so lazily loaded images, picture sources and figure captions are seen."""
+"""WARC files: they contain the pages, so lazy-loaded images, picture sources and figure captions are included."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pipeline.web.warc_records import WarcRecord, read_records
 
 _PAGE_TYPES = frozenset(("text/html", "application/xhtml+xml"))
 _UNKNOWN_TYPES = frozenset(("", "unknown/unknown", "application/unknown", "*/*"))
-# What makes a browser take a body of unknown type for a page (MIME Sniffing standard, section 7.1).
+# What browsers recognise as HTML if the type is unknown (MIME Sniffing standard, section 7.1).
 _HTML_START = re.compile(
     rb"[\t\n\f\r ]*+<(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p|!--)[ >]",
     re.IGNORECASE,
@@ -30,7 +30,7 @@ _MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
 def read_warc(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
     """Yield the candidates of a WARC file; `agent` is our product token, by which pages may address us.
 
-    Every image of an HTML page answered with 200 counts: one row for each of its texts (alt, title, figcaption), or one
+    Every image of an HTML page with status 200 counts: one row for each of its texts (alt, title, figcaption), or one
     `no_caption` row. A response that is not HTTP, and a page that cannot be decoded, is larger than MAX_PAGE_BYTES, or
     nests too deeply to be read to its end is one `damaged_record` more.
     """
@@ -90,7 +90,7 @@ def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
     if not record.is_whole:
         return None
     page = decode_body(response, MAX_PAGE_BYTES)
-    if page is not None and page.startswith(_GZIP_MAGIC):  # a coding that the headers no longer tell
+    if page is not None and page.startswith(_GZIP_MAGIC):  # a coding that the headers no longer mention
         page = decode_body(replace(response, codings=("gzip",), body=page), MAX_PAGE_BYTES)
     if page is None or len(page) > MAX_PAGE_BYTES or (any(response.codings) and _is_binary(page)):
         return None
@@ -98,6 +98,6 @@ def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
 
 
 def _is_binary(page: bytes) -> bool:
-    """Say whether a page is still coded. UTF-16 is not meant: it has a zero byte beside each letter."""
+    """Return whether a page is still compressed. UTF-16 is not: it has a zero byte beside each letter."""
     sample = page[:1_024].replace(b"\0", b"")
     return len(sample) - len(sample.translate(None, _CONTROL_BYTES)) > len(sample) * _MAX_CONTROL_SHARE

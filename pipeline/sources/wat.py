@@ -21,8 +21,8 @@ from pipeline.sources.batch import BatchBuilder, Image, SourceBatch, clean_text
 from pipeline.sources.opt_out import Meta, is_opted_out
 from pipeline.web.warc_records import WarcRecord, read_records
 
-_IMAGE_LINK = b'"path":"IMG@/src"'  # within a JSON string the quotes would be escaped: this is a key and its value
-_IMAGE = b'"IMG@/src"'  # the value alone, where somebody's JSON has spaces
+_IMAGE_LINK = b'"path":"IMG@/src"'  # in a JSON string the quotes would be escaped, so this is a key and its value
+_IMAGE = b'"IMG@/src"'  # the value alone, if the JSON has spaces
 _LINKS, _DATE = b'"Links":[', b'"WARC-Date":"'
 _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH, _BRACE = b"\\{"
@@ -110,17 +110,15 @@ def _image(link: dict[str, Any]) -> Image:
 
 
 def _unescape(text: str) -> str:
-    """Decode character references. Older WAT files hold attributes as written in the page, newer ones decoded.
-
-    Only references that end in ";" are: an address that is decoded already may well hold "&copy=1".
+    """Decode character references: older WAT files have attributes as written in the page, newer ones decoded. Only
+    references that end in ";" are decoded, because a decoded URL may contain "&copy=1".
     """
     return _REFERENCE.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
 def _cut_out(block: bytes, first: int) -> _Page | None:
-    """Parse nothing but the image links that have a text; None where the JSON needs a closer look.
-
-    `first` is where the first image link is found, -1 for nowhere.
+    """Parse only the image links with a text; None if the whole JSON must be parsed. `first` is the offset of the first
+    image link, -1 if there is none.
     """
     links: list[bytes] = []
     count, end, path = 0, 0, first
@@ -130,7 +128,7 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
         if start < 0 or end < 2 or block[end - 3] == _BACKSLASH or block.find(b'{"', path, end) >= 0:
             return None
         if block[end - 3] in _BEFORE_STRINGS and block[max(0, end - 10) : end - 2].rstrip().endswith(_OPENS_STRING):
-            return None  # the quote begins a string, "}...", and does not end the object
+            return None  # the quote starts a string, "}...", and does not end the object
         if block.find(_ALT, start, end) >= 0 or block.find(_TITLE, start, end) >= 0:
             links.append(block[start:end])
         count += 1
@@ -145,9 +143,8 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
 
 
 def _object_start(block: bytes, earliest: int, path: int) -> int:
-    """Return where the object starts that has a path among its later keys, -1 where that is not plain to see.
-
-    The brace found may end a string ("a{", after which no key starts), or the object hold another one.
+    """Return the start of the object with the path among its later keys, -1 if it cannot be determined. The brace found
+    may end a string ("a{", after which no key starts), or the object may contain another one.
     """
     start = block.rfind(b'{"', earliest, path)
     is_plain = start >= 0 and block[start + 2 : start + 3].isalpha() and block.find(b'"}', start, path) < 0
@@ -155,7 +152,7 @@ def _object_start(block: bytes, earliest: int, path: int) -> int:
 
 
 def _parse(block: bytes, agent: str) -> _Page | None:
-    """Parse the whole record; None where it is not the JSON of a page."""
+    """Parse the whole record; None if it is not the JSON of a page."""
     try:
         envelope = _loads(block)["Envelope"]
         response = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]
@@ -187,4 +184,4 @@ def _loads(block: bytes) -> Any:
     try:
         return orjson.loads(block)
     except ValueError:
-        return json.loads(block.decode("utf-8", "replace"))  # accepts half a surrogate pair: one bad text is not a page
+        return json.loads(block.decode("utf-8", "replace"))  # accepts unpaired surrogates in a text

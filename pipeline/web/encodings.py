@@ -1,7 +1,7 @@
 """The character encodings of the web (WHATWG Encoding standard), under the labels that pages use.
 
-A label means what browsers read: `euc-kr` is windows-949, `shift_jis` is windows-31j, `iso-8859-1` is windows-1252 with
-a character for every byte. Python's codecs of the same names are other encodings.
+Labels mean what they mean to browsers: `euc-kr` is windows-949, `shift_jis` is windows-31j, `iso-8859-1` is
+windows-1252 with a character for every byte. Python's codecs of the same names are other encodings.
 """
 
 import re
@@ -12,7 +12,7 @@ import turbohtml.detect  # noqa: F401  # registers the "whatwg-" codecs
 from webencodings.labels import LABELS
 
 REPLACEMENT = "replacement"
-"""What ISO-2022-KR, ISO-2022-CN and HZ are to a browser: encodings that are never decoded, for they hide markup."""
+"""ISO-2022-KR, ISO-2022-CN and HZ: browsers never decode them, because they can hide markup."""
 
 _WRITTEN_AS_UTF8 = frozenset({"utf-8", "utf-16le", "utf-16be", REPLACEMENT})
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -30,17 +30,17 @@ _LEADS = {
 
 
 def find_encoding(label: str) -> str | None:
-    """Return the name of the encoding a label names, in lower case; None for an unknown label."""
+    """Return the encoding of a label, in lower case; None for an unknown label."""
     return LABELS.get(label.strip("\t\n\f\r ").lower())
 
 
 def decode(data: bytes, encoding: str) -> str:
-    """Return the text of `data`; `encoding` is a name that `find_encoding` gave. Malformed bytes become U+FFFD."""
+    """Return the text of `data`; `encoding` is a name from `find_encoding`. Malformed bytes become U+FFFD."""
     return data.decode("utf-8", "replace") if encoding == "utf-8" else data.decode(f"whatwg-{encoding}")
 
 
 def encode_query(query: str, encoding: str) -> str:
-    """Percent-encode what is not ASCII in the query of a URL, in the encoding of the document that holds the URL.
+    """Percent-encode the non-ASCII characters in the query of a URL, in the encoding of the document with the URL.
 
     URL standard, "percent-encode after encoding": a character that the encoding lacks becomes a character reference.
     """
@@ -64,7 +64,7 @@ def _missing(character: str, encoding: str) -> bytes:
 
 @cache
 def _table(encoding: str) -> dict[str, bytes]:
-    """Return the bytes of each character that is not ASCII: of several, the first in the order of the index."""
+    """Return the bytes of each non-ASCII character: of several, the first in the order of the index."""
     first_single = 0x81 if encoding == "gb18030" else 0x80  # 0x80 is the euro sign of GBK alone
     sequences = [bytes([byte]) for byte in range(first_single, 0x100)]
     sequences += [bytes([lead, trail]) for lead in _LEADS.get(encoding, ()) for trail in range(0x40, 0xFF)]

@@ -1,7 +1,7 @@
-"""From the block of a WARC response record to the bytes of the page.
+"""Extract the bytes of a page from the block of a WARC response record.
 
-Archives keep messages as they were sent, or decoded with the headers left as they were, or cut off in the middle; so
-the codings named in the headers are undone where the bytes bear them out, and as far as they go.
+Archives keep messages as they were sent, or decoded but with the original headers, or truncated; so the codings in the
+headers are decoded only if the bytes match them, and as far as possible.
 """
 
 import re
@@ -22,10 +22,10 @@ _READ_BYTES = 1 << 16
 _FIRST_LINE_END = re.compile(rb"\r*\n|\r")
 _EMPTY_LINE = re.compile(rb"\n\r*\n")
 _EMPTY_LINE_OF_CRS = re.compile(rb"\r\r")
-# "HTTP/1.1 200 OK", and what else servers and archivers write: http/1.1, HTTP 200, HTTP/1.1<tab>200, ICY 200 OK.
+# "HTTP/1.1 200 OK", and other forms that servers and archivers write: http/1.1, HTTP 200, HTTP/1.1<tab>200, ICY 200 OK.
 _STATUS_LINE = re.compile(rb"[\r\n \t]*+[a-z]{3,8}(?:[ \t]*/[ \t]*[\d.]{1,8})?[ \t]++(\d{3})(?!\d)", re.I)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.I)
-_FOLD = re.compile(rb"(?:\r*\n|\r)[ \t]++")  # a line that goes on in the next (RFC 9112 section 5.2)
+_FOLD = re.compile(rb"(?:\r*\n|\r)[ \t]++")  # a line that continues in the next (RFC 9112 section 5.2)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
 
@@ -34,10 +34,10 @@ class HttpResponse:
     """The head of a response and its undecoded body."""
 
     status: int
-    media_type: str  # lower case, without parameters; "" where none is declared
+    media_type: str  # lower case, without parameters; "" if not declared
     charset: str | None  # as declared
     headers: CIMultiDict[str]  # as sent; bytes that are not UTF-8 as surrogates
-    codings: tuple[str, ...]  # in the order they are to be undone
+    codings: tuple[str, ...]  # in the order in which they must be decoded
     body: bytes
 
 
@@ -45,7 +45,7 @@ def parse_response(block: bytes) -> HttpResponse:
     """Split a response record's block into head and body; interim responses (100 Continue) before it are skipped.
 
     Raises:
-        OSError: it does not begin with a status line, or the head does not end.
+        OSError: it does not start with a status line, or the head does not end.
     """
     start = 0
     for _ in range(_MAX_INTERIM_RESPONSES):
@@ -65,7 +65,7 @@ def parse_response(block: bytes) -> HttpResponse:
 
 
 def _parse_head(block: bytes, start: int) -> tuple[int, CIMultiDict[str], int]:
-    """Return status, headers, and where the body starts. Lines end in CR LF, LF, CR CR LF, or CR alone."""
+    """Return status, headers, and the offset of the body. Lines end in CR LF, LF, CR CR LF, or CR alone."""
     status = _STATUS_LINE.match(block, start)
     if status is None:
         raise OSError("no status line")
@@ -90,10 +90,9 @@ def _words(values: list[str]) -> list[str]:
 
 
 def decode_body(response: HttpResponse, max_bytes: int) -> bytes | None:
-    """Return the page, at most `max_bytes` + 1 bytes of it; None where it cannot be decoded.
-
-    What can be read of a body that was cut off is returned. A coding nobody registered ("utf-8", "binary") is taken
-    for a mistake and left alone, as browsers do (Fetch standard, "handle content codings").
+    """Return the page, at most `max_bytes` + 1 bytes of it; None if it cannot be decoded. Of a truncated body, the
+    readable part is returned. Unregistered codings ("utf-8", "binary") are ignored, as in browsers (Fetch standard,
+    "handle content codings").
     """
     body = response.body
     for coding in response.codings:
@@ -108,7 +107,7 @@ def decode_body(response: HttpResponse, max_bytes: int) -> bytes | None:
 
 
 def _dechunk(body: bytes, limit: int) -> bytes:
-    """Undo chunked coding (RFC 9112 section 7.1), lenient about extensions, line ends and a missing end."""
+    """Decode chunked coding (RFC 9112 section 7.1), tolerating extensions, other line ends and a missing end."""
     parts, position, size = [], 0, 0
     while size < limit and (match := _CHUNK_SIZE.match(body, position)) and (length := int(match[1], 16)):
         part = body[match.end() : match.end() + length]
@@ -120,9 +119,8 @@ def _dechunk(body: bytes, limit: int) -> bytes:
 
 
 def _gunzip(body: bytes, limit: int) -> bytes | None:
-    """Undo `gzip`, all members of it (RFC 1952 section 2.2); None where nothing can be read, or members are countless.
-
-    What follows the last member and is none is left out.
+    """Decode `gzip`, all its members (RFC 1952 section 2.2); None if nothing is readable, or there are too many
+    members. Other bytes after the last member are ignored.
     """
     parts: list[bytes] = []
     position: int | None = 0
@@ -139,12 +137,12 @@ def _gunzip(body: bytes, limit: int) -> bytes | None:
 
 
 def _inflate_either(body: bytes, limit: int) -> bytes:
-    """Undo `deflate`, which means zlib data (RFC 9110 section 8.4.1.2) and is often sent without its header."""
+    """Decode `deflate`, which means zlib data (RFC 9110 section 8.4.1.2) and is often sent without its header."""
     return _inflate(body, 0, limit, zlib.MAX_WBITS)[0] or _inflate(body, 0, limit, -zlib.MAX_WBITS)[0] or body
 
 
 def _inflate(body: bytes, start: int, limit: int, wbits: int) -> tuple[bytes, int | None]:
-    """Return what the stream at `start` gives, and where it ends: None if cut, damaged or too long."""
+    """Return the data of the stream at `start`, and its end: None if truncated, damaged or too long."""
     inflater = zlib.decompressobj(wbits)
     parts, size = [], 0
     try:
@@ -157,7 +155,7 @@ def _inflate(body: bytes, start: int, limit: int, wbits: int) -> tuple[bytes, in
             if size >= limit:
                 break
     except zlib.error:
-        pass  # what was read stands
+        pass  # the data read so far is kept
     return b"".join(parts), None
 
 
@@ -173,14 +171,14 @@ def _read_with(reader_type: Callable[[BytesIO], _Reader]) -> Callable[[bytes, in
                 parts.append(part)
                 size += len(part)
         except OSError:
-            pass  # cut or damaged: what was read stands
+            pass  # truncated or damaged: the data read so far is kept
         return b"".join(parts) or body
 
     return decode
 
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# Registered (IANA, HTTP content codings) and not undone here.
+# Registered (IANA, HTTP content codings), but not decoded here.
 _UNSUPPORTED = frozenset(
     {"compress", "x-compress", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz", "sdch", "bzip2", "lzma", "xz"}
 )

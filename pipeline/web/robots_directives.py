@@ -1,11 +1,11 @@
-"""Directives for robots, as headers (`X-Robots-Tag`) and pages (`<meta name=robots>`) write them.
+"""Parse directives for robots in headers (`X-Robots-Tag`) and pages (`<meta name=robots>`).
 
     noai, max-image-preview:large                   for every agent
-    otherbot: noindex, noai                         for that agent: so is what follows, up to the next agent's name
-    unavailable_after: 25 Jun 2020 15:00:00 GMT     from that time on
+    otherbot: noindex, noai                         for that agent, as are those that follow, up to the next agent's
+    name unavailable_after: 25 Jun 2020 15:00:00 GMT     from that time on
 
-They are also written in ways nobody defined: `noai; noimageai`, `noai noimageai`, `all: noai`, `no-ai`, `noai: true`.
-Each is read in the way that forbids more.
+Undefined spellings occur too: `noai; noimageai`, `noai noimageai`, `all: noai`, `no-ai`, `noai: true`. Each is
+interpreted in the more restrictive way.
 """
 
 import re
@@ -18,7 +18,7 @@ _MARK = re.compile("[,;:]")
 _SEPARATOR = re.compile("[,;]")
 _AGENT = re.compile(r"([a-z*_-][a-z0-9*_.-]*+)(?:/.*)?")  # a version may follow
 _EVERYONE = frozenset({"*", "all", "any", "robots", "x-robots-tag"})
-# Names before a colon that are no agents: what follows is their value, or is for whom the line was for before.
+# Names before a colon that are not agents: the text after it is their value, or applies to the previous agent.
 _WITH_VALUE = frozenset({"maxsnippet", "maximagepreview", "maxvideopreview"})
 _WITHOUT_VALUE = frozenset({"index", "follow", "nofollow", "noarchive", "nosnippet", "nocache", "notranslate"})
 _DENIALS = frozenset({"0", "false", "no", "off"})
@@ -27,10 +27,10 @@ _DENIALS = frozenset({"0", "false", "no", "off"})
 def find_directive(
     lines: Iterable[str], wanted: Collection[str], *, agent: str, now: datetime | None = None
 ) -> str | None:
-    """Return the first of the `wanted` directives that some line gives to everyone or to `agent`, or None.
+    """Return the first of the `wanted` directives for everyone or for `agent` in any line, or None.
 
-    One string per header line or meta element. `agent` is a product token. `unavailable_after` counts as wanted where
-    its date is before `now`. Of absurdly many directives every one is taken to be for us.
+    One string per header line or meta element. `agent` is a product token. `unavailable_after` counts as wanted if its
+    date is before `now`. If there are too many directives, all of them are treated as ours.
     """
     words = frozenset(wanted)
     lines = list(lines)
@@ -70,7 +70,7 @@ def _directives(line: str, wanted: frozenset[str], agent: str, now: datetime | N
 
 
 def _is_for(name: str, agent: str, is_ours: bool) -> bool:
-    """Say whether what follows a name is for us; where it is no name, whether what came before was."""
+    """Return whether the directives after a name are for us; if it is not a name, whether those before were."""
     found = _AGENT.fullmatch(name)
     return found[1] in _EVERYONE or found[1] == agent if found else is_ours
 
@@ -80,13 +80,13 @@ def _plain(word: str) -> str:
 
 
 def _is_past(parts: list[str], now: datetime) -> bool:
-    """Return whether `parts` begin with a date before `now`; it may itself hold a comma ("Sat, 30 Aug 2025 ...")."""
+    """Return whether `parts` start with a date before `now`; it may contain a comma ("Sat, 30 Aug 2025 ...")."""
     moment = _moment(parts[0]) or _moment(", ".join(parts[:2]))
     return moment is not None and moment <= now
 
 
 def _moment(text: str) -> datetime | None:
-    """Read a date in RFC 822, RFC 850 or ISO 8601 form; None where it is none of them. Without a zone it is UTC."""
+    """Parse a date in RFC 822, RFC 850 or ISO 8601 form; None if it is not valid. Without a zone it is UTC."""
     for parse in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             moment = parse(text)

@@ -1,6 +1,5 @@
-"""The one URL normaliser: uids, plans, archives and redirects all compare URLs in this form.
-
-Parsing follows the WHATWG URL standard, as browsers do, so a link means here what it means to a reader of the page:
+"""The URL normaliser: uids, plans, archives and redirects all compare URLs in this form. Parsing follows the WHATWG URL
+standard, as in browsers:
 
     normalize_url("../a b.jpg", "HTTP://Example.com:80/x/y/z") == "http://example.com/x/a%20b.jpg"
 """
@@ -21,13 +20,13 @@ _BAD_PORTS = frozenset(map(str, (
 
 
 def normalize_url(raw: str, base: str | None = None) -> str | None:
-    """Return the absolute form of `raw`, resolved against `base`, or None where it names nothing that can be fetched.
+    """Return the absolute form of `raw`, resolved against `base`, or None if it cannot be fetched.
 
     Scheme and host are lower case, the host in ASCII (IDNA), numeric IPv4 spellings in dotted form, default ports and
-    fragments dropped, dot segments resolved, tabs, newlines and outer whitespace removed, the rest percent-encoded
-    where it must be. None for other schemes than http and https, URLs that do not parse (or whose base does not), URLs
-    with user or password, ports that browsers block (SMTP, SSH ...), and empty references (HTML: an empty `src` is no
-    image). Normalising twice changes nothing.
+    fragments dropped, dot segments resolved, tabs, newlines and outer whitespace removed, other characters
+    percent-encoded if required. None for other schemes than http and https, URLs that do not parse (or whose base does
+    not), URLs with user or password, ports that browsers block (SMTP, SSH ...), and empty references (HTML: an empty
+    `src` is not an image). Normalising is idempotent.
     """
     if not raw or raw.isspace():
         return None

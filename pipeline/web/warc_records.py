@@ -1,14 +1,12 @@
-"""Cuts WARC files into records, and goes on after damage.
+"""Split WARC files into records, and continue after damage.
 
 Reads WARC 0.17 to 1.1, plain or gzip-compressed, one member per record (the usual form: a damaged member is one damaged
-record) or the whole file in one member. Every record is checked to end where another one starts, so a wrong
-Content-Length is noticed, and never swallows its neighbours.
-
-Only the cut is made here: what a record means is its reader's business.
+record) or the whole file in one member. Each record must end where the next one starts, so a wrong Content-Length is
+detected and never hides other records. This module does not interpret the records.
 
 Why not FastWARC's ArchiveIterator: it stops at the first damage. Of 1,500 records with one flipped byte in each of ten
-(gzip), or a Content-Length 500 too large in ten (plain or gzip), it gave 76 or 77 and raised; here the 1,490 sound
-ones come out, byte for byte. On the sound file both take the same CPU time, 0.3 s for 26 MB compressed.
+(gzip), or a Content-Length 500 too large in ten (plain or gzip), it gave 76 or 77 and raised; here the 1,490 valid ones
+are read, byte for byte. On the undamaged file both take the same CPU time, 0.3 s for 26 MB compressed.
 """
 
 import re
@@ -21,7 +19,7 @@ from pipeline.records import Reason
 
 MAX_BLOCK_BYTES = 32 << 20
 _READ_BYTES = 1 << 18
-_INFLATE_BYTES = 1 << 13  # most members of a WAT file are smaller; what a member leaves over is copied
+_INFLATE_BYTES = 1 << 13  # most members of a WAT file are smaller; the rest of a chunk after a member is copied
 _MAX_HEADER_BYTES = 1 << 16
 _InflateError: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stubs call it an object
 _GZIP = 31  # zlib's code for a window of 2**15 bytes and gzip framing
@@ -35,7 +33,7 @@ _USUAL_LENGTH = b"\r\nContent-Length: "
 _VERSION = b"WARC/"
 _RECORD_START = re.compile(rb"WARC/\d\.\d{1,3}\r?\n(?=[A-Za-z-]{1,40}:)")
 _LONGEST_START = 64
-# What damage may cost: every byte is read once, and so many again on the way back to what a damaged record swallowed.
+# The cost limit of damage: the bytes that may be read a second time, after a damaged record that hid others.
 _MAX_RETURNS = 16
 _MAX_BYTES_AGAIN = 256 << 20
 _PADDING = re.compile(rb"\0*+")
@@ -46,8 +44,8 @@ class WarcRecord(NamedTuple):
 
     header: bytes
     block: bytes
-    is_whole: bool  # False for a block longer than MAX_BLOCK_BYTES, which is cut
-    offset: int | None  # where in the file to begin, to read it again; None inside a gzip member
+    is_whole: bool  # False for a block longer than MAX_BLOCK_BYTES, which is truncated
+    offset: int | None  # the offset in the file from which to read it again; None inside a gzip member
 
     def field(self, name: str) -> str | None:
         """Return a field of the header; angle brackets around it are dropped (wget puts them around URIs)."""
@@ -56,10 +54,9 @@ class WarcRecord(NamedTuple):
 
 
 def read_records(stream: BinaryIO, start: int = 0) -> Iterator[WarcRecord | Reason]:
-    """Yield the records of a file from the position of `stream`, `start`, on; for a damaged one `DAMAGED_RECORD`.
-
-    `DAMAGED_FILE` comes last, where the rest cannot be read: a file cut off in the middle, or no WARC file at all.
-    `stream` is sought only to find the way back after damage.
+    """Yield the records of a file from `start`, the position of `stream`; for a damaged one, `DAMAGED_RECORD`.
+    `DAMAGED_FILE` comes last if the rest cannot be read: a truncated file, or one that is not a WARC file. `stream` is
+    sought only after damage.
     """
     head = stream.read(_READ_BYTES)
     gzip_file = _GzipFile(stream, head, start)
@@ -71,14 +68,14 @@ def read_records(stream: BinaryIO, start: int = 0) -> Iterator[WarcRecord | Reas
         yield from gzip_file.records()
     else:
         if not starts_well:
-            stream.seek(start + len(head))  # it was read to its end in search of a gzip member
+            stream.seek(start + len(head))  # it was read to its end in search of the next gzip member
         segment = _Segment(head, iter(lambda: stream.read(_READ_BYTES), b""), start, is_gzip=False)
         if not (yield from segment.records()):
             yield Reason.DAMAGED_FILE
 
 
 def _only_record(member: bytes, offset: int) -> WarcRecord | None:
-    """Return the record a member consists of, where it is written as usual; the quick way through most files."""
+    """Return the only record of a member, if it is written in the usual way: the fast path for most files."""
     header_end = member.find(b"\r\n\r\n") + 4
     length_start = member.find(_USUAL_LENGTH, 0, header_end) + len(_USUAL_LENGTH)
     length = member[length_start : member.find(b"\r", length_start, header_end)]
@@ -90,22 +87,22 @@ def _only_record(member: bytes, offset: int) -> WarcRecord | None:
 
 
 class _Segment:
-    """A run of bytes that starts with a record, a plain file or a gzip member, seen through a sliding window."""
+    """A plain file or a gzip member, which starts with a record, read through a sliding window."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes], start: int, *, is_gzip: bool) -> None:
         self._window = first
         self._chunks = rest
         self._position = 0
-        self._kept_from: int | None = None  # a position to go back to, which the window must not forget
+        self._kept_from: int | None = None  # a position to go back to, which the window must keep
         self._start = start
         self._is_gzip = is_gzip
         self._end = len(first)  # of the window, counted from the segment's start
-        self._known_from = 0  # where places are known from on: bytes that were skipped can be missing before
+        self._known_from = 0  # from here on offsets are known; skipped bytes may be missing before
         self._no_header_end_before = 0  # counted from the segment's start
         self._returns = 0
 
     def records(self) -> Generator[WarcRecord | Reason, None, bool]:
-        """Yield the records; return False where damage was met and no record could be found after it."""
+        """Yield the records; return False if no record was found after damage."""
         while not self._at_end():
             record = self._record()
             if record is not None:
@@ -117,7 +114,7 @@ class _Segment:
         return True
 
     def _record(self) -> WarcRecord | None:
-        """Read the record at the position; None where it is damaged, the position then being where to search on."""
+        """Read the record at the position; None if it is damaged: the search continues from the new position."""
         if not self._at_record():
             return None
         header_end = self._header_end()
@@ -138,11 +135,11 @@ class _Segment:
         start, self._kept_from = self._kept_from, None
         if is_sound:
             return WarcRecord(header, self._window[start : start + announced], True, offset)
-        self._position = start  # a length too long has swallowed what follows
+        self._position = start  # a length that is too large includes the next records
         return None
 
     def _long_record(self, header: bytes, announced: int, offset: int | None) -> WarcRecord | None:
-        """Read a record whose block is cut; the position is where the block starts."""
+        """Read a record whose block is truncated; the position is the start of the block."""
         if not self._want(MAX_BLOCK_BYTES):
             return None
         block = self._window[self._position : self._position + MAX_BLOCK_BYTES]
@@ -157,7 +154,7 @@ class _Segment:
         return None
 
     def _offset(self) -> int | None:
-        """Return where in the file the record at the position begins; of a gzip member only the first can be told."""
+        """Return the file offset of the record at the position; in a gzip member only that of the first is known."""
         at = self._end - len(self._window) + self._position
         if at < self._known_from:
             return None
@@ -166,7 +163,7 @@ class _Segment:
         return self._start + at
 
     def _more(self) -> bool:
-        """Append the next chunk to the window, which forgets what lies before the position; False at the end."""
+        """Append the next chunk to the window, which drops the bytes before the position; False at the end."""
         return self._append([next(self._chunks, b"")])
 
     def _append(self, chunks: list[bytes]) -> bool:
@@ -181,7 +178,7 @@ class _Segment:
         return True
 
     def _want(self, size: int) -> bool:
-        """Make `size` bytes from the position on available; False where there are fewer."""
+        """Make `size` bytes from the position on available; False if there are fewer."""
         missing = size - (len(self._window) - self._position)
         chunks = []
         while missing > 0 and (chunk := next(self._chunks, b"")):
@@ -211,7 +208,7 @@ class _Segment:
                 return True
 
     def _at_record_end(self) -> bool:
-        """Say whether a record may end here: two line ends must follow; some writers leave them out."""
+        """Return whether a record may end here: two line ends must follow; some writers omit them."""
         if self._want(4) and self._window.startswith((b"\r\n\r\n", b"\n\n"), self._position):
             return True
         has_more = self._want(_MAX_LINE_ENDS + len(_VERSION))
@@ -223,7 +220,7 @@ class _Segment:
         return not self._at_end() and self._want(len(_VERSION)) and self._window.startswith(_VERSION, self._position)
 
     def _header_end(self) -> int | None:
-        """Return where the header at the position ends, its empty line included."""
+        """Return the end of the header at the position, including its empty line."""
         while True:
             window_start = self._end - len(self._window)
             searched = max(self._position, self._no_header_end_before - window_start - 3)  # it has four bytes at most
@@ -234,7 +231,7 @@ class _Segment:
                 return None
 
     def _find_record(self) -> bool:
-        """Move to the next record that starts at the position or after it."""
+        """Move to the next record that starts at or after the position."""
         while True:
             if match := _RECORD_START.search(self._window, self._position):
                 self._position = match.start()
@@ -245,7 +242,7 @@ class _Segment:
 
 
 class _GzipFile:
-    """The members of a gzip file, and the way back to one after damage."""
+    """The members of a gzip file, and the search for the next one after damage."""
 
     def __init__(self, stream: BinaryIO, head: bytes, start: int) -> None:
         self._stream = stream
@@ -275,7 +272,7 @@ class _GzipFile:
                 yield Reason.DAMAGED_RECORD
 
     def _inflate(self, inflater: Any) -> bytes:
-        """Return what the next input of a member gives, maybe nothing.
+        """Return the data of the next input of a member, which may be empty.
 
         Raises:
             _InflateError: damage. EOFError: the file ends within the member.
@@ -293,7 +290,7 @@ class _GzipFile:
                 yield data
 
     def _more(self) -> bool:
-        """Append to the buffer, which forgets what lies before the position; False at the end."""
+        """Append to the buffer, which drops the bytes before the position; False at the end."""
         chunk = self._stream.read(_READ_BYTES)
         self._buffer_start += self._position
         self._buffer = self._buffer[self._position :] + chunk
@@ -301,7 +298,7 @@ class _GzipFile:
         return bool(chunk)
 
     def _go_back(self, offset: int) -> None:
-        """Move to `offset`, or stay, where that has been done too often: members can be nested to be read for ever."""
+        """Move to `offset`, or stay if the cost limit is reached: nested members could be read endlessly."""
         reached = self._buffer_start + self._position
         self._bytes_again += max(0, reached - offset)
         if reached > offset and self._bytes_again > _MAX_BYTES_AGAIN:
@@ -313,7 +310,7 @@ class _GzipFile:
             self._buffer, self._position, self._buffer_start = b"", 0, offset
 
     def _at_end(self) -> bool:
-        """Skip zero bytes, with which some writers pad; return whether nothing is left."""
+        """Skip zero bytes, which some writers use as padding; return whether nothing is left."""
         while True:
             self._position = cast(re.Match[bytes], _PADDING.match(self._buffer, self._position)).end()
             if self._position < len(self._buffer):
@@ -322,7 +319,7 @@ class _GzipFile:
                 return True
 
     def find_member(self) -> bool:
-        """Move to the next member that holds a record, from the position on."""
+        """Move to the next member that contains a record, at or after the position."""
         while True:
             found = self._buffer.find(_GZIP_MAGIC, self._position)
             if found < 0:
