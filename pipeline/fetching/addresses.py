@@ -1,8 +1,8 @@
 """Which hosts may be connected to: only those with public IP addresses.
 
 A page can name any host, and any name can resolve to 127.0.0.1 or to a cloud's metadata service. So the rule is applied
-to the addresses that the resolver hands to the connection: what was checked is what is connected to, and a second
-look-up (DNS rebinding) never happens.
+to the addresses that the resolver returns to the connection: only checked addresses are connected to, and there is no
+second look-up (DNS rebinding).
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # RFC 6052: 32 bits of IPv4 behind these 96 bits; RFC 3056: 6to4 has them in bits 16 to 48.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# The only block that IANA gives out for hosts on the Internet; the rest is link-local, unique local, multicast ...
+# The only block that IANA allocates to hosts on the Internet; the rest is link-local, unique local, multicast ...
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NOT_HOSTS = (
     ipaddress.IPv6Network("3fff::/20"),  # documentation (RFC 9637)
@@ -29,7 +29,7 @@ _NOT_HOSTS = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL as `normalize_url` writes it, taken apart. `host` has no port and IPv6 addresses keep their brackets."""
+    """The parts of a normalised URL. `host` has no port, and IPv6 addresses keep their brackets."""
 
     url: str
     scheme: str
@@ -38,7 +38,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str) -> "Target":
-        """Take a normalised URL apart."""
+        """Split a normalised URL."""
         scheme, _, rest = url.partition("://")
         authority = rest[: rest.index("/")]
         host = authority[: authority.index("]") + 1] if authority.startswith("[") else authority.partition(":")[0]
@@ -46,7 +46,7 @@ class Target:
 
     @property
     def origin(self) -> str:
-        """Scheme and authority: what a robots.txt file holds for."""
+        """Scheme and authority: the scope of a robots.txt file."""
         return f"{self.scheme}://{self.authority}"
 
     @property
@@ -61,10 +61,10 @@ class PrivateAddressError(OSError):
 
 @lru_cache(maxsize=65_536)
 def is_public(address: str) -> bool:
-    """Return whether `address` (as a resolver prints it) is one of a host on the public Internet.
+    """Return whether `address` (as a resolver prints it) belongs to a host on the public Internet.
 
-    An IPv6 address that carries an IPv4 address (mapped, NAT64, 6to4) is as public as that one; False for what is no
-    address.
+    An IPv6 address that carries an IPv4 address (mapped, NAT64, 6to4) is as public as that one. False for anything that
+    is not an address.
     """
     try:
         return _is_public(ipaddress.ip_address(address))
@@ -88,7 +88,7 @@ def _is_public(address: _Address) -> bool:
 def is_private_literal(host: str) -> bool:
     """Return whether a URL's host (as `normalize_url` writes it) is a private address or a name of this machine.
 
-    Other names are judged by what they resolve to.
+    Other names are checked by the addresses they resolve to.
     """
     name = host.rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):  # RFC 6761: always loopback
@@ -101,7 +101,7 @@ def is_private_literal(host: str) -> bool:
 
 
 class PublicResolver(AbstractResolver):
-    """Hand on only the public addresses of a name."""
+    """Return only the public addresses of a name."""
 
     def __init__(self, resolver: AbstractResolver) -> None:
         self._resolver = resolver
@@ -112,7 +112,7 @@ class PublicResolver(AbstractResolver):
         """Return the public addresses of `host`.
 
         Raises:
-            PrivateAddressError: it has none but private ones.
+            PrivateAddressError: it has only private ones.
             OSError: it does not resolve.
         """
         found = await self._resolver.resolve(host, port, family)
@@ -122,5 +122,5 @@ class PublicResolver(AbstractResolver):
         return public
 
     async def close(self) -> None:
-        """Close the resolver behind."""
+        """Close the wrapped resolver."""
         await self._resolver.close()

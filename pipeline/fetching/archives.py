@@ -1,9 +1,9 @@
 """Responses recorded in WARC files, found by URL.
 
-The index is one SQLite file, built in one pass over the archives: the blake2b-128 of each normalised URL, and where its
-record begins. Of several captures of a URL the first with status 200 counts, else the first. Files that are not
-compressed record by record cannot be entered in the middle; they are unpacked beside the index first. What is damaged
-is left out, and said in the log.
+The index is one SQLite file, built in one pass over the archives: the blake2b-128 of each normalised URL, and the
+offset of its record. Of several captures of a URL the first with status 200 counts, else the first. Files that are not
+compressed record by record cannot be read from the middle; they are decompressed next to the index first. Damaged parts
+are left out, and logged.
 """
 
 import fcntl
@@ -35,12 +35,12 @@ from pipeline.web.warc_records import MAX_BLOCK_BYTES, WarcRecord, read_records
 
 logger = logging.getLogger(__name__)
 
-# Statuses that tell what became of a URL; others (429, 5xx) tell of the day of the crawl, and are not in the index.
+# Statuses that describe a URL; others (429, 5xx) describe a moment of the crawl, and are not in the index.
 _TELLING = frozenset({200, 203, 301, 302, 303, 307, 308, 401, 403, 404, 410, 451})
 _ROWS_PER_COMMIT = 10_000
 
 INDEX_FORMAT = 4
-"""Raised when an index that an older version made can no longer be read, or lacks responses."""
+"""Raise it when an index of an older version can no longer be read, or lacks responses."""
 
 _SCHEMA = """
 create table files (id integer primary key, path text not null, is_unpacked integer not null);
@@ -58,7 +58,7 @@ WantsBody = Callable[[int, CIMultiDict[str]], bool]
 
 @dataclass(frozen=True, slots=True)
 class RecordedResponse:
-    """A response from an archive; its body with codings undone, or None where it was not wanted."""
+    """A response from an archive; its body is decoded, or None if it was not wanted."""
 
     status: int
     headers: CIMultiDict[str]
@@ -69,7 +69,7 @@ def build_archive_index(paths: Sequence[str], destination: Path) -> None:
     """Index the responses in WARC files (local paths or fsspec URLs) in a new folder, which may be moved afterwards.
 
     Raises:
-        UserError: a file cannot be read, or holds no record.
+        UserError: a file cannot be read, or has no records.
     """
     destination.mkdir(parents=True)
     with sqlite3.connect(destination / "index.sqlite", isolation_level=None) as database:
@@ -111,7 +111,7 @@ def _responses(file: int, path: str, name: str) -> Iterator[tuple[bytes, int, in
             if url is not None and status in _TELLING:
                 yield _key(url), status, file, record.offset
     if left_out and not records:
-        raise ValueError("no WARC file: it holds no record")
+        raise ValueError("not a WARC file: no records found")
     if left_out:
         logger.warning("%s: %d records or more are left out: damaged, or inside a larger gzip member", name, left_out)
 
@@ -125,7 +125,7 @@ def _response_url(record: WarcRecord) -> str | None:
 def _status(record: WarcRecord) -> int | None:
     try:
         return parse_response(record.block).status
-    except OSError:  # its head is none
+    except OSError:  # it has no valid head
         return None
 
 
@@ -164,7 +164,7 @@ class ArchiveIndex:
         self._database.close()
 
     def get(self, url: str, max_bytes: int, wants_body: WantsBody) -> RecordedResponse | None:
-        """Return the recorded response to a normalised URL, or None where there is none.
+        """Return the recorded response to a normalised URL, or None.
 
         `wants_body` sees the status and headers first and may raise, as with a response from the network.
 
@@ -188,7 +188,7 @@ class ArchiveIndex:
             stream.seek(offset)
             record = next(read_records(stream, offset), None)
         if not isinstance(record, WarcRecord) or _response_url(record) != url:
-            raise FetchFailure(Reason.PROTOCOL_ERROR, "archive record: another one, or damaged, since it was indexed")
+            raise FetchFailure(Reason.PROTOCOL_ERROR, "archive record: changed or damaged since it was indexed")
         response = parse_response(record.block)
         status, headers = response.status, response.headers
         if not wants_body(status, headers):
@@ -196,7 +196,7 @@ class ArchiveIndex:
         if not record.is_whole:
             raise FetchFailure(Reason.TOO_LARGE, f"more than {MAX_BLOCK_BYTES} bytes", http_status=status)
         if record.field("WARC-Truncated"):
-            raise FetchFailure(Reason.TRUNCATED, "cut by the crawler that recorded it", http_status=status)
+            raise FetchFailure(Reason.TRUNCATED, "truncated by the crawler that recorded it", http_status=status)
         body = decode_body(response, max_bytes)
         if body is None:
             raise FetchFailure(Reason.PROTOCOL_ERROR, "unknown content coding", http_status=status)
@@ -208,25 +208,25 @@ class ArchiveIndex:
 
 
 def _announced_bytes(headers: CIMultiDict[str]) -> int:
-    """Return the `Content-Length`, 0 where none that can be read is given."""
+    """Return the `Content-Length`, 0 if it is missing or invalid."""
     announced = headers.get("Content-Length", "").strip()
     return int(announced) if announced.isdecimal() and len(announced) < 19 else 0
 
 
 def index_folder(archives: Sequence[str], version: str) -> Path:
-    """Return the folder with the index of these archives, made by the first process of this machine that asks.
+    """Return the folder with the index of these archives, created by the first process of this machine that needs it.
 
-    It lies in the temporary folder, so that the processes of a machine, and later runs, share it until the system
-    cleans up there. Archives that are not compressed record by record lie unpacked beside it.
+    It is in the temporary folder, so that the processes of a machine, and later runs, share it until the system cleans
+    up. Archives that are not compressed record by record are decompressed next to it.
     """
-    key = digest(INDEX_FORMAT, archives, version)  # the index names the files it points into, so paths count too
+    key = digest(INDEX_FORMAT, archives, version)  # the index contains the paths of the files, so paths matter too
     try:
         shared = private_folder("wit-archives")
     except PermissionError as error:
         raise UserError(f"{error}; set TMPDIR to a folder of your own") from None
     folder = shared / key
     with (shared / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even where its holder is killed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it, even if its holder is killed
         if not folder.exists():
             with tempfile.TemporaryDirectory(prefix="making-", dir=shared) as scratch:
                 made = Path(scratch) / "index"

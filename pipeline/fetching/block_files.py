@@ -16,7 +16,7 @@ BlockFiles = Mapping[str, Sequence[str]]
 
 
 def find_block_lists(config: ConsentConfig, base_dir: Path) -> BlockFiles:
-    """Return the files that the config names.
+    """Return the block list files of the config.
 
     Raises:
         ConfigError: a pattern matches no file.
@@ -31,7 +31,7 @@ def read_block_lists(files: BlockFiles) -> BlockLists:
     """Return the lists in files (local paths or fsspec URLs).
 
     Raises:
-        UserError: a file cannot be read, or has a line that is no entry; the line is named and not shown.
+        UserError: a file cannot be read, or has an invalid line; the message has its number, not its content.
     """
     place = ["", 0]
 

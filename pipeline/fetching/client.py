@@ -1,6 +1,5 @@
-"""One HTTP request, safely: public addresses only, one deadline for all of it, no more bytes than allowed.
-
-Redirects, retries, robots and pacing are the caller's. Every way to fail is a `FetchFailure`.
+"""One HTTP request, safely: public addresses only, one deadline for the whole request, a limit of bytes. Redirects,
+retries, robots and pacing are up to the caller. Every way to fail is a `FetchFailure`.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ from pipeline.records import Reason
 
 Headers = CIMultiDictProxy[str] | CIMultiDict[str]
 
-_MEMORY_BYTES = 1 << 20  # a larger body waits for its decoder in a file
+_MEMORY_BYTES = 1 << 20  # a larger body is kept in a file until it is decoded
 _DNS_LIFETIME_S = 300
 _EXPECTED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 _DNS_ENTRIES = 10_000
@@ -41,7 +40,7 @@ _NO_RESOLVER = 11  # ARES_ECONNREFUSED: no DNS server of this machine could be c
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response; `body` is None where the caller did not want it, else open at its start."""
+    """A response; `body` is None if the caller did not want it, else open at its start."""
 
     status: int
     headers: Headers
@@ -55,19 +54,19 @@ def user_agent(config: FetchConfig) -> str:
 
 
 class Client:
-    """Connections to many hosts; to be made and used within one event loop."""
+    """Connections to many hosts; create and use it within one event loop."""
 
     def __init__(self, config: FetchConfig) -> None:
         self._config = config
         self._resolver: Any = aiohttp.AsyncResolver()
-        is_open = config.allow_private_hosts or config.gateway is not None  # a gateway may well be on this machine
+        is_open = config.allow_private_hosts or config.gateway is not None  # a gateway may be on this machine
         connector = aiohttp.TCPConnector(
             limit=0,
             resolver=self._resolver if is_open else PublicResolver(self._resolver),
             ttl_dns_cache=_DNS_LIFETIME_S,
             dns_cache_max_size=_DNS_ENTRIES,
         )
-        # aiohttp has no public way to set the protocol; a test fails where this does nothing.
+        # aiohttp has no public way to set the protocol; a test fails if this has no effect.
         connector._factory = cast(Any, partial(Connection, asyncio.get_running_loop()))
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -99,8 +98,8 @@ class Client:
     ) -> Response:
         """Request `target`; the response must be complete within `budget_s`.
 
-        `wants_body` sees the status and headers first and may raise. A body longer than `max_bytes` fails, or,
-        with `truncate`, is cut somewhere beyond them. `close_connection` closes the connection afterwards.
+        `wants_body` sees the status and headers first and may raise. A body longer than `max_bytes` fails, or, with
+        `truncate`, is truncated after them. `close_connection` closes the connection afterwards.
 
         Raises:
             FetchFailure: no complete response.
@@ -135,7 +134,7 @@ class Client:
 
 
 def _exact(url: str) -> URL:
-    """Return a URL that is requested as it is: yarl would drop an empty query, which servers may tell from none."""
+    """Return a URL that is requested unchanged: yarl would drop an empty query, which some servers need."""
     parsed = URL(url, encoded=True)
     if parsed.raw_query_string or not url.endswith("?"):
         return parsed
@@ -144,7 +143,7 @@ def _exact(url: str) -> URL:
 
 @contextmanager
 def _failures(progress: Progress) -> Iterator[None]:
-    """Turn errors of the HTTP library into the closed list of reasons, and faults of this machine into `UserError`."""
+    """Convert errors of the HTTP library to the closed list of reasons, and failures of this machine to `UserError`."""
     try:
         yield
     except FetchFailure as raised:
@@ -169,7 +168,7 @@ def _failure(error: Exception, progress: Progress) -> FetchFailure | None:
         return None
     if progress.is_in_body:
         return FetchFailure(Reason.TRUNCATED, f"the body ended early: {type(error).__name__}")
-    # On a connection that was used before, the fault may be of the response before this one.
+    # On a reused connection, the previous response may be at fault.
     is_transient = isinstance(error, aiohttp.ClientConnectionError) or progress.is_reused
     return FetchFailure(Reason.PROTOCOL_ERROR, _protocol_cause(error), is_transient=is_transient)
 
@@ -203,7 +202,7 @@ def _dns_failure(error: aiohttp.ClientConnectorDNSError) -> tuple[Reason, str, b
 
 
 def _tls_cause(error: aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError) -> str:
-    """Return OpenSSL's reason: the error number of an SSLError is not one of the operating system."""
+    """Return OpenSSL's reason: the error number of an SSLError is not an operating system's."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return getattr(error.certificate_error, "verify_message", None) or "certificate refused"
     reason = error.os_error.reason if isinstance(error.os_error, ssl.SSLError) else None
@@ -244,17 +243,17 @@ async def _read(
 
 
 def _close(body: IO[bytes]) -> None:
-    """Close a body that is not wanted; on a full disk that can fail, after an error that says more."""
+    """Close a body that is not wanted; on a full disk that can fail, after a more specific error."""
     with suppress(OSError):
         body.close()
 
 
 async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the body, content coding undone, in small pieces.
+    """Yield the decoded body in small pieces.
 
     Raises:
-        FetchFailure: an unsupported coding, one that is damaged, or more than `max_bytes` sent in one: it need not
-            unpack to anything.
+        FetchFailure: an unsupported coding, one that is damaged, or more than `max_bytes` of compressed data, which may
+        decompress to nothing.
     """
     header = ",".join(response.headers.getall("Content-Encoding", ()))
     try:
@@ -270,7 +269,7 @@ async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIter
             for piece in _undo(inflaters, chunk):
                 yield piece
                 if inflaters:
-                    await asyncio.sleep(0)  # a small chunk can unpack to much: let other responses go on
+                    await asyncio.sleep(0)  # a small chunk can decompress to much data: let other responses proceed
     except zlib.error as error:
         raise FetchFailure(Reason.TRUNCATED, f"damaged {header.strip()[:20]} body") from error
     if not all(inflater.is_whole for inflater in inflaters):

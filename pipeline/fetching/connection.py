@@ -1,4 +1,4 @@
-"""One client connection: what a server sends is checked here before aiohttp's parser sees it.
+"""One client connection: the server's bytes are checked before aiohttp parses them.
 
 - Bytes that arrive while no response is due end the connection: they would become the response to the next request.
   Bytes beyond the Content-Length of a response are dropped, and the connection is not used again.
@@ -29,7 +29,7 @@ _FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:([^\r\n]*)(?
 
 @dataclass(slots=True)
 class Progress:
-    """How far one request has come."""
+    """The progress of one request."""
 
     is_connected: bool = False  # TCP; a TLS handshake may follow
     is_sent: bool = False  # or about to be
@@ -43,17 +43,18 @@ PROGRESS: ContextVar[Progress] = ContextVar("progress")
 
 
 class HeadReader:
-    """Cuts the head of one final response out of what arrives; at most `MAX_HEAD_BYTES` wait here."""
+    """Extracts the head of one final response from the incoming bytes; holds at most `MAX_HEAD_BYTES`."""
 
     def __init__(self) -> None:
         self.is_done = False
-        self.missing_bytes: int | None = None  # of the body, where the head says how long it is
+        self.missing_bytes: int | None = None  # of the body, if the head states it
         self._buffer = bytearray()
         self._searched = 0
         self._interim = 0
 
     def feed(self, data: bytes) -> bytes:
-        """Return the bytes for the parser: nothing until the final head is complete, then it and what follows.
+        """Return the bytes for the parser: nothing until the final head is complete, then the head and the bytes after
+        it.
 
         Raises:
             BadHttpMessage: not the head of a response, or over a limit.
@@ -78,7 +79,7 @@ class HeadReader:
         return b""
 
     def cut(self, body: bytes) -> bytes:
-        """Return `body` without what is beyond the length of the response; `missing_bytes` is then negative."""
+        """Return `body` without the bytes beyond the length of the response; `missing_bytes` is then negative."""
         if self.missing_bytes is None:
             return body
         kept = body[: max(self.missing_bytes, 0)]
@@ -89,7 +90,7 @@ class HeadReader:
         blank = 0
         while blank < len(self._buffer) and self._buffer[blank] in b"\r\n":
             blank += 1
-        if blank:  # an empty line before the status line, which parsers are to skip
+        if blank:  # an empty line before the status line, which parsers should skip
             del self._buffer[:blank]
             self._searched = 0
         if self._buffer[:5].upper() != b"HTTP/"[: len(self._buffer)]:
@@ -103,7 +104,7 @@ class HeadReader:
 
 
 def _normalised(head: bytes) -> tuple[bytes, int | None]:
-    """Return a head with one Content-Length, or none beside Transfer-Encoding; and that length, if it is clear."""
+    """Return a head with one Content-Length, or none beside Transfer-Encoding; and that length, if unambiguous."""
     head = _NOT_A_FIELD.sub(b"", b"HTTP" + head[4:])
     framing = [(name.lower(), value) for name, value in _FRAMING.findall(head)]
     lengths = [one.strip() for name, value in framing if name == b"content-length" for one in value.split(b",")]
@@ -111,7 +112,7 @@ def _normalised(head: bytes) -> tuple[bytes, int | None]:
     is_unclear = not is_coded and len(set(lengths)) > 1
     is_number = not is_coded and not is_unclear and bool(lengths) and re.fullmatch(rb"[0-9]{1,18}", lengths[0])
     length = int(lengths[0]) if is_number else None
-    if len(lengths) + is_coded < 2 or is_unclear:  # the parser refuses what is unclear
+    if len(lengths) + is_coded < 2 or is_unclear:  # the parser rejects ambiguous heads
         return head, length
     kept = [line for line in head.split(b"\n") if not line.lower().startswith(b"content-length")]
     if not is_coded:
@@ -124,13 +125,13 @@ class Connection(ResponseHandler):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._head: HeadReader | None = None  # None while no response is due
+        self._head: HeadReader | None = None  # None while no response is expected
         self._requests = 0
         if (progress := PROGRESS.get(None)) is not None:
-            progress.is_connected = True  # aiohttp makes the protocol once the TCP connection stands
+            progress.is_connected = True  # aiohttp creates the protocol when the TCP connection is established
 
     def set_response_params(self, **params: Any) -> None:
-        """Get ready for the response to a request that is about to be sent."""
+        """Prepare for the response to a request that is about to be sent."""
         self._head = HeadReader()
         self._requests += 1
         if (progress := PROGRESS.get(None)) is not None:
@@ -139,7 +140,7 @@ class Connection(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what belongs to the response that is due."""
+        """Pass on the bytes of the expected response."""
         if not data:  # aiohttp resumes a paused parser in this way
             super().data_received(data)
             return

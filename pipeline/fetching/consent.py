@@ -1,4 +1,4 @@
-"""Consent while fetching: what `pipeline/consent/` reads, turned into failures and into the record of a URL."""
+"""Consent while fetching: convert the statements read by `pipeline/consent/` to failures and the record of a URL."""
 
 import asyncio
 from dataclasses import dataclass, field, replace
@@ -21,17 +21,17 @@ from pipeline.fetching.site_terms import Licences, asks_for_more, fetch_licence,
 from pipeline.records import Reason
 
 NOT_HEEDED = " [not heeded]"
-"""Behind a refusal in `consent_said` whose signal was switched off."""
+"""Appended to a refusal in `consent_said` if its signal was switched off."""
 
 _WALL_STATUSES = frozenset({401, 403, 405, 406, 429, 503})  # beside 200, whose body is read in any case
 _MAX_PAGE_BYTES = 1 << 16
-_MAX_PAUSE_S = 30.0  # between robots.txt and the document it leads to, whatever the Crawl-delay
+_MAX_PAUSE_S = 30.0  # between robots.txt and the document it refers to, regardless of the Crawl-delay
 _REASONS = {Signal.ALSO_OBEY: Reason.ROBOTS_DISALLOWED}
 
 
 @dataclass(slots=True)
 class ConsentRecord:
-    """What was looked for on the way of one URL, redirects included, and what was said."""
+    """The checks made for one URL, including redirects, and the statements found."""
 
     checked: dict[str, None] = field(default_factory=dict)
     said: dict[str, None] = field(default_factory=dict)
@@ -40,7 +40,8 @@ class ConsentRecord:
     def heed(
         self, where: str, statements: "list[Statement]", config: ConsentConfig, *, http_status: int | None = None
     ) -> None:
-        """Note what was said at `where`: lists, robots, headers or image, by signals that are switched off too.
+        """Record the statements found at `where` (lists, robots, headers or image), also of signals that are switched
+        off.
 
         Raises:
             FetchFailure: one of the statements refuses.
@@ -62,7 +63,7 @@ class ConsentRecord:
 
 
 class ConsentGate:
-    """Where every URL must pass: block lists, robots.txt and what it leads to, headers and the licences they name."""
+    """The checks that every URL must pass: block lists, robots.txt and its document, headers and their licences."""
 
     def __init__(self, config: FetchConfig, client: Client, block_lists: BlockLists) -> None:
         self._config = config
@@ -71,27 +72,21 @@ class ConsentGate:
         self._licences: Licences = {}
 
     def check_lists(self, record: ConsentRecord, target: Target) -> None:
-        """Return if no block list names a URL.
-
-        Raises:
-            FetchFailure: one does.
-        """
+        """Return if a URL is on no block list. Raises: FetchFailure: it is on one."""
         if self.block_lists:
             listed = self.block_lists.of_url(target.url, target.host)
             record.heed("lists", [] if listed is None else [listed], self._config.consent)
 
     async def follow(self, origin: str, rules: RobotRules, pause_s: float) -> RobotRules:
-        """Return the rules of a robots.txt with the terms of the one document that it may lead to."""
+        """Return the rules of a robots.txt with the terms of the document that it may refer to."""
         if not asks_for_more(rules.usage, self._config.consent):
             return rules
         await asyncio.sleep(max(pause_s, min(rules.crawl_delay_s, _MAX_PAUSE_S)))
         return replace(rules, terms=await fetch_terms(self._client, origin, rules.usage, self._config, self._licences))
 
     def check_rules(self, record: ConsentRecord, rules: RobotRules, url: str) -> None:
-        """Return if robots.txt, and what it leads to, lets us request and use a URL.
-
-        Raises:
-            FetchFailure: it does not.
+        """Return if robots.txt, and the document it refers to, allow to request and use a URL. Raises: FetchFailure:
+        they do not.
         """
         if (fetched := rules.fetched) is not None:
             record.times = Checked(fetched.at, fetched.at, fetched.status, fetched.sha256)
@@ -100,7 +95,7 @@ class ConsentGate:
         record.heed("robots", rules.statements(url), self._config.consent)
 
     def check_headers(self, record: ConsentRecord, status: int, headers: Headers, now: datetime) -> None:
-        """Return if the headers of a response let us use its content.
+        """Return if the headers of a response allow to use its content.
 
         Raises:
             FetchFailure: they do not.
@@ -112,10 +107,8 @@ class ConsentGate:
         record.heed("headers", statements, self._config.consent, http_status=status)
 
     async def check_licence(self, record: ConsentRecord, url: str, response: Response) -> None:
-        """Return if the licence that a response names, where it names one for machines, lets us use its content.
-
-        Raises:
-            FetchFailure: it does not.
+        """Return if the machine-readable licence of a response, if any, allows to use its content. Raises:
+        FetchFailure: it does not.
         """
         links = licence_links(response.headers.getall("Link", ()), url) if self._config.consent.rsl else []
         if not links:
@@ -130,11 +123,7 @@ class ConsentGate:
 
 
 def check_wall(status: int, headers: Headers, config: ConsentConfig) -> None:
-    """Return if a response is neither a challenge nor a bill.
-
-    Raises:
-        FetchFailure: it is.
-    """
+    """Return if a response is neither a challenge nor a demand for payment. Raises: FetchFailure: it is."""
     challenge = challenge_in_headers(headers) if config.bot_walls else None
     if challenge is not None:
         raise _wall(challenge, status)
@@ -144,29 +133,21 @@ def check_wall(status: int, headers: Headers, config: ConsentConfig) -> None:
 
 
 def check_page(body: bytes, status: int, config: ConsentConfig) -> None:
-    """Return if the body of a response that should not be HTML is no challenge page.
-
-    Raises:
-        FetchFailure: it is.
-    """
+    """Return if the body of a response that should not be HTML is not a challenge page. Raises: FetchFailure: it is."""
     found = challenge_in_page(body) if config.bot_walls else None
     if found is not None:
         raise _wall(f"the page holds {found!r}", status)
 
 
 def may_be_wall(status: int, headers: Headers) -> bool:
-    """Return whether a response is an error with a small page, which can be read to tell a wall from a plain no."""
+    """Return whether a response is an error with a small page, which must be read to detect a challenge."""
     size = headers.get("Content-Length", "")
     is_page = headers.get("Content-Type", "").strip().lower().startswith(("text/html", "application/xhtml"))
     return status in _WALL_STATUSES and is_page and size.isdecimal() and int(size[:9]) <= _MAX_PAGE_BYTES
 
 
 def check_error_page(response: Response, config: ConsentConfig) -> None:
-    """Return if a response is no error.
-
-    Raises:
-        FetchFailure: it is, or its page is a challenge.
-    """
+    """Return if a response is not an error. Raises: FetchFailure: it is one, or its page is a challenge."""
     if response.status not in _WALL_STATUSES:
         return
     if response.body is not None:

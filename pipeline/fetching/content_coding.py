@@ -1,10 +1,10 @@
-"""Undo the content codings of a response while it arrives, in small pieces, however well it was compressed."""
+"""Decode the content codings of a response while it arrives, in small pieces, regardless of the compression ratio."""
 
 import zlib
 from collections.abc import Iterator
 
 PIECE_BYTES = 256 << 10
-MAX_CODINGS = 5  # as curl has it; each multiplies what a byte can unpack to
+MAX_CODINGS = 5  # curl's limit; each coding multiplies the possible size of a byte
 
 _GZIP = frozenset({"gzip", "x-gzip"})
 _UNDONE = _GZIP | {"deflate"}
@@ -13,17 +13,17 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class UnsupportedCodingError(Exception):
-    """A registered coding that is not undone; we send `Accept-Encoding: identity`."""
+    """A registered coding that is not supported; we send `Accept-Encoding: identity`."""
 
 
 def codings(header: str) -> list[str]:
-    """Return the codings of a Content-Encoding header that must be undone, the last applied first.
+    """Return the codings of a Content-Encoding header that must be decoded, the last applied first.
 
     Values that are not a coding (`utf-8`, `binary`, `image/jpeg`, `aws-chunked` ...) leave the bytes as they are, as in
     browsers (Fetch standard, "handle content codings").
 
     Raises:
-        UnsupportedCodingError: one that is registered and not undone, or too many.
+        UnsupportedCodingError: a registered one that is not supported, or too many.
     """
     found = [name for part in reversed(header.split(",")) if (name := part.strip().lower()) in _UNDONE | _NOT_UNDONE]
     for name in found:
@@ -35,7 +35,7 @@ def codings(header: str) -> list[str]:
 
 
 class Inflater:
-    """Undoes one gzip or deflate coding. `is_whole` says whether the data so far is complete.
+    """Decodes one gzip or deflate coding. `is_whole`: whether the data so far is complete.
 
     `deflate` means zlib data (RFC 9110 section 8.4.1.2), but some servers send raw deflate data or gzip. gzip data may
     have several members (RFC 1952 section 2.2); other bytes after the end are ignored.
@@ -53,7 +53,7 @@ class Inflater:
         return self._is_padding or (self._inflater is None and self._members > 0)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield what `data` unpacks to, in pieces of at most `PIECE_BYTES`.
+        """Yield the decompressed `data`, in pieces of at most `PIECE_BYTES`.
 
         Raises:
             zlib.error: the data is damaged.
@@ -78,7 +78,7 @@ class Inflater:
 
 
 def _wbits(coding: str, data: bytes) -> int:
-    """Return zlib's code for the format in which `data` begins."""
+    """Return zlib's code for the format of `data`, by its first bytes."""
     if coding in _GZIP or data.startswith(_GZIP_MAGIC):
         return 47  # gzip or zlib
     is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0

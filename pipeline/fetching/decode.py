@@ -1,7 +1,7 @@
 """From a downloaded file to the outcome of its URL.
 
-A decoder can crash on a file made for that. The journal notes each decoding before it begins; a file at which the
-process ended is decoded in a process of its own the next time: `python -m pipeline.fetching.decode`.
+A decoder can crash on a malicious file. The journal records each decoding before it starts; a file that was being
+decoded when the process ended is decoded in a separate process the next time: `python -m pipeline.fetching.decode`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.records import Reason
 
-_MAX_CRASHES = 10  # kills from outside count too, and must not add up to a verdict
+_MAX_CRASHES = 10  # kills from outside count too, so one is not sufficient evidence
 _APART_S = 300.0
 _USER_ERROR = 3  # exit code
 
@@ -40,9 +40,8 @@ def decode_noted(
     block_lists: BlockLists,
     consent: ConsentRecord,
 ) -> Outcome:
-    """Decode a file, and keep in the journal that it begins, and its outcome. Runs in a decoder thread.
-
-    Writing there, too, keeps the checksums and writes of images out of the event loop.
+    """Decode a file, and record its start and its outcome in the journal. Runs in a decoder thread. Writing in that
+    thread keeps the checksums and writes of images out of the event loop.
 
     Raises:
         UserError: this machine lacks the memory.
@@ -62,7 +61,7 @@ def decode_noted(
 def decode_apart(
     encoded: bytes, http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
 ) -> Decoded:
-    """Decode a file in a process of its own, which may crash.
+    """Decode a file in a separate process, which may crash.
 
     Raises:
         UserError: this machine lacks the memory.

@@ -24,7 +24,7 @@ class EarlierPart:
 
 
 def reuse(part: Part, earlier: EarlierPart) -> None:
-    """Give each URL of `part` that has no outcome yet the one it had in the earlier plan, failures included."""
+    """Give each URL of `part` without an outcome the one from the earlier plan, also failures."""
     numbers = {url: number for number, url in part.pending()}
     wanted: dict[str, tuple[int, Mapping[str, Any]]] = {}  # of images in the tar: uid -> number and facts of the URL
     for row in earlier.rows.select(["uid", "url", *_FACTS]).to_pylist():

@@ -1,6 +1,6 @@
-"""EXIF tags as a JSON object, named as img2dataset names them: {"Image Model": "X100", "EXIF ExposureTime": "0.01"}.
+"""EXIF tags as a JSON object, with img2dataset's names: {"Image Model": "X100", "EXIF ExposureTime": "0.01"}.
 
-Left out: where the picture was taken (GPS), thumbnails and makers' notes.
+Left out: positions (GPS), thumbnails and makers' notes.
 """
 
 import json
@@ -26,7 +26,7 @@ def exif_json(exif: Image.Exif | None) -> str:
         tags |= _named("EXIF", exif.get_ifd(ExifTags.IFD.Exif))
     except MemoryError:
         raise
-    except Exception:  # a broken directory: what was read stands
+    except Exception:  # a damaged directory: the tags read so far are kept
         pass
     return json.dumps(tags)
 

@@ -49,7 +49,7 @@ PART_GRACE_S = 3600.0  # see `part_limit_s`
 
 _NO_NETWORK = (
     "fetch stopped: {}, and none came after several tries: this machine seems to have no network; run again when it "
-    "has: what is done stays done. If these hosts are really gone, set fetch.max_silent_requests = 0"
+    "has: finished work is kept. If these hosts no longer exist, set fetch.max_silent_requests = 0"
 )
 _TICK_S = 0.05
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name

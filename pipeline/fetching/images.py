@@ -1,8 +1,8 @@
-"""From downloaded bytes to the JPEG that is kept: checked in the header, decoded, made upright, shrunk, fingerprinted.
+"""Convert a downloaded file to the JPEG that is stored: check the header, decode, turn upright, shrink, fingerprint.
 
-The shorter side becomes `image_size`, nothing is ever enlarged (img2dataset's `keep_ratio` with
-`resize_only_if_bigger`). Nothing of the file survives but its pixels: no metadata, no profile, no trailing bytes. The
-same bytes give the same JPEG.
+The shorter side becomes `image_size`, images are never enlarged (img2dataset's `keep_ratio` with
+`resize_only_if_bigger`). Only the pixels of the file are kept: no metadata, no profile, no trailing bytes. The same
+bytes give the same JPEG.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
 
 # JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
-# only where it also spares the shrinking a factor at which linear interpolation begins to skip pixels.
+# only if it also avoids shrinking by a factor at which linear interpolation starts to skip pixels.
 _MIN_SCALED_DECODE = 1.6
 _MAX_JPEG_SIDE = 65_500  # of libjpeg
 _MAX_LINEAR_FACTOR = 2.0  # from here on linear interpolation skips pixels
@@ -30,7 +30,7 @@ cv2.setNumThreads(1)  # there is a decoder thread for each core
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What is kept of an image. `original_size` is that of the upright picture; `exif` a JSON object."""
+    """The stored image and its facts. `original_size` is that of the upright image; `exif` is a JSON object."""
 
     jpeg: bytes
     size: Size
@@ -41,11 +41,11 @@ class StoredImage:
 
 
 def store_image(encoded: bytes, config: FetchConfig) -> StoredImage:
-    """Return what to keep of the image file `encoded`.
+    """Return the image to store for the file `encoded`.
 
     Raises:
-        FetchFailure: it is no image, not a good one, or not wanted; always with one of `RESIZE_REASONS`.
-        MemoryError: there is too little memory to say, which is no reason of the image.
+        FetchFailure: not an image, damaged, or outside the size limits; always with one of `RESIZE_REASONS`.
+        MemoryError: too little memory, which is not a property of the image.
     """
     try:
         header = read_header(encoded, config.max_pixels)
@@ -65,11 +65,7 @@ def store_image(encoded: bytes, config: FetchConfig) -> StoredImage:
 
 
 def _check_size(header: ImageHeader, config: FetchConfig) -> None:
-    """Judge an image by its size.
-
-    Raises:
-        FetchFailure: it is not wanted in this size.
-    """
+    """Check the size of an image. Raises: FetchFailure: it is outside the limits."""
     shorter, longer = min(header.size), max(header.size)
     if shorter < config.min_image_size:
         message = f"shorter side {shorter}"
@@ -92,7 +88,7 @@ def _stored_pixels(header: ImageHeader, image_size: int) -> np.ndarray:
 
 
 def _shrink(rgb: np.ndarray, target: Size) -> np.ndarray:
-    """Resize to `target`; bit-exact on every machine, by area from a factor of two on."""
+    """Resize to `target`; bit-exact on every machine; area averaging from a factor of two on."""
     height, width, _ = rgb.shape
     if (width, height) == target:
         return rgb

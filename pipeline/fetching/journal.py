@@ -1,9 +1,9 @@
-"""The journal of a part: what is known of its URLs so far, on local disk, so that a killed process loses little.
+"""The journal of a part: the outcomes of its URLs so far, on local disk, so that a killed process loses little.
 
 An append-only file of checksummed records: outcomes with their images, robots.txt files, and the images whose decoding
-has begun. Each record is written with one system call, so that `kill -9` loses none that is complete; a torn end is cut
-off when the file is opened again. URLs are named by themselves and not by their place in a plan, so a journal serves
-any part that has them. Images stay where they are in the file until the tar is written.
+has begun. Each record is written with one system call, so that `kill -9` loses none that is complete; an incomplete end
+is truncated when the file is opened again. Records have the URL, not its position in a plan, so a journal is valid for
+any part with these URLs. Images stay where they are in the file until the tar is written.
 """
 
 import fcntl
@@ -37,10 +37,10 @@ _CHECKED = TypeAdapter(Checked)
 
 
 class Journal:
-    """An open journal; what it held when opened is in `outcomes`, `robots` and `suspects`. Safe to use from threads."""
+    """An open journal; `outcomes`, `robots` and `suspects` have its content when it was opened. Thread-safe."""
 
     def __init__(self, file: BinaryIO, key: str) -> None:
-        """Read a journal, or start it anew where it is not one of `key`: the settings that its outcomes depend on."""
+        """Read a journal, or clear it if its `key` differs: the settings that its outcomes depend on."""
         self.outcomes: dict[str, Outcome] = {}
         self.checked: dict[str, Checked] = {}
         self.robots: dict[str, tuple[RobotRules, float]] = {}  # by origin, with the time of the fetch (Unix)
@@ -55,29 +55,29 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, key: str, scratch_dir: Path) -> "Journal":
-        """Open the journal at `path`; an unnamed one in `scratch_dir` while another process has it."""
+        """Open the journal at `path`; an unnamed one in `scratch_dir` if another process holds it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # a twin of this unit is at work, or the file system has no locks
+        except OSError:  # another worker has the same unit, or the file system has no locks
             file.close()
             return cls.unnamed(scratch_dir)
         return cls(file, key)
 
     @classmethod
     def unnamed(cls, scratch_dir: Path) -> "Journal":
-        """Open a journal that ends with the process."""
+        """Open a journal that is deleted with the process."""
         return cls(TemporaryFile(dir=scratch_dir, buffering=0), "")
 
     def close(self) -> None:
-        """Close the file; an unnamed one is gone."""
+        """Close the file; an unnamed one is deleted."""
         self._file.close()
 
     def add_outcome(
         self, url: str, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None
     ) -> Outcome:
-        """Keep the outcome of a URL; return it with the place of its image."""
+        """Record the outcome of a URL; return it with the location of its image."""
         facts = asdict(replace(outcome, jpeg=None))
         facts["pdq"] = outcome.pdq.hex() if outcome.pdq is not None else None
         meta = _encode({"url": url, "checked": checked and _CHECKED.dump_python(checked, mode="json")} | facts)
@@ -87,12 +87,12 @@ class Journal:
         return replace(outcome, jpeg=(start + _META.size + len(meta), len(jpeg)))
 
     def add_robots(self, origin: str, rules: RobotRules) -> None:
-        """Keep the rules of an authority, fetched just now."""
+        """Record the rules of an authority, fetched just now."""
         facts = {"origin": origin, "rules": _RULES.dump_python(rules, mode="json"), "at_s": time.time()}
         self._append(_ROBOTS, _encode(facts))
 
     def add_decoding(self, url: str) -> None:
-        """Note that the decoding of an image begins."""
+        """Record that the decoding of an image starts."""
         self._append(_DECODING, _encode({"url": url}))
 
     def read(self, span: tuple[int, int]) -> bytes:
@@ -111,11 +111,11 @@ class Journal:
             while left:
                 written = os.pwrite(self._file.fileno(), left, start + len(record) - len(left))
                 left = left[written:]
-            self._size_bytes += len(record)  # not before: what is half-written is written over
+            self._size_bytes += len(record)  # only now: a partial record is overwritten
         return start + _HEAD.size
 
     def _replay(self, key: str) -> int:
-        """Read all sound records; return where the last ends, 0 for a file that is not a journal of `key`."""
+        """Read all valid records; return the end of the last one, 0 for a file that is not a journal of `key`."""
         end = 0
         decoding: set[str] = set()
         for kind, payload, start in _records(self._file):
@@ -157,7 +157,7 @@ class Journal:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:
-    """Yield (kind, payload, where the payload begins) of each record up to the first that is not sound."""
+    """Yield (kind, payload, where the payload begins) of each record up to the first invalid one."""
     position = 0
     file.seek(0)
     while len(head := _read(file, _HEAD.size)) == _HEAD.size:

@@ -1,4 +1,4 @@
-"""Failures of this machine, which never become the outcome of a URL: the part stops, and the next run goes on."""
+"""Failures of this machine, which never become the outcome of a URL: the part stops, and the next run resumes."""
 
 import errno
 import os
@@ -6,8 +6,8 @@ import tempfile
 
 from pipeline.errors import UserError
 
-_RESUME = "and run again: what is done stays done"
-_NO_SPACE = f"make room or set TMPDIR to a folder on a larger disk, {_RESUME}"
+_RESUME = "and run again: finished work is kept"
+_NO_SPACE = f"free space or set TMPDIR to a folder on a larger disk, {_RESUME}"
 _NO_FILES = f"raise the limit of open files (ulimit -n) or lower fetch.concurrency, {_RESUME}"
 _NO_MEMORY = f"lower fetch.concurrency, --direct_num_workers or fetch.max_pixels, {_RESUME}"
 _BAD_DISK = f"check the disk of {{folder}} or set TMPDIR to another, {_RESUME}"
@@ -24,7 +24,7 @@ _WAYS_OUT = {
 
 
 def local_fault(error: BaseException) -> UserError | None:
-    """Return the error to stop with where `error`, or what caused it, is a failure of this machine; else None."""
+    """Return the error to stop with if `error`, or its cause, is a failure of this machine; else None."""
     seen: BaseException | None = error
     while seen is not None:
         number = errno.ENOMEM if isinstance(seen, MemoryError) else seen.errno if isinstance(seen, OSError) else None

@@ -1,9 +1,9 @@
-"""Notice that this machine has lost its network, before the URLs of a part are used up.
+"""Detect that this machine has lost its network, before all URLs of a part have failed.
 
-The rule: when `max_silent_requests` requests in a row, to at least `MIN_HOSTS` hosts, had no HTTP response, the
-network is suspect; where no DNS server of this machine can be contacted, at once. Then one of the hosts that responded
-before is tried. If it responds, the silent hosts are dead. If not, or where none has responded yet, the fetch pauses,
-tries again, and stops after the last pause.
+The rule: when `max_silent_requests` requests in a row, to at least `MIN_HOSTS` hosts, had no HTTP response, the network
+is suspect; if no DNS server of this machine can be reached, at once. Then one of the hosts that responded before is
+tried. If it responds, the silent hosts are dead. If not, or if none has responded yet, the fetch pauses, tries again,
+and stops after the last pause.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ class NetworkWatch:
         self._hosts: set[str] = set()
         self._has_resolver = True
         self.silent_requests = 0
-        self.origins: deque[str] = deque(maxlen=_ORIGINS)  # that responded, the last ones
+        self.origins: deque[str] = deque(maxlen=_ORIGINS)  # that responded most recently
 
     def note(self, host: str, origin: str, failure: FetchFailure | None) -> None:
         """Count a request by its failure; None for a response."""
@@ -40,7 +40,7 @@ class NetworkWatch:
             self._has_resolver &= not failure.is_local
 
     def clear(self) -> None:
-        """Start to count again."""
+        """Reset the counts."""
         self.silent_requests = 0
         self._hosts.clear()
         self._has_resolver = True

@@ -1,12 +1,12 @@
-"""Whether the headers of a response forbid using its image.
+"""Find out whether the headers of a response forbid using its image.
 
     X-Robots-Tag: noai, max-image-preview:large          refused
-    X-Robots-Tag: otherbot: noindex, noai                not ours: what follows an agent's name is for that agent
+    X-Robots-Tag: otherbot: noindex, noai                not ours: directives after an agent's name are for that agent
     X-Robots-Tag: unavailable_after: 25 Jun 2020 15:00:00 GMT     refused from that time on
 
 Refused: `noai` `noimageai` `noml` (no machine learning), `noindex` `noimageindex` (a dataset is an index of images),
 `none` (short for noindex, nofollow) and `unavailable_after` in the past. Not refused: `nofollow` `noarchive` `nocache`
-`nosnippet` `notranslate` `indexifembedded` `max-*`: they speak of links, cached copies and previews on result pages.
+`nosnippet` `notranslate` `indexifembedded` `max-*`: they are about links, cached copies and previews on result pages.
 """
 
 from collections.abc import Iterable

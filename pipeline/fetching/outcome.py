@@ -1,4 +1,4 @@
-"""The outcome of one URL: the facts of its image, or the reason why it has none."""
+"""The outcome of one URL: the facts of its image, or the reason of its failure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ class FetchFailure(Exception):
 
     `is_transient`: the same request may succeed later. `is_before_request`: no request could be sent, which is the same
     for every URL of the authority. `is_local`: the cause is on this machine. `retry_after_s`: of Retry-After.
-    `original_size` is (width, height) where the image header could still be read. `refused_by` is the signal by which
+    `original_size` is (width, height) if the image header could be read. `refused_by` is the signal by which
     the owner, or a block list, said no.
     """
 
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """When consent was looked for, for the ledger; the facts of robots.txt are None where none was asked for."""
+    """When consent was checked, for the ledger; the facts of robots.txt are None if none was requested."""
 
     at: datetime | None = None
     robots_at: datetime | None = None

@@ -1,7 +1,7 @@
-"""One part of the plan: its distinct URLs, their outcomes, and the tar and table made of that.
+"""One part of the plan: its distinct URLs, their outcomes, and the tar and table of these.
 
-Images wait in the part's journal until the last URL is done, so the output has the order of the plan whatever the order
-in which hosts respond, and memory does not grow with the images.
+Images wait in the part's journal until the last URL is done, so the output has the order of the plan regardless of the
+order of responses, and memory does not grow with the images.
 """
 
 from dataclasses import dataclass, fields
@@ -20,10 +20,10 @@ _OUTCOME_COLUMNS = frozenset(field.name for field in fields(Outcome))
 
 @dataclass(slots=True)
 class PartStats:
-    """How a part was fetched; it differs from run to run, and no output has it."""
+    """Statistics of a fetch; they differ between runs and are not in any output."""
 
     requests: int = 0
-    longest_stall_s: float = 0.0  # for which one step held the event loop, and with it every other request
+    longest_stall_s: float = 0.0  # the longest time for which one step blocked the event loop
 
 
 class Part:
@@ -46,7 +46,7 @@ class Part:
         return [(n, url) for n, url in enumerate(self.urls) if self._outcomes[n] is None]
 
     def finish(self, number: int, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None) -> None:
-        """Record the outcome of URL `number`, its image, and when consent was looked for, where that was now."""
+        """Record the outcome of URL `number`, its image, and when consent was checked, if that was in this run."""
         self.finish_kept(number, self.journal.add_outcome(self.urls[number], outcome, jpeg, checked), checked)
 
     def finish_kept(self, number: int, outcome: Outcome, checked: Checked | None) -> None:
@@ -75,7 +75,7 @@ class Part:
         return pa.table({name: columns[name] for name in FETCHED.names}, schema=FETCHED)
 
     def ledger(self) -> pa.Table:
-        """Return when consent was looked for, as `LEDGER`: a row for each URL that was not known before."""
+        """Return when consent was checked, as `LEDGER`: a row for each URL that was not known before."""
         rows = [
             {
                 "url": self.urls[number],

@@ -1,4 +1,4 @@
-"""What a status line and its headers mean for a fetch."""
+"""Interpret the status line and headers of a response."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 
 
 def is_redirect(status: int) -> bool:
-    """Return whether a response with this status points elsewhere."""
+    """Return whether a response with this status is a redirect."""
     return status in _REDIRECTS
 
 
@@ -46,7 +46,7 @@ def check_status(status: int, headers: Mapping[str, str], now: datetime) -> None
     """Accept a response that should carry an image.
 
     Raises:
-        FetchFailure: it says something else.
+        FetchFailure: it does not.
     """
     if status in _WITH_IMAGE:
         return

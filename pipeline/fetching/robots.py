@@ -80,7 +80,7 @@ class RobotsCache:
         self._rules: OrderedDict[str, tuple[RobotRules, float]] = OrderedDict()
 
     def get(self, origin: str, now_s: float) -> RobotRules | None:
-        """Return the rules of `origin`, or None where they must be fetched (again)."""
+        """Return the rules of `origin`, or None if they must be fetched (again)."""
         entry = self._rules.get(origin)
         if entry is None or entry[1] < now_s:
             return None
@@ -88,7 +88,7 @@ class RobotsCache:
         return entry[0]
 
     def put(self, origin: str, rules: RobotRules, now_s: float) -> None:
-        """Keep the rules of `origin` for as long as they may be kept."""
+        """Cache the rules of `origin` for as long as allowed."""
         self._forget(origin)
         lifetime_s = FAILURE_LIFETIME_S if rules.refused is not None else LIFETIME_S
         self._rules[origin] = (rules, now_s + lifetime_s)
@@ -108,5 +108,5 @@ class RobotsCache:
 
 
 def _cost(rules: RobotRules) -> int:
-    """Return about what an entry takes: parsed rules are some four times their text."""
+    """Return the approximate memory of an entry: parsed rules take some four times their text."""
     return 512 + 5 * (len(rules.text) + rules.usage.size_bytes)

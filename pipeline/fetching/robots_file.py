@@ -1,8 +1,8 @@
-"""What a robots.txt file says about requesting a URL (RFC 9309), and, with pipeline/consent/, about using it.
+"""Interpret a robots.txt file: whether a URL may be requested (RFC 9309), and, with pipeline/consent/, used.
 
-Protego matches paths. The choice of groups is made here, for two reasons: the RFC (section 2.2.1) compares product
-tokens, where Protego takes "*bot" for everyone; and Protego copies every rule to every agent of its group, so that a
-file of 500 KiB can cost it a minute. It gets the rules of the groups that concern us and nothing else.
+Protego matches paths. The groups are chosen here, for two reasons: the RFC (section 2.2.1) compares product tokens,
+while Protego treats "*bot" as everyone; and Protego copies every rule to every agent of its group, so that a file of
+500 KiB can take a minute. It only gets the rules of the groups that apply to us.
 """
 
 import math
@@ -20,11 +20,11 @@ from pipeline.fetching.outcome import FetchFailure
 from pipeline.fetching.site_terms import NO_TERMS, SiteTerms
 from pipeline.records import Reason
 
-MAX_BYTES = 500 * 1024  # RFC 9309 section 2.5: at least 500 KiB must be parsed; what is beyond is ignored
+MAX_BYTES = 500 * 1024  # RFC 9309 section 2.5: at least 500 KiB must be parsed; the rest is ignored
 LARGE_BYTES = 8 * 1024  # a longer text is parsed and matched outside the event loop: 40 ms a URL in the worst case
 
 _LINE_END = re.compile(r"\r\n?|\n")
-_NOT_LINE_ENDS = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]")  # Protego takes them for line ends
+_NOT_LINE_ENDS = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]")  # Protego treats them as line ends
 _RULE = re.compile(r"[^:]*:|(?:allow|d[is]{2,4}al+[ao]w|crawl[- ]delay)\s", re.IGNORECASE)
 _USER_AGENT = re.compile(r"user[- ]?agent(?:\s*:\s*|\s+|$)(.*)", re.IGNORECASE)
 _SITE_WIDE = re.compile(r"(?:sitemaps?|site-map|host)\s*(?::|\s|$)", re.IGNORECASE)
@@ -33,7 +33,7 @@ _TOKEN = re.compile(r"[a-z_-]+")
 
 @dataclass(frozen=True, slots=True)
 class RobotsFetch:
-    """What was served as robots.txt, for the record; `sha256` is None where no file was."""
+    """The response to the request for robots.txt, for the record; `sha256` is None if there was no file."""
 
     at: datetime
     status: int | None
@@ -42,9 +42,8 @@ class RobotsFetch:
 
 @dataclass(frozen=True)
 class RobotRules:
-    """The rules of one authority. `refused` says why nothing may be requested; without `text` everything may.
-
-    `text` has the rules that concern `agent` and nothing else, as a robots.txt file of its own.
+    """The rules of one authority. `refused` is why nothing may be requested; without `text` everything may. `text` has
+    only the rules that apply to `agent`, as a robots.txt file.
     """
 
     agent: str
@@ -80,7 +79,7 @@ class RobotRules:
             raise FetchFailure(Reason.ROBOTS_DISALLOWED, "robots.txt disallows it", refused_by=Signal.ROBOTS_TXT)
 
     def statements(self, url: str) -> list[Statement]:
-        """Return what the file, and the terms that it leads to, say about the use of `url`."""
+        """Return the statements of the file, and of the terms that it refers to, about the use of `url`."""
         return [*self.usage.statements(url), *self.terms.statements(url)]
 
     def allows(self, url: str) -> bool:
@@ -113,7 +112,7 @@ def parse_robots(body: bytes, agent: str, also_obey: frozenset[str] = frozenset(
     """
     if len(body) > MAX_BYTES:
         whole, end, _ = body[:MAX_BYTES].replace(b"\r", b"\n").rpartition(b"\n")
-        body = whole + end  # half a line could allow or forbid the wrong thing
+        body = whole + end  # a truncated line could allow or forbid the wrong URLs
     whole_text = body.decode("utf-8-sig", "replace").replace("\0", "")
     lines = _lines_for(list(_groups(whole_text)), agent.lower())
     text = f"User-agent: {agent}\n" + "".join(f"{line}\n" for line in lines) if lines else ""

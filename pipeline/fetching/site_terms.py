@@ -1,4 +1,4 @@
-"""The one further request that a robots.txt can lead to: tdmrep.json, or a licence for machines (RSL)."""
+"""The one further request that a robots.txt can cause: tdmrep.json, or a machine-readable licence (RSL)."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ _MAX_REDIRECTS = 5
 
 @dataclass(frozen=True, slots=True)
 class SiteTerms:
-    """What the documents say. `licence_url` with no `licence` is one that could not be read, which refuses."""
+    """The content of the documents. A `licence_url` without a `licence` is an unreadable one, which refuses."""
 
     tdm_rules: tuple[TdmRule, ...] = ()
     licence_url: str | None = None
     licence: tuple[RslContent, ...] | None = None
 
     def statements(self, url: str) -> Iterator[Statement]:
-        """Yield what the documents say about a URL."""
+        """Yield the statements of the documents about a URL."""
         stated = statement_of_file(self.tdm_rules, url)
         if stated is not None:
             yield stated
@@ -41,14 +41,17 @@ NO_TERMS = SiteTerms()
 
 
 Licences = dict[str, tuple[RslContent, ...] | None]
-"""Licences by URL, read before: many sites name the same one."""
+"""Cache of licences by URL: many sites use the same one."""
 
 _MAX_LICENCES = 10_000
-_KNOWN_LICENCES = ("https://creativecommons.org/", "http://creativecommons.org/")  # for people, and free to train on
+_KNOWN_LICENCES = (
+    "https://creativecommons.org/",
+    "http://creativecommons.org/",
+)  # for human readers; training is allowed
 
 
 def asks_for_more(usage: UsageRules, config: ConsentConfig) -> bool:
-    """Return whether a robots.txt leads to a request of `fetch_terms`."""
+    """Return whether a robots.txt causes a request by `fetch_terms`."""
     is_hinted = config.tdm_file == "always" or (config.tdm_file == "hinted" and usage.names_tdm_file)
     wants_tdm_file = config.tdm and is_hinted and not usage.reserves_mining
     return (config.rsl and bool(usage.licences)) or wants_tdm_file
@@ -57,10 +60,10 @@ def asks_for_more(usage: UsageRules, config: ConsentConfig) -> bool:
 async def fetch_terms(
     client: Client, origin: str, usage: UsageRules, config: FetchConfig, licences: Licences
 ) -> SiteTerms:
-    """Return the terms that a robots.txt leads to.
+    """Return the terms that a robots.txt refers to.
 
-    One document a host: a licence that robots.txt names, else tdmrep.json where the file hints at it or the config says
-    so. What cannot be had says nothing, except a licence: terms that nobody can read are not met.
+    One document per host: a licence named by robots.txt, else tdmrep.json if the file mentions it or the config
+    requires it. An unavailable document has no statements, except a licence: unreadable terms are not met.
     """
     consent = config.consent
     if consent.rsl and usage.licences:
@@ -85,7 +88,7 @@ async def fetch_licence(
 
 
 async def _fetch(client: Client, url: str, config: FetchConfig) -> bytes | None:
-    """Return the body of a document, None where there is none; `config.timeout_s` is for all redirects."""
+    """Return the body of a document, None if it does not exist; `config.timeout_s` is for all redirects."""
     deadline_s = asyncio.get_running_loop().time() + config.timeout_s
     try:
         target = Target.parse(url)

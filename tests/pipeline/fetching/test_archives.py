@@ -195,7 +195,7 @@ def test_an_archive_that_changed_after_it_was_indexed_answers_nothing_wrong(tmp_
 )
 def test_what_is_no_archive_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.warc.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"fetch\.archives: .*a\.warc\.gz: no WARC file: it holds no record"):
+    with pytest.raises(UserError, match=r"fetch\.archives: .*a\.warc\.gz: not a WARC file: no records found"):
         build_archive_index([str(tmp_path / "a.warc.gz")], tmp_path / "index")
 
 
