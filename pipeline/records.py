@@ -35,7 +35,7 @@ PLAN = PAIRS.append(pa.field("selected_by", pa.list_(pa.int32())))
 
 # Facts about one fetched image. All null (width 0 is never written) for a pair that failed before they were known.
 IMAGE_FACTS: list[tuple[str, pa.DataType]] = [
-    ("status", pa.string()),  # success | failed_to_download | failed_to_resize (img2dataset's words)
+    ("status", pa.string()),  # success | failed_to_download | failed_to_resize (img2dataset's terms)
     ("reason", pa.string()),  # a `Reason`; null when status is success
     ("error_message", pa.string()),  # free text for people; programs use `reason`
     ("http_status", pa.int32()),
@@ -46,35 +46,35 @@ IMAGE_FACTS: list[tuple[str, pa.DataType]] = [
     ("sha256", pa.string()),  # of the bytes as downloaded, hex (as img2dataset)
     ("exif", pa.string()),  # JSON object of the downloaded image's EXIF tags, as img2dataset
     ("pdq", pa.binary(32)),  # 256-bit PDQ hash of the upright image
-    ("pdq_quality", pa.int32()),  # 0..100; below 50 the hash says little
-    ("refused_by", pa.string()),  # the signal that said no, a `Signal` of pipeline.consent.policy; null where none did
-    ("consent_checked", pa.string()),  # where consent was looked for, in order: lists robots headers image
-    ("consent_said", pa.string()),  # what was said, yes and no, as "signal: words"; null where nothing was
-    ("rights", pa.string()),  # of the image file's own metadata: the copyright notice,
+    ("pdq_quality", pa.int32()),  # 0..100; below 50 the hash is unreliable
+    ("refused_by", pa.string()),  # the signal that refused, a `Signal` of pipeline.consent.policy; null if none did
+    ("consent_checked", pa.string()),  # where consent was checked, in order: lists robots headers image
+    ("consent_said", pa.string()),  # the statements, allowing or refusing, as "signal: text"; null if there were none
+    ("rights", pa.string()),  # from the image file's metadata: the copyright notice,
     ("creator", pa.string()),  # who made it,
-    ("license_url", pa.string()),  # and where its licence is
+    ("license_url", pa.string()),  # and the URL of its licence
 ]
 
 # One row for EVERY planned pair, in plan order.
 FETCHED = pa.schema([*PLAN, *(pa.field(name, kind) for name, kind in IMAGE_FACTS)])
 
-# One row per URL of a fetched part, in consent/: when consent was looked for, and what robots.txt was served then.
+# One row per URL of a fetched part, in consent/: when consent was checked, and the robots.txt that was served then.
 LEDGER = pa.schema(
     [
         ("url", pa.string()),
-        ("checked_at", pa.timestamp("s", "UTC")),  # null where nothing was asked for
-        ("robots_at", pa.timestamp("s", "UTC")),  # of the last host that a redirect led to
-        ("robots_status", pa.int32()),  # HTTP status; null where there was no response
-        ("robots_sha256", pa.string()),  # null where no file was served
+        ("checked_at", pa.timestamp("s", "UTC")),  # null if nothing was requested
+        ("robots_at", pa.timestamp("s", "UTC")),  # of the last host in a chain of redirects
+        ("robots_status", pa.int32()),  # HTTP status; null if there was no response
+        ("robots_sha256", pa.string()),  # null if no file was served
     ]
 )
 
-# One row per fetched pair that the dedup stage decided about; reason null = the pair is in the final shards.
+# One row per fetched pair with the decision of the dedup stage; reason null = the pair is in the final shards.
 DECISIONS = pa.schema(
     [
         ("uid", pa.string()),
         ("reason", pa.string()),
-        ("survivor", pa.string()),  # uid of the pair that stands for this one, for duplicates
+        ("survivor", pa.string()),  # uid of the pair that represents this one, for duplicates
         ("selected_by", pa.list_(pa.int32())),  # by the final balance
         ("captions", pa.list_(pa.string())),  # the survivor's own caption first, then those of its duplicates
     ]
@@ -93,7 +93,7 @@ DROPPED = "dropped"
 
 
 class Reason(StrEnum):
-    """Why a row went no further. Closed: accounts are checked against this list."""
+    """Why a row was dropped. A closed list: accounts are checked against it."""
 
     # pairs: reading and matching
     DAMAGED_RECORD = "damaged_record"  # a record or line that cannot be parsed
@@ -102,7 +102,7 @@ class Reason(StrEnum):
     BAD_URL = "bad_url"  # not http(s), no host, a blocked port, or too long
     NO_CAPTION = "no_caption"
     CAPTION_TOO_LONG = "caption_too_long"
-    UNDECODABLE_TEXT = "undecodable_text"  # holds U+FFFD: bytes of it are of no known encoding
+    UNDECODABLE_TEXT = "undecodable_text"  # contains U+FFFD: some of its bytes are not valid in the page's encoding
     REPEATED_TEXT = "repeated_text"  # the same image and text again on one page (a title equal to the alt)
     NO_MATCH = "no_match"
     # pairs: [filters], of the pairs that match
@@ -125,9 +125,9 @@ class Reason(StrEnum):
     PRIVATE_ADDRESS = "private_address"
     ROBOTS_DISALLOWED = "robots_disallowed"
     ROBOTS_UNREACHABLE = "robots_unreachable"  # RFC 9309 2.3.1.4: unreachable means disallowed
-    OPTED_OUT = "opted_out"  # a signal of pipeline/consent/ says no, `refused_by` says which; in pairs: the page does
+    OPTED_OUT = "opted_out"  # refused by a signal of pipeline/consent/, named in `refused_by`; in pairs: by the page
     PAYMENT_REQUIRED = "payment_required"  # 402
-    BOT_WALL = "bot_wall"  # a challenge page, behind whatever status
+    BOT_WALL = "bot_wall"  # a challenge page, with any status
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
     TLS_FAILED = "tls_failed"
@@ -184,7 +184,7 @@ RESIZE_REASONS = frozenset(
         Reason.ASPECT_RATIO,
     }
 )
-"""Reasons that img2dataset would call failed_to_resize; every other fetch reason is failed_to_download."""
+"""Reasons with the status failed_to_resize, as in img2dataset; all other fetch reasons have failed_to_download."""
 
 
 def pair_uid(url: str, caption: str) -> str:

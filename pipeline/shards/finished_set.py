@@ -1,6 +1,6 @@
-"""A finished set, to look at: its account, pairs, samples, duplicates and overlap as Arrow tables.
+"""A finished set: its account, pairs, samples, duplicates and overlap as Arrow tables.
 
-Each table is read whole. Of a large set name the columns you need, or read the Parquet files one by one
+Each table is read into memory. For a large set, name the columns that you need, or read the Parquet files one by one
 (docs/architecture.md lists them).
 """
 
@@ -21,22 +21,22 @@ from pipeline.shards.manifest import Manifest, read_manifest
 
 @dataclass(frozen=True)
 class FinishedSet:
-    """A workspace whose build has ended."""
+    """A workspace with a finished build."""
 
     workspace: Workspace
     manifest: Manifest
 
     @cached_property
     def account(self) -> Account:
-        """What became of every row, stage by stage."""
+        """The account of every row, stage by stage."""
         return read_account(self.workspace)
 
     def pairs(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the candidates that some query matched: `pairs/`."""
+        """Return the candidates that at least one query matched: `pairs/`."""
         return self._concatenated("pairs", columns)
 
     def planned(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return one row for every planned pair, with `status` and, of those that are no sample, the `reason`."""
+        """Return one row for every planned pair, with `status`, and the `reason` if it is not a sample."""
         return self._concatenated("shards", columns)
 
     def samples(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -47,7 +47,7 @@ class FinishedSet:
         return rows if columns is None else rows.select(list(columns))
 
     def duplicates(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return one row for every image that was dropped for another, its `survivor`."""
+        """Return one row for every image that was dropped as a duplicate of another, its `survivor`."""
         return self.workspace.read_table("dedup/duplicates.parquet", None if columns is None else list(columns))
 
     @property
@@ -57,7 +57,7 @@ class FinishedSet:
         return tuple(sorted(Path(name).name.removesuffix(".parquet") for name in names))
 
     def overlap(self, name: str) -> pa.Table:
-        """Return the images that evaluation set `name` has too; `kept` says whether the pair is in the tars.
+        """Return the images that are also in evaluation set `name`; `kept` is whether the pair is in the tars.
 
         Raises:
             UserError: the set was not compared with it.
@@ -76,7 +76,7 @@ class FinishedSet:
 
     def _check_eval(self, name: str) -> None:
         if name not in self.evals:
-            raise UserError(f"no overlap with {name!r} was measured, only with {', '.join(self.evals) or 'no set'}")
+            raise UserError(f"overlap was not measured with {name!r}, only with {', '.join(self.evals) or 'no set'}")
 
     def _concatenated(self, folder: str, columns: Sequence[str] | None) -> pa.Table:
         names = sorted(name for name in self.workspace.sizes(folder) if name.endswith(".parquet"))
@@ -88,13 +88,13 @@ def open_set(workspace: str | Path) -> FinishedSet:
     """Open a finished workspace: a local folder or any fsspec URL.
 
     Raises:
-        UserError: there is no finished set.
+        UserError: the workspace has no finished set.
     """
     root = str(workspace)
     try:
         manifest = read_manifest(f"{root.rstrip('/')}/shards")
     except FileNotFoundError:
-        raise UserError(f"{root}: no finished set (there is no shards/manifest.json): run `wit build`") from None
+        raise UserError(f"{root}: no finished set (shards/manifest.json is missing): run `wit build`") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     return FinishedSet(Workspace(root), manifest)

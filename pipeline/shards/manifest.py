@@ -1,13 +1,13 @@
-"""The manifest of a finished set: what `shards/manifest.json` and `shards/sizes.json` say.
+"""The manifest of a finished set: `shards/manifest.json` and `shards/sizes.json`.
 
 `sizes.json` maps each tar to its number of samples; open_clip reads it by itself. `manifest.json` is written last, so
-its presence means that the set is whole::
+its presence means that the set is complete::
 
     {"format": "wit-shards/1", "samples": 1234, "code_version": "0.2.0", "recipe": {"seed": 7, ...},
      "shards": [{"tar": "00000.tar", "samples": 617}, ...],
      "files": {"00000.tar": {"bytes": 1, "sha256": "..."}, ...}, "account": [...]}
 
-`recipe` is what decides which pairs are in the set: the config without the places of files, and the allowlist's hash.
+`recipe` determines which pairs are in the set: the config without file locations, and the allowlist's hash.
 """
 
 import json
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[^/\\\0]+")
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of the set: its URL or path, how many samples it holds, and its SHA-256, where that is known."""
+    """One tar of the set: its URL or path, its number of samples, and its SHA-256 if known."""
 
     path: str
     samples: int

@@ -15,7 +15,7 @@ class TarWriter:
         self._tar = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, name: str, content: bytes) -> None:
-        """Append one member. `name` comes from a uid, never from a stranger."""
+        """Append one member. `name` is derived from a uid, never from untrusted text."""
         info = tarfile.TarInfo(name)
         info.size = len(content)
         info.mode = 0o444

@@ -12,12 +12,12 @@ from pipeline.errors import DamagedFileError, UserError, one_line
 from pipeline.shards.manifest import read_manifest
 
 _BYTES_PER_PROCESS = 1 << 28
-"""A process takes a second to start, in which one alone reads that much."""
+"""Starting a process takes a second, in which one process reads this much."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared, and what is wrong: file name -> why."""
+    """The files compared, and the problems found: file name -> problem."""
 
     files: int
     bytes: int
@@ -46,11 +46,11 @@ def verify_shards(folder: str) -> Verdict:
         present = workspace.sizes("")
     except UserError:
         raise
-    except Exception as error:  # whatever a store raises
+    except Exception as error:  # stores raise any error
         raise UserError(f"{folder}: {one_line(error)}") from None
     verdict = _verify(workspace, manifest.files)
     tars = {name for name in present if name.endswith(".tar") and "/" not in name}
-    strays = {name: "is not in the manifest: it is of another set" for name in tars - manifest.files.keys()}
+    strays = {name: "is not in the manifest: it belongs to another set" for name in tars - manifest.files.keys()}
     verdict.problems.update(strays)
     return verdict
 
@@ -64,7 +64,7 @@ def _problems_of_manifest(workspace: Workspace) -> dict[str, str]:
     markers = read_markers(workspace, "shards").values()
     written = {file: facts for marker in markers for file, facts in marker.outputs.items()}
     if listed != written:
-        return {name: "lists other files than the build wrote"}
+        return {name: "does not list the files that the build wrote"}
     return {}
 
 
@@ -81,7 +81,7 @@ def _verify(workspace: Workspace, recorded: Mapping[str, FileFacts]) -> Verdict:
 
 
 def _verify_file(task: tuple[str, str, FileFacts]) -> tuple[str, str] | None:
-    """Return a file's name and what is wrong with it; None where nothing is."""
+    """Return a file's name and its problem; None if there is none."""
     root, name, facts = task
     try:
         with Workspace(root).open_checked(name, facts.sha256) as file:

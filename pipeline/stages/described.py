@@ -1,7 +1,7 @@
-"""fetched/ -> described/: what the copy detector sees of every fetched image, once for each image and detector.
+"""fetched/ -> described/: the copy detector's vectors of every fetched image, computed once per image and detector.
 
-A unit is a fetched part. Another detector describes the images again and fetches nothing. Vectors are int8, and
-everything after them counts in integers: given described/, all machines find the same copies.
+A unit is a fetched part. With another detector the images are described again, but not fetched again. Vectors are int8,
+and all later steps use integers: given described/, all machines find the same copies.
 """
 
 import tarfile
@@ -30,7 +30,7 @@ DESCRIBED = pa.schema(
     [
         ("uid", pa.string()),
         ("vector", pa.binary()),  # int8, of the whole image
-        ("box", pa.list_(pa.int32())),  # left, top, right, bottom of what a plain surround frames; null without one
+        ("box", pa.list_(pa.int32())),  # left, top, right, bottom of the content in a plain surround, or null
         ("inner", pa.binary()),  # int8, of the box
     ]
 )
@@ -42,7 +42,7 @@ def load_detector(config: Config, base_dir: Path) -> Detector | None:
     """Return the detector of edited copies that `dedup.detector` names; None for "pdq".
 
     Raises:
-        ConfigError: it is no detector.
+        ConfigError: it is not a detector.
     """
     name = config.dedup.detector
     if name == "pdq":
@@ -115,7 +115,7 @@ class DescribedPart:
 
     @classmethod
     def read(cls, workspace: Workspace, name: str, uids: list[str], tar: tarfile.TarFile, dimensions: int) -> Self:
-        """Read the part in the order of `uids`; images that several pairs share are described under each uid."""
+        """Read the part in the order of `uids`; an image of several pairs has a row for each uid."""
         table = workspace.read_table(f"described/{name}.parquet")
         place = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
         rows = table.take(pa.array([place[uid] for uid in uids], pa.int64())).to_pylist()

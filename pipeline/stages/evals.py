@@ -1,4 +1,4 @@
-"""Evaluation sets -> evals/<name>/: fingerprints and thumbnails, made once per set by dedup/eval_sets/index.py."""
+"""Evaluation sets -> evals/<name>/: fingerprints and thumbnails, computed once per set by dedup/eval_sets/index.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -167,7 +167,7 @@ def read_balance(workspace: Workspace, allowlist: Allowlist) -> pa.Table:
 
 
 def _query_rows(balance: pa.Table, *, largest: bool) -> tuple[QueryRow, ...]:
-    """Return the most matched queries, or the least matched of those that match at all; ties by the query's id."""
+    """Return the most matched queries, or the least matched of those with a match; ties by the query's id."""
     matched = balance["matched"].to_numpy()
     order = np.argsort(-matched if largest else matched, kind="stable")
     chosen = balance.take(pa.array(order[matched[order] > 0][:_QUERY_ROWS])).to_pylist()

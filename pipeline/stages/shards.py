@@ -85,9 +85,8 @@ def _unit(number: int, name: str, fetched: Marker, filtered: Marker | None, deci
 def write_manifest(
     build: Build, shards: Mapping[str, Marker], account: Account, recipe: Mapping[str, Any], code_version: str
 ) -> None:
-    """Write `sizes.json`, then `manifest.json`; leave them alone where they already say so.
-
-    Shards of a run that was killed and that this set does not have are removed: who reads `*.tar` would find them.
+    """Write `sizes.json`, then `manifest.json`, unless they are up to date. Shards of a killed run that are not in this
+    set are removed, because readers of `*.tar` would find them.
     """
     files = {name.rsplit("/", 1)[1]: f for marker in shards.values() for name, f in marker.outputs.items()}
     if strays := _strays(build.workspace, files.keys()):
@@ -172,7 +171,7 @@ def _host(url: str) -> str:
 
 
 def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
-    """Return a part's rows with the columns of SHARD: fetch outcomes, overridden by what dedup decided."""
+    """Return a part's rows with the columns of SHARD: fetch outcomes, overridden by the decisions of dedup."""
     at = pc.index_in(fetched["uid"], decisions["uid"])
     decided = decisions.take(at)  # nulls where the fetch had failed already
     dropped = pc.fill_null(pc.is_valid(decided["reason"]), False)

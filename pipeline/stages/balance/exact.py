@@ -7,9 +7,9 @@ one query selects it.
 No pair is ever grouped under its query. Scan 1 counts matches per query. For a query with more than `cap`, priorities
 are uniform, so the cap-th smallest lies near cap/count: scan 2 counts the pairs below a narrow window around that
 point and collects only the priorities inside it, which is enough to name the cap-th smallest exactly. Scan 3 compares.
-Where pairs were chosen before, as they are when the balance runs again after deduplication, or are ranked by a score
-(ranking.py), priorities are not uniform, and such a window misses. Then histograms narrow it down from the whole range,
-256-fold at a time, until few enough keys are inside.
+If the pairs were selected before, as in the second balance after deduplication, or are ranked by a score (ranking.py),
+priorities are not uniform, and such a window may miss. Then histograms narrow the whole range, 256-fold at a time, until
+few enough keys are inside.
 
 Pure NumPy; the stages wire it into Beam.
 """
@@ -32,11 +32,11 @@ WINDOW_SIGMAS = 8.0
 """Half-width of a window in standard deviations of the cap-th smallest of `count` uniform numbers."""
 
 NARROWING = 256
-"""Into how many parts a histogram cuts a window."""
+"""The number of parts into which a histogram cuts a window."""
 
 PRIORITY_FIELDS = ("priority", "high", "low")
 PRIORITY = np.dtype([(name, "<u8") for name in PRIORITY_FIELDS])
-"""A pair's place in a query's order: its priority, ties broken by the uid as a 128-bit number."""
+"""A pair's sort key for a query: its priority, ties broken by the uid as a 128-bit number."""
 
 
 def query_hashes(queries: Sequence[str], seed: int) -> np.ndarray:
@@ -133,8 +133,8 @@ def count_matches(query_ids: pa.Array | pa.ChunkedArray, query_count: int) -> np
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the cap-th smallest priority of each head query is looked for: `low <= priority <= high`, arrays by
-    head."""
+    """The ranges in which the cap-th smallest priority of each head query is searched: `low <= priority <= high`,
+    arrays by head."""
 
     head: np.ndarray  # (h,) query ids, ascending
     low: np.ndarray  # (h,) uint64
@@ -151,7 +151,7 @@ class Windows:
 
     @property
     def steps(self) -> np.ndarray:
-        """Return how wide each of the NARROWING parts of a window is, (h,) uint64."""
+        """Return the width of each of the NARROWING parts of a window, (h,) uint64."""
         return (self.high - self.low) // np.uint64(NARROWING) + np.uint64(1)
 
     def part(self, first: int, last: int) -> "Windows":
@@ -165,7 +165,7 @@ class Windows:
 
 
 def _place(matches: Matches, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, of the matches of head queries, the place in `windows`, the key, and whether it lies below the window."""
+    """Return, for the matches of head queries: the index into `windows`, the key, whether it is below the window."""
     position = np.searchsorted(windows.head, matches.query)
     position[position == len(windows.head)] = 0
     is_head = windows.head[position] == matches.query if len(windows.head) else np.zeros(len(position), bool)
@@ -174,7 +174,7 @@ def _place(matches: Matches, windows: Windows) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _scaled(share: np.ndarray) -> np.ndarray:
-    """Map shares of the range to 64-bit integers, saturating at both ends."""
+    """Map fractions of the range to 64-bit integers, saturating at both ends."""
     numbers = np.zeros(len(share), np.uint64)
     inside = (share > 0) & (share < 1)
     numbers[inside] = (share[inside] * 2.0**64).astype(np.uint64)
@@ -184,7 +184,7 @@ def _scaled(share: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WindowCount:
-    """What scan 2 knows about some pairs: per head query, how many lie below its window, and the keys inside it."""
+    """The result of scan 2 over some pairs: per head query, how many lie below its window, and the keys inside it."""
 
     below: np.ndarray  # (h,) int64
     head: np.ndarray  # (k,) positions in Windows.head
@@ -212,7 +212,7 @@ class WindowCount:
 
     @classmethod
     def total(cls, parts: Sequence["WindowCount"]) -> "WindowCount":
-        """Add up the counts of disjoint sets of pairs; none at all is the neutral element."""
+        """Add up the counts of disjoint sets of pairs; an empty sum is the neutral element."""
         parts = [p for p in parts if len(p.below)]
         if not parts:
             return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, PRIORITY))
@@ -225,7 +225,7 @@ class WindowCount:
 
 @dataclass(frozen=True)
 class WindowHistogram:
-    """How the priorities of some pairs are spread over the windows."""
+    """The distribution of the priorities of some pairs over the windows."""
 
     below: np.ndarray  # (h,) int64
     inside: np.ndarray  # (h, NARROWING) int64
@@ -249,16 +249,15 @@ class WindowHistogram:
 
     @classmethod
     def total(cls, parts: Sequence["WindowHistogram"]) -> "WindowHistogram":
-        """Add up the counts of disjoint sets of pairs; none at all is the neutral element."""
+        """Add up the counts of disjoint sets of pairs; an empty sum is the neutral element."""
         parts = [p for p in parts if len(p.below)]
         if not parts:
             return cls(np.zeros(0, np.int64), np.zeros((0, NARROWING), np.int64))
         return cls(np.sum([p.below for p in parts], axis=0), np.sum([p.inside for p in parts], axis=0))
 
     def narrowed(self, windows: Windows, cap: int) -> tuple[Windows, np.ndarray]:
-        """Return the part of each window that holds the cap-th smallest priority, and how many keys are inside it.
-
-        The windows have to hold it.
+        """Return the part of each window that contains the cap-th smallest priority, and how many keys are inside it.
+        The windows must contain it.
         """
         up_to = self.below[:, None] + np.cumsum(self.inside, axis=1)
         part = np.argmax(up_to >= cap, axis=1)
@@ -269,7 +268,7 @@ class WindowHistogram:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The largest key that each query still selects; the largest possible key where it selects everything."""
+    """The largest key that each query selects; the largest possible key if it selects everything."""
 
     key: np.ndarray  # (query_count,) PRIORITY
 
@@ -288,9 +287,8 @@ class Thresholds:
 
 
 def find_thresholds(windows: Windows, count: WindowCount, cap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the key of the cap-th smallest pair of each head query, and which queries' windows missed it.
-
-    Two arrays over `windows.head`: (h,) PRIORITY and (h,) bool; where the second is true the first means nothing.
+    """Return the key of the cap-th smallest pair of each head query, and which queries' windows missed it. Two arrays
+    over `windows.head`: (h,) PRIORITY and (h,) bool; the first is undefined where the second is true.
     """
     order = np.lexsort((count.key["low"], count.key["high"], count.key["priority"], count.head))
     head, key = count.head[order], count.key[order]
@@ -304,14 +302,14 @@ def find_thresholds(windows: Windows, count: WindowCount, cap: int) -> tuple[np.
 
 
 def selected_lists(matches: Matches, selected: np.ndarray, rows: int) -> pa.ListArray:
-    """Return per pair the ids of the queries that select it, as list<int32>; empty where none does."""
+    """Return per pair the ids of the queries that select it, as list<int32>; empty if none does."""
     lengths = np.bincount(matches.row[selected], minlength=rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matches.query[selected].astype(np.int32)))
 
 
 def balance(pairs: pa.Table, cap: int, seed: int = 0, queries: Sequence[str] | None = None) -> pa.Table:
-    """Balance pairs in memory: return those that some query selects, with the column `selected_by`, list<int32>.
+    """Balance pairs in memory: return those that a query selects, with the column `selected_by`, list<int32>.
 
     `pairs` has the column `query_ids` (lists of query numbers, as `QueryMatcher.match` returns them) and either `uid`
     or `url` and `caption`, of which the uid is made. `queries` are the texts of the numbers: with the texts of the
@@ -341,6 +339,6 @@ def _uids_of(pairs: pa.Table) -> pa.ChunkedArray | pa.Array:
     if "uid" in pairs.column_names:
         return pairs["uid"].cast(pa.string())
     if not {"url", "caption"} <= set(pairs.column_names):
-        raise ValueError(f"need a column uid, or url and caption; there are {', '.join(pairs.column_names)}")
+        raise ValueError(f"need a column uid, or url and caption; the columns are {', '.join(pairs.column_names)}")
     urls, captions = pairs["url"].to_pylist(), pairs["caption"].to_pylist()
     return pa.array([pair_uid(url, caption) for url, caption in zip(urls, captions, strict=True)], pa.string())

@@ -33,13 +33,13 @@ from pipeline.stages.balance.ranking import RANDOM, Ranking
 from queries.allowlist import Allowlist
 
 _SCAN_TASKS = 256
-"""Files are scanned in at most this many tasks, so that few count vectors (8 bytes per query) travel."""
+"""The maximum of scan tasks: each sends a count vector (8 bytes per query)."""
 
 _WINDOW_BUCKETS = 64
 """Head queries are split so that no single element holds every window: at 400M pairs each is about 16 MB."""
 
 _FEW_KEYS = 1_024
-"""Of one query, so many keys may always be collected; 16 sqrt(cap) where that is more."""
+"""The minimum of the limit of keys that are collected per query; the limit is 16 sqrt(cap) if that is more."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class QueryHashes:
-    """Where a worker finds the array of `query_hashes`: 4 MB that need not travel with the job; and how it ranks."""
+    """The file with the array of `query_hashes` (4 MB, read by workers, not sent with the job); and the ranking."""
 
     allowlist: str
     seed: int
@@ -67,7 +67,7 @@ def find_balance(
 ) -> Balance:
     """Scan Parquet files with `matched_columns`; results lie under `.wit/<step>/`.
 
-    `inputs` is a digest of the files' content; a scan that is done for the same inputs is not repeated.
+    `inputs` is a digest of the files' content; a finished scan of the same inputs is not repeated.
     """
     root, queries = build.workspace.root, len(allowlist.queries)
     tasks = [list(files[i::_SCAN_TASKS]) for i in range(min(_SCAN_TASKS, len(files)))]
@@ -111,7 +111,7 @@ def _narrow(
     cap: int,
     unit_digest: str,
 ) -> Windows:
-    """Return windows with few enough keys inside; `windows` hold what is looked for."""
+    """Return windows with few enough keys inside; `windows` must contain the cap-th smallest."""
     inside = counts[windows.head]
     few = max(_FEW_KEYS, 16 * math.isqrt(cap))
     attempt = 0
@@ -182,7 +182,7 @@ _Found = WindowCount | WindowHistogram
 
 @dataclass(frozen=True)
 class _Scan:
-    """Scan 2: look at every key of the head queries, to name the cap-th smallest or to narrow its window."""
+    """Scan 2: read every key of the head queries, to determine the cap-th smallest or to narrow its window."""
 
     root: str
     tasks: list[list[str]]
@@ -216,7 +216,7 @@ class _Scan:
 
 
 class _Look(beam.DoFn):
-    """Look at the keys of some files; what is found is cut into buckets of head queries."""
+    """Scan the keys of some files; the result is cut into buckets of head queries."""
 
     def __init__(
         self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryHashes, kind: type[_Found]
@@ -239,7 +239,7 @@ class _Look(beam.DoFn):
 
 @dataclass(frozen=True)
 class _Total:
-    """Add up; an empty sum is the neutral element that Beam starts from."""
+    """Add up counts; an empty sum is the neutral element that Beam starts from."""
 
     kind: type[_Found]
 
@@ -249,7 +249,7 @@ class _Total:
 
 @dataclass
 class _Held:
-    """An array that Beam's Shared can hold: it needs something that takes a weak reference."""
+    """An array that Beam's Shared can hold: Shared needs objects that support weak references."""
 
     keys: np.ndarray
 
@@ -302,6 +302,6 @@ class SelectQueries:
     ranking: Ranking = RANDOM
 
     def select(self, pairs: pa.Table) -> pa.ListArray:
-        """Return list<int32> for a table with `matched_columns`; an empty list means that the pair goes."""
+        """Return list<int32> for a table with `matched_columns`; an empty list means that the pair is dropped."""
         matches = matches_of(pairs, self.keys, self.ranking)
         return selected_lists(matches, self.thresholds.selects(matches), pairs.num_rows)

@@ -1,4 +1,4 @@
-"""Which fetched pairs stay, and what evaluation sets have in common with them: the work of the units, part by part.
+"""Decide which fetched pairs stay, and find their overlap with evaluation sets: the units' work, part by part.
 
 steps.py has the order of the steps.
 """
@@ -26,7 +26,7 @@ from pipeline.stages.described import DescribedPart
 from pipeline.stages.evals import EvalIndexes, LoadedEval
 
 MAX_CAPTIONS = 64
-"""A survivor keeps at most this many captions: a placeholder image has been seen under a hundred thousand."""
+"""The maximum of captions that a survivor keeps: one placeholder image had a hundred thousand."""
 
 _OVERLAP = pa.schema([pa.field("eval", pa.string()), *OVERLAP])
 _MARKED = _OVERLAP.append(pa.field("kept", pa.bool_())).append(pa.field("part", pa.int32()))
@@ -97,7 +97,7 @@ class WriteSurvivors:
     def _lost_captions(
         self, group: PartGroup, output: UnitOutput, counts: Counter[str]
     ) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield the captions of duplicates, for the groups of their survivors; on the way, write who survives."""
+        """Yield the captions of duplicates, routed to the groups of their survivors; also write the survivors."""
         duplicates = duplicates_of(output.workspace, group)
         for part in group.parts:
             columns = matched_columns(self.ranking)
@@ -122,7 +122,7 @@ def duplicates_of(workspace: Workspace, group: PartGroup) -> pa.Table:
 def drop_reasons(
     workspace: Workspace, part: FetchedPart, uids: pa.ChunkedArray, duplicates: pa.Table, remove_evals: bool
 ) -> pa.Table:
-    """Return, per fetched image of a part, why it goes: `reason`, `survivor`, `survivor_part`; nulls where it stays."""
+    """Return, per fetched image of a part, `reason`, `survivor` and `survivor_part` of its drop; nulls if it stays."""
     outcome = duplicates.select(["reason", "survivor", "survivor_part"]).take(pc.index_in(uids, duplicates["uid"]))
     if remove_evals:
         matched = pc.is_in(uids, in_evals(workspace, part))
@@ -143,7 +143,7 @@ class OpenDecide:
 
 @dataclass(frozen=True)
 class _Decide:
-    """Write the decisions about each part, and which of its overlap rows are about pairs that stay."""
+    """Write the decisions about each part, and its overlap rows with `kept`."""
 
     select: SelectQueries
     captions: list[str]
@@ -197,7 +197,7 @@ def _captions(rows: pa.Table, lost: pa.Table, kept: pa.ChunkedArray) -> pa.Array
 
 
 def _mark_overlap(workspace: Workspace, part: FetchedPart, kept: pa.ChunkedArray) -> pa.Table:
-    """Return the overlap rows of a part; `kept` says whether the pair stays in the set."""
+    """Return the overlap rows of a part; `kept` is whether the pair stays in the set."""
     overlap = workspace.read_table(part.file(".wit/dedup/overlap"))
     marked = overlap.append_column("kept", pc.is_in(overlap["uid"], kept.combine_chunks()))
     marked = marked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), overlap.num_rows))
