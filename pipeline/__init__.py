@@ -1,4 +1,4 @@
-"""From candidates to a set: config, build, balance, and a finished set to look at.
+"""From candidates to a dataset: config, build, balance, and access to a finished set.
 
 The names below are imported when they are first used: `import pipeline` costs nothing. docs/api.md describes them.
 """

@@ -57,7 +57,7 @@ class Account:
     stages: tuple[StageAccount, ...]
 
     def problems(self) -> list[str]:
-        """Return every reason why the account does not close; empty when it does."""
+        """Return the problems of the account; empty if it closes."""
         found = [problem for stage in self.stages for problem in stage.problems()]
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if before.kept != after.inputs:
@@ -117,7 +117,7 @@ _FILES_SHOWN = 5
 
 
 def describe_damage(workspace: Workspace) -> list[str]:
-    """Say which source files hold the damaged records and files of the account, those with most first."""
+    """Describe which source files contain the damaged records and files of the account, those with most first."""
     markers = read_markers(workspace, "pairs")
     lines = []
     for reason in (Reason.DAMAGED_RECORD, Reason.DAMAGED_FILE):

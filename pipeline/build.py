@@ -76,7 +76,7 @@ def _check_inputs(project: Project) -> None:
 
 
 def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
-    """Run the stages; make what is found damaged again, where that requests nothing from the web."""
+    """Run the stages; write damaged files again if that needs no request to the web."""
     mended = set[str]()
     while True:
         try:
@@ -93,7 +93,7 @@ def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refet
             if not withdraw(build.workspace, error.file):
                 raise
             mended.add(error.file)
-            logger.warning("%s; it is made again", error)
+            logger.warning("%s; it is written again", error)
 
 
 def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:

@@ -44,17 +44,14 @@ _MAX_CHARS = 500
 
 
 def one_line(error: Exception | str) -> str:
-    """Return a message, or that of an exception, in one line of at most 500 characters; never an empty one.
-
-    It is without secrets.
-    """
+    """Return a message, or that of an exception, as one non-empty line of at most 500 characters, without secrets."""
     line = " ".join(redact(str(error)).split()) or (type(error).__name__ if isinstance(error, Exception) else "")
     return line if len(line) <= _MAX_CHARS else line[: _MAX_CHARS - 1] + "…"
 
 
 def system_error(error: OSError) -> str:
-    """Return what an error of the system says, in one line; for a full disk, also what to do."""
+    """Return the message of a system error in one line; for a full disk, also what to do."""
     line = one_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{line}: make room and run again; what is done stays done"
+        return f"{line}: free space and run again; finished work is kept"
     return line

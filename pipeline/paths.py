@@ -18,7 +18,7 @@ _HTTP_TIMEOUT_S = 20.0
 
 
 def resolve_path(path: str, base_dir: Path) -> str:
-    """Return a path of the config: relative ones start at `base_dir`, `~` is the home; URLs stay as they are."""
+    """Return a path of the config: relative ones start at `base_dir`, `~` is the home folder; URLs stay unchanged."""
     return path if "://" in path else str(base_dir / os.path.expanduser(path))
 
 
@@ -37,7 +37,7 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
     if "::" in pattern:  # matches in chained file systems (zip://a.csv::s3://bucket/b.zip) cannot be written as a URL
         return [pattern]
     located = resolve_path(pattern, base_dir.absolute())
-    import fsspec  # slow to import, and `wit --help` comes by here
+    import fsspec  # slow to import, and `wit --help` imports this module
 
     try:
         fs, inner = fsspec.core.url_to_fs(located)
@@ -55,7 +55,7 @@ def _expand(pattern: str, base_dir: Path, key: str) -> list[str]:
 
 
 def _check_responds(url: str, key: str, pattern: str) -> None:
-    """Return if an HTTP server says itself that `url` is not there: fsspec takes every failure for that.
+    """Return if an HTTP server reports that `url` does not exist: fsspec reports every failure as that.
 
     Raises:
         ConfigError: the server refuses, fails, or does not respond.

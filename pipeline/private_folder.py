@@ -1,4 +1,4 @@
-"""A folder in the temporary folder that all processes of one user on one machine share."""
+"""A folder in the temporary folder that all processes of a user on a machine share."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 _SCRATCH = "wit-scratch"
 _LOGS = "wit-beam-*.log"
 KEPT = b"This log was kept because the run failed.\n"
-"""The last line of a log that outlives its process."""
+"""The last line of a log that is kept after its process ends."""
 
 
 def private_folder(name: str) -> Path:
@@ -31,9 +31,8 @@ def private_folder(name: str) -> Path:
 
 @contextmanager
 def scratch_folder(kind: str) -> Iterator[Path]:
-    """Make a folder for temporary files and remove it at the end.
-
-    Its maker holds a lock on it; where that is killed, the lock goes, and `remove_leftovers` removes the folder.
+    """Create a folder for temporary files and remove it at the end. The process holds a lock on it; if the process is
+    killed, the system releases the lock, and `remove_leftovers` removes the folder.
     """
     shared = private_folder(_SCRATCH)
     with (shared / "lock").open("w") as making:
@@ -49,7 +48,7 @@ def scratch_folder(kind: str) -> Iterator[Path]:
 
 
 def remove_leftovers() -> None:
-    """Remove the scratch folders and logs of processes that were killed; those of living ones are locked."""
+    """Remove the scratch folders and logs of killed processes; those of running ones are locked."""
     shared = private_folder(_SCRATCH)
     with (shared / "lock").open("w") as making:
         fcntl.flock(making, fcntl.LOCK_EX)

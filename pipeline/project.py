@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # both import Arrow, which is slow
     from queries.allowlist import Allowlist
 
 STAGES = ("pairs", "plan", "fetched", "dedup", "shards", "report")
-"""Named after the folder that each fills."""
+"""Each is named after the folder that it fills."""
 
 
 def code_version() -> str:

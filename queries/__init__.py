@@ -1,4 +1,4 @@
-"""What we look for: the allowlist, the normal form of texts, the matcher.
+"""The queries: the allowlist, the normal form of texts, the matcher.
 
 The names below are imported when they are first used: `import queries` costs nothing. docs/api.md describes them.
 """

@@ -24,7 +24,7 @@ _SECRET_VARIABLE = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY)", re.IGNORECASE
 )
 _SHORTEST_VALUE = 8
-"""Of a variable that is looked for: a shorter one occurs in ordinary text."""
+"""Minimum length of a variable's value to redact: shorter ones occur in ordinary text."""
 
 
 def redact(text: str) -> str:

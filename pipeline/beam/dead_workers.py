@@ -1,7 +1,7 @@
 """End a run when a local worker process dies.
 
-Beam alone waits for ever for a worker that died before it connected, and says "Channel closed prematurely" of one that
-died later.
+Beam itself waits endlessly for a worker that died before it connected, and reports "Channel closed prematurely" for one
+that died later.
 """
 
 import re
@@ -27,7 +27,7 @@ _deaths: list[str] = []
 
 @WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
 class WatchedWorkerHandler(SubprocessSdkWorkerHandler):
-    """Starts a worker process like Beam's own, and fails what is asked of it once it has died."""
+    """Starts a worker process like Beam's own handler, and fails its pending requests if it dies."""
 
     def start_worker(self) -> None:
         self._stopped = threading.Event()
@@ -43,24 +43,24 @@ class WatchedWorkerHandler(SubprocessSdkWorkerHandler):
         while not self._stopped.wait(_ABORT_INTERVAL_S):
             if _deaths:
                 error = RuntimeError(_deaths[0])
-                self.data_conn._exception = error  # has no method for it; who waits for data looks at it every second
-                with suppress(RuntimeError):  # of a dictionary that changes meanwhile: there is a next time
+                self.data_conn._exception = error  # no method sets it; waiting threads check it every second
+                with suppress(RuntimeError):  # the dictionary may change meanwhile: the next call retries
                     self.control_conn.abort(error)
 
 
 def note_death(error: BaseException | None) -> None:
-    """Remember why a thread that waits for a worker process ended."""
+    """Record why a thread that waits for a worker process ended."""
     if _EXITED.fullmatch(str(error)):
         _deaths.append(str(error))
 
 
 def forget_deaths() -> None:
-    """Start a new run: how the workers of the last one ended is over."""
+    """Start a new run: forget how the workers of the previous one ended."""
     _deaths.clear()
 
 
 def death_behind(error: Exception) -> UserError | None:
-    """Return the error to raise instead of what Beam made of a worker's death; None where it was not that."""
+    """Return the error to raise instead of Beam's after the death of a worker; None if no worker died."""
     exited = _EXITED.search(str(error))
     if exited is None and any(text in str(error) for text in _LOST):
         until_s = time.monotonic() + _ENDING_S
@@ -70,7 +70,7 @@ def death_behind(error: Exception) -> UserError | None:
     if exited is None:
         return None
     how = _how_it_ended(int(exited[1]))
-    return UserError(f"a worker process {how}; what is done stays done: run the same command again")
+    return UserError(f"a worker process {how}; finished work is kept: run the same command again")
 
 
 def _how_it_ended(code: int) -> str:

@@ -67,7 +67,7 @@ def work_in_fork(work: Work, modules: Sequence[str]) -> int:
 
 
 def _connect(owner: int, work: Work, modules: Sequence[str]) -> socket.socket | None:
-    """Connect to the server of `owner`, after starting it if there is none; None if there can be none."""
+    """Connect to the server of `owner`, after starting it if needed; None if that is not possible."""
     if owner == 1:  # orphans are reparented to PID 1, which never exits
         return None
     try:
@@ -156,7 +156,7 @@ def _fork_worker(listener: socket.socket, selector: selectors.BaseSelector, work
 
 
 def _report_end(selector: selectors.BaseSelector, ended: Any) -> None:
-    """Tell whoever waits for a fork how it ended: its exit code, or minus the signal that killed it."""
+    """Report how a fork ended to the process that waits for it: its exit code, or minus the signal that killed it."""
     process, connection = selector.unregister(ended).data
     os.close(ended)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

@@ -30,7 +30,7 @@ _BEAM_FRAMES = f"{os.sep}apache_beam{os.sep}"
 @functools.cache
 def log_file() -> Path:
     """Return this process's log file; it is removed at exit unless `keep_log` was called."""
-    descriptor, name = tempfile.mkstemp(prefix="wit-beam-", suffix=".log")  # for this user's eyes only
+    descriptor, name = tempfile.mkstemp(prefix="wit-beam-", suffix=".log")  # readable by this user only
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # and locked until this process ends: see `remove_leftovers`
     atexit.register(_remove_log)
     return Path(name)

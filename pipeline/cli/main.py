@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except OSError as error:  # its message names the file; every other exception is a bug
+    except OSError as error:  # its message names the file; all other exceptions are bugs
         print(f"wit: {system_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _signals_like_ctrl_c() -> Iterator[list[int]]:
-    """Let SIGTERM and SIGHUP end a command like Ctrl-C, unless they are ignored (nohup); give what came."""
+    """Let SIGTERM and SIGHUP end a command like Ctrl-C, unless they are ignored (nohup); yield the signal received."""
     received: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -92,7 +92,7 @@ def _signals_like_ctrl_c() -> Iterator[list[int]]:
 
 
 def _show_warnings() -> None:
-    """Print what the pipeline warns of like every other message, each once."""
+    """Print warnings of the pipeline like other messages, each once."""
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("wit: %(message)s"))
     handler.addFilter(_Once())
@@ -232,7 +232,11 @@ def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    report = commands.add_parser("report", help="write report/ again from a finished build")
+    report = commands.add_parser(
+        "report",
+        help="write report/ again from a finished build",
+        description="Write report/ again from the files of a finished build, for example after an evaluation.",
+    )
     _add_config(report)
     report.set_defaults(func=_report)
 

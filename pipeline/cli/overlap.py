@@ -28,7 +28,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--detector",
         default="copy",
-        help='what finds edited copies: "copy" (default), an .onnx model (docs/copies.md), or "pdq" for none',
+        help='detector of edited copies: "copy" (default), an .onnx model (docs/copies.md), or "pdq" for none',
     )
     parser.add_argument(
         "--max-distance-bits",
@@ -39,7 +39,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="maximum PDQ distance of a match, 0 to 31 (default: 31)",
     )
     parser.add_argument(
-        "--plant", type=int, default=0, metavar="N", help="edit N images of A in 66 ways, to measure recall"
+        "--plant",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure the recall with copies of N images of A, each edited in 66 ways",
     )
     parser.set_defaults(func=_overlap)
 
@@ -61,7 +65,7 @@ def _overlap(args: argparse.Namespace) -> int:
     print(f"{report.summary.overlap:,} of {report.indexed:,} images of {args.a} are in {args.b} ", end="")
     print(f"({percent(report.share.value)}; {compared.images:,} images{f'; left out: {lost}' if lost else ''})")
     if compared.control.matches:
-        print(f"negative control: {compared.control.matches} rendered pictures matched, so some matches are false")
+        print(f"negative control: {compared.control.matches} rendered images matched, so some matches are false")
     print(f"{args.out / 'index.html'}")
     return 0
 

@@ -173,7 +173,7 @@ def _add_lint(commands: Subparsers) -> None:
         description="Report harmful or useless entries: " + ", ".join(REASONS) + " (see docs/queries.md).",
         allow_abbrev=False,
     )
-    command.add_argument("--allowlist", required=True, metavar="FILE")
+    command.add_argument("--allowlist", required=True, metavar="FILE", help="the allowlist to check")
     command.add_argument(
         "--captions", nargs="+", default=[], metavar="FILE", help="a sample of captions, to find too common entries"
     )
@@ -250,8 +250,8 @@ def _add_show(commands: Subparsers) -> None:
         description="Explain how an allowlist matches a word or phrase.",
         allow_abbrev=False,
     )
-    command.add_argument("word", metavar="WORD")
-    command.add_argument("--allowlist", required=True, metavar="FILE")
+    command.add_argument("word", metavar="WORD", help="a word or phrase")
+    command.add_argument("--allowlist", required=True, metavar="FILE", help="the allowlist to search")
     command.add_argument(
         "--pairs",
         nargs="+",

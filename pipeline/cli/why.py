@@ -1,4 +1,4 @@
-"""`wit why`: what became of one pair or URL, what was said about its use, and when."""
+"""`wit why`: the outcome of one pair or URL, and when and how its consent was checked."""
 
 import argparse
 from pathlib import Path

@@ -29,7 +29,7 @@ Field = np.ndarray  # float32, (height, width), about -1..1
 
 
 def draw(scene: Scene, width: int = 0, height: int = 0) -> Image.Image:
-    """Return the picture of a scene, RGB; its size is drawn from the scene's seed unless both sides are given."""
+    """Return the image of a scene, RGB; its size is derived from the scene's seed unless both sides are given."""
     rng = np.random.default_rng(scene.seed)
     drawn_width, drawn_height = _picture_size(rng)
     width, height = width or drawn_width, height or drawn_height
@@ -60,7 +60,7 @@ def _picture_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _clouds(rng: np.random.Generator, width: int, height: int) -> Field:
-    """Noise with energy in all the frequencies PDQ looks at (its 16 lowest in each direction)."""
+    """Noise with energy in all frequencies that PDQ uses (the 16 lowest in each direction)."""
     field = np.zeros((64, 64), np.float32)
     for cells, weight in ((5, 0.35), (10, 0.4), (20, 0.5)):
         noise = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))

@@ -127,9 +127,9 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
     def wire(pipeline: beam.Pipeline) -> None:
         (
             pipeline
-            # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The second
-            # would shuffle what is in no order any more. Spark cannot compute that again when a worker dies with its
-            # share, and fails the job.
+            # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The input of
+            # the second would be in random order, which Spark cannot recompute when a worker dies, so the job would
+            # fail.
             | "Packs" >> beam.Create(_packs(units), reshuffle=False)
             | "Units" >> beam.FlatMap(_unpack)
             | "Spread" >> beam.Reshuffle()

@@ -43,7 +43,7 @@ class Unit:
     name: str
     digest: str
     payload: Any = None
-    about: str = ""  # what the unit is of, for people: the name of a source file
+    about: str = ""  # the subject of the unit, for messages: the name of a source file
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,7 @@ class Marker:
 
     @classmethod
     def parse(cls, content: bytes) -> "Marker":
-        """Read what `to_json` made.
-
-        Raises:
-            ValueError: it is damaged, or of a newer version.
-        """
+        """Parse the output of `to_json`. Raises: ValueError: it is damaged, or of a newer version."""
         try:
             value = json.loads(content)
             if value.get("format", MARKER_FORMAT) != MARKER_FORMAT:
@@ -81,7 +77,7 @@ class Marker:
             if not name or name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
                 raise ValueError(f"its output {name!r} lies outside the workspace")
             if type(facts.bytes) is not int or facts.bytes < 0 or not re.fullmatch("[0-9a-f]{64}", str(facts.sha256)):
-                raise ValueError(f"the size or SHA-256 of {name!r} is none")
+                raise ValueError(f"the size or SHA-256 of {name!r} is invalid")
         if not (isinstance(self.digest, str) and isinstance(self.about, str) and isinstance(self.counts, dict)):
             raise ValueError("it is not a marker")
         for reason, count in self.counts.items():
@@ -191,7 +187,7 @@ def _read_step(workspace: Workspace, step: str) -> dict[str, bytes]:
 
 
 def _parse(name: str, content: bytes) -> Marker | None:
-    """Return a marker, or None with a warning: what cannot be read says nothing about its unit, which is redone."""
+    """Return a marker, or None with a warning if it cannot be read: its unit is then redone."""
     try:
         return Marker.parse(content)
     except ValueError as error:
@@ -200,7 +196,7 @@ def _parse(name: str, content: bytes) -> Marker | None:
 
 
 def missing_outputs(workspace: Workspace) -> list[str]:
-    """Return the outputs of finished units that are not there or have another size."""
+    """Return the outputs of finished units that are missing or have another size."""
     markers = read_all_markers(workspace)
     sizes = _sizes(workspace, markers.values())
     return sorted(f for m in markers.values() for f, facts in m.outputs.items() if sizes.get(f) != facts.bytes)
@@ -276,7 +272,7 @@ def discard_stale(workspace: Workspace, step: str, units: Sequence[Unit], only: 
 
 
 def withdraw(workspace: Workspace, file: str) -> bool:
-    """Remove a file and the markers of the units that wrote it, so that they are redone; tell whether there was one."""
+    """Remove a file and the markers of the units that wrote it, so that they are redone; return whether any did."""
     owners = [name for name, marker in read_all_markers(workspace).items() if file in marker.outputs]
     if owners:
         workspace.remove([file])

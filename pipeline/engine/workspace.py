@@ -1,4 +1,4 @@
-"""The workspace: one folder, local or on an object store, in which files appear whole or not at all.
+"""The workspace: one folder, local or on an object store, in which files are written atomically.
 
 Local files (and HDFS) are written under `.wit/tmp` and renamed; on object stores a finished file is uploaded under its
 final key, which is atomic there. Every write reports the size and SHA-256 of what was written.
@@ -29,14 +29,14 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a finished file is: its size and the SHA-256 of its bytes, in hex."""
+    """The facts of a finished file: its size, and the SHA-256 of its bytes in hex."""
 
     bytes: int
     sha256: str
 
 
 class HashingFile:
-    """A binary file open for writing that also hashes what passes; seeking is refused, so the hash is the file's."""
+    """A binary file open for writing that also hashes its bytes; it refuses to seek, so the hash is the file's."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
@@ -57,7 +57,7 @@ class HashingFile:
         self._raw.flush()
 
     def close(self) -> None:
-        """Do nothing: who opened the file closes it."""
+        """Do nothing: the caller that opened the file closes it."""
 
     @property
     def closed(self) -> bool:
@@ -92,11 +92,7 @@ class CheckedFile:
         return data
 
     def check(self) -> None:
-        """Read what is left.
-
-        Raises:
-            DamagedFileError: the file is not the one that was written.
-        """
+        """Read the rest. Raises: DamagedFileError: the file is not the one that was written."""
         while self.read(_COPY_BYTES):
             pass
         if self._sha256.hexdigest() != self._expected:
@@ -130,7 +126,7 @@ class Workspace:
         return bool(self.fs.exists(self.path(name)))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return name -> size of every file under `folder`, recursively; empty when there is no such folder."""
+        """Return name -> size of every file under `folder`, recursively; empty if the folder does not exist."""
         if not self.exists(folder):
             return {}
         found = self.fs.find(self.path(folder), detail=True)
@@ -143,7 +139,7 @@ class Workspace:
         return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Return the bytes of each (name, start, end), read together where the store can."""
+        """Return the bytes of each (name, start, end), read together if the store supports it."""
         paths = [self.path(name) for name, _, _ in ranges]
         starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
         found = self.fs.cat_ranges(paths, starts, ends, on_error="raise", **self._range_options)
@@ -153,7 +149,7 @@ class Workspace:
         return json.loads(self.read_bytes(name))
 
     def read_jsons(self, folder: str) -> dict[str, bytes]:
-        """Return name -> content of every .json file under `folder`, read together where the store can."""
+        """Return name -> content of every .json file under `folder`, read together if the store supports it."""
         names = sorted(name for name in self.sizes(folder) if name.endswith(".json"))
         if not names:
             return {}
@@ -162,7 +158,7 @@ class Workspace:
 
     @contextmanager
     def open_checked(self, name: str, sha256: str) -> Iterator[CheckedFile]:
-        """Open a file to read it whole; call `check` at the end. A failure to read it may come of damage, too.
+        """Open a file to read all of it; call `check` at the end. Damage may also cause a failure to read it.
 
         Raises:
             DamagedFileError: the file is not the one that was written.
@@ -179,7 +175,7 @@ class Workspace:
 
     @contextmanager
     def create(self, name: str) -> Iterator[HashingFile]:
-        """Open `name` for writing; it appears, whole, when the block ends without an error."""
+        """Open `name` for writing; the file appears, complete, when the block ends without an error."""
         if self._renames:
             with self._create_by_rename(name) as out:
                 yield out
@@ -237,10 +233,8 @@ class Workspace:
         filters: list[tuple[str, str, Any]] | None = None,
         sha256: str | None = None,
     ) -> pa.Table:
-        """Read a Parquet file that this project wrote; all of it is checked where its SHA-256 is given.
-
-        Raises:
-            DamagedFileError: it is not what was written.
+        """Read a Parquet file that this project wrote; if its SHA-256 is given, the whole file is checked. Raises:
+        DamagedFileError: it is not what was written.
         """
         with self._source(name, sha256) as source, _reading_parquet(name):
             return pq.read_table(
@@ -272,7 +266,7 @@ class Workspace:
             yield from file.iter_batches(columns=columns, use_threads=False)
 
     def move(self, names: Mapping[str, str]) -> None:
-        """Give each file, named by a key, the name in its value; together where the store can."""
+        """Rename files, from each key to its value; together if the store supports it."""
         if not self._renames:
             self.fs.copy([self.path(name) for name in names], [self.path(to) for to in names.values()])
             self.remove(names)
@@ -283,7 +277,7 @@ class Workspace:
             self.fs.mv(self.path(name), self.path(to))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files, those that are there, in any order; together where the store can."""
+        """Remove the files that exist, in any order; together if the store supports it."""
         names = list(names)
         if self._renames or len(names) == 1:
             for name in names:
@@ -292,12 +286,12 @@ class Workspace:
         elif names:
             try:
                 self.fs.rm([self.path(name) for name in names])
-            except FileNotFoundError:  # stores differ in when they say so, and in whether they go on
+            except FileNotFoundError:  # stores differ in when they report missing files, and in whether they continue
                 for name in names:
                     self.remove([name])
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder and what is in it, if it is there. It must lie inside the workspace."""
+        """Remove a folder and its content, if it exists. It must be inside the workspace."""
         if not name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"not a folder of the workspace: {name!r}")
         if self.is_local:
@@ -307,13 +301,13 @@ class Workspace:
             self.fs.rm(self.path(name), recursive=True)
 
     def remove_temporary_files(self) -> None:
-        """Remove what a killed run left half-written; only while no build is running."""
+        """Remove the unfinished files of a killed run; only while no build is running."""
         self.remove_folder(_TMP)
 
 
 @contextmanager
 def _reading_parquet(name: str) -> Iterator[None]:
-    """Tell damage, which pages with checksums show, from failures of the system, which have a number."""
+    """Distinguish damage, which page checksums detect, from failures of the system, which have an error number."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:

@@ -65,7 +65,7 @@ def test_every_damaged_input_of_a_step_is_made_again(project, capsys):
     assert main(["build", "-c", str(project)]) == 0
     err = capsys.readouterr().err
     assert f"pairs/{damaged[0].name} is damaged" in err
-    assert "it is made again" in err
+    assert "it is written again" in err
     assert tree(work, "pairs", "plan", "evals", "fetched", "dedup", "shards", "report") == whole
 
 

@@ -79,7 +79,7 @@ def _start(role: str, options: list[str], log: Path) -> "subprocess.Popen[bytes]
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", log: Path, pattern: re.Pattern[str]) -> str:
-    """Return what the pattern's last group, or all of it, matched in the log once it does."""
+    """Wait until the pattern occurs in the log; return its last group, or the whole match."""
     give_up = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < give_up and process.poll() is None:
         if match := pattern.search(log.read_text(errors="replace")):

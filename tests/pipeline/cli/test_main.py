@@ -177,8 +177,8 @@ def test_a_full_disk_is_one_line(project, capsys, monkeypatch):
     assert run(capsys, "report", "-c", str(project)) == (
         1,
         "",
-        "wit: [Errno 28] No space left on device: 'work/report/index.html': make room and run again; what is done "
-        "stays done\n",
+        "wit: [Errno 28] No space left on device: 'work/report/index.html': free space and run again; finished "
+        "work is kept\n",
     )
 
 
