@@ -1,4 +1,4 @@
-"""`wit dedup train SHARDS`: train a copy detector on photos, without labels; rerun to go on where it stopped.
+"""`wit dedup train SHARDS`: train a copy detector on photos, without labels; rerun to resume.
 
 The folder --out gets checkpoints, log.jsonl, and in the end copy.onnx and its card.md.
 """
@@ -17,29 +17,39 @@ from trainer.errors import TrainerError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong request."""
+    """Run the command; return its exit code: 0 done, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="wit dedup train", description=__doc__.partition("\n\n")[0])
     parser.add_argument("shards", nargs="+", type=Path, help="tars of images; each top-level folder is a set")
     parser.add_argument("--out", type=Path, required=True, help="the folder for checkpoints, the log and the model")
     parser.add_argument(
-        "--pairs", type=int, default=2_000_000, help="number of (photo, edited photo) pairs to train on"
+        "--pairs",
+        type=int,
+        default=2_000_000,
+        help="number of (photo, edited photo) pairs to train on (default: 2000000)",
     )
     parser.add_argument(
-        "--hold-out", nargs="*", default=[], metavar="SET", help="sets to calibrate on; default: every 20th photo"
+        "--hold-out", nargs="*", default=[], metavar="SET", help="sets to calibrate on (default: every 20th photo)"
     )
-    parser.add_argument("--batch", type=int, default=192, help="pairs per step")
-    parser.add_argument("--side", type=int, default=96, help="pixels, of the model's input; a multiple of 16")
+    parser.add_argument("--batch", type=int, default=192, help="pairs per step (default: 192)")
     parser.add_argument(
-        "--large-share", type=float, default=0.2, help="final fraction of the pairs that is trained at the full --side"
+        "--side", type=int, default=96, help="side of the model's input in pixels, a multiple of 16 (default: 96)"
     )
-    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes that edit the images; 0: the training process does it"
+        "--large-share",
+        type=float,
+        default=0.2,
+        help="fraction of the pairs, at the end, that is trained at the full --side (default: 0.2)",
     )
-    parser.add_argument("--threads", type=int, default=0, help="of the training on a CPU; 0: torch's default")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--checkpoint-minutes", type=float, default=10.0)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3, help="the peak (default: 0.0025)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the edits (default: 0)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that edit the images (default: 0, the training process)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads of the training (default: 0, torch's choice)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="time between checkpoints (default: 10)")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
     if options.threads:

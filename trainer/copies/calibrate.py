@@ -1,4 +1,4 @@
-"""Set a detector's thresholds on photos it was not trained on, and write down what it finds at them."""
+"""Set a detector's thresholds on photos it was not trained on, and measure its recall at them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MOST_EDITED = 100
 
 _PROPOSE_RATE = 1e-5
 _TAIL_RATE = 1e-6
-_COPIES = 0.9  # photos that are as near as this are copies of one photo, in the set twice,
+_COPIES = 0.9  # photos as near as this are copies of one photo that is in the set twice,
 _MOST_COPIES = 1e-4  # unless there are more of them
 _SURE_DECADES = 4  # below the tail's rate: 1e-10
 
@@ -37,8 +37,8 @@ class Calibration:
                 "# Copy detector",
                 "",
                 f"Calibrated on held-out photos, {self.strangers:,} pairs of strangers. Pairs at a cosine of "
-                f"{self.propose:.3f} are looked at (one stranger in 100,000), at {self.sure:.3f} accepted unseen "
-                "(one in 10^10, by the slope of the tail).",
+                f"{self.propose:.3f} are verified (one stranger in 100,000), at {self.sure:.3f} accepted without "
+                "(one in 10^10, by the decay of the tail).",
                 "",
                 f"| edit | recall at {self.propose:.3f} | at {self.sure:.3f} |",
                 "|---|---|---|",

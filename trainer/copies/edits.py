@@ -16,7 +16,7 @@ Rectangle = tuple[int, int, int, int]  # left, top, width, height
 
 
 class Editor:
-    """Makes views of photos; every number comes from the `random.Random` it is given."""
+    """Makes views of photos; all random numbers come from the given `random.Random`."""
 
     def __init__(self, side: int, overlays: Sequence[np.ndarray] | None = None) -> None:
         self.side = side

@@ -76,7 +76,7 @@ def export(network: CopyNetwork, side: int, metadata: dict[str, str], path: Path
 
 
 def _normalised(graph: _Graph, pictures: str) -> str:
-    """Take out the mean colour and the contrast of each picture, as `CopyNetwork.forward` does."""
+    """Normalise the mean colour and the contrast of each image, as `CopyNetwork.forward` does."""
     planes = graph.node("Transpose", graph.node("Cast", pictures, to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     planes = graph.node("Sub", planes, graph.node("ReduceMean", planes, axes=[2, 3], keepdims=1))
     square = graph.node("ReduceMean", graph.node("Mul", planes, planes), axes=[1, 2, 3], keepdims=1)

@@ -1,4 +1,4 @@
-"""From the last checkpoint to the model file: exported, calibrated on held-out photos, with all that made it."""
+"""Make the model file from the last checkpoint: export it, calibrate it on held-out photos, and record its recipe."""
 
 import json
 from collections.abc import Sequence

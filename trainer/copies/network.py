@@ -1,7 +1,7 @@
 """A small copy descriptor: residual convolutions, GeM pooling, one linear layer, unit length.
 
-Fully convolutional, so it trains on small squares and describes larger ones. It takes bytes, and removes the mean
-colour and the contrast of the image itself.
+Fully convolutional, so it trains on small squares and describes larger ones. Its input is bytes; it normalises the mean
+colour and the contrast of each image itself.
 """
 
 from itertools import pairwise
@@ -24,7 +24,7 @@ class Convolution(nn.Sequential):
         self.stride, self.padding = stride, kernel // 2
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weight and the bias of the one convolution that both are at inference."""
+        """Return the weight and the bias of the single convolution that replaces both at inference."""
         convolution, norm = self
         assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -35,7 +35,7 @@ class Convolution(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the input is added."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class CopyNetwork(nn.Module):
         self.features = nn.Sequential(*layers)
         self.gem_power = nn.Parameter(torch.tensor(3.0))
         self.projection = nn.Linear(last_width, dimensions, bias=False)
-        self.centre = nn.BatchNorm1d(dimensions, affine=False)  # strangers then meet at a cosine of about 0
+        self.centre = nn.BatchNorm1d(dimensions, affine=False)  # so that strangers have a cosine of about 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors of a batch."""

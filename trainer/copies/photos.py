@@ -18,7 +18,7 @@ from trainer.errors import TrainerError
 SHORT_SIDE = 128
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _MIN_SIDE = 32
-_MIN_CONTRAST = 6.0  # standard deviation of the bytes: plain images are all alike
+_MIN_CONTRAST = 6.0  # standard deviation of the bytes: plain images look alike
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def read_held_out(shards: list[Path], held_out: tuple[str, ...], most: int = 2_0
 
 
 def is_held_out(place: int, name: str, held_out: tuple[str, ...]) -> bool:
-    """Return whether the image at this place of the tars, of the set `name`, is kept from training."""
+    """Return whether the image at this position of the tars, of the set `name`, is held out from training."""
     return name in held_out if held_out else place % HOLD_OUT_ONE_IN == 0
 
 
 def images_in(shards: list[Path]) -> Iterator[tuple[int, str, str, bytes]]:
-    """Yield (place, set, name, file) of each image in the tars, in their order."""
+    """Yield (position, set, name, file) of each image in the tars, in their order."""
     place = 0
     for path in shards:
         try:

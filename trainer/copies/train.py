@@ -33,7 +33,7 @@ _LOG_STEPS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the weights, given the photos."""
+    """The settings that, with the photos, determine the weights."""
 
     pairs: int
     batch_pairs: int = 192
@@ -41,7 +41,7 @@ class Recipe:
     learning_rate: float = 2.5e-3
     weight_decay: float = 0.01
     seed: int = 0
-    large_share: float = 0.2  # of the pairs, at the end, are seen at the full size; those before at two thirds of it
+    large_share: float = 0.2  # of the pairs, at the end, are trained at the full size; the others at two thirds of it
 
     @property
     def steps(self) -> int:
@@ -53,7 +53,7 @@ class Recipe:
         return self.side if step >= self.steps * (1 - self.large_share) else small
 
     def learning_rate_at(self, step: int) -> float:
-        """Rise, stay, and fall to nothing."""
+        """Warm up, stay constant, and decay to 0."""
         done = step / self.steps
         return self.learning_rate * max(
             0.001, min(1.0, (step + 1) / self.steps / WARMUP_SHARE, (1 - done) / DECAY_SHARE)
@@ -85,7 +85,7 @@ class Batches(Dataset[torch.Tensor]):
 def train(
     photos: Photos, recipe: Recipe, folder: Path, *, device: str, workers: int, checkpoint_minutes: float
 ) -> Path:
-    """Train, or go on from the last checkpoint in `folder`; return the last checkpoint.
+    """Train, or resume from the last checkpoint in `folder`; return the last checkpoint.
 
     Raises:
         TrainerError: the loss is not finite, or the checkpoint was made with other photos.
@@ -114,7 +114,7 @@ def train(
 
 @dataclass
 class _Run:
-    """What is kept of a training in its folder."""
+    """The folder of a training: its log and checkpoints."""
 
     network: CopyNetwork
     optimizer: torch.optim.Optimizer
@@ -152,7 +152,7 @@ class _Run:
         os.replace(path.with_suffix(".partial"), path)
 
     def restore(self) -> tuple[int, float]:
-        """Return the step to go on from, and the seconds spent before."""
+        """Return the step to resume from, and the seconds spent before."""
         if not any(self.folder.glob("pairs-*.pt")):
             return 0, 0.0
         path = newest_checkpoint(self.folder)
