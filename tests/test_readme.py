@@ -2,7 +2,8 @@
 
 - `make` targets are looked up in the Makefile: running one would set up a machine.
 - `pip install` is checked for the extras it names: it would use the network.
-- `wit queries import`, `wit build` and `wit status` are run on the recorded web, in the order of the page.
+- `wit queries import`, `wit build` and `wit status` are run on the recorded web, in the order of the page, and then the
+  commands for a finished set, with `--from-record` where they would send requests.
 - other `wit` commands are parsed; their Beam options are checked as a build does before it starts. No cluster is used.
 - TOML blocks are loaded as configs; nothing in them is fetched.
 - the block that lists outputs is compared with a finished build.
@@ -10,6 +11,7 @@
 
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 RUN = ("queries", "build", "status")
+FINISHED = ("verify", "why", "card", "consent", "overlap")
 
 
 def commands() -> list[str]:
@@ -77,14 +80,19 @@ def test_every_config_is_accepted(tmp_path: Path, text: str) -> None:
     assert config.sources
 
 
+def _lines_of(command: str) -> list[list[str]]:
+    """Return the arguments of the `wit` commands in the one shell block with this command."""
+    (block,) = [block for kind, block in BLOCKS if kind == "sh" and f"wit {command} " in block]
+    return [words(line.partition("#")[0])[1:] for line in block.splitlines() if line.startswith("wit ")]
+
+
 def test_the_commands_for_a_set_make_what_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_project(tmp_path)
     (tmp_path / "queries.parquet").unlink()
     monkeypatch.chdir(tmp_path)
-    (block,) = [block for kind, block in BLOCKS if kind == "sh" and "wit queries import" in block]
-    run = [words(line.partition("#")[0])[1:] for line in block.splitlines() if line.startswith("wit ")]
+    run = _lines_of("queries")
     assert [arguments[0] for arguments in run] == list(RUN)
     for arguments in run:
         assert main(arguments) == 0, arguments
@@ -96,6 +104,23 @@ def test_the_commands_for_a_set_make_what_the_page_says(
         assert (tmp_path / "work" / folder).is_dir()
         for name in re.findall(r"(?<![<\w.])[\w/]+\.(?:tar|parquet|json|html|md)\b", line):
             assert (tmp_path / "work" / folder / name).is_file(), name
+
+
+def test_the_commands_for_a_finished_set_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["build", "--quiet"]) == 0
+    shutil.copytree("evals", "evals/cifar10")
+    shutil.copytree("evals/cifar10", "photos")
+    commands = _lines_of("verify")
+    assert [arguments[0] for arguments in commands] == list(FINISHED)
+    expected = ("none damaged", "http://host1.example/pictures/1.jpg", "# Data card", "0 images", "5 of 5 images")
+    for arguments, text in zip(commands, expected, strict=True):
+        capsys.readouterr()
+        assert main([*arguments, *(["--from-record"] if arguments[0] == "consent" else [])]) == 0, arguments
+        assert text in capsys.readouterr().out, arguments
 
 
 def test_links_lead_somewhere() -> None:
