@@ -7,12 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, one_line
 from pipeline.paths import resolve_path
 from queries.errors import InputError
 
-if TYPE_CHECKING:  # both import Arrow, which is slow
+if TYPE_CHECKING:  # slow to import: pydantic, Arrow
+    from pipeline.config import Config
     from pipeline.engine.workspace import Workspace
     from queries.allowlist import Allowlist
 
@@ -32,11 +32,13 @@ def code_version() -> str:
 class Project:
     """A config and its folder, at which its relative paths start."""
 
-    config: Config
+    config: "Config"
     base_dir: Path
 
     @classmethod
     def load(cls, path: Path) -> "Project":
+        from pipeline.config import load_config
+
         return cls(load_config(path), path.resolve().parent)
 
     @cached_property
