@@ -158,6 +158,13 @@ class FetchLoop:
                 self._pause.cancel()
                 self._pause = None
 
+    async def close(self) -> None:
+        """Cancel the requests that parts left behind when they were stopped."""
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def _start_ready(self) -> None:
         """Start all jobs that may start, and schedule a wake-up for the next one."""
         while len(self._tasks) < self._config.concurrency and self._pause is None:
@@ -190,7 +197,7 @@ class FetchLoop:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not run.done.done():
             run.done.set_exception(local_fault(error) or error)
-        if self._network.is_suspect and self._pause is None:
+        if self._network.is_suspect and self._pause is None and self._runs:
             self._pause = self._loop.create_task(self._check_network())
         self._start_ready()
 

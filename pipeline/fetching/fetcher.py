@@ -117,11 +117,15 @@ class Fetcher:
 
     def close(self) -> None:
         """Close all connections and end the threads."""
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._decoders.shutdown()
+
+    async def _end(self) -> None:
+        await self._fetch_loop.close()
+        await self._client.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """A machine without a network stops the fetch instead of using up its URLs; dead hosts do not."""
 
+import asyncio
 import math
 
 import pytest
@@ -53,6 +54,29 @@ def test_a_host_known_to_respond_tells_dead_hosts_from_a_dead_network(server: Ho
     with Fetcher(config(concurrency=1, max_silent_requests=10, timeout_s=20)) as fetcher:
         assert fetch(fetcher, plan_of([server.url("/ok.jpg")])).reasons == ["success"]
         assert fetch(fetcher, plan_of(DEAD)).reasons == ["dns_failed"] * 40
+
+
+def test_a_closed_fetcher_leaves_no_task_and_looks_for_no_network_without_a_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    look = fetch_loop.FetchLoop._is_network_there
+
+    async def count_look(loop: fetch_loop.FetchLoop) -> bool:
+        nonlocal looks
+        looks += 1
+        assert loop._runs
+        return await look(loop)
+
+    monkeypatch.setattr(fetch_loop.FetchLoop, "_is_network_there", count_look)
+    fetcher = Fetcher(config(concurrency=32, max_silent_requests=10))
+    with pytest.raises(UserError, match="no network"):
+        fetch(fetcher, plan_of(DEAD))
+    tasks = set(fetcher._fetch_loop._tasks)
+    fetcher.close()
+    assert looks
+    assert all(task.done() for task in tasks)
+    assert not asyncio.all_tasks(fetcher._loop)
 
 
 class Cable:
