@@ -1,8 +1,8 @@
-"""What consent costs a picture: `python -m benchmarks.consent PHOTOS.tar`, in microseconds on one core.
+"""The cost of the consent checks per image: `python -m benchmarks.consent PHOTOS.tar`, in microseconds on one core.
 
 image     metadata of the file: PLUS, TDM, C2PA, rights
-headers   a usual response without statements, then one with all of them
-robots    the statements of a parsed robots.txt about a URL: Cloudflare's managed file, and a plain one
+headers   a typical response without statements, then one with all of them
+robots    the statements of a parsed robots.txt about a URL: a plain file, then Cloudflare's managed one
 lists     a URL against a domain list and a list of a million hashed URLs
 """
 
@@ -70,13 +70,13 @@ def main(paths: Iterable[str]) -> None:
             lambda files=files: [read_image_metadata(f) for f in files],
             len(files),
         )
-    for name, lines in (("headers, silent", USUAL), ("headers, with statements", STATED)):
+    for name, lines in (("headers, no statements", USUAL), ("headers, with statements", STATED)):
         measure(name, repeat(lambda lines=lines: headers(lines), 10_000), 10_000)
     for name, text in (("robots, plain", "User-agent: *\nDisallow: /x\n"), ("robots, managed", MANAGED)):
         rules = read_usage_rules(text, AGENT, product_tokens([PRESET]))
         measure(name, repeat(lambda rules=rules: list(rules.statements(URL)), 10_000), 10_000)
         measure(
-            f"{name}: parsing, once a host",
+            f"{name}: parsing, once per host",
             repeat(lambda t=text: read_usage_rules(t, AGENT, product_tokens([PRESET])), 1_000),
             1_000,
         )

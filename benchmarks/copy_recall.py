@@ -3,8 +3,8 @@
     python -m benchmarks.copy_recall TAR... --bases 121 [--detector MODEL.onnx] [--hashes] [--verify] [--out FILE.json]
 
 The photos of the tars are the references; some of them, spread evenly, are edited in every way of `dedup.copies.edits`.
-A detector's threshold is the highest score that any edited photo has with another photo ("zero"), or that one pair of a
-million strangers has ("1e-6"). Photos that PDQ takes for copies of an earlier one are left out first.
+A detector's threshold is the highest score of any edited photo with another photo ("zero"), or that of one pair of
+strangers in a million ("1e-6"). Photos that are copies of an earlier one by PDQ are left out first.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NAMES = (*EDITS, *UNSEEN_EDITS)
 
 @dataclass
 class Photos:
-    """References, and edits of some of them: query q shows reference `own[q]` after edit `kinds[q]`."""
+    """References, and edits of some of them: query q is reference `own[q]` after edit `kinds[q]`."""
 
     references: list[np.ndarray]
     queries: list[np.ndarray]
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tars", nargs="+", type=Path)
     parser.add_argument("--bases", type=int, default=121)
-    parser.add_argument("--base-tars", type=int, default=99, help="only photos of the first so many tars are edited")
+    parser.add_argument("--base-tars", type=int, default=99, help="edit only photos of the first N tars")
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--hashes", action="store_true", help="measure PDQ and pHash too")
     parser.add_argument("--verify", action="store_true")
@@ -141,14 +141,14 @@ def detector_similarity(detector: Detector, photos: Photos, figures: dict[str, o
 
 
 def pdq_similarity(photos: Photos) -> np.ndarray:
-    """Return minus the bits of the nearest of eight views."""
+    """Return the negative distance in bits of the nearest of eight views."""
     views = np.stack([np.stack([as_row(pdq) for _, pdq in fingerprint_views(photo)]) for photo in photos.references])
     rows = [as_row(fingerprint(query).pdq) for query in photos.queries]
     return np.stack([-np.bitwise_count(views ^ row).sum(2).min(1).astype(np.float32) for row in rows])
 
 
 def phash_similarity(photos: Photos) -> np.ndarray:
-    """Return minus the differing bits of 64: the signs of the low frequencies of 32 x 32 greys, without views."""
+    """Return minus the number of differing bits of 64: signs of the low frequencies of 32 x 32 greys, without views."""
 
     def bits(photo: np.ndarray) -> np.ndarray:
         grey = cv2.cvtColor(np.ascontiguousarray(photo), cv2.COLOR_RGB2GRAY)
@@ -184,7 +184,7 @@ def recalls(name: str, similarity: np.ndarray, photos: Photos, figures: dict[str
 def verified(
     detector: Detector, similarity: np.ndarray, photos: Photos, figures: dict[str, object]
 ) -> dict[str, np.ndarray]:
-    """Accept what is surely a copy, and of the nearest candidates those that agree on the pixels."""
+    """Accept the queries above `sure`, and those of the nearest candidates that agree on the pixels."""
     found = np.zeros(len(photos.queries), bool)
     proposed = np.zeros(len(photos.queries), bool)
     false, pairs, strangers = [], 0, 0
@@ -216,7 +216,7 @@ def verified(
                 false.append([query, row, NAMES[photos.kinds[query]], float(similarity[query, row])])
     figures["verify_ms_a_query"] = (time.process_time() - began) / len(photos.queries) * 1000
     figures["verified_pairs"] = pairs
-    figures["strangers_looked_at"] = strangers
+    figures["strangers_verified"] = strangers
     figures["false_matches"] = len(false)
     figures["first_false_matches"] = false[:20]
     return {"proposed": proposed, "verified": found}

@@ -2,8 +2,8 @@
 
     python -m benchmarks.counting --dir DIR [--gigabytes 2]
 
-The dump is a multistream one. Its words follow Zipf's law over a million, so that new bigrams keep coming; a third of
-the text is markup. It is generated once per DIR.
+The dump is a multistream one. Its words follow Zipf's law over a million, so that new bigrams keep occurring; a third
+of the text is markup. It is generated once per DIR.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def make_page(number: int, words: np.ndarray, rng: np.random.Generator) -> str:
 
 
 def make_dump(path: Path, size_bytes: int) -> int:
-    """Write a multistream dump of at least `size_bytes` of XML; return how many there are."""
+    """Write a multistream dump of at least `size_bytes` of XML; return their number."""
     rng = np.random.default_rng(1)
     words = make_words(rng)
     number = written = 0

@@ -3,9 +3,9 @@
     python -m benchmarks.extract [--megabytes 300] [--peer OTHER_VENV/bin/python]
 
 The WAT file is made of real records and of records that list the links of 130 real pages the way Common Crawl's
-extractor does, one gzip member each, repeated until it holds so many megabytes. A whole WAT file of Common Crawl is
-taken to hold 1.4 GB (about 350 MB compressed). Needs the folder of real data (WIT_SHARED_DATA); the peer is any Python
-that has the package: `uv venv peer && uv pip install --python peer/bin/python cc2dataset`.
+extractor does, one gzip member each, repeated up to the given size. A whole WAT file of Common Crawl is assumed to hold
+1.4 GB (about 350 MB compressed). Needs the folder of real data (WIT_SHARED_DATA); the peer is any Python that has the
+package: `uv venv peer && uv pip install --python peer/bin/python cc2dataset`.
 """
 
 import argparse
@@ -47,8 +47,8 @@ print(json.dumps({"cpu_s": time.process_time() - started, "rows": rows}))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=300)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each, in turn; the median counts")
-    parser.add_argument("--peer", help="a Python that has cc2dataset")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each, alternating; the median counts")
+    parser.add_argument("--peer", help="a Python interpreter with cc2dataset")
     arguments = parser.parse_args()
     if not SHARED.is_dir():
         sys.exit("benchmarks.extract: needs the folder of real data: set WIT_SHARED_DATA")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(path: str, facts: dict[str, float], runs: int, peer: str | None) -> dict[str, float]:
-    """Return the median CPU seconds of ours and of the peer, and what follows from them."""
+    """Return the median CPU seconds of ours and of the peer, and the rates and ratios."""
     ours, theirs = [], []
     for _ in range(runs):
         ours.append(time_ours(path))
@@ -149,7 +149,7 @@ HEADERS = {"Content-Type": "text/html; charset=UTF-8", "Connection": "keep-alive
 
 
 class Links:
-    """A parser target that notes links as Common Crawl's extractor does."""
+    """A parser target that collects links like Common Crawl's extractor."""
 
     def __init__(self) -> None:
         self.links: list[dict[str, str]] = []

@@ -4,14 +4,14 @@
 
 Both write the same kind of shard (JPEG quality 95, shorter side 256 px, SHA-256, EXIF); ours also checks addresses,
 robots.txt and opt-outs and computes PDQ hashes. Runs alternate, the median counts. CPU seconds are those of the whole
-process tree; the server has a process of its own and is not counted. What a run over one image per process takes
-(imports, above all) is taken off both sides; the table has the figures with it, too. img2dataset is taken from
+process tree; the server has a process of its own and is not counted. The cost of a run over one image per process
+(mainly imports) is subtracted on both sides; the table also has the numbers with start-up. img2dataset is taken from
 WIT_IMG2DATASET_PYTHON (an interpreter that can import it) or installed from PyPI into .venv-img2dataset.
 
 Two sets of photos, from the folder of real data (WIT_SHARED_DATA), or generated ones where it is absent:
-  web    COCO's, in the file sizes that the web has: those of 14,734 JPEG files of Conceptual Captions (validation) as
-         served in January 2019, at 0.2 bytes a pixel (the median of Caltech 101's files); the ratio that counts
-  small  Caltech's photos and faces and COCO's, as they are: three in four have some 300 x 200 pixels and 14 kB
+  web    COCO's, re-encoded to the file sizes of the web: those of 14,734 JPEG files of Conceptual Captions (validation)
+         as served in January 2019, at 0.2 bytes per pixel (the median of Caltech 101's files); the main ratio
+  small  Caltech's photos and faces and COCO's, unchanged: three in four have some 300 x 200 pixels and 14 kB
 """
 
 import argparse
@@ -71,14 +71,14 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took; `images` ended up in tars."""
+    """The cost of a run; `images` is the number stored in tars."""
 
     images: int
     wall_s: float
     cpu_s: float
 
     def without(self, start_up: "Cost") -> "Cost":
-        """Return what the images alone took."""
+        """Return the cost without start-up."""
         return Cost(self.images - start_up.images, self.wall_s - start_up.wall_s, self.cpu_s - start_up.cpu_s)
 
     @property
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def compare(arena: "Arena", args: argparse.Namespace) -> dict[str, Measured]:
-    """Let both run, in turns."""
+    """Run both, alternating."""
     measured = {"ours": Measured([], []), "img2dataset": Measured([], [])}
     for _ in range(args.runs):
         for name, run in {"ours": arena.run_ours, "img2dataset": arena.run_theirs}.items():
@@ -188,7 +188,7 @@ def generate_photo(seed: int) -> bytes:
 
 
 class _Photos(asyncio.Protocol):
-    """The least HTTP server that keeps connections open: /N.jpg is a photo, all else is not found."""
+    """A minimal HTTP server that keeps connections open: /N.jpg is a photo, everything else is not found."""
 
     answers: list[bytes]
 
@@ -230,7 +230,7 @@ def serve(folder: str) -> None:
 
 @contextmanager
 def serving(photos: list[bytes], folder: Path) -> Iterator[int]:
-    """Serve photos from another process; give the port."""
+    """Serve photos from another process; yield the port."""
     table = pa.table({"photo": photos})
     with pa.ipc.new_file(str(folder / "photos.arrow"), table.schema) as file:
         file.write_table(table)
@@ -249,7 +249,7 @@ def serving(photos: list[bytes], folder: Path) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Arena:
-    """Where both run: same server, same list of URLs, same number of processes."""
+    """The setting of both: same server, same list of URLs, same number of processes."""
 
     folder: Path
     port: int
@@ -287,7 +287,7 @@ class Arena:
 
 
 def measure(command: list[object], out: Path) -> Cost:
-    """Run a command that fills tars in `out`; count its CPU and that of all its children."""
+    """Run a command that fills tars in `out`; measure its CPU time and that of all its children."""
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
     started_s = time.monotonic()
     with (out / "log.txt").open("wb") as log:
@@ -330,7 +330,7 @@ def fetch_one(plan_file: Path, number: int, size: int, processes: int) -> None:
 
 
 def find_img2dataset() -> Path:
-    """Return an interpreter that can import img2dataset, installing it where none is named."""
+    """Return an interpreter that can import img2dataset, installing it if none is given."""
     named = os.environ.get("WIT_IMG2DATASET_PYTHON")
     if named:
         return Path(named)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.hamming_index [--hashes 1000000] [--queries 10000]
 
-Half of the queries are copies of indexed hashes with 0 to 31 random bit errors, half are unrelated. Recall is measured
-against the flat index, which misses nothing. Needs the `bench` extra.
+Half of the queries are copies of indexed hashes with 0 to 31 random bit errors, half are unrelated. Recall is relative
+to the flat index, which is exact. Needs the `bench` extra.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def measure(hashes: int, queries: int, runs: int) -> dict[str, float]:
     faiss.omp_set_num_threads(1)
     flat = faiss.IndexBinaryFlat(256)
     flat.add(known)
-    few = asked[:: max(1, queries // 1_000)]  # the flat index takes milliseconds per query, whatever the query
+    few = asked[:: max(1, queries // 1_000)]  # the flat index takes milliseconds per query, regardless of the query
     for bits in (15, 31):
         time_ms, found = timed(lambda b=bits: our_pairs(ours, asked, b), len(asked), runs)
         flat_ms, _ = timed(lambda b=bits: flat_pairs(flat, few, b), len(few), runs)
@@ -82,7 +82,7 @@ def flat_pairs(index: faiss.IndexBinaryFlat, asked: np.ndarray, bits: int) -> Pa
 
 
 def timed(search: Callable[[], Pairs], queries: int, runs: int) -> tuple[float, Pairs]:
-    """Return the median milliseconds per query of `runs` searches, and what the last one found."""
+    """Return the median milliseconds per query of `runs` searches, and the result of the last one."""
     times = []
     for _ in range(runs):
         started = time.perf_counter()

@@ -3,9 +3,8 @@
     python -m benchmarks.languages
 
 The texts are those of the images in the folder of real data (WIT_SHARED_DATA): its WARC files, 130 saved pages and
-1,000 rows of LAION-400M, each text once. Nobody has said which language they are in, so the page's own `lang` is the
-judge where there is one, and for the rest what can be told without knowing the language: whether the script of the
-label occurs in the text.
+1,000 rows of LAION-400M, each text once. Their languages are not labelled, so the page's own `lang` is the reference if
+there is one; for the rest, the benchmark checks whether the script of the predicted language occurs in the text.
 """
 
 import argparse
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 def without_scripts(captions: list[str]) -> list[str]:
-    """Return the labels that the model alone gives."""
+    """Return the labels of the model without the check of scripts."""
     with_scripts = language._with_scripts
     try:
         language._with_scripts = lambda starts, codes: codes  # type: ignore[assignment]

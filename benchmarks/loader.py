@@ -4,9 +4,9 @@
 
 Both cut a random square of 90 to 100 % of the area, resize it to the model's size with the bicubic filter, tokenise the
 caption and give normalised float32 batches. Runs alternate; the median counts. CPU time includes all workers. Without
-`--shards` it makes some from noise photographs of the size that the pipeline stores. open_clip's loader is used as its
-own trainer calls it (`open_clip_train.data`); that needs `open_clip_torch[training]`, which wants an older webdataset
-than our tests, so give it an environment of its own.
+`--shards` it creates some from noise, in the image size that the pipeline stores. open_clip's loader is called as in
+its own trainer (`open_clip_train.data`); that needs `open_clip_torch[training]`, which requires an older webdataset
+than our tests, so use a separate environment.
 """
 
 import argparse
@@ -45,7 +45,7 @@ Loader = Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shards", help="a glob of tars; default: made for the occasion")
+    parser.add_argument("--shards", help="a glob of tars (default: temporary ones)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--samples", type=int, default=4_000, help="timed samples per run")
     parser.add_argument("--size", type=int, default=224)
@@ -146,7 +146,7 @@ def time_run(load: Loader, steps: int) -> tuple[float, float]:
     batches = load(steps)
     first = len(next(batches)[0])
     start = time.perf_counter()
-    count = sum(len(images) for images, _ in batches)  # to the end: nothing is prepared and thrown away
+    count = sum(len(images) for images, _ in batches)  # to the end, so that no prepared batch is discarded
     elapsed_s = time.perf_counter() - start
     del batches  # ends the workers, whose time counts from then on
     gc.collect()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.matching [--allowlist queries.parquet] [--captions 300000] [--runs 3]
 
-The peers look for the same normal forms and must find the same matches: two Aho-Corasick automata (ahocorasick_rs and
+The peers search for the same normal forms and must find the same matches: two Aho-Corasick automata (ahocorasick_rs and
 pyahocorasick), a dictionary of n-grams, and brute-force substring search (on few captions: a caption takes 30 ms).
 Normalisation is part of every time. Without
 --allowlist the list is WordNet's nouns, wordfreq's English words, LAION's vocabulary and 100,000 art phrases, with
@@ -49,7 +49,7 @@ Match = Callable[[pa.Array], list[list[int]] | pa.ListArray]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--allowlist", metavar="FILE")
-    parser.add_argument("--captions", type=int, default=300_000, help="how many at most")
+    parser.add_argument("--captions", type=int, default=300_000, help="maximum number of captions")
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median counts")
     parser.add_argument("--only-build", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -150,7 +150,7 @@ def measure(path: str, captions: pa.Array, runs: int) -> dict[str, float]:
 
 
 def timed(match: Match, captions: pa.Array, runs: int) -> tuple[float, list[list[int]]]:
-    """Return the median CPU seconds of some runs over all captions in batches, and the answer."""
+    """Return the median CPU seconds of some runs over all captions in batches, and the matches."""
     batches = [captions[i : i + BATCH_ROWS] for i in range(0, len(captions), BATCH_ROWS)]
     seconds = []
     for _ in range(runs):

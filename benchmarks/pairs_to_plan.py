@@ -2,8 +2,8 @@
 
     python -m benchmarks.pairs_to_plan [--pairs 100000 400000] [--queries 500000]
 
-Captions are generated: words drawn from a Zipf distribution over the allowlist's own words, so that heads are heavy and
-tails long. Each size runs in a process of its own. The last line is JSON.
+Captions are generated: words drawn from a Zipf distribution over the allowlist's own words, so that there are heavy
+head queries and a long tail. Each size runs in a process of its own. The last line is JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
 def make_words(count: int, seed: int = 0) -> list[str]:
-    """Make distinct pronounceless words, shorter ones first, as frequent words are."""
+    """Make distinct random words, shorter ones first, like frequent words."""
     random = np.random.default_rng(seed)
     words: dict[str, None] = {}
     length = 3

@@ -1,9 +1,9 @@
-"""Measure which edits of a photo PDQ still recognises, and how often different photos are taken for one.
+"""Measure which edits of a photo PDQ recognises, and how often different photos match.
 
     python -m benchmarks.pdq_recall PHOTOS [--limit 500]
 
 PHOTOS is a folder, or a tar file, of photos that all differ. Every edit is made with Pillow on every photo; recall is
-the share of edited copies within 15 bits (the threshold inside a set) and within 31 bits (against evaluation sets),
+the fraction of edited copies within 15 bits (the threshold inside a set) and within 31 bits (against evaluation sets),
 the latter also with the eight views of an evaluation index.
 """
 
@@ -40,7 +40,7 @@ def jpeg(quality: int) -> Edit:
 
 
 def cropped(share: float) -> Edit:
-    """Cut `share` of the width and of the height away, half of it on each side."""
+    """Cut off a fraction `share` of the width and of the height, half of it on each side."""
 
     def edit(photo: Image.Image) -> Image.Image:
         x, y = round(photo.width * share / 2), round(photo.height * share / 2)

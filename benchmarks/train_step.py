@@ -3,8 +3,8 @@
     python -m benchmarks.train_step                      # ViT-B/32, bf16, batch 256: for a GPU
     python -m benchmarks.train_step --device cpu --model tiny --precision fp32 --batch 32 --steps 20
 
-Images arrive as the loaders give them, pinned: for ours uint8 in chunks, for open_clip's a batch of normalised float32.
-Runs alternate; the median counts. Needs `open_clip_torch[training]` (see benchmarks/loader.py).
+Images are in the form that the loaders return, pinned: for ours uint8 in chunks, for open_clip's a batch of normalised
+float32. Runs alternate; the median counts. Needs `open_clip_torch[training]` (see benchmarks/loader.py).
 """
 
 import argparse
