@@ -1,4 +1,4 @@
-"""Look at a finished set: what became of every row, its duplicates, and what evaluation sets share with it.
+"""Inspect a finished set: the outcome of every row, its duplicates, and its overlap with evaluation sets.
 
 python examples/inspect_set.py WORKSPACE
 """
@@ -26,5 +26,6 @@ print(f"within 31 bits, {(rows != range(len(rows))).sum():,} more samples are ne
 
 for name in built.evals:
     overlap = built.overlap(name)
-    share = overlap_statistics(overlap.filter(overlap["kept"]), built.eval_index(name)).share
-    print(f"{name}: {share.count} of {share.total} images are in the set ({share.low:.1%} to {share.high:.1%})")
+    fraction = overlap_statistics(overlap.filter(overlap["kept"]), built.eval_index(name)).share
+    low, high = f"{fraction.low:.1%}", f"{fraction.high:.1%}"
+    print(f"{name}: {fraction.count} of {fraction.total} images are in the set ({low} to {high})")

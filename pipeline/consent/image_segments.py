@@ -14,6 +14,8 @@ _PHOTOSHOP = b"Photoshop 3.0\0"
 _EXTENDED_HEAD_BYTES = len(_EXTENDED_XMP) + 40  # a GUID of 32 characters, the total size, the offset
 _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_PROFILES = (b"Raw profile type xmp\0", b"Raw profile type iptc\0", b"Raw profile type 8bim\0")  # ImageMagick's
+_PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
+_METADATA_CHUNKS = frozenset([*_PNG_TEXTS, b"caBX", b"XMP ", b"C2PA"])  # caBX: C2PA in PNG
 _MAX_CHUNKS = 10_000
 _MAX_METADATA_BYTES = 4 << 20
 
@@ -33,9 +35,9 @@ def find_segments(encoded: bytes) -> Segments:
     if encoded.startswith(b"\xff\xd8"):
         _walk_jpeg(encoded, found)
     elif encoded.startswith(b"\x89PNG\r\n\x1a\n"):
-        _walk_png(encoded, found)
+        _walk_chunks(encoded, 8, found, is_png=True)
     elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-        _walk_webp(encoded, found)
+        _walk_chunks(encoded, 12, found, is_png=False)
     else:
         _search(encoded, found)
     return found
@@ -70,18 +72,25 @@ def _walk_jpeg(encoded: bytes, found: Segments) -> None:
         found.c2pa.append(b"".join(boxes[key] for key in sorted(boxes)))
 
 
-def _walk_png(encoded: bytes, found: Segments) -> None:
-    at = 8
+def _walk_chunks(encoded: bytes, at: int, found: Segments, *, is_png: bool) -> None:
+    """Read the chunks of a PNG or WebP file from `at` on; if there are too many, search the rest."""
     for _ in range(_MAX_CHUNKS):
-        if at + 12 > len(encoded):
+        if at + (12 if is_png else 8) > len(encoded):
             return
-        size, kind = struct.unpack_from(">I4s", encoded, at)
-        if kind == b"caBX":
-            found.c2pa.append(encoded[at + 8 : at + 8 + size])
-        elif kind in (b"iTXt", b"tEXt", b"zTXt"):
-            _read_png_text(kind, encoded[at + 8 : at + 8 + size], found)
-        at += 12 + size
+        size, kind = (
+            struct.unpack_from(">I4s", encoded, at) if is_png else struct.unpack_from("<4sI", encoded, at)[::-1]
+        )
+        if kind in _METADATA_CHUNKS:
+            _read_chunk(kind, encoded[at + 8 : at + 8 + size], found)
+        at += 8 + size + (4 if is_png else size % 2)  # PNG: a checksum; WebP: padding
     _search(encoded[at:], found)
+
+
+def _read_chunk(kind: bytes, content: bytes, found: Segments) -> None:
+    if kind in _PNG_TEXTS:
+        _read_png_text(kind, content, found)
+    else:
+        (found.xmp if kind == b"XMP " else found.c2pa).append(content)
 
 
 def _read_png_text(kind: bytes, text: bytes, found: Segments) -> None:
@@ -97,20 +106,6 @@ def _read_png_text(kind: bytes, text: bytes, found: Segments) -> None:
         except ValueError:
             return
         (found.xmp if keyword.endswith(b"xmp") else found.iptc).append(content)
-
-
-def _walk_webp(encoded: bytes, found: Segments) -> None:
-    at = 12
-    for _ in range(_MAX_CHUNKS):
-        if at + 8 > len(encoded):
-            return
-        kind, size = struct.unpack_from("<4sI", encoded, at)
-        if kind == b"XMP ":
-            found.xmp.append(encoded[at + 8 : at + 8 + size])
-        elif kind == b"C2PA":
-            found.c2pa.append(encoded[at + 8 : at + 8 + size])
-        at += 8 + size + size % 2
-    _search(encoded[at:], found)
 
 
 def _search(encoded: bytes, found: Segments) -> None:
