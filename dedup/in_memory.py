@@ -132,12 +132,14 @@ def overlap_statistics(
     Raises:
         ValueError: `correct` has examples that are not in the index.
     """
-    found = set(overlap["eval_id"].to_pylist())
-    share = contamination(len(found), len(index))
+    overlapping = set(overlap["eval_id"].to_pylist())
+    share = contamination(len(overlapping), len(index))
     if correct is None:
         return OverlapStatistics(share, None)
     unknown = correct.keys() - set(index.eval_ids.to_pylist())
     if unknown:
         raise ValueError(f"{len(unknown)} of {len(correct)} examples are not in the index, such as {min(unknown)!r}")
     is_correct = np.array(list(correct.values()), bool)
-    return OverlapStatistics(share, split_accuracy(is_correct, np.array([name in found for name in correct], bool)))
+    return OverlapStatistics(
+        share, split_accuracy(is_correct, np.array([name in overlapping for name in correct], bool))
+    )

@@ -94,9 +94,9 @@ def find_overlap(
     """
     copies = [copy for copy in copies if copy.alignment or _both_textured(images, index, copy, min_quality)]
     by_hash = [_equal_bytes(images, index), _near(images, index, max_distance_bits, min_quality)]
-    found = np.concatenate([*by_hash, _by_detector(images, index, copies)])
-    found = found[_first_of_each_pair(found)]
-    example, image, distance, view = found.T
+    matches = np.concatenate([*by_hash, _by_detector(images, index, copies)])
+    matches = matches[_first_of_each_pair(matches)]
+    example, image, distance, view = matches.T
     uids = combine(images["uid"])
     proofs = {(copy.example, copy.image): copy for copy in copies}
     columns = [
@@ -105,7 +105,7 @@ def find_overlap(
         pa.array(1 - distance / PDQ_BITS, pa.float32()),
         pa.array(distance, pa.int32()),
         pa.array([name for name, _ in VIEWS], pa.string()).take(pa.array(view)),
-        *_edit_columns(images, index, found, proofs, max_distance_bits),
+        *_edit_columns(images, index, matches, proofs, max_distance_bits),
     ]
     return pa.table(columns, OVERLAP).sort_by([("eval_id", "ascending"), ("uid", "ascending")])
 
@@ -165,14 +165,16 @@ def _by_detector(images: pa.Table, index: EvalIndex, copies: Sequence[Copy]) -> 
 def _edit_columns(
     images: pa.Table,
     index: EvalIndex,
-    found: np.ndarray,
+    matches: np.ndarray,
     proofs: Mapping[tuple[int, int], Copy],
     max_distance_bits: int,
 ) -> list[pa.Array]:
     """Return the columns degree, edit, cosine, inliers, correlation and corners of found pairs."""
-    equal = pc.equal(index.sha256.take(pa.array(found[:, 0])), combine(images["sha256"]).take(pa.array(found[:, 1])))
+    equal = pc.equal(
+        index.sha256.take(pa.array(matches[:, 0])), combine(images["sha256"]).take(pa.array(matches[:, 1]))
+    )
     rows = []
-    for (example, image, distance, view), same_bytes in zip(found.tolist(), equal.to_pylist(), strict=True):
+    for (example, image, distance, view), same_bytes in zip(matches.tolist(), equal.to_pylist(), strict=True):
         copy = proofs.get((example, image))
         edit = (
             copy.edit() if copy and copy.transform else _TURNS[VIEWS[view][0]] if distance <= max_distance_bits else ""
@@ -189,12 +191,12 @@ def _edit_columns(
     return [column.combine_chunks() for column in table.columns]
 
 
-def _first_of_each_pair(found: np.ndarray) -> np.ndarray:
+def _first_of_each_pair(matches: np.ndarray) -> np.ndarray:
     """Return the rows that hold the least (distance, view) of each (example, image)."""
-    example, image, distance, view = found.T
+    example, image, distance, view = matches.T
     order = np.lexsort((view, distance, image, example))
     is_first = np.ones(len(order), bool)
-    is_first[1:] = (found[order[1:], :2] != found[order[:-1], :2]).any(axis=1)
+    is_first[1:] = (matches[order[1:], :2] != matches[order[:-1], :2]).any(axis=1)
     return order[is_first]
 
 

@@ -121,9 +121,9 @@ def describe_damage(workspace: Workspace) -> list[str]:
     markers = read_markers(workspace, "pairs")
     lines = []
     for reason in (Reason.DAMAGED_RECORD, Reason.DAMAGED_FILE):
-        found = Counter({m.about or unit: m.counts[reason] for unit, m in markers.items() if m.counts.get(reason)})
-        if found:
-            files = ", ".join(f"{name} ({count:,})" for name, count in found.most_common(_FILES_SHOWN))
-            more = f" and {len(found) - _FILES_SHOWN:,} more files" if len(found) > _FILES_SHOWN else ""
+        damage = Counter({m.about or unit: m.counts[reason] for unit, m in markers.items() if m.counts.get(reason)})
+        if damage:
+            files = ", ".join(f"{name} ({count:,})" for name, count in damage.most_common(_FILES_SHOWN))
+            more = f" and {len(damage) - _FILES_SHOWN:,} more files" if len(damage) > _FILES_SHOWN else ""
             lines.append(f"{reason} in {files}{more}")
     return lines

@@ -73,11 +73,11 @@ def _verify(workspace: Workspace, recorded: Mapping[str, FileFacts]) -> Verdict:
     processes = min(os.cpu_count() or 1, 1 + total // _BYTES_PER_PROCESS)
     tasks = [(workspace.root, name, facts) for name, facts in sorted(recorded.items(), key=lambda item: -item[1].bytes)]
     if processes == 1:
-        found = dict(filter(None, map(_verify_file, tasks)))
+        problems = dict(filter(None, map(_verify_file, tasks)))
     else:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            found = dict(filter(None, pool.map(_verify_file, tasks, chunksize=1)))
-    return Verdict(len(recorded), total, dict(sorted(found.items())))
+            problems = dict(filter(None, pool.map(_verify_file, tasks, chunksize=1)))
+    return Verdict(len(recorded), total, dict(sorted(problems.items())))
 
 
 def _verify_file(task: tuple[str, str, FileFacts]) -> tuple[str, str] | None:

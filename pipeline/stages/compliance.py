@@ -48,70 +48,70 @@ class Compliance:
 
 def measure_compliance(workspace: Workspace, manifest: Mapping[str, Any]) -> Compliance:
     """Read the statistics of all shards, and the tables and ledgers of the first ones, one at a time."""
-    found = Compliance(samples=manifest["samples"])
+    compliance = Compliance(samples=manifest["samples"])
     stems = [shard["tar"].removesuffix(".tar") for shard in manifest["shards"]]
     for stem in stems:
         stats = workspace.read_json(f"shards/{stem}_stats.json")
-        found.pairs += stats["count"]
-        found.refused.update(stats["refused_by"])
+        compliance.pairs += stats["count"]
+        compliance.refused.update(stats["refused_by"])
     authorities: dict[str, int | None] = {}
     for stem in stems[:SAMPLED_SHARDS]:
-        _count_rows(workspace.read_table(f"shards/{stem}.parquet", _COLUMNS), found)
+        _count_rows(workspace.read_table(f"shards/{stem}.parquet", _COLUMNS), compliance)
         ledger = f"consent/part-{stem}.parquet"
         if workspace.exists(ledger):
-            _count_ledger(workspace.read_table(ledger), authorities, found)
-        found.parts += 1
-    found.robots_files = len(authorities)
-    found.robots_without_file = sum(status is None or status >= 300 for status in authorities.values())
-    return found
+            _count_ledger(workspace.read_table(ledger), authorities, compliance)
+        compliance.parts += 1
+    compliance.robots_files = len(authorities)
+    compliance.robots_without_file = sum(status is None or status >= 300 for status in authorities.values())
+    return compliance
 
 
-def _count_rows(rows: pa.Table, found: Compliance) -> None:
+def _count_rows(rows: pa.Table, compliance: Compliance) -> None:
     by_url = {row["url"]: row for row in rows.to_pylist()}
-    found.urls += len(by_url)
+    compliance.urls += len(by_url)
     for url, row in by_url.items():
         host = urlsplit(url).hostname or ""
-        found.hosts.add(host)
-        found.responses += row["http_status"] is not None
+        compliance.hosts.add(host)
+        compliance.responses += row["http_status"] is not None
         if row["refused_by"] is not None and row["refused_by"] != Signal.BLOCK_LIST:
-            found.hosts_that_refused[host] += 1
+            compliance.hosts_that_refused[host] += 1
         if row["status"] == "success":
-            found.with_licence += row["license_url"] is not None
-            found.with_creator += row["creator"] is not None
+            compliance.with_licence += row["license_url"] is not None
+            compliance.with_creator += row["creator"] is not None
 
 
-def _count_ledger(ledger: pa.Table, authorities: dict[str, int | None], found: Compliance) -> None:
+def _count_ledger(ledger: pa.Table, authorities: dict[str, int | None], compliance: Compliance) -> None:
     asked = ledger.filter(pc.is_valid(ledger["robots_at"]))
     for url, status in zip(asked["url"].to_pylist(), asked["robots_status"].to_pylist(), strict=True):
         parts = urlsplit(url)
         authorities[f"{parts.scheme}://{parts.netloc}"] = status
     times = pc.min_max(ledger["checked_at"]).as_py()
     if times["min"] is not None:
-        found.first = min(times["min"], found.first or times["min"])
-        found.last = max(times["max"], found.last or times["max"])
+        compliance.first = min(times["min"], compliance.first or times["min"])
+        compliance.last = max(times["max"], compliance.last or times["max"])
 
 
-def compliance_json(found: Compliance, config: Config) -> dict[str, Any]:
+def compliance_json(compliance: Compliance, config: Config) -> dict[str, Any]:
     """Return the content of compliance.json; without times, so the same responses give the same content."""
     fetch = config.fetch
     return {
         "crawler": {"product_token": fetch.agent, "contact": fetch.contact},
-        "pairs": found.pairs,
-        "samples": found.samples,
-        "refused_by": {str(signal): found.refused[signal] for signal in Signal},
+        "pairs": compliance.pairs,
+        "samples": compliance.samples,
+        "refused_by": {str(signal): compliance.refused[signal] for signal in Signal},
         "counted": {
-            "parts": found.parts,
-            "urls": found.urls,
-            "urls_with_a_response": found.responses,
-            "hosts": len(found.hosts),
-            "hosts_that_said_no": len(found.hosts_that_refused),
-            "robots_txt_asked_of": found.robots_files,
-            "robots_txt_without_a_file": found.robots_without_file,
-            "samples_with_a_licence_url": found.with_licence,
-            "samples_with_a_creator": found.with_creator,
+            "parts": compliance.parts,
+            "urls": compliance.urls,
+            "urls_with_a_response": compliance.responses,
+            "hosts": len(compliance.hosts),
+            "hosts_that_said_no": len(compliance.hosts_that_refused),
+            "robots_txt_asked_of": compliance.robots_files,
+            "robots_txt_without_a_file": compliance.robots_without_file,
+            "samples_with_a_licence_url": compliance.with_licence,
+            "samples_with_a_creator": compliance.with_creator,
         },
         "hosts_that_said_no": dict(
-            sorted(found.hosts_that_refused.items(), key=lambda item: (-item[1], item[0]))[:_MOST_HOSTS]
+            sorted(compliance.hosts_that_refused.items(), key=lambda item: (-item[1], item[0]))[:_MOST_HOSTS]
         ),
         "signals": signals_read(fetch),
         "drafts": {"content-usage": [ATTACH_DRAFT, VOCABULARY_DRAFT]},
@@ -131,20 +131,21 @@ def signals_read(fetch: FetchConfig) -> dict[str, Any]:
     return heeded | {str(Signal.ALSO_OBEY): sorted(set(obeyed), key=str.lower)}
 
 
-def consent_lines(found: Compliance, config: Config) -> list[str]:
+def consent_lines(compliance: Compliance, config: Config) -> list[str]:
     """Return the section of the data card."""
     off = [signal for signal, is_read in signals_read(config.fetch).items() if not is_read]
-    refused = [f"| {signal} | {count:,} |" for signal, count in sorted(found.refused.items(), key=lambda i: -i[1])]
-    counted = "" if found.parts == 0 else f" (counted in {found.parts:,} parts)"
+    refused = [f"| {signal} | {count:,} |" for signal, count in sorted(compliance.refused.items(), key=lambda i: -i[1])]
+    counted = "" if compliance.parts == 0 else f" (counted in {compliance.parts:,} parts)"
     return [
         "## Consent",
         "",
         "Checked before and after each request; the most restrictive statement applies. Details: compliance.json, and "
         "the columns `refused_by`, `consent_checked` and `consent_said` of each pair.",
         "",
-        f"- Hosts: {len(found.hosts):,}, of which {len(found.hosts_that_refused):,} refused{counted}.",
-        f"- robots.txt was requested from {found.robots_files:,} authorities; {found.robots_without_file:,} had none.",
-        f"- Samples whose file states a licence: {found.with_licence:,}; a creator: {found.with_creator:,}.",
+        f"- Hosts: {len(compliance.hosts):,}, of which {len(compliance.hosts_that_refused):,} refused{counted}.",
+        f"- robots.txt was requested from {compliance.robots_files:,} authorities; "
+        f"{compliance.robots_without_file:,} had none.",
+        f"- Samples whose file states a licence: {compliance.with_licence:,}; a creator: {compliance.with_creator:,}.",
         f"- Signals that were switched off: {', '.join(off) or 'none'}.",
         "",
         "| refused by | pairs |",

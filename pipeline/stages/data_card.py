@@ -40,19 +40,19 @@ class Composition:
 
 def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composition:
     """Read the Parquet files of some shards, one at a time."""
-    found = Composition()
+    composition = Composition()
     for name in shards:
-        table = workspace.read_table(name, ["status", "url", "captions", "query_ids", *found.columns])
+        table = workspace.read_table(name, ["status", "url", "captions", "query_ids", *composition.columns])
         table = table.filter(pc.equal(table["status"], "success"))
-        found.shards += 1
-        found.samples += table.num_rows
-        for column, counter in found.columns.items():
+        composition.shards += 1
+        composition.samples += table.num_rows
+        for column, counter in composition.columns.items():
             counter.update(table[column].to_pylist())
         ids, counts = np.unique(pc.list_flatten(table["query_ids"]).to_numpy(), return_counts=True)
-        found.matches.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
-        found.hosts.update(urlsplit(url).hostname or "" for url in table["url"].to_pylist())
-        found.more_captions += pc.sum(pc.greater(pc.list_value_length(table["captions"]), 1)).as_py() or 0
-    return found
+        composition.matches.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        composition.hosts.update(urlsplit(url).hostname or "" for url in table["url"].to_pylist())
+        composition.more_captions += pc.sum(pc.greater(pc.list_value_length(table["captions"]), 1)).as_py() or 0
+    return composition
 
 
 def write_data_card(

@@ -32,7 +32,7 @@ _MEASURES = {
 
 
 def write_eu_summary(
-    found: Compliance,
+    compliance: Compliance,
     composition: Composition,
     config: Config,
     manifest: Mapping[str, Any],
@@ -77,8 +77,8 @@ def write_eu_summary(
         f"- Behaviour: each image is requested once. A site gets at most {fetch.host_concurrency} requests at a time, "
         f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Content behind a "
         "login, a paywall or a captcha is not collected.",
-        f"- Period of collection: {_period(found)}.",
-        f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(found, manifest)}.",
+        f"- Period of collection: {_period(compliance)}.",
+        f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(compliance, manifest)}.",
         "",
         *_domains(composition),
         "### 2.4 User data, 2.5 Synthetic data, 2.6 Other sources",
@@ -95,10 +95,10 @@ def write_eu_summary(
         "| opt-out signal | checked | images excluded |",
         "|---|---|---:|",
         f"| noai, reservations and similar statements of the pages that show the images | yes | {refused_by_pages:,} |",
-        *_measures(found, config),
+        *_measures(compliance, config),
         "",
-        f"{len(found.hosts_that_refused):,} of {len(found.hosts):,} domains refused the use of at least one image"
-        f"{_sampled(found, manifest)}. The signals checked and their statements are recorded for every image.",
+        f"{len(compliance.hosts_that_refused):,} of {len(compliance.hosts):,} domains refused the use of an image"
+        f"{_sampled(compliance, manifest)}. The signals checked and their statements are recorded for every image.",
         "",
         "### 3.2 Removal of illegal content",
         "",
@@ -127,15 +127,17 @@ def _contact(config: Config) -> str:
     return f", contact {config.fetch.contact}" if config.fetch.contact else ""
 
 
-def _period(found: Compliance) -> str:
-    if found.first is None or found.last is None:
+def _period(compliance: Compliance) -> str:
+    if compliance.first is None or compliance.last is None:
         return "[to fill in] not recorded"
-    return f"{found.first:%d %B %Y} to {found.last:%d %B %Y}"
+    return f"{compliance.first:%d %B %Y} to {compliance.last:%d %B %Y}"
 
 
-def _sampled(found: Compliance, manifest: Mapping[str, Any]) -> str:
+def _sampled(compliance: Compliance, manifest: Mapping[str, Any]) -> str:
     parts = len(manifest["shards"])
-    return "" if found.parts == parts else f" (counted in {found.parts:,} of {parts:,} random parts of the set)"
+    return (
+        "" if compliance.parts == parts else f" (counted in {compliance.parts:,} of {parts:,} random parts of the set)"
+    )
 
 
 def _domains(composition: Composition) -> list[str]:
@@ -150,10 +152,10 @@ def _domains(composition: Composition) -> list[str]:
     return [title, "", "| domain | images | share |", "|---|---:|---:|", *rows, ""]
 
 
-def _measures(found: Compliance, config: Config) -> list[str]:
+def _measures(compliance: Compliance, config: Config) -> list[str]:
     heeded = signals_read(config.fetch)
     return [
-        f"| {words} | {'yes' if heeded[str(signal)] else 'no'} | {found.refused[signal]:,} |"
+        f"| {words} | {'yes' if heeded[str(signal)] else 'no'} | {compliance.refused[signal]:,} |"
         for signal, words in _MEASURES.items()
     ]
 

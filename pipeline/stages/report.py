@@ -252,7 +252,7 @@ def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: p
         UserError: a file has no results or results of another set, or two files have results of one model.
     """
     readable = index.filter(pc.is_null(index["reason"]))
-    found = pc.unique(overlap.filter(overlap["kept"])["eval_id"])
+    overlapping = pc.unique(overlap.filter(overlap["kept"])["eval_id"])
     files: dict[str, str] = {}
     scores = []
     for file in _result_files(workspace, name):
@@ -263,7 +263,7 @@ def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: p
             )
         files[model] = file
         table = table.filter(pc.is_in(table["eval_id"], readable["eval_id"]))
-        overlaps = pc.is_in(table["eval_id"], found)
+        overlaps = pc.is_in(table["eval_id"], overlapping)
         scores.append(ModelAccuracy(model, split_accuracy(table["correct"].to_numpy(), overlaps.to_numpy())))
     return tuple(scores)
 

@@ -296,9 +296,9 @@ def find_thresholds(windows: Windows, count: WindowCount, cap: int) -> tuple[np.
     ends = np.searchsorted(head, np.arange(len(windows.head)), side="right")
     wanted = starts + (cap - 1 - count.below)
     missed = (count.below >= cap) | (wanted >= ends)
-    found = np.zeros(len(windows.head), PRIORITY)
-    found[~missed] = key[wanted[~missed]]
-    return found, missed
+    keys = np.zeros(len(windows.head), PRIORITY)
+    keys[~missed] = key[wanted[~missed]]
+    return keys, missed
 
 
 def selected_lists(matches: Matches, selected: np.ndarray, rows: int) -> pa.ListArray:
