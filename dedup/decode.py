@@ -92,19 +92,19 @@ class ImageDecodeError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """The header of an image file that may be decoded. `size` is before `turn`, its EXIF orientation, is applied."""
+    """The header of an image file that may be decoded. `size` is before its EXIF `orientation` is applied."""
 
     encoded: bytes
     file_format: str
     size: Size
-    turn: int
+    orientation: int
     exif: Image.Exif | None
     markers: jpeg.Survey | None = None  # of a JPEG
     colours: str = ""  # of a JPEG
 
     @property
     def upright_size(self) -> Size:
-        return self.size if self.turn < 5 else (self.size[1], self.size[0])  # orientations 5 to 8 swap the sides
+        return self.size if self.orientation < 5 else (self.size[1], self.size[0])  # orientations 5 to 8 swap the sides
 
 
 def decode_rgb(encoded: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 0) -> np.ndarray:
@@ -117,7 +117,7 @@ def decode_rgb(encoded: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 
         MemoryError: too little memory to decide.
     """
     header = read_header(encoded, max_pixels)
-    return upright(decode_pixels(header, min_side), header.turn)
+    return upright(decode_pixels(header, min_side), header.orientation)
 
 
 def read_header(encoded: bytes, max_pixels: int = MAX_PIXELS) -> ImageHeader:

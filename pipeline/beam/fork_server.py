@@ -61,8 +61,8 @@ def work_in_fork(work: Work, modules: Sequence[str]) -> int:
         work(sys.argv[1:])
         return 0
     _send(connection, Request.of_this_process())
-    told = connection.recv(_CODE_BYTES)
-    code = int.from_bytes(told, "big", signed=True) if told else 1
+    reply = connection.recv(_CODE_BYTES)
+    code = int.from_bytes(reply, "big", signed=True) if reply else 1
     return code if code >= 0 else _KILLED - code
 
 

@@ -81,10 +81,10 @@ def _stored_pixels(header: ImageHeader, image_size: int) -> np.ndarray:
     is_scaled = min(header.size) >= _MIN_SCALED_DECODE * image_size
     pixels = decode_pixels(header, image_size if is_scaled else 0)
     if isinstance(pixels, np.ndarray):
-        return upright(_shrink(pixels, target), header.turn)
+        return upright(_shrink(pixels, target), header.orientation)
     if pixels.size != target:
         pixels = pixels.resize(target, Image.Resampling.HAMMING, reducing_gap=2.0)
-    return upright(pixels, header.turn)
+    return upright(pixels, header.orientation)
 
 
 def _shrink(rgb: np.ndarray, target: Size) -> np.ndarray:
