@@ -8,8 +8,8 @@ No pair is ever grouped under its query. Scan 1 counts matches per query. For a 
 are uniform, so the cap-th smallest lies near cap/count: scan 2 counts the pairs below a narrow window around that
 point and collects only the priorities inside it, which is enough to name the cap-th smallest exactly. Scan 3 compares.
 If the pairs were selected before, as in the second balance after deduplication, or are ranked by a score (ranking.py),
-priorities are not uniform, and such a window may miss. Then histograms narrow the whole range, 256-fold at a time, until
-few enough keys are inside.
+priorities are not uniform, and such a window may miss. Then histograms narrow the whole range, 256-fold at a time,
+until few enough keys are inside.
 
 Pure NumPy; the stages wire it into Beam.
 """
