@@ -63,7 +63,7 @@ def test_images_by_their_look() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "entry"),
-    [("domains", "not a domain"), ("urls", "ftp://x/y"), ("url_hashes", "abc"), ("image_hashes", "pdq:12")],
+    [("domains", "two words"), ("urls", "ftp://x/y"), ("url_hashes", "abc"), ("image_hashes", "pdq:12")],
 )
 def test_a_line_that_is_no_entry_is_refused_and_not_shown(kind: str, entry: str) -> None:
     with pytest.raises(EntryError) as error:
