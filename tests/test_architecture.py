@@ -24,6 +24,7 @@ BEAM_MAY_BE_IMPORTED_IN = (
 PIPELINE_UPWARDS = (
     "errors",
     "records",
+    "pages",
     "private_folder",
     "paths",
     "config_table",

@@ -17,6 +17,7 @@ from pipeline.cli import card as cli_card
 from pipeline.cli import consent as cli_consent
 from pipeline.cli import demo as cli_demo
 from pipeline.cli import overlap as cli_overlap
+from pipeline.cli import peek as cli_peek
 from pipeline.cli import train as cli_train
 from pipeline.cli import why as cli_why
 from pipeline.errors import ConfigError, UserError, system_error
@@ -155,6 +156,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_group("evals", commands, first)
     _add_report(commands)
+    cli_peek.add_parser(commands)
     cli_card.add_parser(commands)
     cli_why.add_parser(commands)
     cli_consent.add_parser(commands)

@@ -70,30 +70,32 @@ class OpenPairFilters:
         by_text = text_reasons(candidates.column("caption"), self.filters.config)
         return np.where(reasons == "", by_text, reasons)
 
-    def pair_reasons(self, pairs: pa.RecordBatch) -> np.ndarray:
+    def languages(self, captions: pa.StringArray) -> tuple[pa.StringArray, pa.StringArray]:
+        """Return the language of each caption for the column `language`, and for the filter, which may be stricter."""
+        return identify_twice(captions, self.filters.config.min_language_probability)
+
+    def pair_reasons(self, pairs: pa.RecordBatch, languages: pa.StringArray) -> np.ndarray:
         """Return why pairs are dropped for their language or by a Python filter, (n,) REASON."""
         reasons = np.full(pairs.num_rows, "", REASON)
-        config = self.filters.config
-        if config.languages:
-            is_other = ~in_languages(pairs, config.languages, config.min_language_probability)
-            reasons[is_other] = Reason.LANGUAGE
+        if wanted := self.filters.config.languages:
+            is_wanted = pc.is_in(languages, pa.array(wanted, pa.string()))
+            reasons[~np.asarray(is_wanted.to_numpy(zero_copy_only=False))] = Reason.LANGUAGE
         for rule, call in self.rules:
             left = np.flatnonzero(reasons == "")
             reasons[left] = rule_reasons(rule, call, [pairs.take(pa.array(left))])
         return reasons
 
 
-def in_languages(pairs: pa.RecordBatch, languages: Sequence[str], min_probability: float) -> np.ndarray:
-    """Return which pairs are in one of the languages, (n,) bool.
+def identify_twice(captions: pa.StringArray, min_probability: float) -> tuple[pa.StringArray, pa.StringArray]:
+    """Return languages that are at least LANGUAGE_PROBABILITY sure, and those that are `min_probability` sure.
 
-    A caption whose language has less than `min_probability` counts as undetermined: it passes if `languages` has "und".
+    What is sure enough for the second has the same code in the first, so only the rest is looked at again.
     """
-    codes = pairs.column("language")
-    if min_probability > LANGUAGE_PROBABILITY:
-        wanted = pc.is_in(codes, pa.array([code for code in languages if code != UNDETERMINED], pa.string()))
-        surer = identify_languages(pairs.column("caption").filter(wanted), min_probability)
-        codes = pc.replace_with_mask(codes, wanted, surer)
-    return np.asarray(pc.is_in(codes, pa.array(languages, pa.string())).to_numpy(zero_copy_only=False))
+    sure = identify_languages(captions, min_probability)
+    if min_probability == LANGUAGE_PROBABILITY:
+        return sure, sure
+    is_open = pc.equal(sure, UNDETERMINED)
+    return pc.replace_with_mask(sure, is_open, identify_languages(captions.filter(is_open))), sure
 
 
 def _rules(which: str, entries: Sequence[str], files: Sequence[str], base_dir: Path) -> HostRules:

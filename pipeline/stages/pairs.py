@@ -27,7 +27,6 @@ from pipeline.filters.text import REASON
 from pipeline.records import PAIRS, Reason, pair_uid
 from pipeline.sources import SourceBatch, expand_paths, file_versions, read_source
 from pipeline.sources.batch import Origin
-from pipeline.sources.language import identify_languages
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
 from queries.redact import redact
@@ -194,8 +193,10 @@ class PairSelection:
 
         reasons = self.filters.reasons(candidates)
         passes = _note(candidates, reasons, dropped, examples)
-        pairs = _pairs(candidates.filter(passes), query_ids.filter(passes), source)
-        reasons = self.filters.pair_reasons(pairs)
+        candidates, query_ids = candidates.filter(passes), query_ids.filter(passes)
+        languages, sure_languages = self.filters.languages(candidates.column("caption"))
+        pairs = _pairs(candidates, query_ids, languages, source)
+        reasons = self.filters.pair_reasons(pairs, sure_languages)
         return pairs.filter(_note(pairs, reasons, dropped, examples)), dropped
 
 
@@ -210,7 +211,9 @@ def _note(rows: pa.RecordBatch, reasons: np.ndarray, dropped: Counter[str], exam
     return pa.array(stays)
 
 
-def _pairs(candidates: pa.RecordBatch, query_ids: pa.ListArray, source: str) -> pa.RecordBatch:
+def _pairs(
+    candidates: pa.RecordBatch, query_ids: pa.ListArray, languages: pa.StringArray, source: str
+) -> pa.RecordBatch:
     urls, captions = candidates.column("url"), candidates.column("caption")
     columns = {
         "uid": pa.array(_uids(urls.to_pylist(), captions.to_pylist()), pa.string()),
@@ -220,7 +223,7 @@ def _pairs(candidates: pa.RecordBatch, query_ids: pa.ListArray, source: str) -> 
         "page_url": candidates.column("page_url"),
         "source": pa.array(np.full(len(urls), source, dtype=object), pa.string()),
         **{name: candidates.column(name) for name in Origin._fields},
-        "language": identify_languages(captions),
+        "language": languages,
         "query_ids": query_ids,
     }
     return pa.RecordBatch.from_arrays(

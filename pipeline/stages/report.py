@@ -43,6 +43,7 @@ from pipeline.stages.compliance import compliance_json, consent_lines, measure_c
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
 from pipeline.stages.evals import max_distance_bits
+from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
 
 VERSION = 6
@@ -123,6 +124,8 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         write_report(data, folder)
         (folder / "accounting.json").write_text(_account_json(account))
         (folder / "data_card.md").write_text(card)
+        sources = write_sources_page(workspace, shards, len(manifest["shards"]))
+        (folder / "sources.html").write_text(sources, encoding="utf-8", errors="replace")
         (folder / "compliance.json").write_text(_json(compliance_json(compliance, config)))
         pq.write_table(balance, folder / "balance.parquet", compression="zstd")
         written = {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}

@@ -18,10 +18,9 @@ from pipeline.engine.units import Marker, add_counts
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError
 from pipeline.filters.examples import EXAMPLES_PER_REASON, Examples
-from pipeline.filters.pairs import PairFilters, in_languages
+from pipeline.filters.pairs import PairFilters
 from pipeline.filters.python_rules import rule_reasons, rule_version
 from pipeline.records import Reason
-from pipeline.sources.language import identify_languages
 from pipeline.stages.pairs import run_pairs
 from queries.allowlist import Allowlist, import_allowlist
 
@@ -160,16 +159,24 @@ def test_a_function_may_return_arrow_or_lists_and_a_reason_each() -> None:
             ]
 
 
-def test_languages_and_what_is_not_certain() -> None:
+def test_languages_and_what_is_not_certain(folder: Path) -> None:
     captions = pa.array(
         ["A dog runs along the beach in the evening", "Le chien court le long de la plage", "Nikon D80"]
     )
-    pairs = pa.RecordBatch.from_pydict({"caption": captions, "language": identify_languages(captions)})
-    assert in_languages(pairs, ["en"], 0.5).tolist() == [True, False, False]
-    assert in_languages(pairs, ["en", "und"], 0.5).tolist() == [True, False, True]
-    assert in_languages(pairs, ["fr", "en"], 0.5).tolist() == [True, True, False]
-    assert in_languages(pairs, ["en"], 1.0).tolist() == [False, False, False]
-    assert in_languages(pairs, ["en", "und"], 1.0).tolist() == [True, False, True]
+    pairs = pa.RecordBatch.from_pydict({"caption": captions})
+
+    def stay(languages: list[str], probability: float) -> list[bool]:
+        config = FiltersConfig(languages=languages, min_language_probability=probability)
+        filters = PairFilters.of(config, folder).open()
+        shown, sure = filters.languages(captions)
+        assert shown.to_pylist() == ["en", "fr", "und"]
+        return [not reason for reason in filters.pair_reasons(pairs, sure).tolist()]
+
+    assert stay(["en"], 0.5) == [True, False, False]
+    assert stay(["en", "und"], 0.5) == [True, False, True]
+    assert stay(["fr", "en"], 0.5) == [True, True, False]
+    assert stay(["en"], 1.0) == [False, False, False]
+    assert stay(["en", "und"], 1.0) == [True, True, True]
 
 
 def test_hosts_come_from_files_too(folder: Path) -> None:
