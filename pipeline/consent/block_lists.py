@@ -3,7 +3,8 @@
     domains          example.com           with all its subdomains; *.example.com, ||example.com^ and hosts files too
     urls             https://example.com/a.jpg
     url hashes       64, 40 or 32 hexadecimal digits: SHA-256, SHA-1 or MD5 of a URL
-    image hashes     the same of a file as downloaded, or pdq:<64 digits>, which also finds near copies
+    image hashes     the same of a file as downloaded, or pdq:<64 digits>, which also finds near copies; a number after
+                     it is the distance in bits up to which an image is one: pdq:<64 digits> 24
 
 One entry per line; empty lines and lines that start with # are skipped. URLs match with http or https, as normalised
 here. Of each hash 8 bytes are kept, in one sorted array: ten million entries take 80 MB, and a wrong match among a
@@ -21,7 +22,9 @@ from pipeline.consent.policy import Signal, Statement
 from pipeline.web.urls import normalize_url
 
 PDQ_MAX_BITS = 31
-"""The distance up to which PDQ's authors consider two images the same."""
+"""The distance up to which PDQ's authors consider two images the same; for entries that name none."""
+
+_MOST_BITS = 64  # of 256; two unrelated images are about 128 apart
 
 _ALGORITHMS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}
 _HEX = re.compile("[0-9a-f]+")
@@ -50,13 +53,17 @@ class DigestSet:
 
 @dataclass(frozen=True)
 class BlockLists:
-    """All block lists. The sets of hashes are keyed by their number of hex digits; `pdq` is (images, 4) uint64."""
+    """All block lists. The sets of hashes are keyed by their number of hex digits.
+
+    `pdq` is (images, 4) uint64, `pdq_bits` the distance up to which an image is one of them, (images,).
+    """
 
     domains: frozenset[str] = frozenset()
     urls: DigestSet | None = None
     url_hashes: Mapping[int, DigestSet] = field(default_factory=dict)
     image_hashes: Mapping[int, DigestSet] = field(default_factory=dict)
     pdq: np.ndarray | None = None
+    pdq_bits: np.ndarray | None = None
 
     @classmethod
     def read(cls, lines: Mapping[str, Iterable[str]]) -> "BlockLists":
@@ -73,7 +80,8 @@ class BlockLists:
             DigestSet.of(urls) if urls else None,
             _by_length(_entries(lines.get("url_hashes", ()))),
             _by_length(line for line in images if not line.startswith("pdq:")),
-            np.stack(looks) if looks else None,
+            np.stack([look for look, _ in looks]) if looks else None,
+            np.array([bits for _, bits in looks]) if looks else None,
         )
 
     def __bool__(self) -> bool:
@@ -111,7 +119,7 @@ class BlockLists:
         if self.pdq is None:
             return None
         distances = np.bitwise_count(self.pdq ^ np.frombuffer(pdq, np.uint64)).sum(axis=1)
-        return _listed("image") if int(distances.min()) <= PDQ_MAX_BITS else None
+        return _listed("image") if bool((distances <= self.pdq_bits).any()) else None
 
 
 def _listed(what: str) -> Statement:
@@ -165,8 +173,11 @@ def _by_length(entries: Iterable[str]) -> dict[int, DigestSet]:
     return {digits: DigestSet.of(digests) for digits, digests in found.items()}
 
 
-def _pdq(entry: str) -> np.ndarray:
-    digits = entry.removeprefix("pdq:").strip().lower()
+def _pdq(entry: str) -> tuple[np.ndarray, int]:
+    digits, _, bits = entry.removeprefix("pdq:").strip().lower().partition(" ")
+    bits = bits.strip() or str(PDQ_MAX_BITS)
     if len(digits) != 64 or _HEX.fullmatch(digits) is None:
         raise EntryError("not a PDQ hash of 64 hexadecimal digits")
-    return np.frombuffer(bytes.fromhex(digits), np.uint64)
+    if not (bits.isascii() and bits.isdigit() and len(bits) <= 2 and int(bits) <= _MOST_BITS):
+        raise EntryError(f"not a distance from 0 to {_MOST_BITS} bits")
+    return np.frombuffer(bytes.fromhex(digits), np.uint64), int(bits)

@@ -12,6 +12,19 @@ from pipeline.consent.block_lists import PDQ_MAX_BITS, BlockLists, DigestSet, En
 URL = "https://img.example.com/a%20b.jpg"
 
 
+def test_an_entry_may_name_its_own_distance() -> None:
+    listed = np.zeros(32, np.uint8)
+    far = np.full(32, 255, np.uint8)
+    lists = BlockLists.read(
+        {"image_hashes": [f"pdq:{listed.tobytes().hex()} 12", f"PDQ:{far.tobytes().hex()}".lower()]}
+    )
+    for start, bits in ((listed, 12), (far, PDQ_MAX_BITS)):
+        for flipped in (0, bits, bits + 1):
+            look = np.unpackbits(start)
+            look[:flipped] ^= 1
+            assert (lists.of_pdq(np.packbits(look).tobytes()) is not None) == (flipped <= bits)
+
+
 @pytest.mark.parametrize(
     ("kind", "entry", "is_found"),
     [
@@ -63,7 +76,14 @@ def test_images_by_their_look() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "entry"),
-    [("domains", "two words"), ("urls", "ftp://x/y"), ("url_hashes", "abc"), ("image_hashes", "pdq:12")],
+    [
+        ("domains", "two words"),
+        ("urls", "ftp://x/y"),
+        ("url_hashes", "abc"),
+        ("image_hashes", "pdq:12"),
+        ("image_hashes", f"pdq:{'0' * 64} 65"),
+        ("image_hashes", f"pdq:{'0' * 64} x"),
+    ],
 )
 def test_a_line_that_is_no_entry_is_refused_and_not_shown(kind: str, entry: str) -> None:
     with pytest.raises(EntryError) as error:
