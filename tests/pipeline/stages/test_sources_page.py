@@ -62,7 +62,7 @@ def test_dropped_rows_are_shown_but_not_those_of_blocked_hosts(workspace: Worksp
     assert {"too few words", "not in archives"} <= shown
     assert "blocked host" not in shown
     assert "host1.example" not in section
-    assert "blocked host" in page
+    assert "blocked_host" in page
 
 
 def test_what_strangers_wrote_is_escaped(config: Path, tmp_path: Path) -> None:
