@@ -15,6 +15,7 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import withdraw
 from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
 from pipeline.fetching.block_files import find_block_lists, read_block_lists
+from pipeline.fetching.lower_bound import describe_bound, lower_bound
 from pipeline.filters.pairs import PairFilters
 from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
@@ -23,7 +24,7 @@ from pipeline.stages.described import load_detector
 from pipeline.stages.fetched import check_fetched, run_fetched
 from pipeline.stages.filtered import ImageFilters, run_filtered
 from pipeline.stages.pairs import run_pairs
-from pipeline.stages.plan import run_plan
+from pipeline.stages.plan import read_hosts, run_plan
 from pipeline.stages.report import run_report
 from pipeline.stages.shards import run_shards, write_manifest
 
@@ -108,6 +109,8 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
     if "plan" not in stages:
         return
     plan = run_plan(build, config, allowlist, keys, pairs)
+    for line in describe_bound(lower_bound(read_hosts(build.workspace), config.fetch), is_brief="fetched" in stages):
+        build.progress.say(line)
     if "fetched" not in stages:
         return
     fetched = run_fetched(build, config, base_dir, plan, refetch)

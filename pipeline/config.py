@@ -95,6 +95,21 @@ class ConsentConfig(Table):
         return {kind: getattr(self, f"block_{kind}") for kind in ("domains", "urls", "url_hashes", "image_hashes")}
 
 
+class HostConfig(Table):
+    """`[[fetch.hosts]]`: limits of the hosts that `match` names. For each key the first entry that sets it counts."""
+
+    match: Annotated[str, Field(pattern=r"^(\*|(\*\.)?[a-z0-9_-][a-z0-9._-]*|\[[0-9a-f:.]+\])$")]
+    interval_s: Annotated[float, Field(ge=0, le=3_600)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    max_pairs: Count | None = None
+
+    def matches(self, host: str) -> bool:
+        """Return whether the entry is about a host: its name, `*.` and the end of its name, or `*`."""
+        if self.match.startswith("*"):
+            return host.endswith(self.match[1:])
+        return host == self.match
+
+
 _CRAWLER_PRESET = "ai-crawlers"  # in fetch.also_obey: the tokens of pipeline/consent/ai_crawlers.toml
 
 
@@ -125,6 +140,8 @@ class FetchConfig(Table):
     host_concurrency: Annotated[int, Field(ge=1, le=1_000)] = 4
     host_interval_s: Annotated[float, Field(ge=0, le=3_600)] = 0.1
     host_failures: Count = 20
+    hosts: tuple[HostConfig, ...] = Field(default=(), strict=False)
+    max_pairs_per_host: Count | None = None
     max_silent_requests: Annotated[int, Field(ge=0, lt=2**31)] = 40
 
     @field_validator("also_obey")
@@ -152,6 +169,19 @@ class FetchConfig(Table):
         if gateway is not None and not _is_server(gateway):
             raise ValueError("must be http://HOST or http://HOST:PORT, without user, path or spaces")
         return gateway
+
+    def max_pairs(self, host: str) -> int | None:
+        """Return how many pairs of a host may be planned; None where there is no limit."""
+        named = (entry.max_pairs for entry in self.hosts if entry.max_pairs is not None and entry.matches(host))
+        return next(named, self.max_pairs_per_host)
+
+    def host_budgets(self) -> dict[str, Any]:
+        """Return the keys that limit the pairs of hosts, where they are set."""
+        found: dict[str, Any] = {}
+        if self.max_pairs_per_host is not None:
+            found["max_pairs_per_host"] = self.max_pairs_per_host
+        named = [{"match": h.match, "max_pairs": h.max_pairs} for h in self.hosts if h.max_pairs is not None]
+        return found | ({"hosts": named} if named else {})
 
     def check_contact(self) -> None:
         """Refuse to fetch from the web without a contact; stages before the fetch need none.
@@ -183,6 +213,8 @@ PACING_KEYS = frozenset(
         "host_concurrency",
         "host_interval_s",
         "host_failures",
+        "hosts",
+        "max_pairs_per_host",  # decides with the plan which images are requested
         "max_silent_requests",
     }
 )
@@ -274,7 +306,7 @@ class Config(Table):
         if self.scores is not None:
             everything["scores"] = self.scores.recipe()
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
-        fetch = self.fetch.content() | {"parts": self.fetch.parts}
+        fetch = self.fetch.content() | {"parts": self.fetch.parts} | self.fetch.host_budgets()
         fetch["archives"] = list(map(public_path, fetch["archives"]))
         for source in everything["sources"]:
             source["paths"] = list(map(public_path, source["paths"]))

@@ -30,7 +30,8 @@ from pipeline.fetching.consent import (
     recorded_at,
 )
 from pipeline.fetching.decode import decode_noted
-from pipeline.fetching.hosts import SHUT_S, HostLimits, HostSchedule
+from pipeline.fetching.host_rules import HostRules
+from pipeline.fetching.hosts import SHUT_S, HostSchedule
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.network_watch import PAUSES_S, NetworkWatch
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
@@ -51,6 +52,7 @@ _NO_NETWORK = (
     "fetch stopped: {}, and none came after several tries: this machine seems to have no network; run again when it "
     "has: finished work is kept. If these hosts no longer exist, set fetch.max_silent_requests = 0"
 )
+_TOO_MANY_REQUESTS = 429
 _TICK_S = 0.05
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
 
@@ -82,14 +84,15 @@ class _Job:
     consent: ConsentRecord = field(default_factory=ConsentRecord)
 
 
-def part_limit_s(targets: list[Target], config: FetchConfig, workers: int) -> float:
+def part_limit_s(targets: list[Target], config: FetchConfig) -> float:
     """Return after how many seconds a part ends the URLs whose turn has not come.
 
-    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing takes for the host
-    with the most URLs: only hosts that slow us down themselves (crawl delays, slow responses for many URLs) reach it.
+    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing takes for the
+    slowest host: only hosts that slow us down themselves (crawl delays, slow responses for many URLs) reach it.
     """
-    most_of_one_host = max(Counter(target.host for target in targets).values(), default=0)
-    pacing_s = 2 * most_of_one_host * config.host_interval_s * workers
+    rules = HostRules(config)
+    urls = Counter(target.host for target in targets)
+    pacing_s = 2 * max((rules.limits(host).time_s(count) for host, count in urls.items()), default=0.0)
     return PART_GRACE_S + len(targets) * config.timeout_s / config.concurrency + pacing_s
 
 
@@ -118,13 +121,10 @@ class FetchLoop:
         self._pause: asyncio.Task[None] | None = None
         self._pauses = 0
         self._robots_failures: Counter[str] = Counter()
-        limits = HostLimits.shared(
-            concurrency=config.host_concurrency,
-            interval_s=config.host_interval_s,
-            failures=config.host_failures,
-            workers=workers,
+        self._rules = HostRules(config)
+        self._schedule: HostSchedule[_Job] = HostSchedule(
+            self._rules.limits, workers, self._must_be_alone, unpaced=_ARCHIVES
         )
-        self._schedule: HostSchedule[_Job] = HostSchedule(limits, workers, self._must_be_alone, unpaced=_ARCHIVES)
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs: set[_Run] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -132,7 +132,7 @@ class FetchLoop:
     async def run(self, part: Part) -> None:
         """Give every URL of `part` that has none yet its outcome."""
         targets = [(number, _target_or_failure(url)) for number, url in part.pending()]
-        limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config, self._workers)
+        limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config)
         run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
         expiry = self._loop.create_task(self._expire(run))
         watch = self._loop.create_task(self._watch_stalls(run))
@@ -301,7 +301,7 @@ class FetchLoop:
             rules = RobotRules.refusing(self._config.agent, failure)
         else:
             self._note_response(host, origin)
-            rules = await self._gate.follow(origin, rules, self._config.host_interval_s * self._workers)
+            rules = await self._gate.follow(origin, rules, self._rules.limits(host).shared(self._workers).interval_s)
         del self._robots_failures[origin]
         self._robots.put(origin, rules, self._loop.time())
         if not job.run.done.done():
@@ -348,6 +348,8 @@ class FetchLoop:
         self._note_network(host, origin, failure)
         is_of_host = failure.is_transient or failure.reason in (Reason.TIMEOUT, Reason.TLS_FAILED)
         self._schedule.record(host, now_s, is_failure=is_of_host)
+        if failure.http_status == _TOO_MANY_REQUESTS:
+            self._schedule.slow_down(host)
         wait_s = failure.retry_after_s or 0.0
         if wait_s > SHUT_FROM_S:
             self._schedule.shut(host, now_s + min(wait_s, MAX_SHUT_S))
@@ -383,7 +385,7 @@ class FetchLoop:
             self._end(job, _unavailable("its turn did not come before the part's time limit"))
         else:
             job.is_looked_up = True
-            self._schedule.add(job.target.host, job, not_before_s)
+            self._schedule.add(job.target.host, job, not_before_s, is_planned=job.redirects == 0 and self._workers == 1)
 
     def _end(self, job: _Job, outcome: Outcome) -> None:
         run = job.run

@@ -1,7 +1,8 @@
 """When each host may get its next request: concurrency, pacing and a circuit breaker per host.
 
-A host is a host name, regardless of scheme and port. The limits of a host are divided among the processes. A job waits
-here and not in one of the request slots, so a slow host never holds up others.
+A host is a host name, regardless of scheme and port. The limits of a host hold as they are in the process that owns it,
+which alone has planned URLs of it; other processes come to it by redirects, with limits divided among all of them. A
+job waits here and not in one of the request slots, so a slow host never holds up others.
 No clock and no I/O: every time is given, in seconds on one monotonic clock.
 """
 
@@ -13,29 +14,37 @@ from typing import Generic, TypeVar
 
 SHUT_S = 600.0  # how long the circuit breaker of a host that keeps failing stays open
 
+_MOST_SLOWED = 64.0
+
 Job = TypeVar("Job")
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """Request limits for one host, per process."""
+    """Request limits for one host."""
 
     concurrency: int
     interval_s: float
     failures: int
 
-    @classmethod
-    def shared(cls, *, concurrency: int, interval_s: float, failures: int, workers: int) -> "HostLimits":
-        """Divide a host's limits among `workers` processes; each keeps at least one request in flight."""
-        return cls(max(1, concurrency // workers), interval_s * workers, failures)
+    def shared(self, workers: int) -> "HostLimits":
+        """Divide the limits among `workers` processes; each keeps at least one request in flight."""
+        return HostLimits(max(1, self.concurrency // workers), self.interval_s * workers, self.failures)
+
+    def time_s(self, urls: int) -> float:
+        """Return how long this many requests take at least."""
+        return urls * self.interval_s
 
 
 @dataclass(slots=True)
 class _Host(Generic[Job]):
+    limits: HostLimits
+    is_owned: bool = False
+    slowed: float = 1.0
     queue: list[tuple[float, int, Job]] = field(default_factory=list)  # heap of (not before, order of arrival, job)
     active: int = 0
     next_start_s: float = 0.0
-    crawl_delay_s: float = 0.0
+    crawl_delay_s: float = 0.0  # of all processes together
     consecutive_failures: int = 0
     shut_until_s: float = 0.0
     offered_at_s: float | None = None  # when its one live entry in the schedule's heap is due
@@ -48,9 +57,13 @@ class HostSchedule(Generic[Job]):
     """
 
     def __init__(
-        self, limits: HostLimits, workers: int, must_be_alone: Callable[[Job], bool], unpaced: str | None = None
+        self,
+        limits_of: Callable[[str], HostLimits],
+        workers: int,
+        must_be_alone: Callable[[Job], bool],
+        unpaced: str | None = None,
     ) -> None:
-        self._limits = limits
+        self._limits_of = limits_of
         self._unpaced = unpaced
         self._workers = workers
         self._must_be_alone = must_be_alone
@@ -58,9 +71,14 @@ class HostSchedule(Generic[Job]):
         self._offers: list[tuple[float, int, str]] = []
         self._order = count()
 
-    def add(self, name: str, job: Job, not_before_s: float = 0.0) -> None:
-        """Queue a job for a host; jobs that may start at the same time start in the order they came."""
-        host = self._hosts.setdefault(name, _Host())
+    def add(self, name: str, job: Job, not_before_s: float = 0.0, *, is_planned: bool = True) -> None:
+        """Queue a job for a host; jobs that may start at the same time start in the order they came.
+
+        `is_planned`: the job is there because this process owns the host, and not by a redirect.
+        """
+        host = self._host(name)
+        if is_planned and not host.is_owned:
+            host.is_owned, host.limits = True, self._limits_of(name)
         heapq.heappush(host.queue, (not_before_s, next(self._order), job))
         self._offer(name, host)
 
@@ -106,10 +124,16 @@ class HostSchedule(Generic[Job]):
     def set_crawl_delay(self, name: str, delay_s: float) -> None:
         """Keep at least `delay_s` between two requests of all processes together to a host."""
         host = self._hosts[name]
-        if delay_s * self._workers <= host.crawl_delay_s:
+        if delay_s <= host.crawl_delay_s:
             return
-        host.crawl_delay_s = delay_s * self._workers
-        host.next_start_s = max(host.next_start_s, host.next_start_s - self._limits.interval_s + host.crawl_delay_s)
+        before_s = self._interval_s(host)
+        host.crawl_delay_s = delay_s
+        host.next_start_s += self._interval_s(host) - before_s
+
+    def slow_down(self, name: str) -> None:
+        """Double the interval of a host that says that it gets too many requests."""
+        host = self._hosts[name]
+        host.slowed = min(2 * host.slowed, _MOST_SLOWED)
 
     def postpone(self, name: str, until_s: float) -> None:
         """Start nothing more of a host before `until_s`."""
@@ -117,7 +141,7 @@ class HostSchedule(Generic[Job]):
 
     def shut(self, name: str, until_s: float) -> None:
         """Open the circuit breaker until `until_s`; queued jobs become ready at once for the caller to end."""
-        host = self._hosts.setdefault(name, _Host())  # a host can be forgotten before its last response is understood
+        host = self._host(name)  # it can be forgotten before its last response is understood
         host.shut_until_s = max(host.shut_until_s, until_s)
         self._offer(name, host)
 
@@ -130,7 +154,7 @@ class HostSchedule(Generic[Job]):
         """Count a request; `limits.failures` failures in a row open the circuit breaker."""
         host = self._hosts[name]
         host.consecutive_failures = host.consecutive_failures + 1 if is_failure else 0
-        if host.consecutive_failures >= self._limits.failures:
+        if host.consecutive_failures >= host.limits.failures:
             host.consecutive_failures = 0
             self.shut(name, now_s + SHUT_S)
 
@@ -146,6 +170,16 @@ class HostSchedule(Generic[Job]):
             if not host.queue and not host.active and max(host.next_start_s, host.shut_until_s) <= now_s:
                 del self._hosts[name]
 
+    def _host(self, name: str) -> _Host[Job]:
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = _Host(self._limits_of(name).shared(self._workers))
+        return host
+
+    def _interval_s(self, host: _Host[Job]) -> float:
+        crawl_delay_s = host.crawl_delay_s * (1 if host.is_owned else self._workers)
+        return max(host.limits.interval_s, crawl_delay_s) * host.slowed
+
     def _offer(self, name: str, host: _Host[Job]) -> None:
         if not self._may_start(name, host):
             return
@@ -157,7 +191,7 @@ class HostSchedule(Generic[Job]):
     def _may_start(self, name: str, host: _Host[Job]) -> bool:
         if name == self._unpaced or not host.queue:
             return bool(host.queue)
-        limit = 1 if self._must_be_alone(host.queue[0][2]) else self._limits.concurrency
+        limit = 1 if self._must_be_alone(host.queue[0][2]) else host.limits.concurrency
         return host.active < limit
 
     def _due_s(self, host: _Host[Job]) -> float:
@@ -167,6 +201,6 @@ class HostSchedule(Generic[Job]):
         job = heapq.heappop(host.queue)[2]
         host.active += 1
         if host.shut_until_s <= now_s and name != self._unpaced:
-            host.next_start_s = now_s + max(self._limits.interval_s, host.crawl_delay_s)
+            host.next_start_s = now_s + self._interval_s(host)
         self._offer(name, host)
         return job

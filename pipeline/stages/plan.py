@@ -7,7 +7,9 @@ Steps, each a pipeline over files (scratch results are under `.wit/plan/` until 
     gather   bucket -> candidate parts, every uid once, without frequent captions
     count    candidate parts -> matches per query                 } stages/balance/scans.py
     select   candidate parts -> the largest key each query takes  }
+    hosts-n  candidate parts -> those without what is over the caps of hosts, then count and select again (host_cap.py)
     write    candidate part -> plan part: the pairs that some query selects
+    hosts    plan parts -> the largest hosts (host_counts.py)
 
 All pairs of a URL are in one part, so a URL is requested once; and each part is a random sample of the whole.
 """
@@ -36,11 +38,10 @@ from pipeline.engine.units import (
     finish_stage,
     finished_stage,
 )
-from pipeline.engine.workspace import Workspace
+from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses
 from pipeline.records import PAIRS, PLAN, Reason
 from pipeline.stages.balance.scans import (
-    Balance,
     OpenSelect,
     QueryHashes,
     SelectQueries,
@@ -48,14 +49,21 @@ from pipeline.stages.balance.scans import (
     save_thresholds,
     write_balance,
 )
+from pipeline.stages.host_cap import Round
+from pipeline.stages.host_counts import spill_hosts, sum_hosts, tally_hosts
 from pipeline.stages.pairs import pair_files
 from queries.allowlist import Allowlist
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same pairs would give another plan, or scratch files have another format."""
 
 _SPILL_ROWS = 2_000_000
 """Pairs files are spilled together until they hold this many rows: fewer, larger files to gather from."""
+
+MOST_HOSTS = 100_000
+"""Of hosts that plan/hosts.parquet has: those with most pairs."""
+
+_HOSTS = ".wit/plan/of-hosts"
 
 _ROUTED = PAIRS.append(pa.field("part", pa.int32())).append(pa.field("url_hash", pa.uint64()))
 
@@ -70,6 +78,7 @@ def run_plan(
         sorted((name, facts.sha256) for name, facts in files.items()),
         config.balance.model_dump(),
         config.fetch.parts,
+        config.fetch.host_budgets(),
         config.seed,
         allowlist.sha256,
         *_pool_filters(config),
@@ -84,12 +93,13 @@ def run_plan(
         counts[reason] = add_counts(candidates.values())[reason]
 
     names = [name for marker in candidates.values() for name in sorted(marker.outputs)]
-    cap = plan_cap(config)
-    balance = find_balance(build, "plan", names, allowlist, keys, cap=cap, inputs=stage_digest)
-    written = _write_plan(build, names, balance, keys, stage_digest)
+    balanced = _balance(build, config, allowlist, keys, names, stage_digest)
+    counts.update(balanced.counts)
+    written = _write_plan(build, balanced.names, balanced.select, stage_digest)
     counts.update({k: n for k, n in add_counts(written.values()).items() if k != "inputs"})
-    outputs = {name: facts for marker in written.values() for name, facts in marker.outputs.items()}
-    outputs |= write_balance(build.workspace, "plan/balance.parquet", balance.counts, cap)
+    outputs = {n: facts for marker in written.values() for n, facts in marker.outputs.items() if n.startswith("plan/")}
+    outputs |= write_balance(build.workspace, "plan/balance.parquet", balanced.matched, plan_cap(config))
+    outputs |= _write_hosts(build, written, stage_digest)
     return finish_stage(build.workspace, "plan", stage_digest, outputs, counts)
 
 
@@ -97,6 +107,11 @@ def _pool_filters(config: Config) -> list[int]:
     """Return what the filters over the whole pool add to the digest: nothing where they are off."""
     limit = config.filters.max_images_per_caption
     return [] if limit is None else [limit]
+
+
+def read_hosts(workspace: Workspace) -> pa.Table:
+    """Return the hosts of the plan with most pairs, as HOSTS, most first."""
+    return workspace.read_table("plan/hosts.parquet")
 
 
 def plan_cap(config: Config) -> int:
@@ -272,32 +287,74 @@ def drop_repeats(pairs: pa.Table) -> pa.Table:
     return pairs.filter(pa.concat_arrays([pa.array([True]), first]))
 
 
-def _write_plan(
-    build: Build, candidates: Sequence[str], balance: Balance, keys: QueryHashes, stage_digest: str
-) -> dict[str, Marker]:
-    """Write the final parts; workers read the thresholds from a file, not from the job."""
-    thresholds = ".wit/plan/thresholds.parquet"
-    save_thresholds(build.workspace, thresholds, balance.thresholds)
+@dataclass(frozen=True)
+class _Balanced:
+    """What may be planned, how to select from it, and what became of the other candidates."""
+
+    names: list[str]
+    select: OpenSelect
+    matched: np.ndarray  # (queries,) int64, of all candidates
+    counts: Counter[str]
+
+
+def _balance(
+    build: Build, config: Config, allowlist: Allowlist, keys: QueryHashes, names: list[str], stage_digest: str
+) -> _Balanced:
+    """Balance by query, and by host until no host has too many pairs."""
+    counts: Counter[str] = Counter()
+    matched: np.ndarray | None = None
+    attempt = 0
+    while True:
+        step, inputs = ("plan" if attempt == 0 else f"plan/again-{attempt}"), digest(stage_digest, attempt)
+        balance = find_balance(build, step, names, allowlist, keys, cap=plan_cap(config), inputs=inputs)
+        matched = balance.counts if matched is None else matched
+        # Workers read the thresholds from a file, not from the job.
+        thresholds = f".wit/{step}/thresholds.parquet"
+        save_thresholds(build.workspace, thresholds, balance.thresholds)
+        select = OpenSelect(build.workspace.root, thresholds, keys)
+        limited = None
+        if config.fetch.host_budgets():
+            limited = Round(build, config.fetch, names, select, config.seed, attempt, stage_digest).limit()
+        if limited is None:
+            return _Balanced(names, select, matched, counts)
+        names, lost = limited
+        counts.update(lost)
+        attempt += 1
+
+
+def _write_plan(build: Build, candidates: Sequence[str], select: OpenSelect, stage_digest: str) -> dict[str, Marker]:
     units = [Unit(name.rsplit("/", 1)[1].split(".")[0], digest(stage_digest, name), name) for name in candidates]
-    return run_units(build, "plan/write", units, _OpenWrite(OpenSelect(build.workspace.root, thresholds, keys)))
+    return run_units(build, "plan/write", units, _OpenWrite(select, len(candidates)))
+
+
+def _write_hosts(build: Build, written: Mapping[str, Marker], stage_digest: str) -> dict[str, FileFacts]:
+    """Write the hosts with most pairs, and how many there are of all, to plan/hosts.parquet."""
+    counts = sum_hosts(build, "plan/hosts", written, _HOSTS, stage_digest, MOST_HOSTS)
+    output = UnitOutput(build.workspace)
+    output.write_table("plan/hosts.parquet", counts.largest.replace_schema_metadata({"hosts": str(counts.hosts)}))
+    return output.files
 
 
 @dataclass(frozen=True)
 class _OpenWrite:
     select: OpenSelect
+    parts: int
 
     def open(self) -> Work:
-        return _WritePart(self.select.open())
+        return _WritePart(self.select.open(), self.parts)
 
 
 @dataclass(frozen=True)
 class _WritePart:
     select: SelectQueries
+    parts: int
 
     def run(self, candidates: str, output: UnitOutput) -> Mapping[str, int]:
         table = output.workspace.read_table(candidates)
         chosen = self.select.select(table)
         planned = table.append_column("selected_by", chosen).filter(pc.greater(pc.list_value_length(chosen), 0))
-        output.write_table(f"plan/{candidates.rsplit('/', 1)[1]}", planned.cast(PLAN))
+        name = candidates.rsplit("/", 1)[1]
+        output.write_table(f"plan/{name}", planned.cast(PLAN))
+        spill_hosts(output, f"{_HOSTS}/{name.split('.')[0]}.rows", tally_hosts(planned["url"]), self.parts)
         kept = planned.num_rows
         return {"inputs": table.num_rows, "kept": kept, Reason.OVER_CAP: table.num_rows - kept}

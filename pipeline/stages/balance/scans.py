@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 import numpy as np
@@ -50,6 +50,25 @@ class Balance:
     thresholds: Thresholds
 
 
+class Groups(Protocol):
+    """What a pair can belong to, by number, and at most `cap` pairs of each are selected: queries, or hosts."""
+
+    @property
+    def queries(self) -> Sequence[str]: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class GroupHashes(Protocol):
+    """Where a worker finds the array of `query_hashes` of groups."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def load(self) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class QueryHashes:
     """The file with the array of `query_hashes` (4 MB, read by workers, not sent with the job); and the ranking."""
@@ -63,15 +82,15 @@ class QueryHashes:
 
 
 def find_balance(
-    build: Build, step: str, files: Sequence[str], allowlist: Allowlist, keys: QueryHashes, *, cap: int, inputs: str
+    build: Build, step: str, files: Sequence[str], groups: Groups, keys: GroupHashes, *, cap: int, inputs: str
 ) -> Balance:
     """Scan Parquet files with `matched_columns`; results lie under `.wit/<step>/`.
 
     `inputs` is a digest of the files' content; a finished scan of the same inputs is not repeated.
     """
-    root, queries = build.workspace.root, len(allowlist.queries)
+    root, queries = build.workspace.root, len(groups.queries)
     tasks = [list(files[i::_SCAN_TASKS]) for i in range(min(_SCAN_TASKS, len(files)))]
-    unit_digest = digest(inputs, allowlist.sha256)
+    unit_digest = digest(inputs, groups.sha256)
     name = f".wit/{step}/counts.parquet"
     run_reduction(build, f"{step}/count", Unit("counts", unit_digest), name, _CountScan(root, tasks, queries))
     counts = build.workspace.read_table(name)["count"].to_numpy()
@@ -106,7 +125,7 @@ def _narrow(
     windows: Windows,
     tasks: list[list[str]],
     counts: np.ndarray,
-    keys: QueryHashes,
+    keys: GroupHashes,
     *,
     cap: int,
     unit_digest: str,
@@ -188,7 +207,7 @@ class _Scan:
     tasks: list[list[str]]
     windows: Windows
     cap: int
-    keys: QueryHashes
+    keys: GroupHashes
     kind: type[_Found]
 
     def wire(self, pipeline: beam.Pipeline) -> "beam.pvalue.PCollection[Any]":
@@ -219,7 +238,7 @@ class _Look(beam.DoFn):
     """Scan the keys of some files; the result is cut into buckets of head queries."""
 
     def __init__(
-        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: QueryHashes, kind: type[_Found]
+        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: GroupHashes, kind: type[_Found]
     ) -> None:
         self._root, self._windows, self._bounds, self._hashes, self._kind = root, windows, bounds, keys, kind
         self._shared = Shared()
@@ -286,7 +305,7 @@ class OpenSelect:
 
     root: str
     thresholds: str
-    keys: QueryHashes
+    keys: GroupHashes
 
     def open(self) -> "SelectQueries":
         thresholds = load_thresholds(Workspace(self.root), self.thresholds)

@@ -13,7 +13,8 @@ from pipeline.fetching.hosts import SHUT_S, HostLimits, HostSchedule
 def schedule(
     *, concurrency: int = 2, interval_s: float = 0.0, failures: int = 3, alone: frozenset[str] = frozenset()
 ) -> HostSchedule[str]:
-    return HostSchedule(HostLimits(concurrency, interval_s, failures), 1, alone.__contains__)
+    limits = HostLimits(concurrency, interval_s, failures)
+    return HostSchedule(lambda _: limits, 1, alone.__contains__)
 
 
 def drain(queue: HostSchedule[str], now_s: float) -> list[str]:
@@ -24,9 +25,43 @@ def drain(queue: HostSchedule[str], now_s: float) -> list[str]:
 
 
 def test_shares_of_processes() -> None:
-    shared = HostLimits.shared(concurrency=4, interval_s=0.1, failures=5, workers=3)
+    shared = HostLimits(concurrency=4, interval_s=0.1, failures=5).shared(3)
     assert (shared.concurrency, shared.interval_s) == (1, pytest.approx(0.3))
-    assert HostLimits.shared(concurrency=4, interval_s=0.1, failures=5, workers=16).concurrency == 1
+    assert HostLimits(concurrency=4, interval_s=0.1, failures=5).shared(16).concurrency == 1
+
+
+def starts(queue: HostSchedule[str], until_s: float) -> list[float]:
+    found, now_s = [], 0.0
+    while (next_s := queue.next_start_s()) is not None and (now_s := max(now_s, next_s)) < until_s:
+        if (entry := queue.take(now_s)) is not None:
+            found.append(now_s)
+            queue.release(entry[0])
+    return found
+
+
+def test_limits_are_whole_in_the_process_that_owns_the_host_and_divided_in_others() -> None:
+    for is_planned, interval_s in ((True, 0.5), (False, 2.0)):
+        queue: HostSchedule[str] = HostSchedule(lambda _: HostLimits(4, 0.5, 9), 4, lambda _: False)
+        for job in "abc":
+            queue.add("host", job, is_planned=is_planned)
+        assert starts(queue, 10) == pytest.approx([0, interval_s, 2 * interval_s])
+        queue.add("host", "d")
+        queue.set_crawl_delay("host", 1.0)
+        queue.add("host", "e")
+        later = starts(queue, 100)
+        assert later[1] - later[0] == pytest.approx(1.0)
+
+
+def test_a_host_that_gets_too_many_requests_is_asked_half_as_often_up_to_a_limit() -> None:
+    queue = schedule(interval_s=1.0, concurrency=9)
+    for job in "abcdef":
+        queue.add("host", job)
+    queue.slow_down("host")
+    assert starts(queue, 5) == pytest.approx([0, 2, 4])
+    for _ in range(20):
+        queue.slow_down("host")
+    assert queue.take(6) is not None
+    assert queue.next_start_s() == pytest.approx(6 + 64)
 
 
 def test_a_host_with_many_jobs_leaves_room_for_others() -> None:
@@ -109,7 +144,9 @@ class _Asked:
 def test_every_job_starts_once_within_the_limits(
     jobs: list[tuple[str, float, float]], concurrency: int, interval_s: float, slots: int
 ) -> None:
-    queue: HostSchedule[tuple[int, float]] = HostSchedule(HostLimits(concurrency, interval_s, 99), 1, lambda _: False)
+    queue: HostSchedule[tuple[int, float]] = HostSchedule(
+        lambda _: HostLimits(concurrency, interval_s, 99), 1, lambda _: False
+    )
     for number, (host, takes_s, not_before_s) in enumerate(jobs):
         queue.add(host, (number, takes_s), not_before_s)
     asked: dict[int, _Asked] = {}

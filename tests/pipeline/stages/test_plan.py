@@ -59,6 +59,7 @@ def run(
     slack: float = 1.5,
     parts: int = 3,
     beam: tuple = (),
+    fetch: dict | None = None,
     **filters,
 ):
     workspace = Workspace(str(tmp_path / "work"))
@@ -76,7 +77,7 @@ def run(
             "seed": SEED,
             "allowlist": {"path": "queries.parquet"},
             "sources": [{"kind": "warc", "paths": ["x"]}],
-            "fetch": {"network": False, "parts": parts},
+            "fetch": {"network": False, "parts": parts} | (fetch or {}),
             "balance": {"cap": cap, "slack": slack},
             "filters": filters,
         }
