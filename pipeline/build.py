@@ -16,6 +16,7 @@ from pipeline.engine.units import withdraw
 from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
 from pipeline.fetching.block_files import find_block_lists, read_block_lists
 from pipeline.fetching.lower_bound import describe_bound, lower_bound
+from pipeline.fetching.retry import Retry
 from pipeline.filters.pairs import PairFilters
 from pipeline.project import STAGES, Project, code_version
 from pipeline.stages.balance.scans import QueryHashes
@@ -37,11 +38,13 @@ def run_build(
     *,
     to: str = STAGES[-1],
     refetch: bool = False,
+    retry: Retry | None = None,
     progress: Progress | None = None,
 ) -> Account:
     """Run the stages up to `to`, skipping finished work. Return the account, which closes.
 
-    `project` may be the path of a config, `options` a list such as ["--runner", "SparkRunner"].
+    `project` may be the path of a config, `options` a list such as ["--runner", "SparkRunner"]. `retry` names failures
+    of an earlier fetch to request again.
 
     Raises:
         UserError: the build cannot continue, or its account does not close.
@@ -53,7 +56,7 @@ def run_build(
     if "fetched" in STAGES[: STAGES.index(to) + 1]:
         project.config.fetch.check_contact()
     with build_lock(build.workspace):
-        _run_and_mend(project, build, STAGES[: STAGES.index(to) + 1], refetch)
+        _run_and_mend(project, build, STAGES[: STAGES.index(to) + 1], refetch, retry)
         build.workspace.remove_temporary_files()
         account = read_account(build.workspace).up_to(to)
     problems = account.problems()
@@ -76,17 +79,17 @@ def _check_inputs(project: Project) -> None:
             raise ConfigError(f"evals: {evaluation.name}: {one_line(error)}") from None
 
 
-def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
+def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refetch: bool, retry: Retry | None) -> None:
     """Run the stages; write damaged files again if that needs no request to the web."""
     mended = set[str]()
     while True:
         try:
-            _run_stages(project, build, stages, refetch)
+            _run_stages(project, build, stages, refetch, retry)
             return
         except DamagedFileError as error:
             if error.file in mended:
                 raise UserError(f"{error}, for the second time: check this machine's disk and memory") from error
-            if error.file.startswith(("fetched/", ".wit/earlier/")) and project.config.fetch.network:
+            if error.file.startswith(("fetched/", ".wit/earlier/", ".wit/crawl/")) and project.config.fetch.network:
                 raise UserError(
                     f"{error}. Its images must be requested from the web again: "
                     "`wit verify --discard -c CONFIG` deletes it, and the next build fetches them"
@@ -97,7 +100,7 @@ def _run_and_mend(project: Project, build: Build, stages: tuple[str, ...], refet
             logger.warning("%s; it is written again", error)
 
 
-def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool) -> None:
+def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch: bool, retry: Retry | None) -> None:
     config, base_dir = project.config, project.base_dir
     allowlist = project.load_allowlist()
     keys = QueryHashes(project.allowlist_path, config.seed)
@@ -113,7 +116,7 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
         build.progress.say(line)
     if "fetched" not in stages:
         return
-    fetched = run_fetched(build, config, base_dir, plan, refetch)
+    fetched = run_fetched(build, config, base_dir, plan, refetch, retry)
     if "dedup" not in stages:
         return
     filtered = run_filtered(build, config, base_dir, fetched)

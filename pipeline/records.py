@@ -66,6 +66,7 @@ LEDGER = pa.schema(
         ("robots_at", pa.timestamp("s", "UTC")),  # of the last host in a chain of redirects
         ("robots_status", pa.int32()),  # HTTP status; null if there was no response
         ("robots_sha256", pa.string()),  # null if no file was served
+        ("ended_at", pa.timestamp("s", "UTC")),  # when its outcome came
     ]
 )
 

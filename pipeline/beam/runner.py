@@ -73,7 +73,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
 
 
 def worker_count(options: PipelineOptions) -> int:
-    """Return the maximum number of units that run at the same time. Per-host limits are divided by it.
+    """Return the maximum number of units that run at the same time. A fetch is cut by host for as many processes.
 
     Units run in processes that do not communicate, one unit at a time in each:
 

@@ -199,6 +199,17 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action="store_true",
         help="fetch again everything that was fetched for another plan or with other settings",
     )
+    build.add_argument(
+        "--retry",
+        metavar="REASONS",
+        help="request again what failed for these reasons, separated by commas, such as timeout,dns_failed",
+    )
+    build.add_argument(
+        "--retry-older-than",
+        metavar="TIME",
+        default="1h",
+        help="with --retry: only failures at least this old, such as 12h or 7d (default: 1h)",
+    )
     build.add_argument("--quiet", action="store_true", help="do not show progress")
     build.set_defaults(func=_build, takes_beam_options=True)
 
@@ -254,10 +265,12 @@ def _build(args: argparse.Namespace) -> int:
     from pipeline.beam.options import parse_beam_options
     from pipeline.build import run_build
     from pipeline.engine.progress import Progress
+    from pipeline.fetching.retry import Retry
 
+    retry = Retry.parse(args.retry, args.retry_older_than) if args.retry is not None else None
     options = parse_beam_options(args.beam_args)
     progress = Progress(None) if args.quiet else Progress()
-    account = run_build(project, options, to=args.to, refetch=args.refetch, progress=progress)
+    account = run_build(project, options, to=args.to, refetch=args.refetch, retry=retry, progress=progress)
     print_account(account)
     return 0
 
@@ -266,13 +279,14 @@ def _status(args: argparse.Namespace) -> int:
     workspace = Project.load(args.config).workspace
     from pipeline.account import describe_damage, read_account
     from pipeline.engine.units import missing_outputs
+    from pipeline.fetching.retry import describe_retry
 
     account = read_account(workspace)
     if not account.stages:
         print("nothing has been built yet: run `wit build`")
         return 0
     print_account(account)
-    for line in describe_damage(workspace):
+    for line in [*describe_damage(workspace), *describe_retry(account)]:
         print(line)
     problems = account.problems()
     lost = missing_outputs(workspace)

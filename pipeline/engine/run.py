@@ -8,10 +8,11 @@ import logging
 import pickle
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import apache_beam as beam
 import pyarrow as pa
@@ -47,25 +48,66 @@ class Build:
 
 
 class _RunUnit(beam.DoFn):
-    def __init__(self, step: str, root: str, prepare: Prepare) -> None:
-        self._step, self._root, self._prepare = step, root, prepare
+    def __init__(self, step: str, root: str, prepare: Prepare, at_once: int) -> None:
+        self._step, self._root, self._prepare, self._at_once = step, root, prepare, at_once
         self._shared = Shared()
 
     def setup(self) -> None:
         self._workspace = Workspace(self._root)
         self._work = self._shared.acquire(self._prepare.open)
 
-    def process(self, unit: Unit) -> Iterator[str]:
+    def process(self, chain: list[Unit]) -> Iterator[str]:
+        run_in_order(self._run, chain, self._at_once)
+        yield from (unit.name for unit in chain)
+
+    def _run(self, unit: Unit) -> None:
         marker = read_marker(self._workspace, self._step, unit.name)
         if marker is None or marker.digest != unit.digest:
             output = UnitOutput(self._workspace)
             counts = self._work.run(unit.payload, output)
             write_marker(self._workspace, self._step, unit, output, counts)
-        yield unit.name
 
 
-def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> dict[str, Marker]:
+Item = TypeVar("Item")
+
+
+def run_in_order(run: Callable[[Item], None], items: Sequence[Item], at_once: int) -> None:
+    """Start `run` on the items in their order, at most `at_once` at a time; after a failure start no more.
+
+    The threads are daemons: an interrupted program does not wait for them.
+    """
+    if at_once == 1 or len(items) < 2:
+        for item in items:
+            run(item)
+        return
+    waiting, errors, lock = deque(items), list[BaseException](), threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if errors or not waiting:
+                    return
+                item = waiting.popleft()
+            try:
+                run(item)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, name=f"unit-{n}", daemon=True) for n in range(min(at_once, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def run_units(
+    build: Build, step: str, units: Sequence[Unit], prepare: Prepare, *, at_once: int = 1
+) -> dict[str, Marker]:
     """Run the units of a step that are not done yet; return the markers of all of them, in the order of `units`.
+
+    Of a chain, `at_once` units run at a time; their work must be safe to use from threads.
 
     A runner may give a unit to two workers at once, and the files of one may then not match the marker of the other,
     because two requests for a URL can get different responses. Such a unit is not done, and runs again.
@@ -79,7 +121,7 @@ def run_units(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) 
             if not todo:
                 break
             with _watching(build.workspace, step, todo, bar):
-                _run_on_beam(build, step, todo, prepare)
+                _run_on_beam(build, step, todo, prepare, at_once)
             done = discard_stale(build.workspace, step, units)
         else:
             _check_done(step, units, done)
@@ -123,30 +165,40 @@ def _check_done(step: str, units: Sequence[Unit], done: Mapping[str, Marker]) ->
             )
 
 
-def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepare) -> None:
+def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepare, at_once: int) -> None:
+    chains = _chains(units)
+
     def wire(pipeline: beam.Pipeline) -> None:
         (
             pipeline
             # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The input of
             # the second would be in random order, which Spark cannot recompute when a worker dies, so the job would
             # fail.
-            | "Packs" >> beam.Create(_packs(units), reshuffle=False)
+            | "Packs" >> beam.Create(_packs(chains), reshuffle=False)
             | "Units" >> beam.FlatMap(_unpack)
             | "Spread" >> beam.Reshuffle()
-            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare))
+            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare, at_once))
         )
 
-    run_pipeline(wire, build.options if len(units) > 1 else _in_this_process(build.options))
+    run_pipeline(wire, build.options if len(chains) > 1 else _in_this_process(build.options))
 
 
-def _packs(units: Sequence[Unit]) -> list[bytes]:
+def _chains(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Group units into chains."""
+    chains: dict[str, list[Unit]] = {}
+    for number, unit in enumerate(units):
+        chains.setdefault(f"chain {unit.chain}" if unit.chain else f"unit {number}", []).append(unit)
+    return list(chains.values())
+
+
+def _packs(chains: Sequence[list[Unit]]) -> list[bytes]:
     """Pickle units, many together: they are part of the job's graph, which Dataflow limits to 10 MB."""
-    packs = (units[start : start + _UNITS_PER_PACK] for start in range(0, len(units), _UNITS_PER_PACK))
+    packs = (chains[start : start + _UNITS_PER_PACK] for start in range(0, len(chains), _UNITS_PER_PACK))
     return [zlib.compress(pickle.dumps(pack)) for pack in packs]
 
 
-def _unpack(pack: bytes) -> list[Unit]:
-    return cast(list[Unit], pickle.loads(zlib.decompress(pack)))
+def _unpack(pack: bytes) -> list[list[Unit]]:
+    return cast(list[list[Unit]], pickle.loads(zlib.decompress(pack)))
 
 
 def _in_this_process(options: PipelineOptions) -> PipelineOptions:

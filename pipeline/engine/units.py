@@ -44,6 +44,7 @@ class Unit:
     digest: str
     payload: Any = None
     about: str = ""  # the subject of the unit, for messages: the name of a source file
+    chain: str = ""  # units of one chain run in one process, in their order; without one a unit runs anywhere
 
 
 @dataclass(frozen=True)

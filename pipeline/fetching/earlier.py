@@ -21,6 +21,7 @@ class EarlierPart:
 
     rows: pa.Table
     tar: BinaryIO
+    retried: frozenset[str] = frozenset()  # URLs whose outcome does not count
 
 
 def reuse(part: Part, earlier: EarlierPart) -> None:
@@ -28,7 +29,7 @@ def reuse(part: Part, earlier: EarlierPart) -> None:
     numbers = {url: number for number, url in part.pending()}
     wanted: dict[str, tuple[int, Mapping[str, Any]]] = {}  # of images in the tar: uid -> number and facts of the URL
     for row in earlier.rows.select(["uid", "url", *_FACTS]).to_pylist():
-        number = numbers.pop(row["url"], None)
+        number = numbers.pop(row["url"], None) if row["url"] not in earlier.retried else None
         if number is not None and row["reason"] is not None:
             part.finish(number, _outcome(row))
         elif number is not None:

@@ -11,19 +11,17 @@ import logging
 import time
 from collections import Counter
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 from pipeline.config import FetchConfig
 from pipeline.consent.block_lists import BlockLists
-from pipeline.errors import UserError
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client, Headers, Response
 from pipeline.fetching.consent import (
     ConsentGate,
-    ConsentRecord,
     check_error_page,
     check_wall,
     may_be_wall,
@@ -32,68 +30,25 @@ from pipeline.fetching.consent import (
 from pipeline.fetching.decode import decode_noted
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.hosts import SHUT_S, HostSchedule
+from pipeline.fetching.jobs import Job, Run, part_limit_s, target_or_failure
 from pipeline.fetching.local_faults import local_fault
-from pipeline.fetching.network_watch import PAUSES_S, NetworkWatch
+from pipeline.fetching.network_probe import NetworkProbe
+from pipeline.fetching.network_watch import NetworkWatch
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.fetching.part import Part
 from pipeline.fetching.responses import check_status, is_redirect, redirect_target
 from pipeline.fetching.robots import RobotRules, RobotsCache, fetch_robots
 from pipeline.records import Reason
-from pipeline.web.urls import normalize_url
 
 logger = logging.getLogger(__name__)
 
 BACKOFF_S = 0.5  # before the first retry; doubled for each further one
 SHUT_FROM_S = 60.0  # a longer Retry-After opens the host's circuit breaker for that time
 MAX_SHUT_S = 3600.0
-PART_GRACE_S = 3600.0  # see `part_limit_s`
 
-_NO_NETWORK = (
-    "fetch stopped: {}, and none came after several tries: this machine seems to have no network; run again when it "
-    "has: finished work is kept. If these hosts no longer exist, set fetch.max_silent_requests = 0"
-)
 _TOO_MANY_REQUESTS = 429
 _TICK_S = 0.05
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One part being fetched; `done` is resolved with the last of its URLs.
-
-    `held` are outcomes without an HTTP response, which stand once a response comes from anywhere.
-    """
-
-    part: Part
-    ends_at_s: float
-    done: "asyncio.Future[None]"
-    held: list[tuple["_Job", Outcome]] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A URL on its way. `left_s` is what remains of its deadline, for its requests and the waits between retries."""
-
-    run: _Run
-    number: int
-    target: Target
-    left_s: float
-    redirects: int = 0
-    retries: int = 0
-    is_looked_up: bool = False
-    consent: ConsentRecord = field(default_factory=ConsentRecord)
-
-
-def part_limit_s(targets: list[Target], config: FetchConfig) -> float:
-    """Return after how many seconds a part ends the URLs whose turn has not come.
-
-    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing takes for the
-    slowest host: only hosts that slow us down themselves (crawl delays, slow responses for many URLs) reach it.
-    """
-    rules = HostRules(config)
-    urls = Counter(target.host for target in targets)
-    pacing_s = 2 * max((rules.limits(host).time_s(count) for host, count in urls.items()), default=0.0)
-    return PART_GRACE_S + len(targets) * config.timeout_s / config.concurrency + pacing_s
 
 
 class FetchLoop:
@@ -119,21 +74,21 @@ class FetchLoop:
         self._robots = RobotsCache()
         self._network = NetworkWatch(config.max_silent_requests)
         self._pause: asyncio.Task[None] | None = None
-        self._pauses = 0
+        self._probe = NetworkProbe(client, self._network, config.timeout_s)
         self._robots_failures: Counter[str] = Counter()
         self._rules = HostRules(config)
-        self._schedule: HostSchedule[_Job] = HostSchedule(
+        self._schedule: HostSchedule[Job] = HostSchedule(
             self._rules.limits, workers, self._must_be_alone, unpaced=_ARCHIVES
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._runs: set[_Run] = set()
+        self._runs: set[Run] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, part: Part) -> None:
         """Give every URL of `part` that has none yet its outcome."""
-        targets = [(number, _target_or_failure(url)) for number, url in part.pending()]
+        targets = [(number, target_or_failure(url)) for number, url in part.pending()]
         limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config)
-        run = _Run(part, self._loop.time() + limit_s, self._loop.create_future())
+        run = Run(part, self._loop.time() + limit_s, self._loop.create_future())
         expiry = self._loop.create_task(self._expire(run))
         watch = self._loop.create_task(self._watch_stalls(run))
         self._runs.add(run)
@@ -142,7 +97,7 @@ class FetchLoop:
         try:
             for number, target in targets:
                 if isinstance(target, Target):
-                    self._enqueue(_Job(run, number, target, self._config.timeout_s))
+                    self._enqueue(Job(run, number, target, self._config.timeout_s))
                 else:
                     part.finish(number, failed(target))
             if part.unfinished:
@@ -193,7 +148,7 @@ class FetchLoop:
                 self._give_up(run)
         self._timer = self._loop.call_at(at_s, self._start_ready)
 
-    def _on_attempt_done(self, run: _Run, task: "asyncio.Task[None]") -> None:
+    def _on_attempt_done(self, run: Run, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not run.done.done():
             run.done.set_exception(local_fault(error) or error)
@@ -201,7 +156,7 @@ class FetchLoop:
             self._pause = self._loop.create_task(self._check_network())
         self._start_ready()
 
-    async def _attempt(self, host: str, job: _Job) -> None:
+    async def _attempt(self, host: str, job: Job) -> None:
         """Make one request for a job, then end it or queue it again."""
         try:
             response = await (self._look_up(job) if host == _ARCHIVES else self._request(host, job))
@@ -216,6 +171,7 @@ class FetchLoop:
             self._enqueue(job)
             return
         assert response.body is not None
+        job.consent.times = replace(job.consent.times, ended_at=datetime.now(UTC))
         outcome = await self._loop.run_in_executor(
             self._decoders,
             decode_noted,
@@ -233,7 +189,7 @@ class FetchLoop:
             job.run.part.finish_kept(job.number, outcome, job.consent.times)
             self._check_end(job.run)
 
-    async def _look_up(self, job: _Job) -> Response | None:
+    async def _look_up(self, job: Job) -> Response | None:
         """Return the recorded response with an image file, or None where the job goes on elsewhere."""
         assert self._archives is not None
         job.is_looked_up = True
@@ -247,7 +203,7 @@ class FetchLoop:
         self._redirect(job, recorded.headers)
         return None
 
-    async def _request(self, host: str, job: _Job) -> Response | None:
+    async def _request(self, host: str, job: Job) -> Response | None:
         """Return the response with an image file, or None where the job goes on elsewhere (or here, later)."""
         started_s = self._loop.time()
         rules = self._robots.get(job.target.origin, started_s)
@@ -283,11 +239,11 @@ class FetchLoop:
         self._redirect(job, response.headers)
         return None
 
-    def _must_be_alone(self, job: _Job) -> bool:
+    def _must_be_alone(self, job: Job) -> bool:
         """Until a host's rules are known, one job fetches them and the others wait."""
         return job.is_looked_up and self._robots.get(job.target.origin, self._loop.time()) is None
 
-    async def _fetch_rules(self, host: str, job: _Job) -> None:
+    async def _fetch_rules(self, host: str, job: Job) -> None:
         origin = job.target.origin
         try:
             rules = await fetch_robots(self._client, origin, self._config)
@@ -308,7 +264,7 @@ class FetchLoop:
             job.run.part.journal.add_robots(origin, rules)
         self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
 
-    def _wants_body(self, job: _Job, is_recorded: bool, status: int, headers: Headers) -> bool:
+    def _wants_body(self, job: Job, is_recorded: bool, status: int, headers: Headers) -> bool:
         """Return whether a response carries an image, False for a redirect.
 
         Raises:
@@ -324,7 +280,7 @@ class FetchLoop:
         self._gate.check_headers(job.consent, status, headers, now)
         return not is_redirect(status)
 
-    def _redirect(self, job: _Job, headers: Headers) -> None:
+    def _redirect(self, job: Job, headers: Headers) -> None:
         if job.redirects == self._config.max_redirects:
             raise FetchFailure(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}")
         job.redirects += 1
@@ -338,7 +294,7 @@ class FetchLoop:
     def _note_network(self, host: str, origin: str, failure: FetchFailure | None) -> None:
         self._network.note(host, origin, failure)
         if failure is None or failure.http_status is not None:
-            was_down, self._pauses = self._pauses > 0, 0
+            was_down, self._probe.pauses = self._probe.pauses > 0, 0
             for run in [run for run in self._runs if run.held]:
                 self._retry_held(run) if was_down else self._finish_held(run)
 
@@ -356,7 +312,7 @@ class FetchLoop:
         elif wait_s:
             self._schedule.postpone(host, now_s + wait_s)
 
-    def _retry_or_end(self, job: _Job, failure: FetchFailure) -> None:
+    def _retry_or_end(self, job: Job, failure: FetchFailure) -> None:
         wait_s = BACKOFF_S * 2**job.retries if failure.retry_after_s is None else failure.retry_after_s
         if failure.is_transient and job.retries < self._config.retries and wait_s < job.left_s:
             job.retries += 1
@@ -365,7 +321,7 @@ class FetchLoop:
         else:
             self._end(job, failed(failure))
 
-    def _enqueue(self, job: _Job, not_before_s: float = 0.0) -> None:
+    def _enqueue(self, job: Job, not_before_s: float = 0.0) -> None:
         """Queue the next request of a job where it belongs, or end the job."""
         try:
             self._gate.check_lists(job.consent, job.target)
@@ -385,9 +341,11 @@ class FetchLoop:
             self._end(job, _unavailable("its turn did not come before the part's time limit"))
         else:
             job.is_looked_up = True
-            self._schedule.add(job.target.host, job, not_before_s, is_planned=job.redirects == 0 and self._workers == 1)
+            self._schedule.add(
+                job.target.host, job, not_before_s, is_planned=job.redirects == 0 and job.run.part.owns_hosts
+            )
 
-    def _end(self, job: _Job, outcome: Outcome) -> None:
+    def _end(self, job: Job, outcome: Outcome) -> None:
         run = job.run
         if run.done.done():  # a fault of this machine, or a bug, ended the run before its last URL
             return
@@ -397,23 +355,24 @@ class FetchLoop:
             self._finish(run, job, outcome)
         self._check_end(run)
 
-    def _check_end(self, run: _Run) -> None:
+    def _check_end(self, run: Run) -> None:
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
         if run.held and len(run.held) == run.part.unfinished and self._pause is None:
             self._end_with_silence(run)
 
-    def _finish(self, run: _Run, job: _Job, outcome: Outcome) -> None:
-        run.part.finish(job.number, job.consent.add_to(outcome), checked=job.consent.times)
+    def _finish(self, run: Run, job: Job, outcome: Outcome) -> None:
+        times = replace(job.consent.times, ended_at=datetime.now(UTC))
+        run.part.finish(job.number, job.consent.add_to(outcome), checked=times)
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
 
-    def _finish_held(self, run: _Run) -> None:
+    def _finish_held(self, run: Run) -> None:
         held, run.held = run.held, []
         for job, outcome in held:
             self._finish(run, job, outcome)
 
-    def _end_with_silence(self, run: _Run) -> None:
+    def _end_with_silence(self, run: Run) -> None:
         """End a part whose last URLs had no response: after a try elsewhere, where that can be."""
         if self._network.is_wide and self._network.origins:
             self._pause = self._loop.create_task(self._check_network())
@@ -424,7 +383,7 @@ class FetchLoop:
         """Go on when the network is there; stop all parts where it does not come back."""
         paused_s = 0.0
         try:
-            paused_s = await self._wait_for_network()
+            paused_s = await self._probe.wait()
         except Exception as error:
             self._stop_all(local_fault(error) or error)
         self._pause = None
@@ -436,85 +395,42 @@ class FetchLoop:
             self._retry_held(run) if paused_s else self._finish_held(run)
         self._start_ready()
 
-    async def _wait_for_network(self) -> float:
-        """Return after how many seconds to try again; 0 where the network was there all the time.
-
-        Raises:
-            UserError: it does not come back.
-        """
-        paused_s = 0.0
-        while not await self._is_network_there():
-            if self._pauses == len(PAUSES_S):
-                raise UserError(_NO_NETWORK.format(self._network))
-            pause_s = PAUSES_S[self._pauses]
-            logger.warning("%s: trying again in %g s", self._network, pause_s)
-            await asyncio.sleep(pause_s)
-            paused_s += pause_s
-            self._pauses += 1
-            if not self._network.origins:
-                break  # only more requests can tell
-        return paused_s
-
-    async def _is_network_there(self) -> bool:
-        """Request the robots.txt of an authority that responded before."""
-        for origin in list(self._network.origins):
-            try:
-                await self._client.get(
-                    Target.parse(f"{origin}/robots.txt"),
-                    budget_s=self._config.timeout_s,
-                    max_bytes=0,
-                    wants_body=lambda *_: False,
-                )
-            except FetchFailure as failure:
-                if failure.http_status is None:
-                    continue
-            return True
-        return False
-
     def _forget_failures(self) -> None:
         """Forget what was concluded about hosts while there was no network."""
         self._robots.forget_failures()
         self._robots_failures.clear()
         self._schedule.reopen()
 
-    def _retry_held(self, run: _Run) -> None:
+    def _retry_held(self, run: Run) -> None:
         held, run.held = run.held, []
         for job, _ in held:
             job.retries, job.left_s = 0, self._config.timeout_s
             self._enqueue(job)
 
     def _stop_all(self, error: Exception) -> None:
-        self._pauses = 0
+        self._probe.pauses = 0
         self._forget_failures()
         for run in self._runs:
             run.held.clear()
             if not run.done.done():
                 run.done.set_exception(error)
 
-    async def _watch_stalls(self, run: _Run) -> None:
+    async def _watch_stalls(self, run: Run) -> None:
         """Measure how late the event loop wakes a task that only sleeps."""
         while True:
             due_s = self._loop.time() + _TICK_S
             await asyncio.sleep(_TICK_S)
             run.part.stats.longest_stall_s = max(run.part.stats.longest_stall_s, self._loop.time() - due_s)
 
-    async def _expire(self, run: _Run) -> None:
+    async def _expire(self, run: Run) -> None:
         """Give up what waits when the time of a part is over."""
         while (left_s := run.ends_at_s - self._loop.time()) > 0 or self._pause is not None:
             await asyncio.sleep(max(left_s, 1.0))
         self._give_up(run)
 
-    def _give_up(self, run: _Run) -> None:
+    def _give_up(self, run: Run) -> None:
         for job in self._schedule.remove(lambda job: job.run is run):
             self._end(job, _unavailable("its turn did not come before the part's time limit"))
-
-
-def _target_or_failure(url: str) -> Target | FetchFailure:
-    normal = normalize_url(url)
-    if normal is not None:
-        return Target.parse(normal)
-    reason = Reason.BAD_URL if url.lower().startswith(("http:", "https:")) else Reason.BAD_SCHEME
-    return FetchFailure(reason, "not an http(s) URL")
 
 
 def _unavailable(message: str) -> Outcome:

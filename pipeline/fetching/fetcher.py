@@ -27,6 +27,7 @@ from pipeline.fetching.client import Client
 from pipeline.fetching.earlier import EarlierPart, reuse
 from pipeline.fetching.fetch_loop import FetchLoop
 from pipeline.fetching.journal import Journal
+from pipeline.fetching.outcome import Checked, Outcome
 from pipeline.fetching.part import Part, PartStats
 
 logger = logging.getLogger("wit.fetch")  # not one of pipeline.*, whose lines stand on the screen
@@ -84,36 +85,54 @@ class Fetcher:
         tar_stream: BinaryIO,
         scratch_dir: Path,
         earlier: Iterable[EarlierPart] = (),
+        crawled: Iterable[tuple[str, Outcome, Checked | None, bytes | None]] = (),
         keep_ledger: Callable[[pa.Table], None] | None = None,
         journal: Journal | None = None,
+        owns_hosts: bool = True,
     ) -> pa.Table:
         """Fetch every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
 
         Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
         must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
-        URLs that `earlier` has, or `journal` had when it was opened, are not requested; the caller closes `journal`.
+        URLs that `earlier` or `crawled` has, or `journal` had when it was opened, are not requested; the caller closes
+        `journal`.
+        `owns_hosts`: no other process has URLs of these hosts, so their limits need not be divided.
         `keep_ledger` is given when consent was looked for (schema `LEDGER`).
         """
         with nullcontext(journal) if journal is not None else closing(Journal.unnamed(scratch_dir)) as kept:
-            part = Part(plan, kept, scratch_dir)
+            part = Part(plan, kept, scratch_dir, owns_hosts=owns_hosts)
+            for url, outcome, checked, image in crawled:
+                part.finish_url(url, outcome, image, checked)
             for known in earlier:
                 reuse(part, known)
-            running = asyncio.run_coroutine_threadsafe(self._fetch_loop.run(part), self._loop)
-            try:
-                running.result()
-            finally:
-                running.cancel()
-            self.stats = part.stats
-            logger.info(
-                "fetched %d URLs with %d requests; the longest stall of the event loop was %.2f s",
-                len(part.urls),
-                part.stats.requests,
-                part.stats.longest_stall_s,
-            )
+            self._run(part)
             part.write_tar(tar_stream)
             if keep_ledger is not None:
                 keep_ledger(part.ledger())
             return part.table()
+
+    def fetch_urls(self, urls: pa.Table, scratch_dir: Path, journal: Journal) -> Part:
+        """Fetch every URL (column `url`) that `journal` does not have; no other process has URLs of their hosts.
+
+        The part's images lie in `journal`.
+        """
+        part = Part(urls, journal, scratch_dir)
+        self._run(part)
+        return part
+
+    def _run(self, part: Part) -> None:
+        running = asyncio.run_coroutine_threadsafe(self._fetch_loop.run(part), self._loop)
+        try:
+            running.result()
+        finally:
+            running.cancel()
+        self.stats = part.stats
+        logger.info(
+            "fetched %d URLs with %d requests; the longest stall of the event loop was %.2f s",
+            len(part.urls),
+            part.stats.requests,
+            part.stats.longest_stall_s,
+        )
 
     def close(self) -> None:
         """Close all connections and end the threads."""

@@ -68,7 +68,8 @@ class HostSchedule(Generic[Job]):
         self._workers = workers
         self._must_be_alone = must_be_alone
         self._hosts: dict[str, _Host[Job]] = {}
-        self._offers: list[tuple[float, int, str]] = []
+        self._offers: list[tuple[float, int, str]] = []  # (when due, order, host)
+        self._ready: list[tuple[float, int, float, str]] = []  # due ones: (minus the time its queue takes, order, ...)
         self._order = count()
 
     def add(self, name: str, job: Job, not_before_s: float = 0.0, *, is_planned: bool = True) -> None:
@@ -83,9 +84,18 @@ class HostSchedule(Generic[Job]):
         self._offer(name, host)
 
     def take(self, now_s: float) -> tuple[str, Job] | None:
-        """Start the next job that may start, or return None. `release` must follow."""
+        """Start the next job that may start, or return None. `release` must follow.
+
+        Of the hosts that may be asked now, the one that needs most time for its queue comes first: it decides when
+        everything is done, and would fall behind if it waited for thousands of others.
+        """
         while self._offers and self._offers[0][0] <= now_s:
-            due_s, _, name = heapq.heappop(self._offers)
+            due_s, order, name = heapq.heappop(self._offers)
+            host = self._hosts.get(name)
+            if host is not None and host.offered_at_s == due_s:
+                heapq.heappush(self._ready, (-len(host.queue) * self._interval_s(host), order, due_s, name))
+        while self._ready:
+            _, _, due_s, name = heapq.heappop(self._ready)
             host = self._hosts.get(name)
             if host is None or host.offered_at_s != due_s:
                 continue
@@ -99,7 +109,9 @@ class HostSchedule(Generic[Job]):
 
     def next_start_s(self) -> float | None:
         """Return when `take` should be called next if nothing else happens, or None until a release or an add."""
-        return self._offers[0][0] if self._offers else None
+        moments = [self._ready[0][2]] if self._ready else []
+        moments += [self._offers[0][0]] if self._offers else []
+        return min(moments, default=None)
 
     def release(self, name: str) -> None:
         """A job of a host has ended its request."""

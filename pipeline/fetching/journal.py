@@ -15,7 +15,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -34,6 +34,7 @@ _KEY, _OUTCOME, _ROBOTS, _DECODING, _OPENED = b"K", b"O", b"R", b"D", b"S"
 _FORMAT = 1
 _RULES = TypeAdapter(RobotRules)
 _CHECKED = TypeAdapter(Checked)
+_FACTS = [field.name for field in fields(Outcome) if field.name != "jpeg"]
 
 
 class Journal:
@@ -45,6 +46,7 @@ class Journal:
         self.checked: dict[str, Checked] = {}
         self.robots: dict[str, tuple[RobotRules, float]] = {}  # by origin, with the time of the fetch (Unix)
         self.suspects: Counter[str] = Counter()  # URL -> how often a process ended while decoding its image
+        self.key = key
         self._file = file
         self._lock = threading.Lock()
         self._size_bytes = self._replay(key)
@@ -70,6 +72,11 @@ class Journal:
         """Open a journal that is deleted with the process."""
         return cls(TemporaryFile(dir=scratch_dir, buffering=0), "")
 
+    @property
+    def size_bytes(self) -> int:
+        """Return where the last complete record ends."""
+        return self._size_bytes
+
     def close(self) -> None:
         """Close the file; an unnamed one is deleted."""
         self._file.close()
@@ -78,9 +85,7 @@ class Journal:
         self, url: str, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None
     ) -> Outcome:
         """Record the outcome of a URL; return it with the location of its image."""
-        facts = asdict(replace(outcome, jpeg=None))
-        facts["pdq"] = outcome.pdq.hex() if outcome.pdq is not None else None
-        meta = _encode({"url": url, "checked": checked and _CHECKED.dump_python(checked, mode="json")} | facts)
+        meta = encode_outcome(url, outcome, checked)
         start = self._append(_OUTCOME, _META.pack(len(meta)), meta, jpeg or b"")
         if jpeg is None:
             return outcome
@@ -96,7 +101,7 @@ class Journal:
         self._append(_DECODING, _encode({"url": url}))
 
     def read(self, span: tuple[int, int]) -> bytes:
-        """Return the image at (offset, length)."""
+        """Return the bytes, an image for instance, at (offset, length)."""
         offset, length = span
         return os.pread(self._file.fileno(), length, offset)
 
@@ -139,21 +144,35 @@ class Journal:
 
     def _replay_outcome(self, payload: bytes, start: int) -> str:
         (size,) = _META.unpack_from(payload)
-        facts = _decode(payload[_META.size : _META.size + size])
-        url: str = facts.pop("url")
-        if (checked := facts.pop("checked")) is not None:
-            self.checked[url] = _CHECKED.validate_python(checked)
-        facts["refused_by"] = None if facts["refused_by"] is None else Signal(facts["refused_by"])
-        facts["reason"] = None if facts["reason"] is None else Reason(facts["reason"])
-        facts["pdq"] = None if facts["pdq"] is None else bytes.fromhex(facts["pdq"])
+        url, outcome, checked = decode_outcome(payload[_META.size : _META.size + size])
+        if checked is not None:
+            self.checked[url] = checked
         offset = _META.size + size
         if len(payload) > offset:
-            facts["jpeg"] = (start + offset, len(payload) - offset)
-        self.outcomes[url] = Outcome(**facts)
+            outcome = replace(outcome, jpeg=(start + offset, len(payload) - offset))
+        self.outcomes[url] = outcome
         return url
 
     def _replay_robots(self, facts: dict[str, Any]) -> None:
         self.robots[facts["origin"]] = _RULES.validate_json(json.dumps(facts["rules"])), facts["at_s"]
+
+
+def encode_outcome(url: str, outcome: Outcome, checked: Checked | None) -> bytes:
+    """Return what is known of a URL, without its image, as JSON."""
+    facts = {name: getattr(outcome, name) for name in _FACTS}
+    facts["pdq"] = outcome.pdq.hex() if outcome.pdq is not None else None
+    return _encode({"url": url, "checked": checked and _CHECKED.dump_python(checked, mode="json")} | facts)
+
+
+def decode_outcome(encoded: bytes) -> tuple[str, Outcome, Checked | None]:
+    """Read what `encode_outcome` made."""
+    facts = _decode(encoded)
+    url: str = facts.pop("url")
+    checked = facts.pop("checked")
+    facts["refused_by"] = None if facts["refused_by"] is None else Signal(facts["refused_by"])
+    facts["reason"] = None if facts["reason"] is None else Reason(facts["reason"])
+    facts["pdq"] = None if facts["pdq"] is None else bytes.fromhex(facts["pdq"])
+    return url, Outcome(**facts), None if checked is None else _CHECKED.validate_python(checked)
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:

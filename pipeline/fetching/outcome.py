@@ -67,12 +67,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """When consent was checked, for the ledger; the facts of robots.txt are None if none was requested."""
+    """When consent was checked, for the ledger; the facts of robots.txt are None if none was requested.
+
+    `ended_at`: when the URL had its outcome.
+    """
 
     at: datetime | None = None
     robots_at: datetime | None = None
     robots_status: int | None = None
     robots_sha256: str | None = None
+    ended_at: datetime | None = None
 
 
 def failed(failure: FetchFailure, *, http_status: int | None = None, sha256: str | None = None) -> Outcome:

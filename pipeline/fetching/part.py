@@ -4,6 +4,7 @@ Images wait in the part's journal until the last URL is done, so the output has 
 order of responses, and memory does not grow with the images.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -29,10 +30,13 @@ class PartStats:
 class Part:
     """The state of one part while it is being fetched."""
 
-    def __init__(self, plan: pa.Table, journal: Journal, scratch_dir: Path) -> None:
+    def __init__(self, plan: pa.Table, journal: Journal, scratch_dir: Path, *, owns_hosts: bool = True) -> None:
+        """Start with what `journal` has. `owns_hosts`: no other process has planned URLs of their hosts."""
+        self.owns_hosts = owns_hosts
         coded = plan["url"].combine_chunks().dictionary_encode()
         self.scratch_dir = scratch_dir
         self.urls: list[str] = coded.dictionary.to_pylist()
+        self._number_of = {url: number for number, url in enumerate(self.urls)}
         self._plan = plan
         self._url_of_pair = coded.indices
         self.journal = journal
@@ -49,6 +53,12 @@ class Part:
         """Record the outcome of URL `number`, its image, and when consent was checked, if that was in this run."""
         self.finish_kept(number, self.journal.add_outcome(self.urls[number], outcome, jpeg, checked), checked)
 
+    def finish_url(self, url: str, outcome: Outcome, jpeg: bytes | None, checked: Checked | None) -> None:
+        """Record the outcome of a URL of the part that has none yet; pass over others."""
+        number = self._number_of.get(url)
+        if number is not None and self._outcomes[number] is None:
+            self.finish(number, outcome, jpeg, checked)
+
     def finish_kept(self, number: int, outcome: Outcome, checked: Checked | None) -> None:
         """Record an outcome that is in the journal already."""
         assert self._outcomes[number] is None, f"{self.urls[number]} ended twice"
@@ -56,6 +66,12 @@ class Part:
         if checked is not None:
             self._checked[number] = checked
         self.unfinished -= 1
+
+    def results(self) -> Iterator[tuple[str, Outcome, Checked | None, bytes | None]]:
+        """Yield each URL with its outcome, when consent was looked for, and its image."""
+        for number, outcome in enumerate(self._finished()):
+            image = None if outcome.jpeg is None else self.journal.read(outcome.jpeg)
+            yield self.urls[number], outcome, self._checked.get(number), image
 
     def write_tar(self, stream: BinaryIO) -> None:
         """Write the image of each pair that has one, in plan order."""
@@ -83,6 +99,7 @@ class Part:
                 "robots_at": checked.robots_at,
                 "robots_status": checked.robots_status,
                 "robots_sha256": checked.robots_sha256,
+                "ended_at": checked.ended_at,
             }
             for number, checked in sorted(self._checked.items())
         ]

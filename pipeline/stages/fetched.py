@@ -3,38 +3,73 @@
 Beside them, consent/ records when each URL's consent was checked. It is not an output of the unit: two fetches have
 different times, and no later stage reads it.
 
-The unit is a plan part. The fetcher of a process (event loop, connections, robots and DNS caches) is kept between
-parts.
+The unit is a plan part. One process requests the URLs of one part after the other, two parts at a time. Several
+processes share the hosts and not the parts: crawl.py requests all URLs first, and the parts are put together from that.
+The fetcher of a process (event loop, connections, robots and DNS caches) is kept between units.
 """
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.beam.runner import worker_count
 from pipeline.config import Config, FetchConfig
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_marker, read_markers
+from pipeline.engine.units import (
+    Marker,
+    Unit,
+    UnitOutput,
+    Work,
+    digest,
+    discard_stale,
+    marker_name,
+    read_markers,
+    unfinished,
+)
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, index_folder
 from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_block_lists
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
-from pipeline.fetching.journal import Journal
-from pipeline.private_folder import private_folder, scratch_folder
-from pipeline.records import FETCHED, LEDGER, Reason
-from pipeline.sources import expand_paths, file_versions
-from pipeline.stages.plan import part_names
+from pipeline.fetching.host_cut import cut_hosts
+from pipeline.fetching.host_rules import HostRules
+from pipeline.fetching.retry import Retry
+from pipeline.private_folder import scratch_folder
+from pipeline.records import FETCHED, Reason
+from pipeline.stages.crawl import (
+    Crawl,
+    Wanted,
+    crawl_step,
+    crawls_begun,
+    cut_table,
+    keep_cut,
+    load_crawl,
+    read_wanted,
+    remove_crawls,
+    run_crawl,
+    write_outcomes,
+)
+from pipeline.stages.earlier_fetches import (
+    EARLIER,
+    FROM_ARCHIVES,
+    FetchSettings,
+    earlier_parts,
+    part_stem,
+    retried_urls,
+    stash_for_retry,
+    stash_for_reuse,
+)
+from pipeline.stages.journals import JOURNALS, Journals
+from pipeline.stages.ledger import keep_ledger
+from pipeline.stages.plan import part_names, read_hosts
 
 VERSION = 2
 """Raise it when the same responses would give other bytes."""
@@ -46,10 +81,11 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
     Raises:
         UserError: parts in fetched/ were fetched with other settings.
     """
-    settings = _Settings.of(config, base_dir)
+    settings = FetchSettings.of(config, base_dir, VERSION)
     made = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
-    made |= {_stem(name): name.split("/")[2] for name in workspace.sizes(_REUSE)}
-    others = [name for name, how in made.items() if not how.startswith((settings.name, _FROM_ARCHIVES))]
+    made |= {part_stem(name): name.split("/")[2] for name in workspace.sizes(EARLIER)}
+    others = [name for name, how in made.items() if not how.startswith((settings.name, FROM_ARCHIVES))]
+    others += [name for name in crawls_begun(workspace) if not name.startswith(settings.short_name)]
     if others:
         raise UserError(
             f"{len(others)} parts in fetched/ were fetched with other settings (keys of [fetch] that change the stored "
@@ -58,219 +94,247 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
         )
 
 
-def run_fetched(build: Build, config: Config, base_dir: Path, plan: Marker, refetch: bool) -> dict[str, Marker]:
+def run_fetched(
+    build: Build, config: Config, base_dir: Path, plan: Marker, refetch: bool, retry: Retry | None = None
+) -> dict[str, Marker]:
     """Fill fetched/; return the markers by part name.
 
-    If another plan was fetched with the same settings, only new URLs are requested, unless `refetch`.
+    If another plan was fetched with the same settings, only new URLs are requested, unless `refetch`; with `retry`
+    also those that failed for its reasons.
     """
-    settings = _Settings.of(config, base_dir)
+    settings = FetchSettings.of(config, base_dir, VERSION)
     digests = {name: f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
     if refetch:
-        build.workspace.remove_folder(_REUSE)
+        build.workspace.remove_folder(EARLIER)
     else:
-        _stash_for_reuse(build.workspace, settings, {_stem(name): unit_digest for name, unit_digest in digests.items()})
-    earlier = _earlier_parts(build.workspace, settings)
-    units = [
-        Unit(
-            _stem(name),
-            unit_digest,
-            _PlannedPart(
-                name,
-                plan.outputs[name].sha256,
-                tuple(earlier.get(_stem(name), [])),
-                unit_digest if refetch else settings.name,
-            ),
+        stash_for_reuse(
+            build.workspace, settings, {part_stem(name): unit_digest for name, unit_digest in digests.items()}
         )
-        for name, unit_digest in digests.items()
+    if retry is not None:
+        count = stash_for_retry(build.workspace, settings, retry)
+        build.progress.say(f"retry          {count:,} URLs that failed with {', '.join(retry.reasons)}")
+    earlier = earlier_parts(build.workspace, settings)
+    parts = [
+        _PlannedPart(
+            number,
+            name,
+            plan.outputs[name].sha256,
+            tuple(earlier.get(part_stem(name), [])),
+            _journal_key(settings, digests[name], earlier.get(part_stem(name), []), refetch, retry),
+            retry,
+        )
+        for number, name in enumerate(digests)
     ]
+    units = [Unit(part_stem(part.name), digests[part.name], part) for part in parts]
     block_files = find_block_lists(config.fetch.consent, base_dir)
-    prepare = _OpenFetcher(config.fetch, settings, worker_count(build.options), block_files)
+    crawl = _find_crawl(build, config.fetch, settings, plan, units, refetch)
+    workers = 1 if crawl is None else crawl.cut.groups
+    fetcher = _OpenFetcher(config.fetch, settings, workers, block_files)
     try:
-        markers = run_units(build, "fetched", units, prepare)
+        if crawl is not None:
+            _crawl(build, crawl, units, fetcher)
+        elif config.fetch.network:
+            units = [replace(unit, chain="parts") for unit in units]
+        markers = run_units(build, "fetched", units, _OpenParts(fetcher, crawl), at_once=2)
     except UserError:
-        _withdraw_silent(build.workspace, settings)
+        for step in ("fetched", *([crawl_step(crawl.name)] if crawl is not None else [])):
+            _withdraw_silent(build.workspace, step)
         raise
-    build.workspace.remove_folder(_REUSE)
-    build.workspace.remove_folder(_JOURNALS)
+    build.workspace.remove_folder(EARLIER)
+    build.workspace.remove_folder(JOURNALS)
+    remove_crawls(build.workspace)
     return markers
 
 
-_FROM_ARCHIVES = "archives-"
-_JOURNALS = ".wit/journal"
-"""The journals of parts that are being fetched into a local workspace: <part>.journal."""
+def _journal_key(
+    settings: FetchSettings, unit_digest: str, earlier: Sequence[str], refetch: bool, retry: Retry | None
+) -> str:
+    """Return what the outcomes in a journal depend on, beside their URLs."""
+    if refetch:
+        return unit_digest
+    return settings.name if retry is None else f"{settings.name}-{digest(list(earlier), retry.reasons)}"
+
+
+def _find_crawl(
+    build: Build, config: FetchConfig, settings: FetchSettings, plan: Marker, units: Sequence[Unit], refetch: bool
+) -> Crawl | None:
+    """Return the crawl to begin or to go on with; None where one process fetches everything, part by part.
+
+    Raises:
+        UserError: the crawl of another plan is not finished.
+    """
+    retried = [unit.payload.journal_key for unit in units] if units and units[0].payload.retry is not None else None
+    planned = digest(sorted((name, plan.outputs[name].sha256) for name in part_names(plan)), retried)
+    name = f"{settings.short_name}-{planned[:8]}"
+    begun = crawls_begun(build.workspace)
+    if begun and (refetch or not unfinished(build.workspace, "fetched", units)):
+        remove_crawls(build.workspace)
+        begun = []
+    if begun and begun != [name]:
+        raise UserError(
+            "images of another plan (or of another --retry) are being fetched, and not yet in fetched/; undo the "
+            "change and finish that build, or add --refetch to fetch everything again"
+        )
+    cut = cut_table(build.workspace, name)
+    if cut is None:
+        workers = worker_count(build.options)
+        if workers == 1 or not config.network or not unfinished(build.workspace, "fetched", units):
+            return None
+        hosts = read_hosts(build.workspace)
+        largest = list(zip(hosts["host"].to_pylist(), hosts["urls"].to_pylist(), strict=True))
+        cut = cut_hosts(largest, plan.counts["kept"], workers, HostRules(config).limits)
+        if cut.groups == 1:
+            return None
+        keep_cut(build.workspace, name, cut)
+    return Crawl(name, cut, len(units))
+
+
+def _crawl(build: Build, crawl: Crawl, units: Sequence[Unit], fetcher: "_OpenFetcher") -> None:
+    """Request the URLs of the parts that are not done."""
+    done = discard_stale(build.workspace, "fetched", units)
+    parts = [replace(unit.payload, is_done=unit.name in done) for unit in units]
+    run_crawl(build, crawl, parts, _OpenCrawl(fetcher))
+
 
 _SILENT = frozenset(
     {Reason.DNS_FAILED, Reason.CONNECT_FAILED, Reason.TIMEOUT, Reason.ROBOTS_UNREACHABLE, Reason.HOST_UNAVAILABLE}
 )
-_REUSE = ".wit/earlier"
-"""While a plan is fetched, the parts fetched for earlier plans: <settings>/<part>.<plan>.tar and .parquet."""
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """The settings that, with the plan, determine a fetched part: `name`. `recorded` is the version of the archives."""
-
-    archives: tuple[str, ...]
-    recorded: str
-    name: str
-
-    @classmethod
-    def of(cls, config: Config, base_dir: Path) -> "_Settings":
-        archives = expand_paths(config.fetch.archives, base_dir, "fetch.archives")
-        recorded = digest([file_versions(path) for path in archives])
-        content = config.fetch.content() | {"archives": recorded}
-        unit_digest = digest(VERSION, content, config.fetch.parts, config.seed)
-        return cls(tuple(archives), recorded, ("web-" if config.fetch.network else _FROM_ARCHIVES) + unit_digest)
-
-    def owns(self, marker: Marker) -> bool:
-        return marker.digest.startswith(f"{self.name}-")
-
-    def reuse_path(self, file: str, marker: Marker) -> str:
-        """Return the path of a part's file while another plan is fetched."""
-        stem, _, suffix = file.rsplit("/", 1)[1].partition(".")
-        return f"{_REUSE}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
-
-
-def _withdraw_silent(workspace: Workspace, settings: _Settings) -> None:
-    """Discard the parts of a stopped run in which no URL had a response: this machine's network may have been down.
+def _withdraw_silent(workspace: Workspace, step: str) -> None:
+    """Discard the units of a stopped run in which no URL had a response: this machine's network may have been down.
 
     Small parts end before their process has enough requests to detect that.
     """
     silent = [
         name
-        for name, marker in read_markers(workspace, "fetched").items()
-        if settings.owns(marker)
-        and 0 < marker.counts["inputs"] == sum(marker.counts.get(reason, 0) for reason in _SILENT)
+        for name, marker in read_markers(workspace, step).items()
+        if 0 < marker.counts["inputs"] == sum(marker.counts.get(reason, 0) for reason in _SILENT)
     ]
-    workspace.remove(marker_name("fetched", name) for name in silent)
-
-
-def journal_path(workspace: Workspace, part: str) -> Path:
-    """Return the path of a part's journal: on local disk, inside the workspace if that is local.
-
-    Raises:
-        UserError: another user owns the temporary folder.
-    """
-    if workspace.is_local:
-        return Path(workspace.path(f"{_JOURNALS}/{part}.journal"))
-    try:
-        return private_folder("wit-journal") / digest(workspace.root) / f"{part}.journal"
-    except PermissionError as error:
-        raise UserError(f"{error}; set TMPDIR to a folder that only you can write to") from None
-
-
-def _stash_for_reuse(workspace: Workspace, settings: _Settings, wanted: Mapping[str, str]) -> None:
-    """Move the parts of another plan away, to reuse their results for this one.
-
-    The markers are removed last: the run after a killed one finds them again, and moves the rest. If the plan was
-    changed back, the moved files are moved back.
-    """
-    markers = {n: m for n, m in read_markers(workspace, "fetched").items() if settings.owns(m)}
-    in_place, stashed = workspace.sizes("fetched"), workspace.sizes(_REUSE)
-    moves: dict[str, str] = {}
-    stale = []
-    for name, marker in markers.items():
-        targets = {file: settings.reuse_path(file, marker) for file in marker.outputs}
-        present = [file for file, facts in marker.outputs.items() if in_place.get(file) == facts.bytes]
-        moved = [file for file, facts in marker.outputs.items() if stashed.get(targets[file]) == facts.bytes]
-        if wanted.get(name) == marker.digest:
-            moves |= {targets[file]: file for file in moved if file not in present}
-        elif {*present, *moved} == targets.keys():
-            moves |= {file: targets[file] for file in present}
-            stale.append(marker_name("fetched", name))
-    workspace.move(moves)
-    workspace.remove(stale)
-
-
-def _earlier_parts(workspace: Workspace, settings: _Settings) -> dict[str, tuple[str, ...]]:
-    """Return part -> its stored results, without suffixes: several if a build was stopped and its config changed."""
-    folder = f"{_REUSE}/{settings.name}"
-    names = workspace.sizes(folder).keys()
-    found: dict[str, list[str]] = {}
-    for table in sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet")):
-        if f"{table}.tar" in names:
-            found.setdefault(_stem(table), []).append(table)
-    return {part: tuple(names) for part, names in found.items()}
+    workspace.remove(marker_name(step, name) for name in silent)
 
 
 @dataclass(frozen=True)
 class _PlannedPart:
     """One work unit: a plan part, plus results already fetched for it under earlier plans."""
 
+    number: int
     name: str
     sha256: str
     earlier: tuple[str, ...]
     journal_key: str
+    retry: Retry | None = None
+    is_done: bool = False
+
+    def wanted(self, workspace: Workspace) -> list[str]:
+        """Return the URLs that are to be requested, each once."""
+        if self.is_done:
+            return []
+        urls = pc.unique(workspace.read_table(self.name, ["url"])["url"])
+        for name in self.earlier:
+            known = set(workspace.read_table(f"{name}.parquet", ["url"])["url"].to_pylist())
+            known -= self._retried(workspace, name)
+            urls = urls.filter(pc.invert(pc.is_in(urls, pa.array(sorted(known), pa.string()))))
+        return cast(list[str], urls.to_pylist())
 
     def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
         for name in self.earlier:
             with workspace.open(f"{name}.tar") as tar:
-                yield EarlierPart(workspace.read_table(f"{name}.parquet"), tar)
+                yield EarlierPart(workspace.read_table(f"{name}.parquet"), tar, self._retried(workspace, name))
 
-
-def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[1].split(".")[0]
+    def _retried(self, workspace: Workspace, name: str) -> frozenset[str]:
+        return frozenset() if self.retry is None else retried_urls(workspace, name, part_stem(self.name), self.retry)
 
 
 @dataclass(frozen=True)
 class _OpenFetcher:
     config: FetchConfig
-    settings: _Settings
+    settings: FetchSettings
     workers: int
     block_files: BlockFiles
 
-    def open(self) -> Work:
+    def open_fetcher(self) -> Fetcher:
         recorded = self.settings.archives
         archives = ArchiveIndex(index_folder(recorded, self.settings.recorded)) if recorded else None
         block_lists = read_block_lists(self.block_files)
-        fetcher = Fetcher(self.config, workers=self.workers, archives=archives, block_lists=block_lists)
-        work = _FetchPart(fetcher)
+        return Fetcher(self.config, workers=self.workers, archives=archives, block_lists=block_lists)
+
+
+@dataclass(frozen=True)
+class _OpenParts:
+    fetcher: _OpenFetcher
+    crawl: Crawl | None
+
+    def open(self) -> Work:
+        fetcher = self.fetcher.open_fetcher()
+        work = _FetchPart(fetcher, self.crawl, Journals("fetched"))
+        weakref.finalize(work, fetcher.close)
+        return work
+
+
+@dataclass(frozen=True)
+class _OpenCrawl:
+    fetcher: _OpenFetcher
+
+    def open(self) -> Work:
+        fetcher = self.fetcher.open_fetcher()
+        work = _CrawlUnit(fetcher, self.fetcher.settings.name)
         weakref.finalize(work, fetcher.close)
         return work
 
 
 @dataclass(frozen=True, eq=False)
 class _FetchPart:
+    """Fetch a part, or put it together from a crawl. What a crawl does not have, because a file of it was damaged, is
+    requested here."""
+
     fetcher: Fetcher
-    finished: dict[str, Path] = field(default_factory=dict)  # written parts -> their journals
+    crawl: Crawl | None
+    journals: Journals
 
     def run(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
-        plan, stem = output.workspace.read_table(part.name, sha256=part.sha256), _stem(part.name)
-        self._remove_journals(output.workspace)
-        path = journal_path(output.workspace, stem)
+        workspace, stem = output.workspace, part_stem(part.name)
+        plan = workspace.read_table(part.name, sha256=part.sha256)
         with (
             scratch_folder("fetch") as scratch,
-            closing(Journal.open(path, part.journal_key, Path(scratch))) as journal,
+            self.journals.opened(workspace, stem, part.journal_key, Path(scratch)) as journal,
             output.create(f"fetched/{stem}.tar") as tar,
         ):
             rows = self.fetcher.fetch_part(
                 plan,
                 tar_stream=cast(BinaryIO, tar),
                 scratch_dir=Path(scratch),
-                earlier=part.open_earlier(output.workspace),
-                keep_ledger=partial(keep_ledger, output.workspace, f"consent/{stem}.parquet", plan),
+                earlier=part.open_earlier(workspace),
+                crawled=self.crawl.outcomes(workspace, part.number) if self.crawl is not None else (),
+                keep_ledger=partial(keep_ledger, workspace, f"consent/{stem}.parquet", plan),
                 journal=journal,
+                owns_hosts=self.crawl is None,
             )
         output.write_table(f"fetched/{stem}.parquet", rows.cast(FETCHED))
-        self.finished[stem] = path
         return count_outcomes(rows)
 
-    def _remove_journals(self, workspace: Workspace) -> None:
-        """Remove the journals of parts that have their marker: until then a killed process may need them."""
-        for stem, path in list(self.finished.items()):
-            if read_marker(workspace, "fetched", stem) is not None:
-                path.unlink(missing_ok=True)
-                del self.finished[stem]
 
+@dataclass(frozen=True, eq=False)
+class _CrawlUnit:
+    """Request what one group of hosts has in one window."""
 
-def keep_ledger(workspace: Workspace, name: str, plan: pa.Table | None, ledger: pa.Table) -> None:
-    """Write the ledger of a part; for planned URLs (None: all URLs) not requested now it keeps the earlier rows."""
-    before = workspace.read_table(name).cast(LEDGER) if workspace.exists(name) else LEDGER.empty_table()
-    if plan is not None:
-        before = before.filter(pc.is_in(before["url"], plan["url"]))
-    older = before.filter(pc.invert(pc.is_in(before["url"], ledger["url"])))
-    with workspace.create(name) as out:
-        pq.write_table(pa.concat_tables([ledger, older]).sort_by("url"), out, compression="zstd")
+    fetcher: Fetcher
+    settings: str
+    crawls: dict[str, Crawl] = field(default_factory=dict)
+    journals: dict[str, Journals] = field(default_factory=dict)
+
+    def run(self, wanted: Wanted, output: UnitOutput) -> Mapping[str, int]:
+        crawl = self.crawls.get(wanted.name)
+        if crawl is None:
+            crawl = self.crawls[wanted.name] = load_crawl(output.workspace, wanted.name, wanted.parts)
+        journals = self.journals.setdefault(wanted.name, Journals(crawl_step(wanted.name)))
+        urls = read_wanted(output.workspace, crawl, wanted)
+        with (
+            scratch_folder("fetch") as scratch,
+            journals.opened(output.workspace, wanted.stem, self.settings, Path(scratch)) as journal,
+        ):
+            part = self.fetcher.fetch_urls(urls, Path(scratch), journal)
+            return write_outcomes(output, crawl, wanted, urls, part)
 
 
 def count_outcomes(rows: pa.Table) -> Counter[str]:

@@ -23,6 +23,7 @@ from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Unit, UnitOutput, Work, add_counts, digest
 from pipeline.records import PAIRS, Reason
 from pipeline.stages.balance.exact import query_hashes
+from pipeline.stages.balance.ranking import RANDOM, Ranking
 from pipeline.stages.balance.scans import OpenSelect, SelectQueries, find_balance, save_thresholds
 from pipeline.stages.host_counts import hosts_of, spill_hosts, sum_hosts, tally_hosts
 
@@ -37,6 +38,7 @@ class _Hosts:
 
     queries: tuple[str, ...]
     seed: int
+    ranking: Ranking = RANDOM
 
     @property
     def sha256(self) -> str:

@@ -22,7 +22,7 @@ from pipeline.fetching.block_files import find_block_lists, read_block_lists
 from pipeline.fetching.consent import NOT_HEEDED
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import PLAN
-from pipeline.stages.fetched import keep_ledger
+from pipeline.stages.ledger import keep_ledger
 
 WITHDRAWN = "consent/withdrawn.txt"
 

@@ -74,8 +74,8 @@ def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
 ) -> None:
     before = tree(project.parent / "work")
 
-    def stop(build, step, units, prepare):
-        run_units(build, step, units[:units_done], prepare)
+    def stop(build, step, units, prepare, **options):
+        run_units(build, step, units[:units_done], prepare, **options)
         raise UserError("stopped")
 
     run_units = fetched.run_units
@@ -91,7 +91,7 @@ def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
 def test_a_change_that_is_stopped_lends_nothing_to_other_settings(
     project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, refetch: tuple[str, ...]
 ) -> None:
-    def stop(build, step, units, prepare):
+    def stop(build, step, units, prepare, **options):
         raise UserError("stopped")
 
     with monkeypatch.context() as stopped:

@@ -20,6 +20,7 @@ class ImageServer:
 
     def __init__(self, images: Mapping[str, bytes]) -> None:
         self.pause_s = 0.0
+        self.unavailable: set[str] = set()  # URLs that get 503
         self.requests: Counter[str] = Counter()
         self._images = images
         self._lock = threading.Lock()
@@ -42,8 +43,12 @@ class ImageServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                body = server.answer(f"http://{self.headers['Host']}{self.path}")
-                self.send_response(404 if body is None else 200)
+                url = f"http://{self.headers['Host']}{self.path}"
+                body = server.answer(url)
+                if url in server.unavailable:
+                    body = None
+                status = 503 if url in server.unavailable else 404 if body is None else 200
+                self.send_response(status)
                 self.send_header("Content-Type", "text/plain" if body is None else "image/jpeg")
                 self.send_header("Content-Length", str(len(body or b"")))
                 self.end_headers()

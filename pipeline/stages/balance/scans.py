@@ -66,6 +66,9 @@ class GroupHashes(Protocol):
     @property
     def seed(self) -> int: ...
 
+    @property
+    def ranking(self) -> Ranking: ...
+
     def load(self) -> np.ndarray: ...
 
 

@@ -1,6 +1,7 @@
 """Units: done once, redone when what they depend on changes, whole or not at all."""
 
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.beam.runner import parse_beam_options
 from pipeline.engine.progress import Progress
-from pipeline.engine.run import Build, _packs, _unpack, run_reduction, run_units
+from pipeline.engine.run import Build, _chains, _packs, _unpack, run_in_order, run_reduction, run_units
 from pipeline.engine.units import (
     Unit,
     UnitOutput,
@@ -242,9 +243,40 @@ def test_a_unit_that_never_leaves_a_result_is_named(build):
 
 def test_ten_thousands_of_units_fit_into_the_graph_of_a_job(build, log):
     many = [Unit(f"part-{n:05d}", digest(n), FetchedPart(n, f"part-{n:05d}")) for n in range(40_000)]
-    packs = _packs(many)
-    assert [unit for pack in packs for unit in _unpack(pack)] == many
+    packs = _packs(_chains(many))
+    assert [unit for pack in packs for chain in _unpack(pack) for unit in chain] == many
     assert sum(map(len, packs)) < 3_000_000  # Dataflow takes 10 MB, and JSON has a third more
+
+
+def test_units_of_a_chain_run_in_their_order_and_others_as_ever(build, log):
+    chained = [Unit(f"u{n}", digest(n), n, chain=f"{n % 2}") for n in range(1, 9)]
+    done = run_units(build, "step", chained, WriteAndLog(str(log)))
+    assert list(done) == [unit.name for unit in chained]
+    order = [int(line) for line in log.read_text().split()]
+    assert [n for n in order if n % 2] == [1, 3, 5, 7]
+    assert [n for n in order if not n % 2] == [2, 4, 6, 8]
+    assert len(_chains([*chained, *units(20, 21)])) == 4
+
+
+def test_items_start_in_order_and_none_after_a_failure():
+    both, seen = threading.Barrier(2), []
+
+    def run(item: int) -> None:
+        seen.append(item)
+        if item < 2:
+            both.wait(60)  # passes only if two run at once
+        if item == 3:
+            raise UserError("three")
+
+    run_in_order(run, [0, 1, 2], 2)
+    assert sorted(seen) == [0, 1, 2]
+    seen.clear()
+    with pytest.raises(UserError, match="three"):
+        run_in_order(run, [3, 4, 5], 1)
+    assert seen == [3]
+    with pytest.raises(UserError, match="three"):
+        run_in_order(run, [3] + [4] * 1_000, 2)
+    assert len(seen) < 1_000
 
 
 @dataclass(frozen=True)

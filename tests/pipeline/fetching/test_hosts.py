@@ -74,6 +74,21 @@ def test_a_host_with_many_jobs_leaves_room_for_others() -> None:
     assert drain(queue, 0) == ["big2"]
 
 
+def test_the_host_that_needs_most_time_comes_first_among_those_that_may_be_asked() -> None:
+    queue: HostSchedule[str] = HostSchedule(
+        lambda name: HostLimits(9, 5.0 if name == "slow" else 1.0, 9), 1, lambda _: False
+    )
+    for number in range(3):
+        queue.add(f"small{number}", f"small{number}")
+    for number in range(4):
+        queue.add("large", f"large{number}")
+    for number in range(2):
+        queue.add("slow", f"slow{number}")
+    assert drain(queue, 0) == ["slow0", "large0", "small0", "small1", "small2"]
+    assert queue.next_start_s() == 1
+    assert drain(queue, 6) == ["slow1", "large1"]
+
+
 def test_jobs_that_must_be_alone_are() -> None:
     queue = schedule(concurrency=3, alone=frozenset({"first", "second", "last"}))
     for job in ("first", "second", "c", "last", "e"):

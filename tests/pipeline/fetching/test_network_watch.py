@@ -8,7 +8,7 @@ from support.fetching import config, fetch, fetch_urls, plan_of
 from support.hostile_server import GOOD, HostileServer, Request, fixed, reset
 
 from pipeline.errors import UserError
-from pipeline.fetching import fetch_loop
+from pipeline.fetching import network_probe
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.network_watch import NetworkWatch
 from pipeline.fetching.outcome import FetchFailure
@@ -19,7 +19,7 @@ DEAD = [f"http://dead{number}.invalid/a.jpg" for number in range(40)]
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_loop, "PAUSES_S", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(network_probe, "PAUSES_S", (0.05, 0.05, 0.05))
 
 
 def test_without_any_network_the_fetch_stops() -> None:
@@ -60,15 +60,15 @@ def test_a_closed_fetcher_leaves_no_task_and_looks_for_no_network_without_a_part
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = 0
-    look = fetch_loop.FetchLoop._is_network_there
+    look = network_probe.NetworkProbe._is_there
 
-    async def count_look(loop: fetch_loop.FetchLoop) -> bool:
+    async def count_look(loop: network_probe.NetworkProbe) -> bool:
         nonlocal looks
         looks += 1
-        assert loop._runs
+        assert fetcher._fetch_loop._runs
         return await look(loop)
 
-    monkeypatch.setattr(fetch_loop.FetchLoop, "_is_network_there", count_look)
+    monkeypatch.setattr(network_probe.NetworkProbe, "_is_there", count_look)
     fetcher = Fetcher(config(concurrency=32, max_silent_requests=10))
     with pytest.raises(UserError, match="no network"):
         fetch(fetcher, plan_of(DEAD))
@@ -86,13 +86,13 @@ class Cable:
         self, server: HostileServer, monkeypatch: pytest.MonkeyPatch, *, breaks_at: int, looks: float = math.inf
     ) -> None:
         self._left, self._looks = breaks_at, looks
-        look = fetch_loop.FetchLoop._is_network_there
+        look = network_probe.NetworkProbe._is_there
 
-        async def count_look(loop: fetch_loop.FetchLoop) -> bool:
+        async def count_look(loop: network_probe.NetworkProbe) -> bool:
             self._looks -= 1
             return await look(loop)
 
-        monkeypatch.setattr(fetch_loop.FetchLoop, "_is_network_there", count_look)
+        monkeypatch.setattr(network_probe.NetworkProbe, "_is_there", count_look)
         for path in ("/robots.txt", "/ok.jpg"):
             server.routes[path] = self.route
 

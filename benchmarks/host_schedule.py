@@ -1,0 +1,207 @@
+"""Simulate a fetch cut by host, in virtual time, with the scheduler, robots cache and cut that fetches use.
+
+    python -m benchmarks.host_schedule [--urls 100000000] [--hosts 2000000] [--largest 0.1] [--workers 1 8 40 400]
+
+The hosts: the shares of the 100 largest of Conceptual Captions (validation; Zipf's where WIT_SHARED_DATA is absent),
+the largest set to `--largest`, and Zipf's behind them. A process has one CPU, 6 ms for each image, 128 slots, and a
+response takes 0.3 s. What a group takes is, by arithmetic, the longer of its slowest host and its CPU time. That is
+checked by simulation: every request of the first windows of the slowest groups and of some others, two windows at a
+time. `stretch` is the simulated time over the arithmetic one. `idle` is the share of the time of all processes in which
+their CPU waits, beyond what the slowest host makes unavoidable. Robots: requests for robots.txt in those windows, per
+host in them.
+"""
+
+import argparse
+import gzip
+import heapq
+import os
+import random
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import FetchConfig
+from pipeline.fetching.host_cut import CPU_S_PER_URL, HostCut, cut_hosts
+from pipeline.fetching.host_rules import HostRules
+from pipeline.fetching.hosts import HostSchedule
+from pipeline.fetching.robots import RobotsCache
+from pipeline.fetching.robots_file import parse_robots
+from pipeline.stages.plan import MOST_HOSTS
+from pipeline.web.urls import normalize_url
+
+SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+LATENCY_S = 0.3
+ROBOTS_BYTES = 1_500
+WINDOWS_SIMULATED = 6
+GROUPS_SIMULATED = 3
+_DAY_S = 86_400.0
+
+
+def host_counts(urls: int, hosts: int, largest: float) -> dict[str, int]:
+    """Return host -> URLs."""
+    head = _head()
+    weights = 1 / np.arange(1, hosts + 1) ** 1.0
+    weights[: len(head)] = np.array(head) / head[-1] * weights[len(head) - 1] if head else weights[: len(head)]
+    weights[0] = weights[1:].sum() * largest / (1 - largest)
+    counts = np.maximum(1, np.round(weights / weights.sum() * urls)).astype(int)
+    return {f"host{number}.example": int(count) for number, count in enumerate(counts)}
+
+
+def _head() -> list[float]:
+    path = SHARED / "text" / "cc3m_validation.tsv.gz"
+    if not path.exists():
+        return []
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        urls = [line.rstrip("\n").partition("\t")[2] for line in file]
+    found = Counter((normalize_url(url) or "//").split("/")[2] for url in urls)
+    return [float(count) for _, count in found.most_common(100)]
+
+
+@dataclass
+class Simulated:
+    """What the simulation of some windows of a group gave."""
+
+    time_s: float = 0.0
+    cpu_s: float = 0.0
+    robots: int = 0
+    hosts: set[str] = field(default_factory=set)
+
+
+def simulate(windows: list[dict[str, int]], config: FetchConfig) -> Simulated:
+    """Run the requests of windows (host -> URLs) through the real schedule, two windows at a time."""
+    cache, found, now_s = RobotsCache(), Simulated(), 0.0
+    rules = parse_robots(b"#" * (ROBOTS_BYTES - 1) + b"\n", config.agent, frozenset())
+    asked: set[str] = set()
+
+    def alone(job: tuple[int, str]) -> bool:
+        return cache.get(job[1], now_s) is None
+
+    schedule: HostSchedule[tuple[int, str]] = HostSchedule(HostRules(config).limits, 1, alone)
+    left = [sum(window.values()) for window in windows]
+    begun, active, cpu_free_s = 0, 0, 0.0
+    events: list[tuple[float, int, str, tuple[int, str]]] = []
+    order = 0
+
+    def begin() -> None:
+        nonlocal begun
+        jobs = [host for host, count in windows[begun].items() for _ in range(count)]
+        random.Random(begun).shuffle(jobs)
+        for host in jobs:
+            schedule.add(host, (begun, host))
+        begun += 1
+
+    begin()
+    if len(windows) > 1:
+        begin()
+    while any(left):
+        while active < config.concurrency and (taken := schedule.take(now_s)) is not None:
+            host, job = taken
+            active += 1
+            kind = "image"
+            if cache.get(host, now_s) is None:
+                kind = "robots"
+                found.robots += 1
+                asked.add(host)
+            heapq.heappush(events, (now_s + LATENCY_S, order, kind, job))
+            order += 1
+        next_s = schedule.next_start_s() if active < config.concurrency else None
+        moments = [events[0][0]] if events else []
+        moments += [max(next_s, now_s)] if next_s is not None else []
+        now_s = min(moments)
+        while events and events[0][0] <= now_s:
+            _, _, kind, job = heapq.heappop(events)
+            if kind == "decoded":
+                active -= 1
+                left[job[0]] -= 1
+                if left[job[0]] == 0 and begun < len(windows):
+                    begin()
+                continue
+            schedule.release(job[1])
+            if kind == "robots":
+                active -= 1
+                cache.put(job[1], rules, now_s)
+                schedule.add(job[1], job)
+                continue
+            cpu_free_s = max(cpu_free_s, now_s) + CPU_S_PER_URL
+            found.cpu_s += CPU_S_PER_URL
+            heapq.heappush(events, (cpu_free_s, order, "decoded", job))
+            order += 1
+    found.time_s, found.hosts = now_s, asked
+    return found
+
+
+def windows_of(group: dict[str, int], cut: HostCut, count: int) -> list[dict[str, int]]:
+    """Return the first windows of a group: host -> URLs."""
+    windows: list[dict[str, int]] = [{} for _ in range(count)]
+    for host, urls in group.items():
+        if host in cut.sliced:
+            # a part is a random sample, so every window has its share; what is left over goes to a few of them
+            whole, rest = divmod(urls, cut.windows)
+            for number in range(count):
+                share = whole + ((zlib.crc32(host.encode()) + number) % cut.windows < rest)
+                if share:
+                    windows[number][host] = share
+        elif (number := cut.window(host, 0)) < count:
+            windows[number][host] = urls
+    return windows
+
+
+def main() -> None:
+    """Print a table with a row for each number of processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--urls", type=int, default=100_000_000)
+    parser.add_argument("--hosts", type=int, default=2_000_000)
+    parser.add_argument("--largest", type=float, default=0.1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 40, 400])
+    arguments = parser.parse_args()
+    config = FetchConfig(contact="mailto:benchmark@example.org")
+    counts = host_counts(arguments.urls, arguments.hosts, arguments.largest)
+    urls, rules = sum(counts.values()), HostRules(config)
+    largest = sorted(counts.items(), key=lambda item: -item[1])[:MOST_HOSTS]
+    slowest_s = max(rules.limits(host).time_s(count) for host, count in largest)
+    table = Table("processes", "groups", "windows", "bound", "makespan", "ratio", "stretch", "idle", "robots / hosts")
+    for workers in arguments.workers:
+        cut = cut_hosts(largest, urls, workers, rules.limits)
+        groups: dict[int, dict[str, int]] = defaultdict(dict)
+        for host, count in counts.items():
+            groups[cut.group(host)][host] = count
+        times_s = {
+            number: max(max(rules.limits(h).time_s(n) for h, n in group.items()), sum(group.values()) * CPU_S_PER_URL)
+            for number, group in groups.items()
+        }
+        bound_s = max(slowest_s, urls * CPU_S_PER_URL / workers)
+        by_time = sorted(groups, key=lambda number: -times_s[number])
+        others = random.Random(1).sample(by_time, min(GROUPS_SIMULATED, len(by_time)))
+        stretch, robots, asked = 0.0, 0, 0
+        for number in sorted({*by_time[:GROUPS_SIMULATED], *others}):
+            count = min(WINDOWS_SIMULATED, cut.windows)
+            windows = windows_of(groups[number], cut, count)
+            found = simulate(windows, config)
+            robots, asked = robots + found.robots, asked + len(found.hosts)
+            cpu_s = sum(sum(window.values()) for window in windows) * CPU_S_PER_URL
+            paced_s = max(sum(w.get(h, 0) for w in windows) * rules.limits(h).interval_s for w in windows for h in w)
+            stretch = max(stretch, found.time_s / max(cpu_s, paced_s, 1.0))
+        makespan_s = max(times_s.values()) * stretch
+        days = max(0.0, makespan_s / _DAY_S)
+        # RFC 9309: a robots.txt is not used for longer than a day
+        again = len(cut.sliced) * int(days) / len(counts)
+        table.add_row(
+            *map(str, (workers, cut.groups, cut.windows)),
+            f"{bound_s / 3600:.1f} h",
+            f"{makespan_s / 3600:.1f} h",
+            f"{makespan_s / bound_s:.2f}",
+            f"{stretch:.2f}",
+            f"{1 - max(slowest_s, urls * CPU_S_PER_URL) / (sum(times_s.values()) * stretch):.1%}",
+            f"{robots / max(asked, 1) + again:.2f}",
+        )
+    Console(width=120).print(table)
+    print(f"{urls:,} URLs, {len(counts):,} hosts, the largest with {max(counts.values()) / urls:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What the fetch loop works on: parts that are being fetched, and the URLs on their way."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.config import FetchConfig
+from pipeline.fetching.addresses import Target
+from pipeline.fetching.consent import ConsentRecord
+from pipeline.fetching.host_rules import HostRules
+from pipeline.fetching.outcome import FetchFailure, Outcome
+from pipeline.fetching.part import Part
+from pipeline.records import Reason
+from pipeline.web.urls import normalize_url
+
+PART_GRACE_S = 3600.0  # see `part_limit_s`
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One part being fetched; `done` is resolved with the last of its URLs.
+
+    `held` are outcomes without an HTTP response, which stand once a response comes from anywhere.
+    """
+
+    part: Part
+    ends_at_s: float
+    done: "asyncio.Future[None]"
+    held: list[tuple["Job", Outcome]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A URL on its way. `left_s` is what remains of its deadline, for its requests and the waits between retries."""
+
+    run: Run
+    number: int
+    target: Target
+    left_s: float
+    redirects: int = 0
+    retries: int = 0
+    is_looked_up: bool = False
+    consent: ConsentRecord = field(default_factory=ConsentRecord)
+
+
+def part_limit_s(targets: list[Target], config: FetchConfig) -> float:
+    """Return after how many seconds a part ends the URLs whose turn has not come.
+
+    An hour, and what the part would take if every URL took its whole deadline, and twice what pacing takes for the
+    slowest host: only hosts that slow us down themselves (crawl delays, slow responses for many URLs) reach it.
+    """
+    rules = HostRules(config)
+    urls = Counter(target.host for target in targets)
+    pacing_s = 2 * max((rules.limits(host).time_s(count) for host, count in urls.items()), default=0.0)
+    return PART_GRACE_S + len(targets) * config.timeout_s / config.concurrency + pacing_s
+
+
+def target_or_failure(url: str) -> Target | FetchFailure:
+    """Take a URL apart, or say why that is not possible."""
+    normal = normalize_url(url)
+    if normal is not None:
+        return Target.parse(normal)
+    reason = Reason.BAD_URL if url.lower().startswith(("http:", "https:")) else Reason.BAD_SCHEME
+    return FetchFailure(reason, "not an http(s) URL")
