@@ -34,6 +34,7 @@ test-slow: setup
 # Write tests/golden/ again, after outputs have changed on purpose; tests/README.md says when.
 golden: setup
 	PYTHONPATH=tests $(BIN)/python -m support.golden
+	PYTHONPATH=tests $(BIN)/python -m support.golden_losses
 
 # Spark on this machine. If pyspark, Java, Maven or a jar is not available, print why and pass: nothing else needs them.
 test-spark: setup

@@ -1,8 +1,15 @@
-"""Progress and metrics of a run: a progress bar or log lines, TensorBoard by default, Weights & Biases on request."""
+"""Progress and metrics of a run: a progress bar or log lines, `metrics.jsonl`, TensorBoard and Weights & Biases.
 
+A run that resumes from step n drops what an interrupted one recorded after n, so every curve has each step once.
+"""
+
+import json
 import logging
+import os
 import sys
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,39 +24,82 @@ log = logging.getLogger(__name__)
 
 class _Writer(Protocol):
     def write(self, values: dict[str, float], step: int) -> None:
-        """Record the values of a step."""
+        """Record the values of a step, by full names such as `train/loss`."""
 
     def close(self) -> None:
         """Flush and close the open files."""
 
 
+class _JsonLines:
+    """One object per line: `{"step": 10, "train/loss": 4.2, ...}`."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept = [line for line in _lines(path) if _step_of(line) <= start]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, path)
+        self._file = path.open("a")
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line; infinity for one that a killed run left unfinished."""
+    with suppress(ValueError, KeyError, TypeError):
+        return int(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    return float("inf")
+
+
 class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1)  # hides what was recorded after `start`
 
     def write(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
 
 
 class _WeightsAndBiases:
+    """One run over all restarts: its id is in `wandb_id` in the output folder."""
+
     def __init__(self, project: str, settings: dict[str, Any], folder: Path) -> None:
         try:
             import wandb
         except ImportError as error:
             raise TrainerConfigError("train.wandb_project needs the wandb package: pip install wandb") from error
-        self._run = wandb.init(project=project, config=settings, dir=str(folder), resume="allow")
+        self._run = wandb.init(
+            project=project, config=settings, dir=str(folder), id=_run_id(folder / "wandb_id"), resume="allow"
+        )
+        # wandb drops values of steps before its own counter, such as those done again after a crash; ours are x values
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, values: dict[str, float], step: int) -> None:
-        self._run.log({f"train/{name}": value for name, value in values.items()}, step=step)
+        self._run.log({**values, "step": step})
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(path: Path) -> str:
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    return path.read_text().strip()
 
 
 class Stopwatch:
@@ -85,8 +135,9 @@ class RunProgress:
         self._total = total
         if not shown:
             return
+        self._writers.append(_JsonLines(folder / "metrics.jsonl", start))
         if config.tensorboard:
-            self._writers.append(_TensorBoard(folder / "tensorboard"))
+            self._writers.append(_TensorBoard(folder / "tensorboard", start))
         if config.wandb_project is not None:
             self._writers.append(_WeightsAndBiases(config.wandb_project, config.model_dump(), folder))
         if sys.stderr.isatty():
@@ -99,13 +150,27 @@ class RunProgress:
         """Show and record the metrics after `step` steps."""
         if not self._shown:
             return
-        for writer in self._writers:
-            writer.write(values, step)
+        self._write(step, "train", values)
         line = _line(values)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, metrics=line)
         else:
             log.info("step %d/%d  %s", step, self._total, line)
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """Show and record what the model scored after `step` steps."""
+        if not self._shown:
+            return
+        self._write(step, "val", values)
+        line = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        if self._bar is not None:
+            self._bar.console.print(f"step {step}  {line}")
+        else:
+            log.info("step %d/%d  evaluated: %s", step, self._total, line)
+
+    def _write(self, step: int, group: str, values: dict[str, float]) -> None:
+        for writer in self._writers:
+            writer.write({f"{group}/{name}": value for name, value in values.items()}, step)
 
     def close(self) -> None:
         """Stop the display and close the writers."""
