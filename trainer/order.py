@@ -8,6 +8,9 @@ Inside an epoch the shards are shuffled, laid end to end, and cut into `lanes` r
 to lane p mod lanes, and each lane is shuffled in windows of `window` samples. A rank reads whole lanes, so it touches
 few shards at a time; which lanes it reads changes where a sample is decoded, never when it is seen.
 
+Lanes do not begin their windows together, or all new shards would be needed in one step: the first window of lane l is
+cut to the fraction of l times the golden ratio, which spreads the boundaries of any neighbouring lanes evenly.
+
 Random numbers are hashes (SplitMix64), so the order does not depend on a generator's state or a library's version.
 """
 
@@ -17,6 +20,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+"""Its fractional part, times 2^64."""
 Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
 
@@ -77,6 +82,7 @@ class SampleOrder:
         self._seed = seed
         self._lanes = lanes
         self._window = window
+        self._shifts = np.array([(lane * GOLDEN_RATIO % 2**64) * window >> 64 for lane in range(lanes)], np.int64)
         self._permutation = lru_cache(maxsize=4 * lanes + 4)(_permutation)
 
     def at(self, positions: Int64s) -> SamplePositions:
@@ -91,15 +97,16 @@ class SampleOrder:
     def _shuffled(self, epoch: int, positions: Int64s) -> Int64s:
         """Return offsets into the epoch's row of shards."""
         lane, offset = positions % self._lanes, positions // self._lanes
+        shifted = offset + self._shifts[lane]
         result = np.empty_like(positions)
-        group = lane * (self.samples // self._window + 1) + offset // self._window
+        group = lane * (self.samples // self._window + 2) + shifted // self._window
         for chosen in np.unique(group):
             here = group == chosen
             first = int(lane[here][0])
-            number = int(offset[here][0]) // self._window
-            start = number * self._window
-            length = min(self._window, self._lane_length(first) - start)
-            order = self._permutation(length, self._seed, 1, epoch, first, number)
+            number = int(shifted[here][0]) // self._window
+            start = max(0, number * self._window - int(self._shifts[first]))
+            end = min((number + 1) * self._window - int(self._shifts[first]), self._lane_length(first))
+            order = self._permutation(end - start, self._seed, 1, epoch, first, number)
             result[here] = self._lane_start(first) + start + order[offset[here] - start]
         return result
 

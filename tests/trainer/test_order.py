@@ -61,6 +61,24 @@ def test_a_rank_reads_few_shards_at_a_time():
     assert len(np.unique(order.at(positions).shard)) <= 3
 
 
+def _new_shards_per_step(order: SampleOrder, batch: int, steps: int, lanes: list[int], of: int) -> list[int]:
+    """Return how many shards each step reads that the step before it did not."""
+    offsets = np.arange(batch)
+    offsets = offsets[np.isin(offsets % of, lanes)]
+    per_step = [set(order.at(step * batch + offsets).shard.tolist()) for step in range(steps)]
+    return [len(now - before) for before, now in pairwise(per_step)]
+
+
+@pytest.mark.parametrize("node", [list(range(8)), [0, 1, 2, 3], [2, 3], [5, 6, 7]])
+def test_lanes_change_their_windows_one_after_another(node: list[int]):
+    """New shards arrive in small numbers all the time, for all lanes and for the lanes of any machine."""
+    order = SampleOrder(np.full(1_200, 1_000), seed=5, lanes=8, window=8_000)
+    new = _new_shards_per_step(order, batch=4_000, steps=160, lanes=node, of=8)  # 16 steps per window
+    assert max(new) <= 2 * 9  # two lanes' windows of 8 or 9 shards; together it would be all of them
+    spans = [sum(new[start : start + 16]) for start in range(0, 144, 16)]
+    assert max(spans) <= 1.4 * np.mean(spans)
+
+
 def test_hashes_are_uniform_and_order_sensitive():
     draws = uniform(7, np.arange(20_000, dtype=np.uint64))
     assert np.histogram(draws, bins=10, range=(0, 1))[0] == pytest.approx(np.full(10, 2_000), rel=0.1)
