@@ -8,8 +8,9 @@ Inside an epoch the shards are shuffled, laid end to end, and cut into `lanes` r
 to lane p mod lanes, and each lane is shuffled in windows of `window` samples. A rank reads whole lanes, so it touches
 few shards at a time; which lanes it reads changes where a sample is decoded, never when it is seen.
 
-Lanes do not begin their windows together, or all new shards would be needed in one step: the first window of lane l is
-cut to the fraction of l times the golden ratio, which spreads the boundaries of any neighbouring lanes evenly.
+Lanes do not begin their windows together, or all new shards would be needed in one step. A lane's windows grow at the
+start of an epoch, from 1/64 to 1/32 of `window` by doubling; the first size depends on the lane by the golden ratio,
+which spreads the later boundaries of any neighbouring lanes evenly. So the first step needs few shards, too.
 
 Random numbers are hashes (SplitMix64), so the order does not depend on a generator's state or a library's version.
 """
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
 """Its fractional part, times 2^64."""
+FIRST_WINDOWS = 64
+"""A lane's first window is 1 to 2 of as many parts of a whole one."""
 Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
 
@@ -68,6 +71,17 @@ def _permutation(count: int, *key: int) -> Int64s:
     return np.argsort(hash64(*key, np.arange(count, dtype=np.uint64)), kind="stable")
 
 
+def _ramp(window: int, lane: int) -> Int64s:
+    """Return where the growing windows at the start of a lane begin, and where the last of them ends."""
+    fraction = lane * GOLDEN_RATIO % 2**64
+    size = max(1, (window * (2**64 + fraction)) // (2**64 * FIRST_WINDOWS))
+    edges = [0]
+    while size < window:
+        edges.append(edges[-1] + size)
+        size *= 2
+    return np.array(edges, np.int64)
+
+
 class SampleOrder:
     """The stream over shards of `counts` samples each.
 
@@ -82,7 +96,7 @@ class SampleOrder:
         self._seed = seed
         self._lanes = lanes
         self._window = window
-        self._shifts = np.array([(lane * GOLDEN_RATIO % 2**64) * window >> 64 for lane in range(lanes)], np.int64)
+        self._ramps = [_ramp(window, lane) for lane in range(lanes)]
         self._permutation = lru_cache(maxsize=4 * lanes + 4)(_permutation)
 
     def at(self, positions: Int64s) -> SamplePositions:
@@ -97,18 +111,31 @@ class SampleOrder:
     def _shuffled(self, epoch: int, positions: Int64s) -> Int64s:
         """Return offsets into the epoch's row of shards."""
         lane, offset = positions % self._lanes, positions // self._lanes
-        shifted = offset + self._shifts[lane]
         result = np.empty_like(positions)
-        group = lane * (self.samples // self._window + 2) + shifted // self._window
-        for chosen in np.unique(group):
-            here = group == chosen
-            first = int(lane[here][0])
-            number = int(shifted[here][0]) // self._window
-            start = max(0, number * self._window - int(self._shifts[first]))
-            end = min((number + 1) * self._window - int(self._shifts[first]), self._lane_length(first))
-            order = self._permutation(end - start, self._seed, 1, epoch, first, number)
-            result[here] = self._lane_start(first) + start + order[offset[here] - start]
+        for one in np.unique(lane):
+            in_lane = lane == one
+            windows = self._window_of(int(one), offset[in_lane])
+            rows = np.flatnonzero(in_lane)
+            for number in np.unique(windows):
+                here = rows[windows == number]
+                start, end = self._edges(int(one), int(number))
+                length = min(end, self._lane_length(int(one))) - start
+                order = self._permutation(length, self._seed, 1, epoch, int(one), int(number))
+                result[here] = self._lane_start(int(one)) + start + order[offset[here] - start]
         return result
+
+    def _window_of(self, lane: int, offsets: Int64s) -> Int64s:
+        ramp = self._ramps[lane]
+        grown = len(ramp) - 1 + (offsets - ramp[-1]) // self._window
+        return np.where(offsets < ramp[-1], np.searchsorted(ramp, offsets, side="right") - 1, grown)
+
+    def _edges(self, lane: int, number: int) -> tuple[int, int]:
+        """Return where a window of a lane begins and ends."""
+        ramp = self._ramps[lane]
+        if number < len(ramp) - 1:
+            return int(ramp[number]), int(ramp[number + 1])
+        start = int(ramp[-1]) + (number - len(ramp) + 1) * self._window
+        return start, start + self._window
 
     def _lane_length(self, lane: int) -> int:
         return (self.samples - lane + self._lanes - 1) // self._lanes

@@ -73,10 +73,18 @@ def _new_shards_per_step(order: SampleOrder, batch: int, steps: int, lanes: list
 def test_lanes_change_their_windows_one_after_another(node: list[int]):
     """New shards arrive in small numbers all the time, for all lanes and for the lanes of any machine."""
     order = SampleOrder(np.full(1_200, 1_000), seed=5, lanes=8, window=8_000)
-    new = _new_shards_per_step(order, batch=4_000, steps=160, lanes=node, of=8)  # 16 steps per window
+    new = _new_shards_per_step(order, batch=4_000, steps=200, lanes=node, of=8)  # 16 steps per window
     assert max(new) <= 2 * 9  # two lanes' windows of 8 or 9 shards; together it would be all of them
-    spans = [sum(new[start : start + 16]) for start in range(0, 144, 16)]
+    spans = [sum(new[start : start + 16]) for start in range(16, 192, 16)]
     assert max(spans) <= 1.4 * np.mean(spans)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_begins_with_few_shards(epoch: int):
+    order = SampleOrder(np.full(1_200, 1_000), seed=5, lanes=8, window=64_000)
+    start = epoch * order.samples
+    first = order.at(np.arange(start, start + 4_000))
+    assert len(np.unique(first.shard)) <= 8 * 3  # of 8 x 64 that the grown windows read
 
 
 def test_hashes_are_uniform_and_order_sensitive():
