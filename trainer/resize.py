@@ -1,0 +1,96 @@
+"""Resize crops on the device: Pillow's antialiased bicubic filter as two matrix products per image.
+
+The loader sends each crop as it was decoded, in a corner of a square of bytes, with the box to take from it. The
+result equals `PIL.Image.resize(..., BICUBIC, box=...)` but for the rounding of its fixed-point weights: at most one
+of 255 levels. Both round to whole levels between the horizontal and the vertical pass.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+MAX_ENLARGEMENT = 2
+"""A crop of more than this times the size, such as of a large PNG, is resized by the loader."""
+SUPPORT = 2.0  # of the bicubic filter, in pixels of the coarser of both grids
+_AT_A_TIME = 256  # images; 256 of 3 x 288 x 288 take 255 MB as float32
+
+
+class Crop(NamedTuple):
+    """A part of an image and the square box to take from it, in its pixels."""
+
+    pixels: NDArray[np.uint8]  # (height, width, 3)
+    left: float
+    top: float
+    side: float
+
+
+def cut(image: NDArray[np.uint8], left: float, top: float, side: float, size: int) -> Crop:
+    """Return the part of an image that the filter needs to resize a box to `size`; resized, if it is too large."""
+    margin = SUPPORT * max(1.0, side / size) + 1
+    rows, columns = (
+        slice(max(0, int(start - margin)), min(length, int(np.ceil(start + side + margin))))
+        for start, length in ((top, image.shape[0]), (left, image.shape[1]))
+    )
+    part = image[rows, columns]
+    if max(part.shape[:2]) > MAX_ENLARGEMENT * size:
+        return Crop(resized(Image.fromarray(image), left, top, side, size), 0.0, 0.0, float(size))
+    return Crop(part, left - columns.start, top - rows.start, side)
+
+
+def resized(image: Image.Image, left: float, top: float, side: float, size: int) -> NDArray[np.uint8]:
+    """Resize a box of an image with Pillow, (size, size, 3)."""
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def packed(crops: list[Crop]) -> tuple[Tensor, Tensor]:
+    """Return crops as one (n, P, P, 3) uint8 tensor, and (n, 5) float32: left, top, side, width and height of each.
+
+    Bytes outside a crop are arbitrary.
+    """
+    edge = max((max(crop.pixels.shape[:2]) for crop in crops), default=0)
+    images = np.empty((len(crops), edge, edge, 3), np.uint8)
+    boxes = np.empty((len(crops), 5), np.float32)
+    for row, (pixels, left, top, side) in enumerate(crops):
+        height, width = pixels.shape[:2]
+        images[row, :height, :width] = pixels
+        boxes[row] = left, top, side, width, height
+    return torch.from_numpy(images), torch.from_numpy(boxes)
+
+
+def resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Resize what `packed` returned, on its device: (n, size, size, 3) uint8."""
+    parts = zip(images.split(_AT_A_TIME), boxes.split(_AT_A_TIME), strict=True)
+    done = [_resize(part, box, size) for part, box in parts]
+    return torch.cat(done).permute(0, 2, 3, 1)
+
+
+def _resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    left, top, side, width, height = boxes.unbind(1)
+    edge = images.shape[1]
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    across = _weights(left, side, width, size, edge).unsqueeze(1)  # (n, 1, size, P)
+    down = _weights(top, side, height, size, edge).unsqueeze(1)
+    narrow = (pixels @ across.transpose(2, 3)).round_().clamp_(0, 255)  # (n, 3, P, size)
+    return (down @ narrow).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _weights(start: Tensor, side: Tensor, length: Tensor, size: int, edge: int) -> Tensor:
+    """Return by how much each of `edge` input pixels counts in each of `size` output pixels, (n, size, edge).
+
+    As `precompute_coeffs` of Pillow's Resample.c: pixels beyond the image do not count, and the others sum to 1.
+    """
+    device = start.device
+    scale = (side / size).view(-1, 1, 1)
+    centre = start.view(-1, 1, 1) + (torch.arange(size, device=device).view(1, -1, 1) + 0.5) * scale
+    pixel = torch.arange(edge, device=device).view(1, 1, -1)
+    distance = (pixel + 0.5 - centre).abs() / scale.clamp(min=1.0)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < SUPPORT, far, 0.0))
+    weights = weights.masked_fill(pixel >= length.view(-1, 1, 1), 0.0)
+    return weights / weights.sum(dim=2, keepdim=True)
