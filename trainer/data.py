@@ -10,45 +10,41 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dedup.decode import DecodeFailure, ImageDecodeError, decode_rgb
+from trainer.captions import CaptionRule
 from trainer.errors import TrainerError
-from trainer.online_balance import BalancedOrder
-from trainer.order import SampleOrder, SamplePositions, rank_offsets, uniform
-from trainer.shards import Sample, ShardSet
+from trainer.order import Int64s, SamplePositions, rank_offsets, uniform
+from trainer.resize import Crop, cut, packed, resize, resized
+from trainer.shards import ShardSet
+from trainer.tokenizer import tokenize
 
 Unusable = Literal["no_image", "no_caption"] | DecodeFailure
 MAX_CHUNK = 256
 """Samples that one worker prepares at a time; a step's batch is concatenated from these."""
 LAST_STEP_S = 60
 """How long a worker keeps running after SIGTERM, unless its training process ends it earlier."""
-MAX_CACHED_WORDS = 500_000
-"""Words whose tokens a worker remembers: about 100 MB."""
-SYMBOLS_PER_TOKEN = 64
-"""How much of a word is encoded per token of context: no token is longer than 32 symbols, and the second 32 are a
-margin, because the cut changes the merges of a few symbols before it."""
 _CROP_STREAM, _CAPTION_STREAM = 2, 3  # order.py uses 0 and 1
 
 
 class Batch(NamedTuple):
     """`n` pairs."""
 
-    images: Tensor  # (n, size, size, 3) uint8
+    images: Tensor  # (n, size, size, 3) uint8; (n, P, P, 3) with `boxes`
     tokens: Tensor  # (n, context) int64
     shards: Tensor  # (n,) int64, with `indices` the samples' positions
     indices: Tensor
     broken: dict[str, int]  # by reason, positions of the stream whose sample is unusable
+    boxes: Tensor | None = None  # crops that the device resizes, see `resize.packed`
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,23 @@ class Preprocessing:
     context_length: int
     seed: int
     crop_scale: tuple[float, float] = (0.9, 1.0)  # fraction of the area of the largest square
-    captions: Literal["first", "any"] = "first"
+    captions: tuple[CaptionRule, ...] = (CaptionRule(),)  # of each set
+    first_shards: tuple[int, ...] = (0,)  # of each set
+    resizes_on_device: bool = False
+    is_centred: bool = False  # for evaluation: the largest square in the middle
+
+    def rule(self, shard: int) -> CaptionRule:
+        """Return the rule of a shard's set."""
+        return self.captions[int(np.searchsorted(self.first_shards, shard, side="right")) - 1]
+
+
+class Order(Protocol):
+    """A stream of samples: `SampleOrder`, `BalancedOrder` or `MixedOrder`."""
+
+    samples: int  # of an epoch
+
+    def at(self, positions: Int64s) -> SamplePositions:
+        """Return the epoch, shard and index of the samples at these positions."""
 
 
 class PairDataset(Dataset[Batch | TrainerError]):
@@ -68,6 +80,7 @@ class PairDataset(Dataset[Batch | TrainerError]):
     def __init__(self, shards: ShardSet, preprocessing: Preprocessing) -> None:
         self._shards = shards
         self._preprocessing = preprocessing
+        self.image_size = preprocessing.image_size
 
     def __getitem__(self, positions: SamplePositions) -> Batch | TrainerError:
         try:
@@ -81,22 +94,25 @@ class PairDataset(Dataset[Batch | TrainerError]):
         Raises:
             TrainerError: a shard cannot be read, or holds no usable sample.
         """
-        size, count = self._preprocessing.image_size, len(positions)
-        images = np.empty((count, size, size, 3), np.uint8)
+        crops: list[Crop] = []
         captions: list[str] = []
         index = positions.index.copy()
         draws = self._crop_draws(positions)
         broken: Counter[str] = Counter()
-        for row in range(count):
-            index[row], caption = self._first_usable(positions, row, draws[:, row], images[row], broken)
+        for row in range(len(positions)):
+            index[row], crop, caption = self._first_usable(positions, row, draws[:, row], broken)
+            crops.append(crop)
             captions.append(caption)
+        images, boxes = packed(crops)
         return Batch(
-            torch.from_numpy(images), tokenize(captions, self._preprocessing.context_length),
-            torch.from_numpy(positions.shard), torch.from_numpy(index), dict(broken),
+            images, tokenize(captions, self._preprocessing.context_length), torch.from_numpy(positions.shard),
+            torch.from_numpy(index), dict(broken), boxes if self._preprocessing.resizes_on_device else None,
         )  # fmt: skip
 
     def _crop_draws(self, positions: SamplePositions) -> NDArray[np.float64]:
         """Return three numbers in [0, 1) per sample: the size and offsets of its crop. (3, n)"""
+        if self._preprocessing.is_centred:
+            return np.full((3, len(positions)), 0.5)
         sample_ids = (
             positions.epoch.astype(np.uint64),
             positions.shard.astype(np.uint64),
@@ -105,81 +121,32 @@ class PairDataset(Dataset[Batch | TrainerError]):
         return np.stack([uniform(self._preprocessing.seed, _CROP_STREAM, *sample_ids, draw) for draw in range(3)])
 
     def _first_usable(
-        self,
-        positions: SamplePositions,
-        row: int,
-        draws: NDArray[np.float64],
-        image: NDArray[np.uint8],
-        broken: Counter[str],
-    ) -> tuple[int, str]:
-        """Write the sample's image, or that of the next usable one of its shard; return its index and caption."""
+        self, positions: SamplePositions, row: int, draws: NDArray[np.float64], broken: Counter[str]
+    ) -> tuple[int, Crop, str]:
+        """Return the index, crop and caption of the sample, or of the next usable one of its shard."""
         reasons: Counter[str] = Counter()
+        view = self._preprocessing
         epoch, shard, wanted = (int(column[row]) for column in (positions.epoch, positions.shard, positions.index))
-        reader = self._shards.reader(shard)
+        reader, rule = self._shards.reader(shard), view.rule(shard)
         for number in (*range(wanted, len(reader)), *range(wanted)):
-            sample = reader.read(number, with_json=self._preprocessing.captions == "any")
-            caption = self._caption(stored_captions(sample), epoch, shard, number)
-            problem = (
+            sample = reader.read(number, with_json=rule.reads_json)
+            caption = self._caption(rule, rule.captions(sample), epoch, shard, number)
+            crop = (
                 "no_caption"
                 if caption is None
-                else decode_crop(sample.image, draws, self._preprocessing.crop_scale, image)
+                else decode_crop(sample.image, draws, view.crop_scale, view.image_size, view.resizes_on_device)
             )
-            if problem is None and caption is not None:
-                return number, caption
-            reasons[str(problem)] += 1
+            if caption is not None and not isinstance(crop, str):
+                return number, crop, caption
+            reasons[str(crop)] += 1
             if number == wanted:  # later ones are counted when the stream reaches them
-                broken[str(problem)] += 1
+                broken[str(crop)] += 1
         raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(reasons)}")
 
-    def _caption(self, usable: list[str], epoch: int, shard: int, number: int) -> str | None:
-        if len(usable) < 2:
+    def _caption(self, rule: CaptionRule, usable: list[str], epoch: int, shard: int, number: int) -> str | None:
+        if len(usable) < 2 or rule.choice == "first":
             return usable[0] if usable else None
         return usable[int(uniform(self._preprocessing.seed, _CAPTION_STREAM, epoch, shard, number)[0] * len(usable))]
-
-
-class _Tokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is not typed
-    """open_clip's tokenizer, but linear in a word's length: open_clip merges the whole word, then cuts the text."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the text's tokens, or at least the first `context_length` of them."""
-        tokens: list[int] = []
-        for word in self.pat.finditer(self.clean_fn(text)):
-            if len(tokens) >= self.context_length:
-                break
-            symbols = "".join(self.byte_encoder[byte] for byte in word.group().encode())
-            near = symbols[: SYMBOLS_PER_TOKEN * self.context_length]
-            tokens += [self.encoder[token] for token in self.bpe(near).split(" ")]
-        return tokens
-
-
-@cache
-def _tokenizer(context_length: int) -> _Tokenizer:
-    return _Tokenizer(context_length=context_length)
-
-
-def tokenize(texts: list[str], context_length: int) -> Tensor:
-    """Return the texts' tokens, (n, context_length) int64, zero-padded; longer texts are cut (CLIP section 2.4)."""
-    tokenizer = _tokenizer(context_length)
-    if len(tokenizer.cache) > MAX_CACHED_WORDS:
-        tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
-    tokens: Tensor = tokenizer(texts)
-    return tokens
-
-
-def stored_captions(sample: Sample) -> list[str]:
-    """Return the non-blank `captions` of the sample's json if it was read and lists any, else its txt."""
-    captions = _listed_captions(sample.json or b"")
-    if not captions and sample.text is not None:
-        captions = [sample.text.decode("utf-8", "replace")]
-    return [stripped for caption in captions if (stripped := caption.strip())]
-
-
-def _listed_captions(metadata: bytes) -> list[str]:
-    try:
-        captions = orjson.loads(metadata).get("captions")
-    except (orjson.JSONDecodeError, AttributeError):
-        return []
-    return [c for c in captions if isinstance(c, str)] if isinstance(captions, list) else []
 
 
 def _listing(counts: dict[str, int]) -> str:
@@ -187,34 +154,38 @@ def _listing(counts: dict[str, int]) -> str:
 
 
 def decode_crop(
-    encoded: bytes | None, draws: NDArray[np.float64], crop_scale: tuple[float, float], out: NDArray[np.uint8]
-) -> Unusable | None:
-    """Decode an image, cut a random square and write it to `out`, (size, size, 3); return why it failed, or None.
+    encoded: bytes | None,
+    draws: NDArray[np.float64],
+    crop_scale: tuple[float, float],
+    size: int,
+    resizes_on_device: bool = False,
+) -> Crop | Unusable:
+    """Decode an image and cut a random square, resized to `size` unless the device does that; or say why it failed.
 
     The square's area is a fraction within `crop_scale` of the largest square's; its offset is uniform (CLIP section
     2.4: "a random square crop from resized images"). `draws`: three numbers in [0, 1).
     """
     if not encoded:
         return "no_image"
-    size = len(out)
     low, high = crop_scale
     side_fraction = float(np.sqrt(low + draws[0] * (high - low)))
     try:
-        image = Image.fromarray(decode_rgb(encoded, min_side=int(np.ceil(size / side_fraction))))
+        image = decode_rgb(encoded, min_side=int(np.ceil(size / side_fraction)))
     except ImageDecodeError as error:
         return error.failure
-    side = min(image.size) * side_fraction
-    left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], image.size, strict=True))
-    box = (left, top, left + side, top + side)
-    out[:] = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return None
+    height, width = image.shape[:2]
+    side = min(width, height) * side_fraction
+    left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], (width, height), strict=True))
+    if resizes_on_device:
+        return cut(image, left, top, side, size)
+    return Crop(resized(Image.fromarray(image), left, top, side, size), 0.0, 0.0, float(size))
 
 
 @dataclass(frozen=True)
 class RankSampler:
     """The positions of the stream that one rank reads, chunk by chunk."""
 
-    order: SampleOrder | BalancedOrder
+    order: Order
     batch: int
     lanes: int
     start_step: int
@@ -259,11 +230,26 @@ def load_steps(
         worker_init_fn=_outlive_signals,
     )
     chunks = iter(loader)
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None
     try:
         for _ in range(sampler.start_step, sampler.total_steps):
-            yield concatenated([_checked(next(chunks)) for _ in range(sampler.chunks_per_step)], device)
+            step = [_checked(next(chunks)) for _ in range(sampler.chunks_per_step)]
+            yield _beside(copying, step, device, pairs.image_size)
     finally:
         del chunks  # its destructor ends the workers, but a traceback could keep it alive
+
+
+def _beside(copying: "torch.cuda.Stream | None", chunks: list[Batch], device: torch.device, size: int) -> Batch:
+    """Copy and resize a step's chunks while the GPU computes the step before: on a stream of their own."""
+    if copying is None:
+        return concatenated(chunks, device, size)
+    computing = torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        batch = concatenated(chunks, device, size)
+    computing.wait_stream(copying)
+    for tensor in (batch.images, batch.tokens):
+        tensor.record_stream(computing)  # its memory is not given to the next copy before the step has used it
+    return batch
 
 
 def _outlive_signals(worker: int) -> None:
@@ -278,8 +264,8 @@ def _checked(chunk: Batch | TrainerError) -> Batch:
     return chunk
 
 
-def concatenated(chunks: list[Batch], device: torch.device) -> Batch:
-    """Concatenate the chunks of a step, images and tokens on the device.
+def concatenated(chunks: list[Batch], device: torch.device, size: int = 0) -> Batch:
+    """Concatenate the chunks of a step, images and tokens on the device; resize the crops of each to `size` there.
 
     Chunks are moved one by one, because only memory that the loader has pinned is copied asynchronously.
     """
@@ -287,12 +273,17 @@ def concatenated(chunks: list[Batch], device: torch.device) -> Batch:
     for chunk in chunks:
         broken.update(chunk.broken)
     return Batch(
-        torch.cat([chunk.images.to(device, non_blocking=True) for chunk in chunks]),
+        torch.cat([_images(chunk, device, size) for chunk in chunks]),
         torch.cat([chunk.tokens.to(device, non_blocking=True) for chunk in chunks]),
         torch.cat([chunk.shards for chunk in chunks]),
         torch.cat([chunk.indices for chunk in chunks]),
         dict(broken),
     )
+
+
+def _images(chunk: Batch, device: torch.device, size: int) -> Tensor:
+    images = chunk.images.to(device, non_blocking=True)
+    return images if chunk.boxes is None else resize(images, chunk.boxes.to(device, non_blocking=True), size)
 
 
 @cache

@@ -17,6 +17,7 @@ from PIL import Image
 from support.scene_shards import draw_scene, scene_of, write_scene_shards
 
 from dedup.image_files.jpeg import MAX_SCANS
+from trainer.captions import CaptionRule
 from trainer.data import (
     MAX_CHUNK,
     Batch,
@@ -27,15 +28,27 @@ from trainer.data import (
     decode_crop,
     load_steps,
     to_model_input,
-    tokenize,
 )
 from trainer.errors import TrainerError
 from trainer.order import SampleOrder, rank_offsets
-from trainer.shards import ShardCache, ShardSet, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import ShardSet, find_shards
+from trainer.tokenizer import tokenize
 
 PLAIN_TOKENIZER = SimpleTokenizer()
 CPU = torch.device("cpu")
 VIEW = Preprocessing(image_size=32, context_length=16, seed=3)
+
+
+def _decode_into(
+    encoded: bytes | None, draws: np.ndarray, crop_scale: tuple[float, float], out: np.ndarray
+) -> str | None:
+    """Write an image's crop to `out`, or return why it has none."""
+    found = decode_crop(encoded, draws, crop_scale, len(out))
+    if isinstance(found, str):
+        return found
+    out[:] = found.pixels
+    return None
 
 
 def _shards(folder: Path, cache: Path) -> ShardSet:
@@ -126,7 +139,7 @@ def test_a_shard_without_any_usable_sample_stops_the_run(tmp_path: Path):
 
 def test_any_caption_is_drawn_anew_each_epoch(scenes: Path, tmp_path: Path):
     shards = _shards(scenes / "shards", tmp_path)
-    pairs = PairDataset(shards, Preprocessing(16, 16, seed=1, captions="any"))
+    pairs = PairDataset(shards, Preprocessing(16, 16, seed=1, captions=(CaptionRule("any"),)))
     order = SampleOrder(shards.counts, seed=1)
     known = {text: number for number, text in enumerate(["a", "one", "scene"])}
     first_words = {tuple(tokenize([word], 16)[0, :2].tolist()): number for word, number in known.items()}
@@ -149,7 +162,7 @@ def test_the_crop_is_a_square_of_the_image_at_the_drawn_place(width: int, height
     Image.fromarray(ramp.astype(np.uint8)).save(stream, "JPEG", quality=100, subsampling=0)
     out = np.empty((32, 32, 3), np.uint8)
     for draws in np.random.default_rng(0).random((5, 3)):
-        assert decode_crop(stream.getvalue(), draws, (0.25, 1.0), out) is None
+        assert _decode_into(stream.getvalue(), draws, (0.25, 1.0), out) is None
         side = min(width, height) * np.sqrt(0.25 + 0.75 * draws[0])
         for axis, length, draw in ((0, width, draws[1]), (1, height, draws[2])):
             edge = draw * (length - side)
@@ -187,14 +200,14 @@ def _blp_of_unknown_encoding() -> bytes:
 def test_whatever_a_decoder_raises_is_a_reason(encoded: bytes, problem: str):
     with pytest.raises((RuntimeError, NotImplementedError)):  # both, and no OSError
         Image.open(io.BytesIO(encoded)).load()
-    assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == problem
+    assert _decode_into(encoded, np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == problem
 
 
 def test_formats_of_other_programs_are_not_opened():
     stream = io.BytesIO()
     Image.new("RGB", (40, 40)).save(stream, "PCX")
     out = np.empty((16, 16, 3), np.uint8)
-    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) == "not_an_image"
+    assert _decode_into(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) == "not_an_image"
 
 
 def _jpeg(progressive: bool) -> bytes:
@@ -213,7 +226,7 @@ def test_a_jpeg_of_too_many_pixels_is_not_decoded(progressive: bool, monkeypatch
     out = np.empty((16, 16, 3), np.uint8)
     for side, problem in ((9_460, "too_many_pixels"), (40, None)):  # 9,460 squared is just above the limit
         encoded = whole[: frame + 5] + struct.pack(">2H", side, side) + whole[frame + 9 :]
-        assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), out) == problem
+        assert _decode_into(encoded, np.zeros(3), (1.0, 1.0), out) == problem
     assert decoded == [whole]
 
 
@@ -224,7 +237,7 @@ def test_a_jpeg_of_endless_scans_is_broken():
     scans = whole.count(b"\xff\xda")
     for count, problem in ((MAX_SCANS, None), (MAX_SCANS + 1, "broken_image")):
         encoded = whole[:last] + whole[last:-2] * (count - scans + 1) + whole[-2:]
-        assert decode_crop(encoded, np.zeros(3), (1.0, 1.0), out) == problem
+        assert _decode_into(encoded, np.zeros(3), (1.0, 1.0), out) == problem
 
 
 @pytest.mark.parametrize(("kind", "file_format"), [("<u2", "PNG"), ("<u2", "TIFF"), (">u2", "TIFF"), ("<i4", "TIFF")])
@@ -233,7 +246,7 @@ def test_deep_greys_keep_their_brightness(kind: str, file_format: str):
     stream = io.BytesIO()
     Image.fromarray(ramp).save(stream, file_format)
     out = np.empty((32, 32, 3), np.uint8)
-    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) is None
+    assert _decode_into(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) is None
     assert (out == (ramp.astype(np.int64) // 256)[..., None]).all()
 
 
@@ -241,13 +254,15 @@ def test_floating_point_pixels_are_refused():
     stream = io.BytesIO()
     Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(stream, "TIFF")
     assert (
-        decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8)) == "unsupported_format"
+        _decode_into(stream.getvalue(), np.zeros(3), (1.0, 1.0), np.empty((16, 16, 3), np.uint8))
+        == "unsupported_format"
     )
 
 
 _words = st.sampled_from(["banjo", "charlottesville", "photography", "aa", "ab", "ba", "😂", "é", "!", "x", "qz"])
 _texts = st.one_of(
     st.text(max_size=40),
+    st.text([chr(code) for code in range(9, 127)], max_size=60),
     st.builds(lambda words, times: "".join(words) * times, st.lists(_words, max_size=12), st.integers(1, 60)),
     st.text("abcdeilnorst", min_size=250, max_size=600),
 )
@@ -280,7 +295,7 @@ def test_images_of_every_mode_become_rgb(mode: str):
     stream = io.BytesIO()
     image.convert(mode).save(stream, "JPEG" if mode in ("L", "CMYK") else "PNG")
     out = np.empty((16, 16, 3), np.uint8)
-    assert decode_crop(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) is None
+    assert _decode_into(stream.getvalue(), np.zeros(3), (1.0, 1.0), out) is None
     assert np.ptp(out, axis=2).max() <= 6
 
 
