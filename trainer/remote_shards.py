@@ -23,24 +23,35 @@ class Version(NamedTuple):
     changed: str | None  # the time of its last change, or the store's ETag
 
 
-def expand(pattern: str) -> list[str]:
+class Listed(NamedTuple):
+    """A file as a store lists it."""
+
+    path: str
+    size: int | None  # bytes
+
+
+def expand(pattern: str) -> list[Listed]:
     """Return the files that match a glob (a path or any fsspec URL), sorted; an empty list if none does.
 
     Raises:
         TrainerConfigError: no such protocol, or its package is not installed.
         TrainerError: the store does not respond, or refuses access.
     """
-    filesystem, path = _locate(pattern)
+    filesystem, path = filesystem_of(pattern)
     try:
         if any(c in pattern for c in "*?["):
-            paths = sorted(str(match) for match in filesystem.glob(path))
+            found = sorted(filesystem.glob(path, detail=True).items())
         else:
-            paths = [path] * bool(filesystem.exists(path))
+            found = [(path, filesystem.info(path))]
     except FileNotFoundError:
         return []
     except Exception as error:  # each file system raises its client's errors
         raise TrainerError(f"cannot list the shards {pattern}: {one_line(error)}") from error
-    return [str(filesystem.unstrip_protocol(path)) for path in paths] if "://" in pattern else paths
+    is_url = "://" in pattern
+    return [
+        Listed(str(filesystem.unstrip_protocol(path)) if is_url else str(path), info.get("size"))
+        for path, info in found
+    ]
 
 
 def version_of(url: str) -> Version:
@@ -49,7 +60,7 @@ def version_of(url: str) -> Version:
     Raises:
         TrainerError: the file does not exist, or the store does not respond.
     """
-    filesystem, path = _locate(url)
+    filesystem, path = filesystem_of(url)
     try:
         info = filesystem.info(path)
     except Exception as error:  # as above
@@ -63,7 +74,7 @@ def fetch(url: str, copy: Path, size: int | None) -> None:
     Raises:
         TrainerError: the file cannot be read in full, or the copy cannot be written.
     """
-    filesystem, path = _locate(url)
+    filesystem, path = filesystem_of(url)
     try:
         filesystem.get_file(path, str(copy))
         copied = copy.stat().st_size
@@ -73,7 +84,12 @@ def fetch(url: str, copy: Path, size: int | None) -> None:
         raise TrainerError(f"shard {url}: received {copied} of {size} bytes: run again, or copy it by hand")
 
 
-def _locate(url: str) -> tuple[Any, str]:
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it.
+
+    Raises:
+        TrainerConfigError: no such protocol, or its package is not installed.
+    """
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed

@@ -16,8 +16,10 @@ Index = NDArray[np.int64]
 """(samples, 3, 2): offset and size of image, text and json; -1 where missing."""
 
 
-def index_tar(file: BinaryIO, name: str) -> Index:
+def index_tar(file: BinaryIO, name: str, size: int | None = None) -> Index:
     """Find each sample's members in a tar: consecutive files with one key, as WebDataset defines it.
+
+    `size`: of the file in bytes; by default that of the open local file.
 
     Raises:
         TrainerError: the file is not a tar, a header is damaged, or its end-of-archive block is missing.
@@ -38,7 +40,7 @@ def index_tar(file: BinaryIO, name: str) -> Index:
                 if column is not None:
                     rows[-1][column] = [member.offset_data, member.size]
             end = tar.offset
-        if end > os.fstat(file.fileno()).st_size:
+        if end > (os.fstat(file.fileno()).st_size if size is None else size):
             raise TrainerError(f"shard {name} ends in the middle of a sample: write it again, or leave it out")
         _check_end(file, end, name)
     except (OSError, tarfile.TarError) as error:

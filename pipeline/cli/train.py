@@ -1,4 +1,4 @@
-"""`wit train`, `wit evaluate` and `wit dedup train`: start the trainer, which is installed with its own extra."""
+"""`wit train`, `evaluate`, `dedup train`, `shards count`: start the trainer, which is installed with its own extra."""
 
 import argparse
 import importlib.util
@@ -22,6 +22,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train = steps.add_parser("train", help="train on tars of photos, without labels", add_help=False, prefix_chars="\0")
     train.add_argument("arguments", nargs="*")
     train.set_defaults(func=_launch, module="trainer.copies")
+    shards = commands.add_parser("shards", help="count the samples of tars, and keep the counts beside them")
+    actions = shards.add_subparsers(required=True, metavar="command")
+    count = actions.add_parser("count", help="count the samples of tars", add_help=False, prefix_chars="\0")
+    count.add_argument("arguments", nargs="*")
+    count.set_defaults(func=_launch, module="trainer.counting")
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -13,7 +13,8 @@ from support.processes import tiny_settings
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.export import export_model
-from trainer.shards import ShardCache, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import find_shards
 from trainer.train import train
 
 LIMIT = 50_000

@@ -15,7 +15,8 @@ import pytest
 from support.scene_shards import write_scene_shards
 
 from trainer.errors import TrainerConfigError, TrainerError
-from trainer.shards import ShardCache, ShardSet, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import ShardSet, find_shards
 
 
 class _Server:

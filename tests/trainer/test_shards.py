@@ -12,7 +12,8 @@ from support.scene_shards import scene_key, write_scene_shards
 from support.shared_data import SHARED as DATA
 
 from trainer.errors import TrainerError
-from trainer.shards import ShardCache, ShardSet, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import ShardSet, find_shards
 
 
 def _cache(folder: Path, max_bytes: int = 2**30) -> ShardCache:
