@@ -6,6 +6,7 @@ change between DDP and FSDP. `step` counts finished steps; the order of samples 
 
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,8 +28,8 @@ from trainer.errors import TrainerError, one_line
 
 FORMAT = "wit-train/1"
 _PARTS = {"identity": dict, "model": dict, "optimizer": dict, "scaler": dict, "broken": dict, "step": int}
-_NAME = re.compile(r"step-(\d{9})\.pt")
-_SCALARS = {"logit_scale", "logit_bias"}  # of shape (1,) under FSDP
+_NAME = re.compile(r"step-(\d{9})(?:\.pt)?")
+SCALARS = {"logit_scale", "logit_bias"}  # of shape (1,) under FSDP
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -38,8 +39,24 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if is_checkpoint_name(path))
+    """Return the checkpoints in a folder, files and complete folders of shards, oldest first."""
+    found = (path for path in folder.glob("step-*") if is_checkpoint_name(path))
+    return sorted(path for path in found if path.suffix or (path / ".metadata").exists())
+
+
+def step_of(path: Path) -> int:
+    """Return the number of finished steps that a checkpoint's name tells."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def delete(path: Path) -> None:
+    """Delete a checkpoint: of a folder, first what makes it complete."""
+    if path.is_dir():
+        (path / ".metadata").unlink(missing_ok=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_checkpoint_name(path: Path) -> bool:
@@ -91,19 +108,19 @@ def is_finite(tensors: Iterable[Any]) -> bool:
 
 def with_scalars_of_shape(weights: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
     """Return a model's weights with the logit scale and bias in this shape."""
-    return {name: value.reshape(shape) if name in _SCALARS else value for name, value in weights.items()}
+    return {name: value.reshape(shape) if name in SCALARS else value for name, value in weights.items()}
 
 
 def _with_moments_of_shape(optimizer: dict[str, Any], shape: torch.Size) -> dict[str, Any]:
     """Return an optimiser's state with the moments of the logit scale and bias in this shape."""
     moments = dict(optimizer.get("state", {}))
-    for name in _SCALARS & moments.keys():
+    for name in SCALARS & moments.keys():
         moments[name] = {k: v if k == "step" else v.reshape(shape) for k, v in moments[name].items()}
     return {**optimizer, "state": moments} if optimizer else {}
 
 
-def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
-    """Write a checkpoint atomically, then drop all but the newest `keep`.
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically.
 
     Raises:
         TrainerError: it cannot be written; no partial file is left behind.
@@ -116,8 +133,6 @@ def save(path: Path, content: dict[str, Any], *, keep: int) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        for old in list_checkpoints(path.parent)[:-keep]:
-            old.unlink()
     except (OSError, RuntimeError) as error:  # torch's writer hides the system's error behind a RuntimeError
         with suppress(OSError):
             partial.unlink()
