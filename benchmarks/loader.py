@@ -2,11 +2,12 @@
 
     python -m benchmarks.loader [--shards GLOB] [--workers 2] [--samples 4000]
 
-Both cut a random square of 90 to 100 % of the area, resize it to the model's size with the bicubic filter, tokenise the
-caption and give normalised float32 batches. Runs alternate; the median counts. CPU time includes all workers. Without
-`--shards` it creates some from noise, in the image size that the pipeline stores. open_clip's loader is called as in
-its own trainer (`open_clip_train.data`); that needs `open_clip_torch[training]`, which requires an older webdataset
-than our tests, so use a separate environment.
+`ours` resizes in its workers, as for a CPU; `ours_for_gpu` sends crops that the device resizes, whose time is given
+apart, as this machine's CPU needs it. All cut a random square of 90 to 100 % of the area, resize it to the model's size
+with the bicubic filter, tokenise the caption and give normalised float32 batches. Runs alternate; the median counts.
+CPU time includes all workers. Without `--shards` it creates some from noise, in the image size that the pipeline stores.
+open_clip's loader is called as in its own trainer (`open_clip_train.data`); that needs `open_clip_torch[training]`,
+which requires an older webdataset than our tests, so use a separate environment.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +29,16 @@ import torch
 from open_clip import get_tokenizer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip_train.data import get_wds_dataset
-from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomResizedCrop, ToTensor
 
-from pipeline.shards.tar import TarWriter
+from benchmarks.photos import make_shards
 from trainer.data import PairDataset, Preprocessing, RankSampler, load_steps, to_model_input
 from trainer.order import SampleOrder
-from trainer.shards import ShardCache, find_shards
+from trainer.resize import cut, packed, resize
+from trainer.shard_cache import ShardCache
+from trainer.shards import find_shards
 
 BATCH = 64
 Loader = Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
@@ -57,51 +58,23 @@ def main() -> None:
         glob = arguments.shards or make_shards(Path(folder) / "shards")
         loaders = {
             "ours": ours(glob, Path(folder), arguments.workers, arguments.size),
+            "ours_for_gpu": ours(glob, Path(folder), arguments.workers, arguments.size, for_gpu=True),
             "open_clip": theirs(glob, arguments.workers, arguments.size),
         }
         steps = arguments.samples // BATCH // arguments.workers * arguments.workers  # open_clip gives each as many
-        print_figures(measure(loaders, steps, arguments.runs, arguments.workers))
+        figures = measure(loaders, steps, arguments.runs, arguments.workers)
+        print_figures(figures | {"resize_cpu_ms_per_sample": time_resize(arguments.size)})
 
 
-def make_shards(folder: Path, shards: int = 8, samples: int = 500) -> str:
-    """Write shards of blurred noise with photo-like file sizes, shorter side 256 pixels; return their glob."""
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    sizes = {}
-    for shard in range(shards):
-        name = f"{shard:05d}.tar"
-        with (folder / name).open("wb") as stream, TarWriter(stream) as tar:
-            for number in range(samples):
-                key = f"{shard:04d}{number:028d}"
-                tar.add(f"{key}.jpg", photo(random))
-                words = random.choice(["a", "photo", "of", "dog", "red", "house", "near", "the", "sea", "in"], 12)
-                tar.add(f"{key}.txt", " ".join(words).encode())
-                tar.add(f"{key}.json", b"{}")
-        sizes[name] = samples
-    (folder / "sizes.json").write_text(json.dumps(sizes))
-    return f"{folder}/*.tar"
+def ours(glob: str, folder: Path, workers: int, size: int, *, for_gpu: bool = False) -> Loader:
+    """Return our loader; `for_gpu`: to a device of shapes without numbers, so that only the CPU's work counts."""
+    device = torch.device("meta" if for_gpu else "cpu")
 
-
-def photo(random: np.random.Generator) -> bytes:
-    width, height = (
-        (256, int(random.integers(256, 400))) if random.random() < 0.5 else (int(random.integers(256, 400)), 256)
-    )
-    noise = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-    grain = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).filter(ImageFilter.BoxBlur(1))
-    stream = BytesIO()
-    Image.blend(image, grain, 0.15).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-def ours(glob: str, folder: Path, workers: int, size: int) -> Loader:
     def load(steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         shards = find_shards((glob,), ShardCache(folder / "cache", 2**34))
         share = RankSampler(SampleOrder(shards.counts, seed=0), BATCH, 8, 0, steps)
-        view = Preprocessing(size, 77, seed=0)
-        for batch in load_steps(
-            PairDataset(shards, view), share, workers=workers, prefetch=4, device=torch.device("cpu")
-        ):
+        view = Preprocessing(size, 77, seed=0, resizes_on_device=for_gpu)
+        for batch in load_steps(PairDataset(shards, view), share, workers=workers, prefetch=4, device=device):
             yield to_model_input(batch.images), batch.tokens
 
     return load
@@ -158,11 +131,22 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def time_resize(size: int) -> float:
+    """Return the CPU milliseconds that the device's resize takes per sample on this machine, in one thread."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (256, 340, 3), dtype=np.uint8)
+    images, boxes = packed([cut(image, 40.0, 4.0, 248.0, size)] * BATCH)
+    start = time.process_time()
+    resize(images, boxes, size)
+    return 1_000 * (time.process_time() - start) / BATCH
+
+
 def print_figures(figures: dict[str, float]) -> None:
     table = Table("loader", "samples/s", "CPU ms/sample", title=f"{platform.machine()}, {os.cpu_count()} CPUs")
-    for name in ("ours", "open_clip"):
+    for name in ("ours", "ours_for_gpu", "open_clip"):
         table.add_row(name, f"{figures[f'{name}_samples_per_s']:,.0f}", f"{figures[f'{name}_cpu_ms_per_sample']:.2f}")
     Console().print(table)
+    print(f"resize on this CPU, if it were the device: {figures['resize_cpu_ms_per_sample']:.2f} ms/sample")
     print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
 
 

@@ -102,7 +102,7 @@ def ours(
 
 
 def theirs(
-    config: TrainConfig, device: torch.device, images: torch.Tensor, tokens: torch.Tensor
+    config: TrainConfig, device: torch.device, images: torch.Tensor, tokens: torch.Tensor, *, compiled: bool = False
 ) -> Callable[[int], None]:
     model = CLIP(**config.architecture, output_dict=True).to(device)
     pixels, tokens = pinned(to_model_input(images)), pinned(tokens)
@@ -113,12 +113,13 @@ def theirs(
         log_local=False, local_rank=0,
     )  # fmt: skip
     scaler = torch.amp.GradScaler(device.type) if precision == "amp" else None
+    called = torch.compile(model) if compiled else model
     own = optimizer(model, config)
 
     def loop(steps: int) -> None:
         loader = _Repeated((pixels, tokens), steps, config.batch)
         data = {"train": SimpleNamespace(set_epoch=lambda epoch: None, dataloader=loader)}
-        train_one_epoch(model, data, ClipLoss(), 0, own, scaler, None, None, arguments)
+        train_one_epoch(called, data, ClipLoss(), 0, own, scaler, None, None, arguments)
 
     return loop
 
