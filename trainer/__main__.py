@@ -19,11 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="On several GPUs: torchrun --nproc-per-node=8 -m trainer -c wit.toml",
     )
     parser.add_argument("-c", "--config", type=Path, required=True, help="the TOML file with a [train] table")
+    parser.add_argument("--profile", action="store_true", help="also write a trace of five steps to <output>/profile")
     options = parser.parse_args(arguments)
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
-        model = train(load_settings(options.config))
+        model = train(load_settings(options.config), profile=options.profile)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

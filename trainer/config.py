@@ -4,18 +4,21 @@ The other tables belong to the pipeline and are ignored. Relative paths start at
 """
 
 import os
+import re
 import tomllib
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dedup.eval_sets.config import EvalSetConfig
 from trainer.errors import TrainerConfigError
 from trainer.loss import Objective
 from trainer.model import TextTower, named_architecture, with_text_tower
+from trainer.schedule import Schedule
 
 VOCABULARY = 49_408  # of CLIP's tokenizer
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -29,6 +32,15 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class TrainSet(Table):
+    """`[[train.sets]]`: one of several sets of shards."""
+
+    shards: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]  # globs of tars
+    weight: Annotated[float, Field(gt=0)] | None = None  # only ratios count; default: the number of samples
+    captions: Literal["first", "any"] | None = None  # default: as in [train]
+    caption_keys: tuple[str, ...] = Field(default=(), strict=False)
+
+
 class TrainConfig(Table):
     """`[train]`: one run. Keys without a default here come from presets.toml."""
 
@@ -39,15 +51,20 @@ class TrainConfig(Table):
 
     # input
     shards: tuple[str, ...] = Field(default=(), strict=False)  # globs of tars; default: `<workspace>/shards/*.tar`
+    sets: tuple[TrainSet, ...] = Field(default=(), strict=False)  # instead of `shards`
+    validation: tuple[str, ...] = Field(default=(), strict=False)  # globs of held-out tars
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the shards, drawn by seed and held out
     output: str | None = None  # default: `<workspace>/train`
     cache: str | None = None  # folder of local copies of remote shards; default: `<output>/cache`
     cache_gib: Annotated[float, Field(gt=0, le=2**30)] = 64.0
     lanes: Positive = 8
     window: Positive = 65_536
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: Annotated[int, Field(ge=0)] | None = None  # default: this rank's CPUs less one
     prefetch: Positive = 4
+    resize: Literal["auto", "device", "worker"] = "auto"  # auto: on the device if that is a GPU
     crop_scale: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 1.0)
     captions: Literal["first", "any"] = "first"
+    caption_keys: tuple[str, ...] = Field(default=(), strict=False)  # "txt" or keys of the json
     balance_cap: Positive | None = None  # MetaCLIP's online balancing: expected maximum of pairs per query and epoch
     max_broken_share: Fraction = 0.01
 
@@ -58,18 +75,30 @@ class TrainConfig(Table):
     batch: Positive  # over all ranks
     micro_batch: Positive | None = None  # per rank; default: batch / ranks, that is, no accumulation
     learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Schedule = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)]
+    cooldown_steps: Annotated[int, Field(ge=0)] = 0  # of schedule "cooldown": the last steps, in which the rate falls
+    image_rate: Annotated[float, Field(ge=0)] = 1.0  # factors of the learning rate
+    text_rate: Annotated[float, Field(ge=0)] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # the rate's factor from each layer to the one below it
+    lock: tuple[Literal["image", "text"], ...] = Field(default=(), strict=False)  # towers that do not learn
+    unlocked_layers: Annotated[int, Field(ge=0)] = 0  # of locked towers, counted from the top
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Decay
     beta2: Decay
     eps: Annotated[float, Field(gt=0)]
     max_logit_scale: Annotated[float, Field(gt=1)]
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of an average of the weights, exported too
 
     # hardware and precision
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    gradient_compression: Literal["none", "bf16"] = "none"  # of DDP's averages
+    sync_batch_norm: bool = False
+    logits: Literal["auto", "fp32", "tf32"] = "auto"  # products of the loss on a GPU; auto: tf32 unless fp32 is trained
+    collective_timeout_s: Positive = 600
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
@@ -78,9 +107,27 @@ class TrainConfig(Table):
     # output
     checkpoint_steps: Positive = 1_000
     keep_checkpoints: Positive = 3
+    keep_every_steps: Positive | None = None  # checkpoints at multiples of it are never deleted
+    keep_epochs: bool = False  # nor those at the end of an epoch
+    checkpoint_format: Literal["file", "sharded"] = "file"
+    evaluate_steps: Positive | None = None
+    validation_samples: Positive = 8_192  # the most held-out samples that an evaluation reads
+    best: str | None = None  # the metric of an evaluation whose best checkpoint is kept
     log_steps: Positive = 10
     tensorboard: bool = True
     wandb_project: str | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "TrainConfig":
+        if self.best is not None and self.evaluate_steps is None:
+            raise ValueError("train.best needs train.evaluate_steps")
+        if self.schedule != "cooldown" and self.cooldown_steps:
+            raise ValueError('train.cooldown_steps needs train.schedule = "cooldown"')
+        if self.sets and self.shards:
+            raise ValueError("give train.shards or [[train.sets]], not both")
+        if len({one.weight is None for one in self.sets}) > 1:
+            raise ValueError("give every one of [[train.sets]] a weight, or none")
+        return self
 
     @field_validator("crop_scale")
     @classmethod
@@ -218,13 +265,26 @@ def _one_line(error: ValidationError) -> str:
     """Name the first wrong key, its value and what is allowed."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    if first["loc"] == ("train",) and first["type"] == "value_error":
+        return f"[train]: {first['msg'].removeprefix('Value error, ')}"
     if first["type"] == "extra_forbidden":
         tables: dict[str, type[Table]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
-        table = tables.get(str(first["loc"][0]))
+        table = TrainSet if first["loc"][:2] == ("train", "sets") else tables.get(str(first["loc"][0]))
         return f"unknown key {key}; allowed: {', '.join(table.model_fields)}" if table else f"unknown key {key}"
     if first["type"] == "missing":
         return f"{key} is missing"
     return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _initial(value: str, absolute: Callable[[str], str]) -> str:
+    """Return a path in full; a word without slash or dot that names no file is a tag of open_clip."""
+    path = absolute(value)
+    return value if re.fullmatch(r"\w+", value) and not os.path.exists(path) else path
+
+
+def open_clip_name(model: str) -> str:
+    """Return open_clip's name of an architecture."""
+    return str(_presets()["models"].get(model, {}).get("open_clip", model))
 
 
 def _resolve_paths(settings: Settings, folder: Path) -> Settings:
@@ -235,7 +295,12 @@ def _resolve_paths(settings: Settings, folder: Path) -> Settings:
     resolved = train.model_copy(
         update={
             "shards": tuple(absolute(path) for path in train.shards),
-            **{key: absolute(value) for key in ("output", "cache", "initial") if (value := getattr(train, key))},
+            "validation": tuple(absolute(path) for path in train.validation),
+            "sets": tuple(
+                one.model_copy(update={"shards": tuple(absolute(path) for path in one.shards)}) for one in train.sets
+            ),
+            **{key: absolute(value) for key in ("output", "cache") if (value := getattr(train, key))},
+            "initial": train.initial and _initial(train.initial, absolute),
         }
     )
     evaluate = settings.evaluate.model_copy(

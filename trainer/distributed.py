@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from trainer.errors import PeerError, TrainerError
 
-START_TIMEOUT = timedelta(minutes=30)  # a rank may wait while another counts or fetches shards
+T = TypeVar("T")
+WAIT_TIMEOUT = timedelta(minutes=30)
+"""How long processes wait where one counts, fetches or saves; collectives of the step have a limit of their own."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    waiting: Any = None  # the group, on CPUs, in which processes wait for each other; None: the default group
+    local_size: int = 1  # processes of this machine
 
     @property
     def is_first(self) -> bool:
@@ -34,7 +38,7 @@ class World:
         if self.size == 1:
             return list(flags)
         values = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.waiting)
         return [bool(value) for value in values]
 
     def in_first(self, work: Callable[[], Any]) -> None:
@@ -52,6 +56,27 @@ class World:
         if any(self.any(failure is not None)):
             raise failure or PeerError()
 
+    def from_first(self, work: Callable[[], T]) -> T:
+        """Run `work` in the first process and return its result in all of them.
+
+        Raises:
+            TrainerError: raised by `work` in the first process; a `PeerError` in the others.
+        """
+        results: list[Any] = [None]
+        self.in_first(lambda: results.__setitem__(0, work()))
+        if self.size > 1:
+            dist.broadcast_object_list(results, src=0, group=self.waiting, device=torch.device("cpu"))
+        result: T = results[0]
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, in rank order."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self.waiting)
+        return gathered
+
     def mean(self, value: torch.Tensor) -> float:
         """Return the mean of a scalar over the processes."""
         total = value.detach().clone()
@@ -61,11 +86,7 @@ class World:
 
     def sum_counts(self, counts: Counter[str]) -> Counter[str]:
         """Return the sum of all processes' counts."""
-        if self.size == 1:
-            return counts.copy()
-        gathered: list[Counter[str]] = [Counter() for _ in range(self.size)]
-        dist.all_gather_object(gathered, counts)
-        return sum(gathered, Counter())
+        return sum(self.gather(counts), Counter())
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -87,8 +108,10 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def open_world(device: str) -> Iterator[World]:
+def open_world(device: str, collective_timeout_s: int = 600) -> Iterator[World]:
     """Join the processes that torchrun started, and leave them at the end.
+
+    A collective operation of a step that takes longer than `collective_timeout_s` ends the run: a process hangs.
 
     Raises:
         PeerError: the connection to another process broke.
@@ -102,8 +125,10 @@ def open_world(device: str) -> Iterator[World]:
         return
     try:
         # Flags and counts are reduced on CPUs, so that checking whether any rank stops never waits for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo", timeout=START_TIMEOUT)
-        yield World(dist.get_rank(), size, local_device)
+        backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=collective_timeout_s))
+        waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
+        yield World(dist.get_rank(), size, local_device, waiting, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise

@@ -9,7 +9,8 @@ import os
 import sys
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainerConfigError
 
 log = logging.getLogger(__name__)
+MUCH_WAITING = 0.05
+"""A fraction of the time spent waiting for data above which the log says what to do."""
 
 
 class _Writer(Protocol):
@@ -113,6 +116,13 @@ class Stopwatch:
         """Count the time since the last step ended as waiting."""
         self._waited_s += time.perf_counter() - self._mark
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Leave out the time of the context: saving and evaluating are not training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
     def step_ended(self) -> None:
         """Start to wait for data."""
         self._mark = time.perf_counter()
@@ -131,7 +141,7 @@ class RunProgress:
     def __init__(self, config: TrainConfig, folder: Path, *, start: int, total: int, shown: bool) -> None:
         self._writers: list[_Writer] = []
         self._bar: Progress | None = None
-        self._shown = shown
+        self._shown, self._reports, self._advised = shown, 0, False
         self._total = total
         if not shown:
             return
@@ -151,11 +161,23 @@ class RunProgress:
         if not self._shown:
             return
         self._write(step, "train", values)
+        self._advise(values["data_wait"])
         line = _line(values)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, metrics=line)
         else:
             log.info("step %d/%d  %s", step, self._total, line)
+
+    def _advise(self, data_wait: float) -> None:
+        """Name the remedies once, where the loader is too slow after the first report."""
+        self._reports += 1
+        if data_wait > MUCH_WAITING and self._reports > 1 and not self._advised:
+            self._advised = True
+            log.warning(
+                "the steps wait for data %.0f %% of the time: raise train.workers if CPUs are idle; write the shards "
+                "with a shorter side near the model's image size; raise train.cache_gib or train.lanes if the shards "
+                "are remote", 100 * data_wait,
+            )  # fmt: skip
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         """Show and record what the model scored after `step` steps."""
@@ -185,10 +207,15 @@ def _line(values: dict[str, float]) -> str:
         f"loss {values['loss']:.4f}",
         f"scale {values['logit_scale']:.2f}",
         f"{values['samples_per_s']:,.0f} samples/s",
+        f"{values['step_ms']:,.0f} ms/step",
         f"waiting {values['data_wait']:.0%}",
     ]
+    if "mfu" in values:
+        parts.append(f"MFU {values['mfu']:.0%}")
     if "gpu_gib" in values:
         parts.append(f"{values['gpu_gib']:.1f} GiB")
     if values.get("broken"):
         parts.append(f"{values['broken']:,.0f} broken")
+    if values.get("no_caption"):
+        parts.append(f"{values['no_caption']:,.0f} without caption")
     return "  ".join(parts)

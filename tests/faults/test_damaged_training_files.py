@@ -15,7 +15,8 @@ from support.scene_shards import write_scene_shards
 
 from trainer import checkpoint
 from trainer.errors import TrainerError
-from trainer.shards import ShardCache, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import find_shards
 from trainer.train import train
 
 

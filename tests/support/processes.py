@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import Settings, settings_from
-from trainer.data import tokenize
 from trainer.errors import TrainerError
+from trainer.tokenizer import tokenize
 from trainer.train import train
 
 TINY = {

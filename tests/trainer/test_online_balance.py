@@ -16,7 +16,8 @@ from support.scene_shards import write_scene_shards
 from trainer.errors import TrainerError
 from trainer.online_balance import BalancedOrder, keep_probabilities
 from trainer.order import uniform
-from trainer.shards import ShardCache, ShardSet, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import ShardSet, find_shards
 from trainer.train import train
 
 

@@ -82,6 +82,9 @@ PLAIN_AND_VARIANT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "siglip in parts": ({"objective": "siglip"}, {"parallel": "fsdp", "micro_batch": 4}),
     "checkpointed": ({}, {"parallel": "fsdp", "gradient_checkpointing": True}),
     "fp16": ({"precision": "fp16"}, {"parallel": "fsdp"}),
+    "several machines": ({"micro_batch": 4}, {"parallel": "hsdp"}),
+    "compiled blocks": ({}, {"parallel": "fsdp", "compile": True}),
+    "bf16": ({"precision": "bf16"}, {"parallel": "fsdp"}),
     "resnet": (RESNET_KEYS, {"parallel": "fsdp"}),
     "resnet checkpointed": (RESNET_KEYS, {"parallel": "fsdp", "gradient_checkpointing": True}),
     "timm": ({"architecture": CONVNEXT}, {"parallel": "fsdp"}),
@@ -91,7 +94,7 @@ PLAIN_AND_VARIANT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def _one_rank(rank: int, port: int, folder: str) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
@@ -116,7 +119,8 @@ def test_variants_on_2_processes_equal_the_plain_run(tmp_path: Path):
     results = torch.load(tmp_path / "results.pt")
     assert results.keys() == PLAIN_AND_VARIANT.keys()
     for variant, (plain, other) in results.items():
-        _assert_close(other, plain, variant, rtol=2e-3, atol=2e-5)
+        bounds = {"rtol": 2e-2, "atol": 5e-3} if variant == "bf16" else {"rtol": 2e-3, "atol": 2e-5}
+        _assert_close(other, plain, variant, **bounds)
 
 
 def test_parts_draw_the_same_in_both_passes_and_each_its_own(monkeypatch: pytest.MonkeyPatch):

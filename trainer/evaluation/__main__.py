@@ -21,7 +21,8 @@ from trainer.evaluation.models import Encoder, open_encoder, without_projection
 from trainer.evaluation.prompts import Prompts, find_prompts, read_prompts
 from trainer.evaluation.retrieval import DEPTHS, PREFIX, retrieve
 from trainer.evaluation.zero_shot import ZeroShotResult, check_classes, write_results, zero_shot
-from trainer.shards import ShardCache, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import find_shards
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from dedup.decode import ImageDecodeError, decode_rgb
 from trainer import checkpoint
 from trainer.config import EvaluateConfig
-from trainer.data import tokenize
 from trainer.distributed import pick_device
 from trainer.errors import TrainerError
 from trainer.export import PREPROCESSING
 from trainer.model import build_model
 from trainer.precision import autocast, pick_precision
+from trainer.sharded import read_checkpoint
+from trainer.tokenizer import tokenize
 
 Features = NDArray[np.float32]
 
@@ -44,6 +46,16 @@ class Encoder:
     precision: torch.dtype
     batch: int
     workers: int
+
+    @property
+    def scale(self) -> float:
+        """exp(t), by which similarities are multiplied."""
+        scale = self.model.logit_scale.detach()
+        return float((scale.full_tensor() if isinstance(scale, DTensor) else scale).exp())
+
+    def amp(self) -> Any:
+        """Return the context in which the model runs."""
+        return autocast(self.device, self.precision)
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> Tensor:
@@ -113,7 +125,7 @@ def open_encoder(
 
 
 def _open(path: str, architecture: str | None) -> tuple[Any, Callable[[Image.Image], Tensor], int]:
-    if path.endswith(".pt") and architecture is None:
+    if architecture is None and (path.endswith(".pt") or checkpoint.is_checkpoint_name(Path(path))):
         return _open_training_checkpoint(Path(path))
     if architecture is None and not Path(path, "open_clip_config.json").exists():
         raise TrainerError(
@@ -132,7 +144,7 @@ def _open(path: str, architecture: str | None) -> tuple[Any, Callable[[Image.Ima
 def _open_training_checkpoint(path: Path) -> tuple[Any, Callable[[Image.Image], Tensor], int]:
     if not path.exists():
         raise TrainerError(f"checkpoint {path} does not exist")
-    content = checkpoint.load(path)
+    content = read_checkpoint(path)
     try:
         identity = content["identity"]
         model = build_model(identity["train.architecture"], objective=identity["train.objective"])
@@ -140,9 +152,15 @@ def _open_training_checkpoint(path: Path) -> tuple[Any, Callable[[Image.Image], 
     except Exception as error:  # missing or mismatched entries fail wherever they are used
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise TrainerError(f"{path} is an incomplete checkpoint ({reason}): evaluate another one") from error
-    size = model.visual.image_size
-    preprocess = image_transform_v2(PreprocessCfg(size=size, **PREPROCESSING), is_train=False)
-    return model, preprocess, model.context_length
+    return model, evaluation_transform(model.visual.image_size), model.context_length
+
+
+def evaluation_transform(size: Any) -> Callable[[Image.Image], Tensor]:
+    """Return open_clip's preprocessing of images that a model of this trainer is evaluated on."""
+    transform: Callable[[Image.Image], Tensor] = image_transform_v2(
+        PreprocessCfg(size=size, **PREPROCESSING), is_train=False
+    )
+    return transform
 
 
 def _check_weights(model: Any, path: str) -> None:

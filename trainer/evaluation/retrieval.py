@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data import stored_captions
+from trainer.captions import stored_captions
 from trainer.errors import TrainerError
 from trainer.evaluation.models import Encoder
 from trainer.shards import ShardSet
@@ -46,13 +46,17 @@ def retrieve(encoder: Encoder, shards: ShardSet, prefix: str = "") -> RetrievalR
     image_ND = F.normalize(torch.cat([part for part in image_parts if len(part)]), dim=-1)
     text_MD = encoder.encode_texts([prefix + caption for texts in kept for caption in texts])
     owner = np.repeat(np.arange(len(kept)), [len(texts) for texts in kept])
+    text_recall, image_recall = recalls(image_ND, text_MD, owner)
+    return RetrievalResult(len(kept), len(owner), text_recall, image_recall)
+
+
+def recalls(image_ND: Tensor, text_MD: Tensor, owner: NDArray[np.int64]) -> tuple[dict[int, float], dict[int, float]]:
+    """Return recall by depth, image to text and text to image, of normalised features; `owner`: each text's image."""
     best_image = _ranks(text_MD, image_ND, owner)
     best_text = _best_rank_per_image(image_ND, text_MD, owner)
-    return RetrievalResult(
-        images=len(kept),
-        captions=len(owner),
-        text_recall={k: float((best_text < k).mean()) for k in DEPTHS},
-        image_recall={k: float((best_image < k).mean()) for k in DEPTHS},
+    return (
+        {k: float((best_text < k).mean()) for k in DEPTHS},
+        {k: float((best_image < k).mean()) for k in DEPTHS},
     )
 
 

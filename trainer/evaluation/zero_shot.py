@@ -70,7 +70,7 @@ def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None =
     prompts, positive = number_labels(source.name, examples.labels, prompts, several=has_several_classes(metric))
     check_classes(source.name, metric, positive)
     similarity = F.normalize(examples.features, dim=-1) @ classifier(encoder, prompts).T
-    scores = (similarity * encoder.model.logit_scale.detach().exp().item()).double().numpy()
+    scores = (similarity * encoder.scale).double().numpy()
     table = _table(examples.eval_ids, scores, positive, prompts)
     return ZeroShotResult(
         name=source.name,

@@ -33,7 +33,8 @@ from trainer.evaluation.models import Encoder, open_encoder, without_projection
 from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts
 from trainer.evaluation.retrieval import _best_rank_per_image, _ranks, retrieve
 from trainer.evaluation.zero_shot import classifier, write_results, zero_shot
-from trainer.shards import ShardCache, find_shards
+from trainer.shard_cache import ShardCache
+from trainer.shards import find_shards
 from trainer.train import train
 
 
