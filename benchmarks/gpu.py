@@ -172,8 +172,8 @@ def curves(bench: Bench) -> None:
         "bf16 compiled": {"compile": True}, "fp16": {"precision": "fp16"},
     }  # fmt: skip
     for name, keys in kinds.items():
-        if bench.small and name == "bf16 compiled":
-            continue  # on a CPU it needs a C++ compiler
+        if bench.device.type == "cpu" and name in ("bf16 compiled", "fp16"):
+            continue  # a CPU needs a C++ compiler for the one, and minutes for the other
         found = losses_of(bench, bench.device, **keys)
         worst = max(abs(a - b) for a, b in zip(found, reference, strict=True))
         bench.say("curves", kind=name, steps=steps, first=found[0], last=found[-1], worst_from_cpu_fp32=worst)

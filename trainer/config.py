@@ -66,6 +66,7 @@ class TrainConfig(Table):
     captions: Literal["first", "any"] = "first"
     caption_keys: tuple[str, ...] = Field(default=(), strict=False)  # "txt" or keys of the json
     balance_cap: Positive | None = None  # MetaCLIP's online balancing: expected maximum of pairs per query and epoch
+    balance_rule: Literal["metaclip", "at_most"] = "metaclip"
     max_broken_share: Fraction = 0.01
 
     # the objective and the recipe

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.capped_draw import CappedDraw
 from trainer.captions import CaptionRule
 from trainer.config import Settings, TrainConfig, TrainSet
 from trainer.counting import CountedShard, count_shards
@@ -10,7 +11,7 @@ from trainer.data import Order, Preprocessing
 from trainer.distributed import World
 from trainer.errors import TrainerConfigError
 from trainer.mixture import BLOCK, MixedOrder
-from trainer.online_balance import BalancedOrder, keep_probabilities
+from trainer.online_balance import BalancedOrder, keep_probabilities, query_lists
 from trainer.order import SampleOrder, hash64
 from trainer.shard_cache import ShardCache, digest
 from trainer.shards import ShardSet
@@ -140,4 +141,6 @@ def _own_order(config: TrainConfig, world: World, shards: ShardSet, seed: int) -
     if config.balance_cap is None:
         return SampleOrder(shards.counts, **shape)
     cap = config.balance_cap
+    if config.balance_rule == "at_most":
+        return BalancedOrder(shards.counts, CappedDraw(query_lists(shards), cap, seed), **shape)
     return BalancedOrder(shards.counts, world.from_first(lambda: keep_probabilities(shards, cap)), **shape)

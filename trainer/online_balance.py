@@ -4,7 +4,7 @@ A query with `count` pairs keeps each with probability cap / max(count, cap), an
 keeps it (MetaCLIP, arXiv 2309.16671, algorithm 1, moved into the loader). Rare queries keep everything, every epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,19 +31,23 @@ def keep_probabilities(shards: ShardSet, cap: int) -> NDArray[np.float32]:
         TrainerError: a shard has no Parquet beside it, or one without the samples' `query_ids`.
     """
     counts = np.zeros(1, np.int64)
-    for queries in _query_ids(shards):
+    for queries in query_lists(shards):
         shard_counts = np.bincount(queries.flatten().to_numpy(), minlength=len(counts))
         counts = np.pad(counts, (0, len(shard_counts) - len(counts))) + shard_counts
     probabilities = np.empty(shards.counts.sum(), np.float32)
     start = 0
-    for queries in _query_ids(shards):  # read again: all shards' ids take several times the memory of the result
+    for queries in query_lists(shards):  # read again: all shards' ids take several times the memory of the result
         probabilities[start : start + len(queries)] = _probabilities(queries, counts, cap)
         start += len(queries)
     return probabilities
 
 
-def _query_ids(shards: ShardSet) -> Iterator[pa.ListArray]:
-    """Yield the queries of each shard's samples."""
+def query_lists(shards: ShardSet) -> Iterator[pa.ListArray]:
+    """Yield the queries of each shard's samples.
+
+    Raises:
+        TrainerError: a shard has no Parquet beside it, or one without the samples' `query_ids`.
+    """
     return (_shard_query_ids(shard.path, shard.samples) for shard in shards.shards)
 
 
@@ -87,10 +91,20 @@ class BalancedOrder:
     """
 
     def __init__(
-        self, counts: Int64s, probabilities: NDArray[np.float32], *, seed: int, lanes: int = 8, window: int = 65_536
+        self,
+        counts: Int64s,
+        draws: NDArray[np.float32] | Callable[[int], NDArray[np.bool_]],
+        *,
+        seed: int,
+        lanes: int = 8,
+        window: int = 65_536,
     ) -> None:
-        self.samples = round(float(probabilities.sum(dtype=np.float64)))  # of one epoch, expected
-        self._counts, self._probabilities = counts, probabilities
+        """`draws`: each sample's probability, or a function from an epoch to which samples it has."""
+        if callable(draws):
+            self.samples = int(draws(0).sum())  # of the first epoch; others have nearly as many
+        else:
+            self.samples = round(float(draws.sum(dtype=np.float64)))  # of one epoch, expected
+        self._counts, self._draws = counts, draws
         self._seed, self._lanes, self._window = seed, lanes, window
         self._starts = [0]  # where each epoch begins, as far as it is known
         self._epoch = lru_cache(maxsize=2)(self._draw)
@@ -106,14 +120,27 @@ class BalancedOrder:
             shard[here], index[here] = self._epoch(int(epoch)).at(positions[here] - self._starts[epoch])
         return SamplePositions(epochs, shard, index)
 
+    def _chosen(self, epoch: int) -> Callable[[int, int], NDArray[np.bool_]]:
+        """Return which of the samples from one number to another an epoch has."""
+        draws = self._draws
+        if callable(draws):
+            whole = draws(epoch)
+            return lambda start, end: whole[start:end]
+
+        def by_probability(start: int, end: int) -> NDArray[np.bool_]:
+            numbers = np.arange(start, end, dtype=np.uint64)
+            return uniform(self._seed, _BALANCE_STREAM, epoch, numbers) < draws[start:end]
+
+        return by_probability
+
     def _draw(self, epoch: int) -> "_Epoch":
         """Draw an epoch shard by shard, so that memory holds little more than the kept indices."""
         kept: list[NDArray[np.int32]] = []
         end = 0
+        chosen = self._chosen(epoch)
         for count in self._counts.tolist():
             start, end = end, end + count
-            draws = uniform(self._seed, _BALANCE_STREAM, epoch, np.arange(start, end, dtype=np.uint64))
-            kept.append(np.flatnonzero(draws < self._probabilities[start:end]).astype(np.int32))
+            kept.append(np.flatnonzero(chosen(start, end)).astype(np.int32))
         seed = int(hash64(self._seed, _BALANCE_STREAM, epoch)[0])
         counts = np.array([len(indices) for indices in kept])
         return _Epoch(SampleOrder(counts, seed=seed, lanes=self._lanes, window=self._window), kept)

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer import checkpoint, sharded
 from trainer.config import Settings
 from trainer.distributed import World
@@ -64,7 +66,7 @@ class Saver:
         else:
             content = checkpoint.capture(self.stepper.core, self.stepper.optimizer) | about
             if self.stepper.average is not None:
-                content["ema"] = self.stepper.average.state()
+                content["ema"] = checkpoint.with_scalars_of_shape(self.stepper.average.state(), torch.Size())
             path = checkpoint.checkpoint_path(self.folder, step)
 
             def write() -> None:

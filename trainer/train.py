@@ -107,7 +107,8 @@ class _Run:
         """The settings that must be equal for a checkpoint to continue this run."""
         config = self.config
         same = (
-            "model", "text", "architecture", "objective", "batch", "lanes", "window", "balance_cap", "lock",
+            "model", "text", "architecture", "objective", "batch", "lanes", "window", "balance_cap", "balance_rule",
+            "lock",
             "unlocked_layers", "image_rate", "text_rate", "layer_decay",
         )  # fmt: skip
         values = {f"train.{key}": getattr(config, key) for key in same}
@@ -248,10 +249,13 @@ def _stepper(settings: Settings, world: World) -> Stepper:
         raise TrainerConfigError(f"cannot build train.architecture: {one_line(error)}") from error
     if config.initial is not None and not checkpoint.list_checkpoints(settings.output / "checkpoints"):
         load_initial(model, config.initial, open_clip_name(config.model))
-    if "image" in config.lock:
-        model.lock_image_tower(unlocked_groups=config.unlocked_layers)
-    if "text" in config.lock:
-        model.lock_text_tower(unlocked_layers=config.unlocked_layers)
+    try:
+        if "image" in config.lock:
+            model.lock_image_tower(unlocked_groups=config.unlocked_layers)
+        if "text" in config.lock:
+            model.lock_text_tower(unlocked_layers=config.unlocked_layers)
+    except (AssertionError, NotImplementedError) as error:  # of a ResNet, open_clip locks the whole tower only
+        raise TrainerConfigError(f"train.unlocked_layers = {config.unlocked_layers}: {one_line(error)}") from error
     precision = pick_precision(config.precision, device)
     wrapped = wrap(model, config, world)
     optimizer = build_optimizer(

@@ -29,6 +29,7 @@ max_logit_scale = 33
 workers = 1
 threads = 2
 log_steps = 50
+evaluate_steps = 250                    # the accuracy on [[evals]] during training
 
 [evaluate]                              # `wit evaluate -c wit.toml --checkpoint work/train/model`
 prompts = "prompts.json"                # class names and templates
@@ -54,6 +55,7 @@ def train_demo(directory: Path) -> None:
     write_reports(project.workspace, project.config, project.load_allowlist())
     report = json.loads((directory / "work" / "report" / "overlap.json").read_text(encoding="utf-8"))
     classes = {name: len(list((directory / "evals" / name).iterdir())) for name in sets}
+    Console().print(curve_table(directory / "work" / "train" / "metrics.jsonl", sets))
     Console().print(accuracy_table(report["sets"], classes))
 
 
@@ -67,6 +69,19 @@ def write_prompts(directory: Path, sets: list[str]) -> None:
         for name in sets
     }
     (directory / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
+
+
+def curve_table(metrics: Path, sets: list[str]) -> Table:
+    """Return the training loss and the sets' accuracies during training, from the trainer's `metrics.jsonl`."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    scored = [name for name in sets if any(f"val/{name}" in line for line in lines)]
+    table = Table("step", "loss", *scored, box=None, pad_edge=False, title="during training")
+    loss = ""
+    for line in lines:
+        loss = f"{line['train/loss']:.3f}" if "train/loss" in line else loss
+        if any(f"val/{name}" in line for name in scored):
+            table.add_row(str(line["step"]), loss, *(f"{line[f'val/{name}']:.1%}" for name in scored))
+    return table
 
 
 def accuracy_table(sets: list[dict[str, Any]], classes: dict[str, int]) -> Table:

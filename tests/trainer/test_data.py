@@ -4,6 +4,7 @@ import io
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,21 @@ def test_a_large_step_is_prepared_in_chunks(scenes: Path, tmp_path: Path):
     elsewhere = concatenated([step, step], torch.device("meta"))  # a device of shapes without numbers
     assert [tensor.device.type for tensor in elsewhere[:4]] == ["meta", "meta", "cpu", "cpu"]
     assert len(elsewhere.images) == len(elsewhere.shards) == 2 * len(step.images)
+
+
+def test_crops_resized_on_the_device_are_those_of_the_workers(scenes: Path, tmp_path: Path):
+    shards = _shards(scenes / "shards", tmp_path)
+    sampler = RankSampler(SampleOrder(shards.counts, seed=3, lanes=4, window=32), 24, 4, 0, 4)
+    for workers in (0, 2):
+        steps = [
+            load_steps(PairDataset(shards, view), sampler, workers=workers, prefetch=2, device=CPU)
+            for view in (VIEW, replace(VIEW, resizes_on_device=True))
+        ]
+        for plain, resized in zip(*steps, strict=True):
+            assert resized.images.shape == plain.images.shape
+            assert (resized.images.int() - plain.images.int()).abs().max() <= 1
+            assert all(torch.equal(a, b) for a, b in zip(plain[1:4], resized[1:4], strict=True))
+            torch.testing.assert_close(to_model_input(resized.images), to_model_input(plain.images), rtol=0, atol=0.016)
 
 
 def test_broken_samples_are_counted_and_the_next_good_one_takes_their_place(tmp_path: Path):

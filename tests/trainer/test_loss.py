@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.loss import contrastive_loss
+from trainer.loss import contrastive_loss, whole_loss
 
 torch.set_num_threads(1)
 
@@ -132,3 +132,33 @@ def test_loss_and_gradients_are_equal_on_1_2_and_4_processes(tmp_path: Path, obj
     for run in runs[1:]:
         for value, expected in zip(run, runs[0], strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-13)
+
+
+def _rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
+    """Round to 10 bits of mantissa, to nearest even, as tensor cores read their factors."""
+    bits = values.view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("width", [512, 1024])
+def test_what_tf32_does_to_logits_is_as_stated(width: int):
+    image, text = (side.float() for side in _features(1_000, width, seed=0))
+    text = torch.nn.functional.normalize(image + text, dim=-1)  # pairs are near each other
+    exact = 100 * image.double() @ text.double().T
+    error = (100 * (_rounded_to_tf32(image) @ _rounded_to_tf32(text).T) - exact).abs()
+    assert error.max() < 0.01
+    assert error.mean() < 0.002
+    half = (100 * (image.bfloat16().float() @ text.bfloat16().float().T) - exact).abs()
+    assert error.max() < half.max() / 4  # what bf16 features have lost before
+
+
+@pytest.mark.parametrize("objective", ["infonce", "siglip"])
+def test_the_loss_of_whole_features_is_that_of_training(objective: Any):
+    image, text = _features(24, 8, seed=2)
+    scale, bias = torch.tensor(20.0, dtype=torch.float64), torch.tensor(-4.0, dtype=torch.float64)
+    own = bias if objective == "siglip" else None
+    expected = contrastive_loss(image, text, scale, own, objective=objective)
+    assert whole_loss(image, text, scale, own, objective) == pytest.approx(float(expected), rel=1e-12)
+    before = torch.get_float32_matmul_precision()
+    contrastive_loss(image, text, scale, own, objective=objective, tf32=True)
+    assert torch.get_float32_matmul_precision() == before

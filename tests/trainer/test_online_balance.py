@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.processes import tiny_settings
 from support.scene_shards import write_scene_shards
 
+from trainer import capped_draw
 from trainer.errors import TrainerError
 from trainer.online_balance import BalancedOrder, keep_probabilities
 from trainer.order import uniform
@@ -141,3 +142,49 @@ def test_a_run_balances_and_says_what_it_misses(tmp_path: Path):
     (tmp_path / "shards" / "00000.parquet").unlink()
     with pytest.raises(TrainerError, match=r"train\.balance_cap needs the query_ids of .*00000\.parquet"):
         keep_probabilities(shards, 10)
+
+
+def _lists(random: np.random.Generator, samples: int, queries: int) -> pa.ListArray:
+    """Return queries as on the web: few have most pairs; a pair has none to four, each once."""
+    weights = 1 / np.arange(1, queries + 1)
+    rows = [
+        random.choice(queries, size=random.integers(0, 5), replace=False, p=weights / weights.sum()).tolist()
+        for _ in range(samples)
+    ]
+    return pa.array(rows, pa.list_(pa.int32()))
+
+
+@pytest.mark.parametrize("cap", [1, 7, 50, 10_000])
+def test_at_most_the_cap_and_as_many_as_the_order_allows(cap: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(capped_draw, "BLOCK", 300)
+    lists = _lists(np.random.default_rng(cap), samples=1_000, queries=40)
+    draw = capped_draw.CappedDraw([lists[:600], lists[600:]], cap, seed=3)
+    rows = lists.to_pylist()
+    epochs = [draw(epoch) for epoch in range(3)]
+    for kept in epochs:
+        counts = np.bincount(
+            [query for row, here in zip(rows, kept, strict=True) if here for query in row], minlength=40
+        )
+        assert counts.max() <= cap
+        for row, here in zip(rows, kept, strict=True):
+            assert here or any(counts[query] == cap for query in row)
+    assert (cap < 1_000) == (not (epochs[0] == epochs[1]).all())
+    assert (draw(1) == epochs[1]).all()
+
+
+def test_a_query_listed_twice_counts_once():
+    lists = pa.array([[3, 3], [3], None, [3, 5, 3]], pa.list_(pa.int32()))
+    kept = capped_draw.CappedDraw([lists], 1, seed=0)(0)
+    assert kept[[0, 1, 3]].sum() == 1
+    assert kept[2]
+
+
+def test_an_order_with_at_most_the_cap_reads_what_was_drawn():
+    lists = _lists(np.random.default_rng(0), samples=120, queries=6)
+    draw = capped_draw.CappedDraw([lists], 9, seed=3)
+    order = BalancedOrder(np.array([70, 50]), draw, seed=3, lanes=2, window=16)
+    found = order.at(np.arange(order.samples))
+    read = np.zeros(120, bool)
+    read[np.array([0, 70])[found.shard] + found.index] = True
+    assert (read == draw(0)).all()
+    assert set(found.epoch.tolist()) == {0}

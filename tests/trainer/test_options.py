@@ -85,6 +85,14 @@ def test_a_locked_resnet_keeps_its_statistics(scenes: Path, tmp_path: Path):
     assert "text_projection" in moved
 
 
+def test_of_a_resnet_only_the_whole_tower_is_locked(scenes: Path, tmp_path: Path):
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}
+    architecture = {**TINY["architecture"], "vision_cfg": vision}
+    keys: dict[str, Any] = {"model": "tiny-resnet", "architecture": architecture, "unlocked_layers": 1}
+    with pytest.raises(TrainerConfigError, match=r"^train\.unlocked_layers = 1: "):
+        train(tiny_settings(scenes, tmp_path, lock=["image"], **keys))
+
+
 def test_some_layers_of_a_locked_tower_learn(scenes: Path, tmp_path: Path):
     moved = _moved(scenes, tmp_path, lock=["image"], unlocked_layers=1)
     assert "visual.proj" in moved

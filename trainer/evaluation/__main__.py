@@ -4,17 +4,17 @@ import argparse
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from dedup.eval_sets.config import EvalSetConfig
 from trainer.config import Settings, load_settings
 from trainer.errors import TrainerConfigError, TrainerError
-from trainer.evaluation.examples import encode_set, number_labels
+from trainer.evaluation.examples import EncodedSet, encode_set, number_labels
 from trainer.evaluation.linear_probe import linear_probe
 from trainer.evaluation.metrics import evaluate, has_several_classes, registered_metric
 from trainer.evaluation.models import Encoder, open_encoder, without_projection
@@ -124,11 +124,12 @@ def _classify(settings: Settings, encoder: Encoder, sets: tuple[EvalSetConfig, .
     try:
         for source in sets:
             prompts = find_prompts(source.name, published)
-            result = zero_shot(encoder, source, prompts)
+            unprojected, examples = _encode(settings, encoder, source)
+            result = zero_shot(encoder, source, prompts, examples)
             written.append(write_results(settings.workspace, encoder.name, result))
             probe = None
             try:
-                probe = _probe(settings, encoder, source, prompts)
+                probe = _probe(settings, encoder, source, prompts, unprojected)
             finally:
                 table.add_row(
                     result.name, result.metric, _percent(result.value), _percent(result.chance), _percent(probe),
@@ -148,14 +149,26 @@ def _count(result: ZeroShotResult) -> str:
     return f"{result.examples:,}" + (f" ({result.left_out:,} unreadable left out)" if result.left_out else "")
 
 
-def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None) -> float | None:
-    """Fit on the set's training images, if the config has their path, and score on the evaluation images."""
+def _encode(settings: Settings, encoder: Encoder, source: EvalSetConfig) -> tuple[EncodedSet, EncodedSet]:
+    """Encode a set once; return its features before (for the probe) and after the projection (for zero-shot)."""
+    projection = getattr(encoder.model.visual, "proj", None)
+    if projection is None or source.name not in settings.evaluate.probe_train:
+        examples = encode_set(encoder, source)
+        return examples, examples
+    with without_projection(encoder.model):
+        examples = encode_set(encoder, source)
+    return examples, replace(examples, features=examples.features @ projection.detach().float().cpu())
+
+
+def _probe(
+    settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None, test: EncodedSet
+) -> float | None:
+    """Fit on the set's training images, if the config has their path, and score on the evaluation images `test`."""
     path = settings.evaluate.probe_train.get(source.name)
     if path is None:
         return None
     with without_projection(encoder.model):
         train = encode_set(encoder, source.model_copy(update={"path": path}))
-        test = encode_set(encoder, source)
     if len(train.labels) < 2:
         raise TrainerError(f"evaluate.probe_train.{source.name}: a probe needs two or more examples; {path} has one")
     metric = registered_metric(source.name)
@@ -163,8 +176,8 @@ def _probe(settings: Settings, encoder: Encoder, source: EvalSetConfig, prompts:
     _, positive = number_labels(source.name, train.labels + test.labels, prompts, several=several)
     train_positive, test_positive = positive[: len(train.labels)], positive[len(train.labels) :]
     check_classes(source.name, metric, test_positive)
-    probe = linear_probe(np.asarray(train.features.double()), train_positive, several=several)
-    return evaluate(metric, probe.scores(np.asarray(test.features.double())), test_positive)
+    probe = linear_probe(train.features.numpy(), train_positive, several=several, device=encoder.device)
+    return evaluate(metric, probe.scores(test.features.numpy()), test_positive)
 
 
 def _retrieve(settings: Settings, encoder: Encoder, glob: str) -> None:

@@ -23,7 +23,7 @@ from dedup.eval_sets import Metric
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.results import RESULTS, results_folder
 from trainer.errors import TrainerError
-from trainer.evaluation.examples import encode_set, number_labels
+from trainer.evaluation.examples import EncodedSet, encode_set, number_labels
 from trainer.evaluation.metrics import (
     chance,
     evaluate,
@@ -59,14 +59,18 @@ def classifier(encoder: Encoder, prompts: Prompts) -> Tensor:
     return F.normalize(torch.stack(means), dim=-1)
 
 
-def zero_shot(encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None = None) -> ZeroShotResult:
+def zero_shot(
+    encoder: Encoder, source: EvalSetConfig, prompts: Prompts | None = None, examples: EncodedSet | None = None
+) -> ZeroShotResult:
     """Classify a set; the metric is the registered one, accuracy for a set that is not registered.
+
+    `examples`: the set's, if they have been encoded already.
 
     Raises:
         TrainerError: the set cannot be read, or its labels do not fit the prompts or the metric.
     """
     metric = registered_metric(source.name)
-    examples = encode_set(encoder, source)
+    examples = examples or encode_set(encoder, source)
     prompts, positive = number_labels(source.name, examples.labels, prompts, several=has_several_classes(metric))
     check_classes(source.name, metric, positive)
     similarity = F.normalize(examples.features, dim=-1) @ classifier(encoder, prompts).T

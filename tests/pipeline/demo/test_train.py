@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.cli.main import main
 from pipeline.demo import train as demo_train
-from pipeline.demo.train import accuracy_table, write_prompts
+from pipeline.demo.train import accuracy_table, curve_table, write_prompts
 from pipeline.errors import UserError
 
 
@@ -60,3 +60,21 @@ def test_training_gets_a_larger_world_unless_told(monkeypatch: pytest.MonkeyPatc
     for arguments in (["demo"], ["demo", "--train"], ["demo", "--train", "--pictures", "200"]):
         assert main(arguments) == 1
     assert worlds == [4_500, 15_000, 200]
+
+
+def test_the_curve_has_a_row_for_each_evaluation(tmp_path: Path):
+    lines = [
+        {"step": 50, "train/loss": 4.25},
+        {"step": 100, "train/loss": 3.5},
+        {"step": 100, "val/objects": 0.25, "val/shapes": 0.5},
+        {"step": 150, "train/loss": 3.0},
+        {"step": 200, "val/objects": 0.75, "val/shapes": 1.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    console = Console(record=True, width=80)
+    console.print(curve_table(path, ["objects", "shapes", "unscored"]))
+    rows = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert rows[1:] == [
+        ["step", "loss", "objects", "shapes"], ["100", "3.500", "25.0%", "50.0%"], ["200", "3.000", "75.0%", "100.0%"]
+    ]  # fmt: skip
