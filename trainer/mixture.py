@@ -22,6 +22,8 @@ _MIX_STREAM = 6  # the other modules use 0 to 5
 class MixedOrder:
     """The stream of several sets. `shares` are positive numbers; only their ratios count."""
 
+    block = BLOCK
+
     def __init__(
         self,
         orders: tuple[SampleOrder | BalancedOrder, ...],
@@ -42,7 +44,7 @@ class MixedOrder:
     def at(self, positions: Int64s) -> SamplePositions:
         """Return the epoch (of its set), shard and index of the samples at these positions of the stream."""
         lane, offset = positions % self._lanes, positions // self._lanes
-        block, within = np.divmod(offset, BLOCK)
+        block, within = np.divmod(offset, self.block)
         chosen, number = np.empty_like(positions), np.empty_like(positions)
         for key in np.unique(lane * (int(block.max(initial=0)) + 1) + block):
             this_lane, this_block = divmod(int(key), int(block.max()) + 1)
@@ -59,10 +61,10 @@ class MixedOrder:
 
     def _sets_of_block(self, lane: int, block: int) -> tuple[Int64s, Int64s]:
         """Return for each offset of a block its set, and which offset of the set's own lane it is."""
-        before, after = (np.diff(np.rint(self._edges * (BLOCK * number))) for number in (block, block + 1))
+        before, after = (np.diff(np.rint(self._edges * (self.block * number))) for number in (block, block + 1))
         counts = (after - before).astype(np.int64)
         sets: Int64s = np.repeat(np.arange(len(counts)), np.maximum(counts, 0))
-        draws = hash64(self._seed, _MIX_STREAM, lane, block, np.arange(BLOCK, dtype=np.uint64))
+        draws = hash64(self._seed, _MIX_STREAM, lane, block, np.arange(self.block, dtype=np.uint64))
         sets = sets[np.argsort(draws, kind="stable")]
         numbers: NDArray[np.int64] = np.empty_like(sets)
         for one, start in enumerate(before.astype(np.int64)):

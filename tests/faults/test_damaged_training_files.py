@@ -38,7 +38,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found_or_harmless(tmp_path):
     tensors = {"weight": torch.arange(300, dtype=torch.float32)}
     identity = {"train.architecture": {}, "train.objective": "infonce"}
     content = {"identity": identity, "model": tensors, "optimizer": {}, "scaler": {}, "broken": {}, "step": 3}
-    checkpoint.save(saved, content, keep=1)
+    checkpoint.save(saved, content)
     whole = saved.read_bytes()
     found = 0
     for at in range(0, len(whole), 13):

@@ -14,16 +14,22 @@ from support.scene_shards import write_scene_shards
 
 from trainer.captions import CaptionRule
 from trainer.errors import TrainerConfigError, TrainerError
-from trainer.mixture import BLOCK, MixedOrder
+from trainer.mixture import MixedOrder
 from trainer.order import SampleOrder
 from trainer.shards import Sample
 from trainer.train import train
 
 
+class _Mixed(MixedOrder):
+    """With small blocks, so that the tests see many."""
+
+    block = 256
+
+
 def _mixed(counts: list[list[int]], shares: list[float], lanes: int, seed: int = 3) -> MixedOrder:
     orders = tuple(SampleOrder(np.array(c), seed=seed + n, lanes=lanes, window=50) for n, c in enumerate(counts))
     first = np.cumsum([0, *map(len, counts)])[:-1].tolist()
-    return MixedOrder(orders, tuple(shares), tuple(first), seed=seed, lanes=lanes)
+    return _Mixed(orders, tuple(shares), tuple(first), seed=seed, lanes=lanes)
 
 
 def _listed(order: MixedOrder, start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -31,11 +37,11 @@ def _listed(order: MixedOrder, start: int, stop: int) -> list[tuple[int, int, in
     return list(zip(found.epoch.tolist(), found.shard.tolist(), found.index.tolist(), strict=True))
 
 
-@given(shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4), lanes=st.integers(1, 5), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@given(shares=st.lists(st.floats(0.05, 1.0), min_size=2, max_size=4), lanes=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
 def test_every_set_has_its_share_and_its_samples_once_an_epoch(shares: list[float], lanes: int, seed: int):
     order = _mixed([[400, 300]] * len(shares), shares, lanes, seed)
-    blocks = 2 * BLOCK * lanes
+    blocks = 20 * 256 * lanes
     samples = _listed(order, 0, blocks)
     sets = np.array([shard // 2 for _, shard, _ in samples])
     for number, share in enumerate(shares):
