@@ -12,7 +12,7 @@ from trainer import checkpoint
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-sys.path.append({tests!r})
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]  # tests/ has folders of the same names
 from support.processes import tiny_settings
 from trainer.train import train
 
@@ -34,7 +34,7 @@ except Exception as error:
 def test_torchrun_starts_a_killed_run_again(tmp_path: Path):
     write_scene_shards(tmp_path / "shards", (60, 60))
     script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent.parent), folder=str(tmp_path)))
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parent.parent.parent), folder=str(tmp_path)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
