@@ -32,7 +32,8 @@ class CaptionRule:
 
 def stored_captions(sample: Sample) -> list[str]:
     """Return the non-blank `captions` of the sample's json if it was read and lists any, else its txt."""
-    listed = _texts(_json(sample).get("captions")) if sample.json else []
+    value = _json(sample).get("captions") if sample.json else None
+    listed = _texts(value) if isinstance(value, list) else []
     return _stripped(listed or _txt(sample))
 
 
