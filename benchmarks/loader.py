@@ -5,7 +5,7 @@
 `ours` resizes in its workers, as for a CPU; `ours_for_gpu` sends crops that the device resizes, whose time is given
 apart, as this machine's CPU needs it. All cut a random square of 90 to 100 % of the area, resize it to the model's size
 with the bicubic filter, tokenise the caption and give normalised float32 batches. Runs alternate; the median counts.
-CPU time includes all workers. Without `--shards` it creates some from noise, in the image size that the pipeline stores.
+CPU time includes all workers. Without `--shards` it creates some from noise, in the size that the pipeline stores.
 open_clip's loader is called as in its own trainer (`open_clip_train.data`); that needs `open_clip_torch[training]`,
 which requires an older webdataset than our tests, so use a separate environment.
 """
