@@ -108,6 +108,7 @@ def _one_rank(rank: int, port: int, folder: str) -> None:
             torch.save(results, Path(folder) / "results.pt")
 
 
+@pytest.mark.timeout(900)  # many variants, some compiled
 def test_variants_on_2_processes_equal_the_plain_run(tmp_path: Path):
     """One test for all of them: most of its time goes into starting the processes."""
     with socket.socket() as probe:
