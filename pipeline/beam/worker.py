@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pipeline.beam.fork_server import work_in_fork
+from pipeline.beam.redacted_output import redact_output
 
 if TYPE_CHECKING:
     from apache_beam.portability.api import beam_provision_api_pb2 as provision
@@ -30,6 +31,7 @@ def be_worker(arguments: list[str]) -> None:
     """Run Beam's worker in this process; with arguments, request the job's settings first."""
     from apache_beam.runners.worker import sdk_worker_main
 
+    redact_output()
     if arguments:
         given = _parse(arguments)
         os.environ.update(worker_environment(given, _provision_info(given.provision_endpoint, worker_id=given.id)))
