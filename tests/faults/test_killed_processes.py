@@ -78,6 +78,25 @@ def test_signals_end_any_command_in_one_line(tmp_path, monkeypatch, capsys, numb
     assert signal.getsignal(number) == before
 
 
+def test_ctrl_c_during_the_imports_is_quiet(tmp_path):
+    (tmp_path / "pydantic.py").write_text("import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    wit = subprocess.Popen(
+        [sys.executable, "-c", "from pipeline.cli.main import main; main(['status'])"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert wit.stdout is not None
+    assert wit.stdout.readline() == "importing\n"
+    wit.send_signal(signal.SIGINT)
+    assert wit.communicate(timeout=30)[1] == ""
+    assert wit.returncode == -signal.SIGINT
+
+
+def test_imports_leave_ctrl_c_as_it_was():
+    code = "import signal, pipeline.cli; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+
+
 def test_sigterm_ends_a_build_and_its_workers(tmp_path):
     number = signal.SIGTERM
     config = make_project(tmp_path / "project", 60, parts=12)
