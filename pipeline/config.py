@@ -276,6 +276,13 @@ class Config(Table):
     train: dict[str, Any] | None = None  # the trainer checks these tables, because it is installed separately
     evaluate: dict[str, Any] | None = None
 
+    @field_validator("workspace")
+    @classmethod
+    def _store_has_no_pattern(cls, workspace: str) -> str:
+        if "://" in workspace and not workspace.startswith("file://") and set(workspace) & set("*?["):
+            raise ValueError("a URL with * ? or [ is read as a pattern by object stores: choose another name")
+        return workspace
+
     @field_validator("evals")
     @classmethod
     def _names_are_unique(cls, evals: tuple[EvalSetConfig, ...]) -> tuple[EvalSetConfig, ...]:
@@ -290,6 +297,9 @@ class Config(Table):
         paths = [("workspace", self.workspace), ("allowlist.path", self.allowlist.path)]
         paths += [("sources.paths", path) for source in self.sources for path in source.paths]
         paths += [("fetch.archives", path) for path in self.fetch.archives]
+        for kind, lists in self.fetch.consent.block_lists.items():
+            paths += [(f"fetch.consent.block_{kind}", path) for path in lists]
+        paths += [("dedup.detector", self.dedup.detector)]
         paths += [(f"evals.{e.name}.path", e.path) for e in self.evals]
         for key, path in paths:
             for name in re.findall(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)", path):

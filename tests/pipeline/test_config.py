@@ -113,7 +113,22 @@ def test_home_is_understood_and_variables_are_refused(tmp_path, monkeypatch):
     for name in ("$HOME/work", "${HOME}/work"):
         with pytest.raises(ConfigError, match=r'workspace = ".*": \$HOME is not replaced'):
             load_config(write(tmp_path, SMALLEST.replace('"work"', f'"{name}"')))
+    for key, text in (
+        ("fetch.consent.block_urls", '[fetch.consent]\nblock_urls = ["$HOME/urls.txt"]'),
+        ("fetch.consent.block_image_hashes", '[fetch.consent]\nblock_image_hashes = ["a.txt", "${HOME}/b.txt"]'),
+        ("dedup.detector", '[dedup]\ndetector = "$HOME/model.onnx"'),
+    ):
+        with pytest.raises(ConfigError, match=rf'{key} = ".*": \$HOME is not replaced'):
+            load_config(write(tmp_path, f"{SMALLEST}\n{text}\n"))
     assert load_config(write(tmp_path, SMALLEST.replace('"work"', '"$no_such_variable"'))).workspace[0] == "$"
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/work[1]", "gs://bucket/a*", "memory://work?"])
+def test_a_workspace_in_a_store_is_no_pattern(tmp_path, name):
+    with pytest.raises(ConfigError, match=r'workspace = ".*": a URL with|workspace = .*: a URL with'):
+        load_config(write(tmp_path, SMALLEST.replace('"work"', f'"{name}"')))
+    for local in ("work[1]", "file:///tmp/work*"):
+        assert load_config(write(tmp_path, SMALLEST.replace('"work"', f'"{local}"'))).workspace == local
 
 
 @pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "configs").glob("*.toml")), ids=lambda p: p.stem)
