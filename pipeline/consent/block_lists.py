@@ -47,7 +47,7 @@ class DigestSet:
 
     def __contains__(self, digest: bytes) -> bool:
         key = np.uint64(int.from_bytes(digest[:8]))
-        at = int(np.searchsorted(self.keys, key))
+        at = int(self.keys.searchsorted(key))
         return at < len(self.keys) and bool(self.keys[at] == key)
 
 

@@ -9,7 +9,7 @@ The rule with the longest matching path decides; of rules with equal paths, one 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.consent.content_signal import read_content_signal
@@ -41,7 +41,7 @@ _SAYS_MORE = re.compile("content|licen[sc]e|tdm", re.IGNORECASE)
 class _UsageRule:
     signal: Signal
     pattern: PathPattern
-    preferences: dict[str, bool]
+    preferences: Mapping[str, bool]
 
 
 @dataclass(slots=True)
@@ -80,6 +80,8 @@ class _Addressed:
     def statements(self, path: str) -> Iterator[Statement]:
         if self.crawler is not None and not _may_crawl(self.crawling, path):
             yield Statement(Signal.ALSO_OBEY, f"robots.txt disallows it to {self.crawler}", refuses=True)
+        if not self.usage:
+            return
         for_whom = "" if self.crawler is None else f" for {self.crawler}"
         for signal in _READERS:
             if preferences := _preferences(self.usage, signal, path):

@@ -44,30 +44,48 @@ def write_eu_summary(
 
     `sources` is the number of source files, `refused_by_pages` that of pairs refused by the pages that show them.
     """
-    fetch = config.fetch
     lines = [
         "# Summary of training content: image-text pairs from the web",
         "",
         "This part describes one set of training data, from its own records. Lines with [to fill in] are for the "
         "provider of the model.",
         "",
+        *_general_information(composition, config, manifest),
+        *_data_sources(compliance, composition, config, manifest, sources),
+        *_data_processing(compliance, config, manifest, refused_by_pages),
+    ]
+    return "\n".join(lines)
+
+
+def _general_information(composition: Composition, config: Config, manifest: Mapping[str, Any]) -> list[str]:
+    return [
         "## 1. General information",
         "",
         "- [to fill in] Provider, authorised representative, model, date of placing on the market.",
         "- Modality: images with text.",
         f"- Size: {manifest['samples']:,} images, each with one text or more.",
-        f"- Images: photographs and graphics, stored with a shorter side of at most {fetch.image_size} pixels. "
-        "Texts: captions, alternative texts and titles.",
+        "- Images: photographs and graphics, stored with a shorter side of at most "
+        f"{config.fetch.image_size} pixels. Texts: captions, alternative texts and titles.",
         f"- Languages: {_languages(composition)}.",
         "",
+    ]
+
+
+def _data_sources(
+    compliance: Compliance, composition: Composition, config: Config, manifest: Mapping[str, Any], sources: int
+) -> list[str]:
+    fetch = config.fetch
+    return [
         "## 2. List of data sources",
         "",
         "### 2.1 Publicly available datasets",
         "",
-        f"Links to images and their texts were read from {sources:,} files of these kinds: {_kinds(config)}.",
-        "[to fill in] Name and URL of the crawl or table that these files come from.",
+        f"The addresses of the images and their texts were read from {sources:,} files of these kinds: "
+        f"{_kinds(config)}. The images themselves are not in these files; section 2.3 says how they were obtained.",
         "",
-        "### 2.2 Private datasets licensed by rightsholders",
+        "[to fill in] Name, publisher and address of the datasets that these files are from.",
+        "",
+        "### 2.2 Private non-publicly available datasets obtained from third parties",
         "",
         "None in this dataset.",
         "",
@@ -75,9 +93,10 @@ def write_eu_summary(
         "",
         f"- Crawler: {fetch.agent}{_contact(config)}. It is used only to fetch the images of this dataset.",
         f"- Behaviour: each image is requested once. A site gets at most {fetch.host_concurrency} requests at a time, "
-        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Content behind a "
-        "login, a paywall or a captcha is not collected.",
+        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Nothing behind a "
+        "login, a payment or a test for humans is taken; such sites are left alone.",
         f"- Period of collection: {_period(compliance)}.",
+        "- Content collected: still images, and from the pages that show them the texts that describe the images.",
         f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(compliance, manifest)}.",
         "",
         *_domains(composition),
@@ -85,20 +104,30 @@ def write_eu_summary(
         "",
         "None in this dataset.",
         "",
+    ]
+
+
+def _data_processing(
+    compliance: Compliance, config: Config, manifest: Mapping[str, Any], refused_by_pages: int
+) -> list[str]:
+    return [
         "## 3. Data processing aspects",
         "",
         "### 3.1 Respect of reservations of rights (Directive (EU) 2019/790, article 4(3))",
         "",
-        "The opt-out signals below are checked before and after each request. One refusal by any signal excludes the "
-        "image; no permission elsewhere overrides it.",
+        "Before and after each request these forms of reservation (opt-out) are looked for. One of any form is enough "
+        "to leave an image out; no permission elsewhere outweighs it.",
         "",
-        "| opt-out signal | checked | images excluded |",
+        "| form of reservation | looked for | images left out |",
         "|---|---|---:|",
         f"| noai, reservations and similar statements of the pages that show the images | yes | {refused_by_pages:,} |",
         *_measures(compliance, config),
         "",
-        f"{len(compliance.hosts_that_refused):,} of {len(compliance.hosts):,} domains refused the use of an image"
-        f"{_sampled(compliance, manifest)}. The signals checked and their statements are recorded for every image.",
+        f"{len(compliance.hosts_that_refused):,} of {len(compliance.hosts):,} domains refused the use of at least one "
+        f"image{_sampled(compliance, manifest)}. What was looked for and what was found is recorded for every image.",
+        "",
+        "Later reservations: the sites can be asked again at any time; images that may no longer be used are "
+        "then left out of its next version.",
         "",
         "### 3.2 Removal of illegal content",
         "",
@@ -106,10 +135,10 @@ def write_eu_summary(
         "",
         "### 3.3 Other",
         "",
-        "Copies of an image are merged into one item. GPS positions in image files are not kept.",
+        "Copies of one image are kept once. The places where photographs were taken (GPS positions in image files) are "
+        "not kept.",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _languages(composition: Composition) -> str:
