@@ -5,12 +5,18 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from xml.etree import ElementTree
 
 import fsspec
 
 from queries.errors import InputError
+
+_READ_BYTES = 1 << 20
+_UNKNOWN_BYTES = 1 << 40
+# Lists and dumps shrink to a fifth, words in order to a fiftieth; beyond, a file is made to be unpacked for ever.
+_MAX_RATIO = 500
+_FREE_BYTES = 64 << 20
 
 
 @contextmanager
@@ -18,7 +24,8 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
     """Open a local file or fsspec URL, decompressed according to its suffix, or raw with `compression` None.
 
     Raises:
-        InputError: the file does not exist, or the part that the block reads is damaged or truncated.
+        InputError: the file does not exist, the part that the block reads is damaged or truncated, or it unpacks to
+            64 MiB and more than 500 times its size.
     """
     local = path.removeprefix("file://")
     if os.path.exists(local) and not os.path.isfile(local) and not os.path.isdir(local):
@@ -27,13 +34,48 @@ def reading(path: str, compression: str | None = "infer") -> Iterator[BinaryIO]:
         with store_errors_in_one_line(path, "opened"):
             stream = opened.enter_context(fsspec.open(path, "rb", compression=compression))
         try:
-            yield stream
+            yield stream if compression is None else cast(BinaryIO, _Bounded(path, stream, _size(path)))
         except EOFError:
             raise InputError(f"{path}: {_reason_of_end(path)}") from None
         except ElementTree.ParseError as error:
             raise InputError(f"{path}: the XML is damaged or truncated ({error}); download it again") from None
         except (OSError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _size(path: str) -> int:
+    """Return the size of a file as it is stored; a very large one where the store does not tell."""
+    with store_errors_in_one_line(path, "opened"):
+        filesystem, name = fsspec.core.url_to_fs(path)
+        return int(filesystem.size(name) or _UNKNOWN_BYTES)
+
+
+class _Bounded:
+    """A file that may be compressed, for reading; one that is made to unpack for ever is refused on the way."""
+
+    def __init__(self, path: str, stream: BinaryIO, packed_bytes: int) -> None:
+        self._path = path
+        self._stream = stream
+        self._most = _FREE_BYTES + _MAX_RATIO * packed_bytes
+        self._unpacked = 0
+
+    def read(self, size: int = -1) -> bytes:
+        pieces = []
+        while size < 0 or size > 0:
+            piece = self._stream.read(_READ_BYTES if size < 0 else min(size, _READ_BYTES))
+            if not piece:
+                break
+            pieces.append(piece)
+            size -= len(piece) if size > 0 else 0
+            self._unpacked += len(piece)
+            if self._unpacked > self._most:
+                raise InputError(
+                    f"{self._path}: unpacks to over {self._most:,} bytes, {_MAX_RATIO} times its size and more"
+                )
+        return b"".join(pieces)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 @contextmanager

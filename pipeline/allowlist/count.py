@@ -44,7 +44,7 @@ from queries.wikipedia.dump import DumpPart, Page, Site, read_pages, read_site, 
 from queries.wikipedia.page_views import VIEWS, read_views
 from queries.wikipedia.wikitext import plain_text
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same dump would give other counts, or scratch files have another format."""
 
 PART_BYTES = 32 << 20

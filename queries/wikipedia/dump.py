@@ -28,6 +28,10 @@ _READ_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 16
 _STREAM_START = re.compile(rb"BZh[1-9]1AY&SY")  # header of a bz2 stream, and of its first block
 _STREAM_START_BYTES = 10
+# A page has at most a few megabytes and 20 elements, a stream 100 pages.
+_MAX_PAGE_BYTES = 64 << 20
+_MAX_STREAM_BYTES = 256 << 20
+_MAX_ELEMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def _is_multistream(path: str) -> bool:
     with reading(path, compression=None) as file:
         head = file.read(4 * _READ_BYTES)
         first, second = bz2.BZ2Decompressor(), bz2.BZ2Decompressor()
-        first.decompress(head)
+        first.decompress(head, _MAX_PAGE_BYTES)
         if not first.unused_data:
             return False
         return second.decompress(first.unused_data, 1_000).lstrip().startswith(b"<page>")
@@ -139,21 +143,45 @@ def read_pages(part: DumpPart) -> Iterator[Page]:
         yield from _pages_of_streams(part, part.end)
         return
     with reading(part.path) as stream, _known_encoding(part.path):
-        events = ElementTree.iterparse(stream, ["start", "end"])
+        source = _PageBytes(part.path, stream)
+        events = ElementTree.iterparse(source, ["start", "end"])
         _, root = next(events)
         if _name(root) != "mediawiki":
             raise InputError(f"{part.path}: not a MediaWiki dump (its root is <{_name(root)[:40]}>)")
+        elements = 0
         for event, element in events:
+            elements += 1
+            if elements > _MAX_ELEMENTS:
+                raise InputError(f"{part.path}: a page of over {_MAX_ELEMENTS:,} elements")
             if event == "end" and _name(element) == "page":
                 page = _page(part.path, element)
                 root.clear()  # else the tree would grow to the size of the dump
+                source.held_bytes = elements = 0
                 if page is not None:
                     yield page
 
 
+class _PageBytes:
+    """A dump for reading; `held_bytes` are those since the last page."""
+
+    def __init__(self, path: str, stream: BinaryIO) -> None:
+        self._path = path
+        self._stream = stream
+        self.held_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self.held_bytes += len(piece)
+        if self.held_bytes > _MAX_PAGE_BYTES:
+            raise InputError(f"{self._path}: a page of over {_MAX_PAGE_BYTES:,} bytes")
+        return piece
+
+
 def _pages_of_streams(part: DumpPart, end: int) -> Iterator[Page]:
     with reading(part.path, compression=None) as file:
-        for content in _streams(file, part.start, end):
+        for content in _streams(part.path, file, part.start, end):
+            if content.count(b"<") > _MAX_ELEMENTS:
+                raise InputError(f"{part.path}: a stream of over {_MAX_ELEMENTS:,} elements")
             inner = re.sub(rb"^\s*<mediawiki[^>]*>|</mediawiki>\s*$", b"", content)
             for element in ElementTree.fromstring(b"<pages>" + inner + b"</pages>"):
                 page = _page(part.path, element) if _name(element) == "page" else None
@@ -161,7 +189,7 @@ def _pages_of_streams(part: DumpPart, end: int) -> Iterator[Page]:
                     yield page
 
 
-def _streams(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+def _streams(path: str, file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     """Yield the content of every bz2 stream that starts in [start, end), also if the last one ends later."""
     file.seek(start)
     pending = b""
@@ -174,12 +202,16 @@ def _streams(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     pending = pending[header.start() :]
     while pending and file.tell() - len(pending) < end:
         decompressor = bz2.BZ2Decompressor()
-        pieces = [decompressor.decompress(pending)]
+        pieces = [decompressor.decompress(pending, _MAX_STREAM_BYTES)]
+        held_bytes = len(pieces[0])
         while not decompressor.eof:
-            more = file.read(_READ_BYTES)
-            if not more:
+            more = file.read(_READ_BYTES) if decompressor.needs_input else b""
+            if decompressor.needs_input and not more:
                 raise EOFError
-            pieces.append(decompressor.decompress(more))
+            pieces.append(decompressor.decompress(more, _MAX_STREAM_BYTES))
+            held_bytes += len(pieces[-1])
+            if held_bytes > _MAX_STREAM_BYTES:
+                raise InputError(f"{path}: a stream of pages of over {_MAX_STREAM_BYTES:,} bytes")
         content = b"".join(pieces)
         yield content
         is_last = content.rstrip().endswith(b"</mediawiki>")

@@ -20,6 +20,7 @@ from queries.files import reading
 VIEWS = pa.schema([("title", pa.string()), ("views", pa.int64())])
 
 _READ_BYTES = 8 << 20
+_MAX_LINE_BYTES = 16 << 20
 _TITLES_IN_MEMORY = 1_000_000
 _MAX_DIGITS = 12  # of the views of a title; sums of millions of such lines fit into an int64
 
@@ -49,7 +50,7 @@ def read_views(path: str, project: str) -> Iterator[pa.Table]:
     block = b""
     with reading(path) as stream:
         line = None
-        for block in _blocks(stream):
+        for block in _blocks(path, stream):
             line = line or _line_pattern(path, block, project)
             for title, count in line.findall(block):
                 views[title] += _count(path, title, count)
@@ -70,7 +71,7 @@ def _count(path: str, title: bytes, digits: bytes) -> int:
     return int(digits)
 
 
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+def _blocks(path: str, stream: BinaryIO) -> Iterator[bytes]:
     """Read whole lines, a few megabytes at a time."""
     rest = b""
     while piece := stream.read(_READ_BYTES):
@@ -80,6 +81,8 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
             rest = rest_of_piece
         else:
             rest += piece
+            if len(rest) > _MAX_LINE_BYTES:
+                raise InputError(f"{path}: a line of over {_MAX_LINE_BYTES:,} bytes; not a page-view file")
     if rest:
         yield rest
 

@@ -41,6 +41,9 @@ _HEADING = re.compile("^=", re.MULTILINE)
 # Tags that the parser keeps as text because nothing closes them: "<td>1861<td>1919", "</small>".
 _LONE_TAG = re.compile(r"</?[a-z][a-z0-9]*(?:\s[^<>\n]*)?/?>", re.IGNORECASE)
 
+_WRITTEN_LESS_THAN = "\x02"
+"""`&lt;`, which shows and begins no tag; XML cannot hold this character."""
+
 # [[fr:Chien]]: until 2013 links to other languages were part of the markup.
 _LANGUAGE = re.compile(r"(?:[a-z]{2,3}(?:-[a-z]+)*|simple):\S")
 
@@ -73,13 +76,13 @@ def plain_text(markup: str, namespaces: Container[str]) -> str:
             frames[-1].add(closed.shown())
         else:
             frames[-1].mark(kind)
-    return _LONE_TAG.sub("\n", frames[0].shown())
+    return _LONE_TAG.sub("\n", frames[0].shown()).replace(_WRITTEN_LESS_THAN, "<")
 
 
 def _prepared(markup: str) -> str:
     """Remove markup that costs the tokenizer much time and does not change the text."""
     before, end, after = markup.rpartition("-->")
-    closed = before + end + after.replace("<!--", "<! --")  # comments that do not end
+    closed = before + end + after.partition("<!--")[0]  # a comment that does not end hides the rest, as in MediaWiki
     closed = _TAG_BEFORE_NEWLINE.sub(r"<\1 ", _SWITCH.sub("", closed))
     return _HEADING.sub(" =", _QUOTED_LINE.sub(_without_quotes, closed))
 
@@ -194,7 +197,7 @@ class _Entity(_Frame):
         self.add("#" if kind is tokens.HTMLEntityNumeric else "x")
 
     def shown(self) -> str:
-        return html.unescape(f"&{super().shown()};")
+        return html.unescape(f"&{super().shown()};").replace("<", _WRITTEN_LESS_THAN)
 
 
 _OPENING: dict[type[Any], Callable[[Container[str]], _Frame]] = {

@@ -167,3 +167,26 @@ def test_what_is_no_stream_at_the_end_is_refused(tmp_path: Path) -> None:
     path.write_bytes(multistream(PAGES) + b"\0\0hello")
     with pytest.raises(InputError, match="cannot be read"):
         list(read_pages(DumpPart(str(path), 0, path.stat().st_size)))
+
+
+@pytest.mark.parametrize("name", ["dump.xml.bz2", "dump.xml.gz", "multistream.xml.bz2"])
+@pytest.mark.parametrize("filler", ["x", " ", "<a/>", "<a>"])
+def test_a_page_that_unpacks_for_ever_is_refused(
+    name: str, filler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dump, "_MAX_PAGE_BYTES", 1 << 20)
+    monkeypatch.setattr(dump, "_MAX_STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(dump, "_MAX_ELEMENTS", 10_000)
+    endless = f"<page><title>Dog</title><revision><text>{filler * 2_000_000}".encode()
+    good = page("Cat", "text")
+    if name.startswith("multistream"):
+        content = b"".join(map(bz2.compress, (HEADER.encode(), good.encode(), endless)))
+    else:
+        pack = gzip.compress if name.endswith(".gz") else bz2.compress
+        content = pack(HEADER.encode() + good.encode() + endless)
+    (tmp_path / name).write_bytes(content)
+    (part,) = split_dump(str(tmp_path / name), 1 << 30)
+    pages = read_pages(part)
+    assert next(pages).title == "Cat"
+    with pytest.raises(InputError, match=rf"{name}: a (page|stream).* of over [\d,]+ (bytes|elements)"):
+        next(pages)

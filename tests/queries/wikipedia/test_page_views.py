@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from queries import files
 from queries.errors import InputError
 from queries.wikipedia import page_views
 from queries.wikipedia.page_views import VIEWS, read_views
@@ -116,3 +117,22 @@ def test_real_lines() -> None:
     assert found == expected
     assert len(found) > 800
     assert pa.types.is_string(VIEWS.field("title").type)
+
+
+LINE = b"en.wikipedia Dog 1 desktop 7 A7\n"
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+@pytest.mark.parametrize(("filler", "message"), [(b"x", "a line of over"), (b"\n", "unpacks to over")])
+def test_a_file_that_unpacks_for_ever_is_refused(pack, filler, message, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(page_views, "_MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(page_views, "_READ_BYTES", 1 << 18)
+    monkeypatch.setattr(files, "_FREE_BYTES", 2 << 20)
+    monkeypatch.setattr(files, "_MAX_RATIO", 50)
+    name = "views.gz" if pack is gzip.compress else "views.bz2"
+    (tmp_path / name).write_bytes(pack(LINE + filler * (8 << 20)))
+    with pytest.raises(InputError, match=rf"{name}: {message}"):
+        list(read_views(str(tmp_path / name), "en.wikipedia"))
+    monkeypatch.setattr(files, "_MAX_RATIO", 10_000_000)
+    if filler == b"\n":
+        assert total(tmp_path / name, "en.wikipedia") == Counter(Dog=7)

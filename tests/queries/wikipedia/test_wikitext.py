@@ -42,7 +42,11 @@ NAMESPACES = frozenset({"file", "file talk", "image", "category", "fails"})
         ("== Head ==\n* one\n* two\n; t : d", "head one two t d"),
         ("&amp;dog&nbsp;house &#233; &#xe9; &ndash;", "& dog house é é"),
         ("{{broken [[dog", "broken dog"),
-        ("a <!-- b --> c <!-- d", "a c d"),
+        ("a <!-- b --> c <!-- d [[e]]\n{{f", "a c"),
+        (
+            "the &lt;blink&gt; tag, &lt;ref&gt;shown&lt;/ref&gt;, 1 &lt; 2 &#60;b&#x3c;i",
+            "the blink tag ref shown ref 1 2 b i",
+        ),
         ("<tr><td>Riga<td class=x>''Rīga'' 1 < 2 and 3 > 2</small>", "riga rīga 1 2 and 3 2"),
         ("", ""),
     ],
@@ -99,7 +103,6 @@ UNCLOSED = [
     "{{a|",
     "\n{|a",
     "a[//b [[<i>",
-    "<!--<b>",
 ]
 
 
