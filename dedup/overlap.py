@@ -73,7 +73,7 @@ class EvalIndex:
         """
         if not isinstance(table, pa.Table):
             with fsspec.open(str(table), "rb") as file:
-                table = pq.read_table(file)
+                table = pq.read_table(file, page_checksum_verification=True)
         readable = table.filter(pc.is_null(table["reason"])).combine_chunks()
         hashes = hash_matrix(readable["views"])
         quality = readable["quality"].to_numpy()

@@ -51,7 +51,7 @@ class Allowlist:
         content = read_bytes(path)
         if content[:4] != b"PAR1":
             raise InputError(f"{path} is not a Parquet file; convert it with `wit queries import`")
-        table = parse_parquet(path, content)
+        table = parse_parquet(path, content, SCHEMA.names)
         _check(path, table)
         return cls(table.select(SCHEMA.names), hashlib.sha256(content).hexdigest())
 

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from queries.errors import InputError
 from queries.files import reading
+from queries.parquet_pages import TEXT, GuardedParquet
 
 SCHEMA = pa.schema([("query", pa.string()), ("origins", pa.list_(pa.string())), ("score", pa.list_(pa.float64()))])
 """Columns of an allowlist; see `queries.allowlist`."""
@@ -32,8 +32,6 @@ CANDIDATES = pa.schema([("query", pa.string()), ("origin", pa.string()), ("score
 MAX_LIST_BYTES = 1 << 29
 """Of a list, unpacked; captions in Parquet are read in batches and may be more."""
 _MAX_COLUMNS = 1_000
-_MAX_CHUNK_BYTES = 1 << 28
-_MAX_GROWTH = 100
 
 _COMPRESSED = (".gz", ".bz2", ".xz")
 
@@ -66,13 +64,10 @@ def read_captions(path: str, column: str = "caption") -> Iterator[pa.Array]:
         yield read_list(path, column)["query"].combine_chunks()
         return
     with reading(path) as file, _reading_parquet(path):
-        table = pq.ParquetFile(file)
-        _check_growth(path, table.metadata)
-        names = table.schema_arrow.names
-        if names.count(column) != 1:
-            raise InputError(f"{path}: needs exactly one column {column!r}; its columns are {', '.join(names)}")
-        _check_text(path, column, table.schema_arrow.field(column).type)
-        for batch in table.iter_batches(columns=[column]):
+        table = GuardedParquet(file, TEXT)
+        _check_column(path, table.schema.names, column)
+        _check_text(path, column, table.schema.field(column).type)
+        for batch in table.batches([column]):
             captions = batch.column(0).cast(pa.string())
             captions.validate(full=True)
             yield captions
@@ -91,26 +86,37 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
-def parse_parquet(path: str, content: bytes) -> pa.Table:
-    """Return the table of a Parquet file's content, checked to be valid UTF-8.
+def parse_parquet(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
+    """Return some columns of a Parquet file's content, those that are there; checked to be valid UTF-8.
 
     Raises:
-        InputError: it is not a Parquet file, or it is damaged.
+        InputError: it is not a Parquet file, it is damaged, or it unpacks to more than MAX_LIST_BYTES.
     """
     with _reading_parquet(path):
-        _check_growth(path, pq.read_metadata(pa.BufferReader(content)))
-        table = pq.read_table(pa.BufferReader(content))
-        table.validate(full=True)
-    return table
+        file = GuardedParquet(io.BytesIO(content), TEXT)
+        schema = pa.schema([_plain(field) for field in file.schema if field.name in columns])
+        if not schema.names:
+            return schema.empty_table()
+        batches, size = [], 0
+        for batch in file.batches(schema.names):
+            batches.append(batch.cast(schema))
+            batches[-1].validate(full=True)
+            size += batches[-1].nbytes
+            if size > MAX_LIST_BYTES:
+                raise InputError(f"{path}: larger than {MAX_LIST_BYTES:,} bytes when unpacked; split it")
+        return pa.Table.from_batches(batches, schema)
 
 
-def _check_growth(path: str, metadata: pq.FileMetaData) -> None:
-    """Refuse what a few kilobytes unpack to gigabytes, before it is unpacked."""
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(number)
-            if chunk.total_uncompressed_size > max(_MAX_CHUNK_BYTES, _MAX_GROWTH * chunk.total_compressed_size):
-                raise InputError(f"{path}: a column unpacks to {chunk.total_uncompressed_size:,} bytes")
+def _plain(field: pa.Field) -> pa.Field:
+    """Return the field without a dictionary, which each batch would have a copy of."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def _check_column(path: str, names: list[str], column: str) -> None:
+    if names.count(column) != 1:
+        raise InputError(
+            f"{path}: needs exactly one column {column!r}; its columns are {', '.join(names)}; choose one with --column"
+        )
 
 
 def _check_text(path: str, column: str, kind: pa.DataType) -> None:
@@ -178,7 +184,9 @@ def _score(path: str, query: str, number: float) -> float:
 
 
 def _read_parquet(path: str, origin: str, content: bytes, column: str) -> pa.Table:
-    return _from_table(path, origin, parse_parquet(path, content), column)
+    with _reading_parquet(path):
+        _check_column(path, GuardedParquet(io.BytesIO(content), TEXT).schema.names, column)
+    return _from_table(path, origin, parse_parquet(path, content, [column, *SCHEMA.names]), column)
 
 
 def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table]:
@@ -224,10 +232,7 @@ def _check_quotes(path: str, text: str, delimiter: str) -> None:
 
 def _from_table(path: str, origin: str, table: pa.Table, column: str) -> pa.Table:
     names = table.schema.names
-    if names.count(column) != 1:
-        raise InputError(
-            f"{path}: needs exactly one column {column!r}; its columns are {', '.join(names)}; choose one with --column"
-        )
+    _check_column(path, names, column)
     queries = table[column]
     _check_text(path, column, queries.type)
     if all(field in table.schema for field in SCHEMA):

@@ -6,15 +6,15 @@ keeps it (MetaCLIP, arXiv 2309.16671, algorithm 1, moved into the loader). Rare 
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from queries.parquet_pages import TEXT, GuardedParquet
 from trainer.errors import TrainerError
 from trainer.order import Int64s, SampleOrder, SamplePositions, hash64, uniform
 from trainer.shards import ShardSet
@@ -56,7 +56,7 @@ def _shard_query_ids(tar: str, samples: int) -> pa.ListArray:
     path = f"{tar.removesuffix('.tar')}.parquet"
     try:
         with fsspec.open(path, "rb") as file:
-            table = pq.read_table(file, columns=["status", "query_ids"])
+            table = _read(file)
         kept = table.filter(pc.equal(table["status"], "success"))["query_ids"].cast(pa.list_(pa.int32()))
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = str(error).partition("\n")[0]
@@ -71,6 +71,12 @@ def _shard_query_ids(tar: str, samples: int) -> pa.ListArray:
             "or leave out train.balance_cap"
         )
     return lists
+
+
+def _read(file: Any) -> pa.Table:
+    table = GuardedParquet(file, TEXT)
+    schema = pa.schema([table.schema.field(name) for name in ("status", "query_ids")])
+    return pa.Table.from_batches(table.batches(schema.names), schema)
 
 
 def _probabilities(lists: pa.ListArray, counts: Int64s, cap: int) -> NDArray[np.float32]:

@@ -98,9 +98,9 @@ def index_eval_set(
         vectors = stack.enter_context(_replacing(folder / "vectors.parquet")) if detector else None
         with ExitStack() as writers:
             output = _Output(
-                writers.enter_context(pq.ParquetWriter(index, INDEX)),
-                writers.enter_context(pq.ParquetWriter(thumbnails, _THUMBNAILS)),
-                writers.enter_context(pq.ParquetWriter(vectors, VECTORS)) if vectors else None,
+                writers.enter_context(_writer(index, INDEX)),
+                writers.enter_context(_writer(thumbnails, _THUMBNAILS)),
+                writers.enter_context(_writer(vectors, VECTORS)) if vectors else None,
             )
             _write(_measured(examples, detector), output, counts, on_progress)
         return _summary(name, os.fspath(path), counts)
@@ -110,7 +110,7 @@ def read_thumbnails(file: str | os.PathLike[str] | BinaryIO, eval_ids: Iterable[
     """Return the JPEG of each wanted example that the thumbnails file has; reads only the row groups they are in."""
     wanted = set(eval_ids)
     found: dict[str, bytes] = {}
-    parquet = pq.ParquetFile(file)
+    parquet = pq.ParquetFile(file, page_checksum_verification=True)
     for group in range(parquet.num_row_groups):
         ids = parquet.read_row_group(group, ["eval_id"])["eval_id"]
         if pc.any(pc.is_in(ids, pa.array(wanted, pa.string()))).as_py():
@@ -126,6 +126,10 @@ def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
     return buffer.getvalue()
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, write_page_checksum=True)
 
 
 @dataclass(frozen=True)

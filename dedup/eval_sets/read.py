@@ -23,12 +23,12 @@ from typing import Any, Literal, get_args
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from dedup.errors import DedupError
 from dedup.eval_sets.registry import Kind
 from dedup.eval_sets.tars import Sample, Stray, read_samples
+from queries.parquet_pages import GuardedParquet, PageLimits
 
 Failure = Literal["", "other_file", "no_image", "too_large"]
 
@@ -40,11 +40,8 @@ MAX_EXAMPLE_BYTES = 1 << 26
 """Limit of an encoded image; a larger one is `too_large`."""
 MAX_LABEL_BYTES = 1 << 20
 
-# Rows of a parquet file held at a time: images are large.
-_ROWS = 8
-# A column chunk above this size that grows by this factor when decompressed cannot hold images: these are compressed.
-_MAX_CHUNK_BYTES = 1 << 26
-_MAX_GROWTH = 100
+_IMAGES = PageLimits(page_bytes=1 << 26, delta_page_bytes=1 << 26, growth=20, rows=8)
+"""Of a Parquet file. A row may be large, and images hardly shrink when they are packed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +225,16 @@ def _read_parquet(fs: Any, root: str, image_column: str, label_column: str | Non
     for name, file in _files(fs, root, (".parquet",)):
         with _opened(fs, file) as stream:
             try:
-                parquet = pq.ParquetFile(stream)
-            except (pa.ArrowException, OSError) as error:
+                parquet = GuardedParquet(stream, _IMAGES)
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DedupError(f"{file}: not a parquet file ({_first_line(error)})") from error
             examples = _read_table(parquet, name.removesuffix(".parquet"), file, image_column, label_column)
             try:
                 yield from examples
-            except (pa.ArrowException, OSError) as error:
-                raise DedupError(f"{file}: damaged parquet file ({_first_line(error)}); copy it again") from error
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise DedupError(
+                    f"{file}: the parquet file is damaged or unpacks to too much ({_first_line(error)}); copy it again"
+                ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -243,9 +242,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_table(
-    parquet: pq.ParquetFile, name: str, file: str, image_column: str, label_column: str | None
+    parquet: GuardedParquet, name: str, file: str, image_column: str, label_column: str | None
 ) -> Iterator[Example]:
-    schema = parquet.schema_arrow
+    schema = parquet.schema
     for column in (image_column, label_column):
         if column is not None and column not in schema.names:
             raise DedupError(f"{file}: no column {column!r}; its columns are {', '.join(schema.names)}")
@@ -253,25 +252,13 @@ def _read_table(
     _check_image_type(schema.field(image_column).type, file, image_column)
     class_names = _class_names(schema, label_column)
     columns = [image_column] if label_column is None else [image_column, label_column]
-    _check_growth(parquet.metadata, columns, file)
     row = 0
-    for batch in parquet.iter_batches(_ROWS, columns=columns):
+    for batch in parquet.batches(columns):
         labels = [None] * len(batch) if label_column is None else batch.column(label_column).to_pylist()
         for image, label in zip(_images(batch.column(image_column)), labels, strict=True):
             text = _label_text(label, class_names)
             yield Example(f"{name}/{row:07d}", text, *image)
             row += 1
-
-
-def _check_growth(metadata: pq.FileMetaData, columns: list[str], file: str) -> None:
-    """Reject decompression bombs before they are decompressed."""
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(number)
-            size, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
-            is_read = chunk.path_in_schema.split(".")[0] in columns
-            if is_read and size > max(_MAX_CHUNK_BYTES, _MAX_GROWTH * packed):
-                raise DedupError(f"{file}: {packed:,} bytes of {chunk.path_in_schema} decompress to {size:,}")
 
 
 def _images(column: pa.Array) -> Iterator[tuple[bytes, Failure]]:

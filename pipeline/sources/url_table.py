@@ -14,18 +14,16 @@ from urllib.parse import urlsplit
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, SourceBatch
-from pipeline.sources.parquet_pages import CheckedFile, has_too_many_rows, read_row_groups
 from pipeline.sources.table_lines import COMPRESSIONS, MAX_LINE_BYTES, Lines, raise_if_unreadable
+from queries.parquet_pages import TEXT, GuardedParquet
 
 Row = tuple[str | None, str | None, str | None]  # URL, text, page URL
 
-_READ_BYTES = 1 << 16
 _HEAD_ROWS = 1_000  # jsonl: where a column must appear
 _HEAD_BYTES = 16 << 20
 _MAX_COLUMNS = 10_000
@@ -73,13 +71,12 @@ def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | R
 
 
 def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
-    file = CheckedFile(stream)
     try:
-        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES)
-        columns = _find_columns(source, table.schema_arrow.names, path)
+        table = GuardedParquet(stream, TEXT)
+        columns = _find_columns(source, table.schema.names, path)
         for name in columns:
-            _check_text(table.schema_arrow.field(name), path)
-        for batch in _parquet_batches(table, stream, file, [*dict.fromkeys(columns)]):
+            _check_text(table.schema.field(name), path)
+        for batch in table.batches([*dict.fromkeys(columns)]):
             values = [_texts(batch.column(name)) for name in columns]
             pages = values[2] if len(values) > 2 else [None] * batch.num_rows
             for row in zip(values[0], values[1], pages, strict=True):
@@ -87,28 +84,6 @@ def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise_if_unreadable(error)
         yield Reason.DAMAGED_FILE
-
-
-def _parquet_batches(
-    table: pq.ParquetFile, stream: BinaryIO, file: CheckedFile, columns: list[str]
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some columns, in batches that fit in memory.
-
-    Raises:
-        pa.ArrowInvalid: the file unpacks to more than a limit.
-    """
-    groups = list(read_row_groups(stream, columns))
-    if len(groups) != table.num_row_groups:
-        raise pa.ArrowInvalid("row groups are missing")
-    for number, group in enumerate(groups):
-        if has_too_many_rows(group):
-            raise pa.ArrowInvalid(f"row group {number} claims {group.rows} rows")
-        if not group.rows:
-            continue
-        rows = file.expect(group.chunks)
-        for batch in table.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False):
-            yield batch
-            file.start_batch()
 
 
 def _check_text(field: pa.Field, path: str) -> None:

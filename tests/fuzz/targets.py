@@ -75,6 +75,7 @@ def load_targets() -> dict[str, Target]:
     metadata = [*images[:20], *(_with_xmp(image) for image in images[:20])]
     evals = [_tar({f"{i}.png": picture(i), f"{i}.cls": b"1"}) for i in range(3)]
     eval_parquets = [_parquet({"image": [picture(i) for i in range(5)], "label": list(range(5))})]
+    list_parquets = [_parquet({"query": ["dog", "cat"], "origins": [["a"], ["b", "c"]], "score": [[1.0], [2.0, None]]})]
     shards = [_tar({f"{i:03}.jpg": picture(i), f"{i:03}.txt": b"a dog", f"{i:03}.json": b"{}"}) for i in range(3)]
     angle, quote = (b"<img alt='", b"srcset=", b"<noscript>", b"<!--", b"</", b"&#x"), (b'"', b",", b"\r", b"\0")
     words = (b"User-agent: ", b"Disallow: ", b"*", b"$", b"%", b"\r")
@@ -97,6 +98,7 @@ def load_targets() -> dict[str, Target]:
         Target("evaltar", evals, _evaluation("webdataset", ".tar"), (b"ustar", b"GNU.sparse")),
         Target("evalparquet", eval_parquets, _evaluation("parquet", ".parquet"), (b"PAR1",)),
         Target("list", [b'["dog", "cat"]', b'{"dog": 3, "cat": 1e3}'], _list(".json"), (b"[", b"{", b"NaN")),
+        Target("listparquet", list_parquets, _list(".parquet"), (b"PAR1",)),
         Target("listcsv", [b"query,score\ndog,1\ncat,2\n"], _list(".csv"), quote),
         Target("dump", _dumps(), _check_dump, wiki),
         Target("marker", _markers(), _check_marker, (b"../", b'"outputs":', b"null", b"["), grammars.MARKER),

@@ -263,7 +263,7 @@ def test_a_small_table_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Pat
     ) as writer:
         writer.write_table(pa.table({"image": pa.array([one] * 16)}))
     assert (tmp_path / "t.parquet").stat().st_size < 100_000
-    with pytest.raises(ValueError, match=r"t\.parquet: [\d,]+ bytes of image decompress to 134,21"):
+    with pytest.raises(ValueError, match=r"t\.parquet: .*a page of 134,21"):
         examples("parquet", tmp_path / "t.parquet")
 
 

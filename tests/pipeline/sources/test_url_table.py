@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from support.warc_files import Rows, rows_of
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
-from pipeline.sources import parquet_pages, table_lines, url_table
+from pipeline.sources import table_lines, url_table
 from pipeline.sources.url_table import read_table
+from queries import parquet_pages
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -278,22 +280,22 @@ def parquet_of(captions: list[str], **options: object) -> bytes:
 @pytest.mark.parametrize(
     ("limit", "value", "options"),
     [
-        ("MAX_PAGE_BYTES", "x" * 200_000, {"use_dictionary": False}),
-        ("MAX_PAGE_BYTES", "x" * 200_000, {}),
-        ("MAX_PAGE_BYTES", "x" * 200_000, {"use_dictionary": False, "data_page_version": "2.0"}),
-        ("MAX_BATCH_BYTES", "x" * 20_000, {"use_dictionary": False, "data_page_size": 1_000}),
-        ("_MAX_DELTA_PAGE_BYTES", "x" * 200_000, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
+        ("page_bytes", "x" * 200_000, {"use_dictionary": False}),
+        ("page_bytes", "x" * 200_000, {}),
+        ("page_bytes", "x" * 200_000, {"use_dictionary": False, "data_page_version": "2.0"}),
+        ("batch_bytes", "x" * 20_000, {"use_dictionary": False, "data_page_size": 1_000}),
+        ("delta_page_bytes", "x" * 200_000, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
     ],
 )
 def test_pages_are_looked_at_before_they_are_unpacked(limit, value, options, monkeypatch):
     data = parquet_of([value] * 50, compression="zstd", **options)
     assert read(data, "t.parquet")[1] == Counter({Reason.CAPTION_TOO_LONG: 50})
-    monkeypatch.setattr(parquet_pages, limit, 100_000)
+    monkeypatch.setattr(url_table, "TEXT", replace(parquet_pages.TEXT, **{limit: 100_000}))
     assert read(data, "t.parquet") == ([], Counter({Reason.DAMAGED_FILE: 1}))
 
 
 def test_a_long_text_in_every_row_is_held_a_few_rows_at_a_time(monkeypatch):
-    monkeypatch.setattr(parquet_pages, "MAX_BATCH_BYTES", 3 << 20)
+    monkeypatch.setattr(url_table, "TEXT", replace(parquet_pages.TEXT, batch_bytes=3 << 20))
     sizes: list[int] = []
     texts = url_table._texts
     monkeypatch.setattr(url_table, "_texts", lambda column: (sizes.append(column.nbytes), texts(column))[1])
@@ -303,11 +305,12 @@ def test_a_long_text_in_every_row_is_held_a_few_rows_at_a_time(monkeypatch):
     assert max(sizes) <= 3 << 20
 
 
-def test_a_row_group_of_more_rows_than_bytes_can_tell(monkeypatch):
-    monkeypatch.setattr(parquet_pages, "_FREE_ROWS", 1_000)
-    monkeypatch.setattr(parquet_pages, "_MAX_ROWS_PER_BYTE", 10)
-    out = io.BytesIO()
-    pq.write_table(pa.table({"url": ["http://a.example/"] * 900_000, "caption": ["x"] * 900_000}), out)
+@pytest.mark.parametrize("rows_per_group", [100_000, 900_000])
+def test_more_rows_than_bytes_can_tell(rows_per_group, monkeypatch):
+    monkeypatch.setattr(parquet_pages, "_FREE_VALUES", 1_000)
+    out, rows = io.BytesIO(), 900_000
+    table = pa.table({"url": pa.repeat("http://a.example/", rows), "caption": pa.nulls(rows, pa.string())})
+    pq.write_table(table, out, row_group_size=rows_per_group)
     assert read(out.getvalue(), "t.parquet") == ([], Counter({Reason.DAMAGED_FILE: 1}))
 
 

@@ -1,9 +1,12 @@
-"""Check the pages of a Parquet file before they are decompressed.
+"""Read a stranger's Parquet file: looks at its footer and its pages before they are unpacked.
 
-The header of a page states its decompressed size, and readers trust it: 13 kB can fill gigabytes. `CheckedFile` wraps
-the file, parses the page headers as they are read, and fails at a page that is too large. The offsets of pages are in
-the footer, which is parsed here, because pyarrow ends the process if the footer is damaged. All are Thrift structs in
-the compact protocol (parquet.thrift; fields by number):
+A page says in its header how much it unpacks to, and readers believe it: 13 kB can fill gigabytes. `CheckedFile` stands
+between the file and the reader, reads the page headers as their bytes pass by, and breaks off at what is too large.
+Where the file has checksums of its pages, they are compared.
+
+Where pages lie is in the footer, which is parsed here: asked for a column chunk of a damaged one
+(`RowGroupMetaData.column`), pyarrow ends the process. All are Thrift structs in the compact protocol (parquet.thrift;
+fields by number):
 
     FileMetaData    4 row_groups
     RowGroup        1 columns   3 num_rows
@@ -11,25 +14,25 @@ the compact protocol (parquet.thrift; fields by number):
     ColumnMetaData  2 encodings   3 path_in_schema   7 total_compressed_size   9 data_page_offset
                     11 dictionary_page_offset
     PageHeader      1 type   2 uncompressed_page_size   3 compressed_page_size
-                    5 DataPageHeader: 2 encoding   8 DataPageHeaderV2: 4 encoding
+                    5 DataPageHeader: 1 num_values   2 encoding   8 DataPageHeaderV2: 1 num_values   4 encoding
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-MAX_PAGE_BYTES = 32 << 20
-MAX_BATCH_BYTES = 256 << 20
-_MAX_BATCH_ROWS = 1_024
-_USUAL_PAGE_BYTES = 1 << 20
-_MAX_DELTA_PAGE_BYTES = 4 << 20
+_READ_BYTES = 1 << 16
+_MAX_GROWN_PAGE_BYTES = 1 << 30
+_SHORTEST_TEXT_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_FOOTER_BYTES = 64 << 20
 _MAX_NESTING = 16
-_MAX_ROWS_PER_BYTE = 1_000  # of a row group, beyond the first million: URLs differ, so they take bytes
-_FREE_ROWS = 1_000_000
+_MAX_VALUES_PER_BYTE = 20  # of a file, beyond the first million: a row without any text costs as much time as one with
+_FREE_VALUES = 1_000_000
 _MAGIC = b"PAR1"
 _DELTA_BYTE_ARRAY = 7
 _DICTIONARY_PAGE = 2
@@ -39,10 +42,23 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _ST
 _INTEGERS = frozenset({_I16, _I32, _I64})
 
 
+@dataclass(frozen=True)
+class PageLimits:
+    """What the pages of a file may unpack to. Those of one page and of one batch of rows hold at the same time."""
+
+    page_bytes: int = 32 << 20
+    delta_page_bytes: int = 4 << 20
+    batch_bytes: int = 256 << 20
+    growth: int = 0  # bytes that each packed byte may become, beyond `page_bytes`: where one value may be large
+    rows: int = 1_024  # of a batch
+
+
+TEXT = PageLimits()
+
+
 class ColumnChunk(NamedTuple):
     """The pages of one column in one row group."""
 
-    name: str
     encodings: list[int]
     start: int  # in the file
     packed_bytes: int
@@ -62,19 +78,73 @@ class PageHeader(NamedTuple):
     is_dictionary: bool
     unpacked_bytes: int
     packed_bytes: int
+    values: int
     encoding: int | None
+
+
+class GuardedParquet:
+    """A stranger's Parquet file, open for reading."""
+
+    def __init__(self, stream: BinaryIO, limits: PageLimits) -> None:
+        """Read the footer.
+
+        Raises:
+            pa.ArrowException, OSError, UnicodeDecodeError: it is not a Parquet file, or it is damaged.
+        """
+        self._stream = stream
+        self._limits = limits
+        self._file = CheckedFile(stream, limits)
+        _footer_place(stream)
+        self._table = pq.ParquetFile(
+            self._file, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
+        )
+        self.schema: pa.Schema = self._table.schema_arrow
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of some columns, in batches that fit in memory.
+
+        Raises:
+            pa.ArrowException, OSError, UnicodeDecodeError: the file is damaged, or it unpacks to more than a limit.
+        """
+        groups = list(_read_row_groups(self._stream, columns))
+        if len(groups) != self._table.num_row_groups:
+            raise pa.ArrowInvalid("row groups are missing")
+        self._file.limit_values(groups)
+        for number, group in enumerate(groups):
+            if not group.rows:
+                continue
+            rows = self._file.expect(group.chunks)
+            for batch in self._table.iter_batches(rows, row_groups=[number], columns=[*columns], use_threads=False):
+                yield batch
+                self._file.start_batch()
 
 
 class CheckedFile(io.RawIOBase):
     """A Parquet file for reading; raises `pa.ArrowInvalid` if a page, or the pages of a batch, are too large."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, limits: PageLimits) -> None:
         self._stream = stream
-        self._headers: dict[int, bytes] = {}  # offset of an expected page header -> the bytes read of it so far
-        self._ends: dict[int, int] = {}  # the same offset -> the end of its column chunk
+        self._limits = limits
+        self._size = stream.seek(0, io.SEEK_END)
+        self._values_left = 0
+        self._headers: dict[int, bytes] = {}  # where a page header is expected: what was read of it so far
+        self._ends: dict[int, int] = {}  # the column chunk's end, by the same place
         self._batch_bytes = 0
         self._may_be_delta = False
         self._max_dictionary_bytes = 0
+
+    def limit_values(self, groups: list[RowGroup]) -> None:
+        """Limit the values to be read, empty ones included, by the bytes of the column chunks that hold them.
+
+        Raises:
+            pa.ArrowInvalid: the file claims more rows than that.
+        """
+        chunks = [chunk for group in groups for chunk in group.chunks]
+        most = _FREE_VALUES + _MAX_VALUES_PER_BYTE * min(self._size, sum(chunk.packed_bytes for chunk in chunks))
+        rows = sum(group.rows for group in groups)
+        if rows > most:
+            raise pa.ArrowInvalid(f"{rows:,} rows, too many for the bytes of the file")
+        self._values_left = most * max((len(group.chunks) for group in groups), default=0)
 
     def expect(self, chunks: list[ColumnChunk]) -> int:
         """Register the column chunks that are read next; return how many rows fit into memory at once. A dictionary
@@ -85,17 +155,17 @@ class CheckedFile(io.RawIOBase):
         self._may_be_delta = any(_DELTA_BYTE_ARRAY in chunk.encodings for chunk in chunks)
         dictionaries = [self._dictionary_bytes(chunk.start) for chunk in chunks]
         self._max_dictionary_bytes = max(dictionaries, default=0)
-        longest = max(_USUAL_PAGE_BYTES, self._max_dictionary_bytes, self._may_be_delta * _MAX_DELTA_PAGE_BYTES)
+        repeated = max(1, self._max_dictionary_bytes, self._may_be_delta * self._limits.delta_page_bytes)
         for chunk in chunks:
             self._headers[chunk.start], self._ends[chunk.start] = b"", chunk.start + chunk.packed_bytes
-        return max(1, min(_MAX_BATCH_ROWS, MAX_BATCH_BYTES // longest))
+        return max(1, min(self._limits.rows, self._limits.batch_bytes // repeated))
 
     def _dictionary_bytes(self, start: int) -> int:
         self.seek(start)
         try:
             header = parse_page_header(self._stream.read(_MAX_HEADER_BYTES))
         except IndexError:
-            return MAX_PAGE_BYTES
+            return self._limits.page_bytes
         return header.unpacked_bytes if header.is_dictionary else 0
 
     def start_batch(self) -> None:
@@ -136,43 +206,52 @@ class CheckedFile(io.RawIOBase):
                     raise pa.ArrowInvalid("a page header does not end") from None
                 known = raw
                 break
-            self._judge(header)
+            self._judge(header, self._size - place)
             place, known = place + header.bytes + header.packed_bytes, b""
         if place < end:
             self._headers[place], self._ends[place] = known, end
 
-    def _judge(self, header: PageHeader) -> None:
-        self._batch_bytes += header.unpacked_bytes
-        limit = MAX_PAGE_BYTES
+    def _judge(self, header: PageHeader, held_bytes: int) -> None:
+        """Judge a page; no more than `held_bytes` of it can be in the file."""
+        grown = min(_MAX_GROWN_PAGE_BYTES, self._limits.growth * min(header.packed_bytes, held_bytes))
+        limit = max(self._limits.page_bytes, grown)
         if header.is_dictionary:
             limit = min(limit, self._max_dictionary_bytes)
         elif header.encoding == _DELTA_BYTE_ARRAY:
-            limit = _MAX_DELTA_PAGE_BYTES if self._may_be_delta else 0
+            limit = self._limits.delta_page_bytes if self._may_be_delta else 0
         if min(header.unpacked_bytes, header.packed_bytes) < 0 or header.unpacked_bytes > limit:
-            raise pa.ArrowInvalid(f"a page of {header.unpacked_bytes} bytes; the limit is {limit}")
-        if self._batch_bytes > MAX_BATCH_BYTES:
-            raise pa.ArrowInvalid(f"more than {MAX_BATCH_BYTES} bytes in a batch of rows")
+            raise pa.ArrowInvalid(f"a page of {header.unpacked_bytes:,} bytes; the limit is {limit:,}")
+        self._batch_bytes += max(0, header.unpacked_bytes - grown)
+        if self._batch_bytes > self._limits.batch_bytes:
+            raise pa.ArrowInvalid(f"more than {self._limits.batch_bytes:,} bytes in a batch of rows")
+        self._values_left -= 0 if header.is_dictionary else max(0, header.values)
+        if self._values_left < 0:
+            raise pa.ArrowInvalid("more values than the bytes of the file can tell")
 
 
-def has_too_many_rows(group: RowGroup) -> bool:
-    """Return whether a row group claims more rows than its bytes can hold."""
-    held = sum(chunk.packed_bytes for chunk in group.chunks)
-    return group.rows > _FREE_ROWS + _MAX_ROWS_PER_BYTE * held
-
-
-def read_row_groups(stream: BinaryIO, columns: list[str]) -> Iterator[RowGroup]:
-    """Yield the row groups in the footer of a file, each with the chunks of some columns.
+def _footer_place(stream: BinaryIO) -> tuple[int, int]:
+    """Return where the footer begins, and its length.
 
     Raises:
-        pa.ArrowInvalid: the footer is missing or unreadable.
+        pa.ArrowInvalid: there is none, or it is too long.
     """
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - 8))
     tail = stream.read(8)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > min(size - 8, _MAX_FOOTER_BYTES):
-        raise pa.ArrowInvalid("the footer is missing or too long")
-    stream.seek(size - 8 - length)
+        raise pa.ArrowInvalid("no footer, or one that is too long")
+    return size - 8 - length, length
+
+
+def _read_row_groups(stream: BinaryIO, columns: Sequence[str]) -> Iterator[RowGroup]:
+    """Yield the row groups in the footer of a file, each with the chunks of some columns and what is nested in them.
+
+    Raises:
+        pa.ArrowInvalid: the footer cannot be read.
+    """
+    start, length = _footer_place(stream)
+    stream.seek(start)
     try:
         for group in _Thrift(stream.read(length)).elements_of_field(4):
             yield _row_group(group, columns)
@@ -180,15 +259,15 @@ def read_row_groups(stream: BinaryIO, columns: list[str]) -> Iterator[RowGroup]:
         raise pa.ArrowInvalid("the footer cannot be read") from None
 
 
-def _row_group(group: Any, columns: list[str]) -> RowGroup:
+def _row_group(group: Any, columns: Sequence[str]) -> RowGroup:
     chunks = []
     for column in group[1]:
         facts = column[3]
-        name = b".".join(facts[3]).decode()
-        if name in columns:
+        names = [name.decode() for name in facts[3]]
+        if names[0] in columns or ".".join(names) in columns:
             first, dictionary = int(facts[9]), int(facts.get(11) or 0)
             start = dictionary if 0 < dictionary < first else first
-            chunks.append(ColumnChunk(name, list(facts[2]), start, int(facts[7])))
+            chunks.append(ColumnChunk(list(facts[2]), start, int(facts[7])))
     if group[3] < 0 or any(min(chunk.start, chunk.packed_bytes) < 0 for chunk in chunks):
         raise IndexError
     return RowGroup(int(group[3]), chunks)
@@ -203,11 +282,11 @@ def parse_page_header(raw: bytes) -> PageHeader:
     reader = _Thrift(raw)
     values = reader.struct(0)
     data_page, second_version = values.get(5), values.get(8)
-    encoding = None
+    count = encoding = None
     if isinstance(data_page, dict):
-        encoding = data_page.get(2)
+        count, encoding = data_page.get(1), data_page.get(2)
     elif isinstance(second_version, dict):
-        encoding = second_version.get(4)
+        count, encoding = second_version.get(1), second_version.get(4)
     unpacked, packed = values.get(2), values.get(3)
     if not isinstance(unpacked, int) or not isinstance(packed, int):
         raise pa.ArrowInvalid("a page header without sizes")
@@ -216,6 +295,7 @@ def parse_page_header(raw: bytes) -> PageHeader:
         values.get(1) == _DICTIONARY_PAGE,
         unpacked,
         packed,
+        count if isinstance(count, int) else 0,
         encoding if isinstance(encoding, int) else None,
     )
 
