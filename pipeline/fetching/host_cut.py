@@ -20,7 +20,8 @@ import pyarrow as pa
 from pipeline.fetching.hosts import HostLimits
 
 CPU_S_PER_URL = 0.006
-"""Of a process, with decoding: measured with benchmarks/fetch.py, web-sized photos; dead links take less."""
+"""Of a process, with decoding: an estimate for web-sized photos; dead links take less. It decides only how many hosts
+share a group."""
 
 WINDOW_URLS = 50_000
 """Of a group in one window: what one process holds in its journal, some 1.2 GB of images."""
