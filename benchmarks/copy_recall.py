@@ -12,7 +12,7 @@ import json
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--hashes", action="store_true", help="measure PDQ and pHash too")
     parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--propose", type=float, help="look at pairs from this cosine; default: the detector's")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     photos = make_photos(arguments.tars, arguments.bases, arguments.base_tars)
@@ -66,6 +67,8 @@ def main() -> None:
                 columns["PDQ, 31 bits"] = own >= -31
     if arguments.detector:
         detector = Detector.load(arguments.detector)
+        if arguments.propose is not None:
+            detector = replace(detector, card=replace(detector.card, propose=arguments.propose))
         similarity = detector_similarity(detector, photos, figures)
         columns |= recalls("learned", similarity, photos, figures)
         if arguments.verify:
@@ -187,7 +190,9 @@ def verified(
     """Accept the queries above `sure`, and those of the nearest candidates that agree on the pixels."""
     found = np.zeros(len(photos.queries), bool)
     proposed = np.zeros(len(photos.queries), bool)
-    false, pairs, strangers = [], 0, 0
+    false: dict[tuple[int, int], list[str]] = {}
+    cosines: list[list[float]] = []  # kind and cosine of what was found: recall at any higher --propose
+    pairs, strangers = 0, 0
     taken: dict[tuple[int, bool, bool], object] = {}
     began = time.process_time()
     for query, picture in enumerate(photos.queries):
@@ -212,13 +217,15 @@ def verified(
             strangers += not own
             if accepted and own:
                 found[query] = True
+                cosines.append([int(photos.kinds[query]), round(float(similarity[query, row]), 4)])
             elif accepted:
-                false.append([query, row, NAMES[photos.kinds[query]], float(similarity[query, row])])
+                false.setdefault((int(photos.own[query]), row), []).append(NAMES[photos.kinds[query]])
     figures["verify_ms_a_query"] = (time.process_time() - began) / len(photos.queries) * 1000
+    figures["found_at"] = cosines
     figures["verified_pairs"] = pairs
     figures["strangers_verified"] = strangers
-    figures["false_matches"] = len(false)
-    figures["first_false_matches"] = false[:20]
+    figures["false_matches"] = sum(map(len, false.values()))
+    figures["falsely_matched_pairs"] = [[*pair, len(kinds), kinds[:3]] for pair, kinds in sorted(false.items())]
     return {"proposed": proposed, "verified": found}
 
 
@@ -239,7 +246,7 @@ def report(columns: dict[str, np.ndarray], photos: Photos, figures: dict[str, ob
         shares[title] = {column: float(np.mean([shares[kind][column] for kind in kinds])) for column in columns}
         table.add_row(title, *(f"{share:.3f}" for share in shares[title].values()))
     Console(width=160).print(table)
-    print(json.dumps(figures))
+    print(json.dumps({name: value for name, value in figures.items() if name != "found_at"}))
     if out:
         out.write_text(json.dumps({"figures": figures, "recall": shares}, indent=1))
 

@@ -32,8 +32,12 @@ OVERLAP = pa.schema(
         ("degree", pa.string()),  # `Degree`
         ("edit", pa.string()),  # the geometric edit, in words; empty if there is none
         ("cosine", pa.float32()),  # of the descriptors; null where the copy detector did not propose the pair
-        ("inliers", pa.int32()),  # of the alignment on the pixels, like the next two; null if there is none
-        ("correlation", pa.float32()),
+        ("inliers", pa.int32()),  # of the alignment on the pixels, as are the next two; null for small pictures
+        (
+            "agreement",
+            pa.float32(),
+        ),  # share of the textured cells in the overlap that agree; of small pictures the correlation
+        ("probability", pa.float32()),  # that the two are copies and not look-alikes
         (
             "corners",
             pa.list_(pa.float32()),
@@ -169,7 +173,7 @@ def _edit_columns(
     proofs: Mapping[tuple[int, int], Copy],
     max_distance_bits: int,
 ) -> list[pa.Array]:
-    """Return the columns degree, edit, cosine, inliers, correlation and corners of found pairs."""
+    """Return the columns degree, edit, cosine, inliers, agreement, probability and corners of found pairs."""
     equal = pc.equal(
         index.sha256.take(pa.array(matches[:, 0])), combine(images["sha256"]).take(pa.array(matches[:, 1]))
     )
@@ -182,10 +186,10 @@ def _edit_columns(
         degree = EQUAL_BYTES if same_bytes else EDITED if edit or distance > max_distance_bits else RE_ENCODED
         alignment = copy.alignment if copy else None
         corners = [value for corner in copy.transform.corners for value in corner] if copy and copy.transform else None
-        measured = (alignment.inliers, alignment.correlation) if alignment else (None, None)
+        measured = (alignment.inliers, alignment.agreement, alignment.probability) if alignment else (None, None, None)
         rows.append((degree, "" if same_bytes else edit, copy.cosine if copy else None, *measured, corners))
     schema = pa.schema(
-        [OVERLAP.field(name) for name in ("degree", "edit", "cosine", "inliers", "correlation", "corners")]
+        [OVERLAP.field(name) for name in ("degree", "edit", "cosine", "inliers", "agreement", "probability", "corners")]
     )
     table = pa.table([list(column) for column in zip(*rows, strict=True)] if rows else [[]] * len(schema), schema)
     return [column.combine_chunks() for column in table.columns]

@@ -13,8 +13,9 @@ import numpy as np
 
 from dedup.copies.detector import Detector
 from dedup.copies.search import VectorIndex
+from dedup.copies.small import is_small
 from dedup.copies.transform import Transform
-from dedup.copies.verify import Alignment, Features, align_features, features, mirrored
+from dedup.copies.verify import Alignment, Features, align_features, align_small, features, mirrored
 from dedup.copies.views import VIEWS, Box, content_box, evaluation_views, shrink
 
 MOST_CANDIDATES = 3
@@ -89,7 +90,12 @@ class CopyFinder:
         copies = []
         for row, (score, view) in candidates:
             cosine, inverted = self.detector.cosine(score), view == _INVERTED
-            alignment = self._align(row, web, inverted)
+            known = self._pixels(row)
+            if is_small(known):
+                window = align_small(255 - known if inverted else known, rgb)
+                alignment = window if window.is_copy else None
+            else:
+                alignment = self._align(row, web, inverted)
             if alignment is None and cosine < self.detector.card.sure:
                 continue
             size = (rgb.shape[1], rgb.shape[0])
@@ -98,10 +104,10 @@ class CopyFinder:
         return copies
 
     def _align(self, row: int, web: Features, inverted: bool) -> Alignment | None:
-        """Return the better alignment that proves a copy, unmirrored or mirrored, or None."""
-        alignments = [align_features(self._features(row, flip, inverted), web, mirrored=flip) for flip in (False, True)]
-        proofs = [one for one in alignments if one is not None and one.is_copy]
-        return max(proofs, key=lambda one: (one.inliers, one.correlation), default=None)
+        """Return the better alignment of the two mirror images that proves a copy, or None."""
+        found = [align_features(self._features(row, flip, inverted), web, mirrored=flip) for flip in (False, True)]
+        proofs = [one for one in found if one is not None and one.is_copy]
+        return max(proofs, key=lambda one: one.probability, default=None)
 
     def _size(self, row: int) -> tuple[int, int]:
         height, width = self._pixels(row).shape[:2]

@@ -1,30 +1,39 @@
-"""Verify on the pixels that two images are copies: local features, an affine map, correlation where there is texture.
+"""Verify on the pixels that two pictures are copies: local features, an affine map, agreement where there is texture.
 
 SIFT points are matched both ways with Lowe's ratio test; RANSAC finds the affine map that most of them follow; then the
-greys are compared in cells of 16 pixels. The median cell decides, so that text or a sticker on one of the two does not
-matter. A mirrored copy is found by comparing with the mirrored image.
+gradients are compared in small cells all over the overlap. Two pictures of one motif (stop signs, banknotes, the same
+shelf a moment later) have many matching points too, but their cells agree less often and less exactly. A mirrored copy
+is found by comparing with the mirrored picture.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from dedup.copies.small import best_window, is_small
+
 LONG_SIDE = 160  # pixels, at which features are taken
 MAX_POINTS = 160
 RATIO = 0.85
 MIN_INLIERS = 5
-MIN_CORRELATION = 0.5
-FEW_INLIERS = 4  # are enough with
-HIGH_CORRELATION = 0.65
+MIN_PROBABILITY = 0.75
 
 _INLIER_PIXELS = 3.0
 _SCALES = (0.15, 6.0)  # of a plausible map, smallest and largest
 _MAX_STRETCH = 2.2
-_CELL = 16
+_CELL = 10
+_EDGE = 3  # pixels at the rim of both pictures that are not compared: alignments are good to one or two
 _MIN_TEXTURE = 6.0  # levels, the standard deviation in a cell
-_MIN_CELLS = 3
+_MIN_CELLS = 4
+_AGREEMENT = 0.5  # correlation of gradients from which a cell agrees
+_FLAT_GRADIENT = 50.0  # added to the squared gradients of a cell, so that noise does not correlate
+
+# A logistic regression of edited copies against look-alikes, on photos of classes that no recall is measured on
+# (docs/copies.md, "Verification"): the share of textured cells that agree, how exactly, and how many they are.
+_SHARE_WEIGHT, _EXACTNESS_WEIGHT, _CELLS_WEIGHT, _BIAS = 11.46, 1.79, 2.58, -23.74
 
 
 class Features(NamedTuple):
@@ -37,20 +46,37 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far two aligned pictures agree where either has texture."""
+
+    cells: int  # that agree
+    share: float  # of the textured cells in the overlap
+    exactness: float  # median correlation of the gradients in the cells that agree
+
+    @property
+    def probability(self) -> float:
+        """Return the probability that they are copies."""
+        if self.cells < _MIN_CELLS:
+            return 0.0
+        exact = -math.log(1.01 - min(1.0, self.exactness))
+        score = _SHARE_WEIGHT * self.share + _EXACTNESS_WEIGHT * exact + _CELLS_WEIGHT * math.log1p(self.cells) + _BIAS
+        return round(1 / (1 + math.exp(-score)), 4)
+
+
+@dataclass(frozen=True)
 class Alignment:
     """The alignment of a web image with an evaluation image, and how well they agree."""
 
-    inliers: int
-    correlation: float  # median over textured cells, -1 to 1
+    inliers: int | None  # points that follow the map; None for small pictures, which have too few
+    agreement: float  # share of the textured cells that agree; of small pictures the correlation, -1 to 1
+    probability: float  # that the two are copies and not of one motif, as calibrated
     mirrored: bool
     matrix: tuple[float, ...]  # 6 numbers, row by row: web x, y to evaluation x, y (mirrored first), in their pixels
 
     @property
     def is_copy(self) -> bool:
-        """Return whether the evidence is sufficient."""
-        if self.inliers >= MIN_INLIERS and self.correlation > MIN_CORRELATION:
-            return True
-        return self.inliers >= FEW_INLIERS and self.correlation > HIGH_CORRELATION
+        """Return whether this is evidence enough."""
+        return self.probability >= MIN_PROBABILITY
 
 
 def features(image: np.ndarray) -> Features:
@@ -77,18 +103,27 @@ def align(evaluation: np.ndarray, web: np.ndarray) -> Alignment | None:
 
     The descriptor is nearly invariant to mirroring, so its best view does not tell which of the two to try.
     """
+    if is_small(evaluation):
+        return align_small(evaluation, web)
     web_features = features(web)
     found = [
         align_features(features(mirrored(evaluation) if flip else evaluation), web_features, mirrored=flip)
         for flip in (False, True)
     ]
-    return max(filter(None, found), key=lambda one: (one.is_copy, one.inliers, one.correlation), default=None)
+    return max(filter(None, found), key=lambda one: one.probability, default=None)
+
+
+def align_small(evaluation: np.ndarray, web: np.ndarray) -> Alignment:
+    """Return the best alignment of an RGB picture that is too small for local features; see small.py."""
+    window = best_window(evaluation, web)
+    sizes = [(picture.shape[1], picture.shape[0]) for picture in (evaluation, web)]
+    return Alignment(None, window.correlation, window.probability, window.mirrored, window.matrix(*sizes))
 
 
 def align_features(evaluation: Features, web: Features, *, mirrored: bool) -> Alignment | None:
     """Return the alignment of the web image with the evaluation image; None if no plausible map fits."""
     pairs = _matches(evaluation.descriptors, web.descriptors)
-    if len(pairs) < FEW_INLIERS:
+    if len(pairs) < MIN_INLIERS:
         return None
     targets, sources = evaluation.points[pairs[:, 0]], web.points[pairs[:, 1]]
     matrix, inside = cv2.estimateAffine2D(
@@ -100,15 +135,14 @@ def align_features(evaluation: Features, web: Features, *, mirrored: bool) -> Al
     if small < _SCALES[0] or large > _SCALES[1] or large / small > _MAX_STRETCH or np.linalg.det(matrix[:, :2]) < 0:
         return None
     inliers = int(inside.sum())
-    if inliers < FEW_INLIERS:
+    if inliers < MIN_INLIERS:
         return None
     in_pixels = matrix.copy()
     in_pixels[:, :2] *= web.scale / evaluation.scale
     in_pixels[:, 2] /= evaluation.scale
-    correlation = _correlation(evaluation.grey, web.grey, matrix)
-    return Alignment(
-        inliers, round(correlation, 3), mirrored, tuple(round(float(value), 3) for value in in_pixels.flat)
-    )
+    agreement = _agreement(evaluation.grey, web.grey, matrix)
+    numbers = tuple(round(float(value), 3) for value in in_pixels.flat)
+    return Alignment(inliers, agreement.share, agreement.probability, mirrored, numbers)
 
 
 def _sift() -> cv2.Feature2D:
@@ -130,25 +164,41 @@ def _matches(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([chosen, nearest[chosen]], 1)
 
 
-def _correlation(target: np.ndarray, source: np.ndarray, matrix: np.ndarray) -> float:
-    """Return the median correlation of the textured cells, after mapping the source onto the target."""
+def _agreement(target: np.ndarray, source: np.ndarray, matrix: np.ndarray) -> Agreement:
+    """Compare the gradients, cell by cell, after the source is laid on the target."""
     size = (target.shape[1], target.shape[0])
-    laid = cv2.warpAffine(source, matrix, size, flags=cv2.INTER_LINEAR)
-    covered = cv2.warpAffine(np.full_like(source, 255), matrix, size, flags=cv2.INTER_LINEAR)
-    a, b = (_cells(cv2.GaussianBlur(grey, (0, 0), 1.2)) for grey in (target, laid))
-    used = _cells(covered).min(1) > 250
-    a, b = a[used], b[used]
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    deviations_a, deviations_b = a.std(1), b.std(1)
-    textured = np.maximum(deviations_a, deviations_b) > _MIN_TEXTURE
-    if textured.sum() < _MIN_CELLS:
-        return 0.0
-    values = (a * b).mean(1) / (deviations_a * deviations_b + 4)
-    return float(np.median(values[textured]))
+    laid = cv2.warpAffine(source, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    a, b = (cv2.GaussianBlur(grey, (0, 0), 1.2) for grey in (target, laid))
+    used = _cells(_covered(source, matrix, size)).min(1) > 250
+    textured = used & (np.maximum(_cells(a).std(1), _cells(b).std(1)) > _MIN_TEXTURE)
+    if not textured.any():
+        return Agreement(0, 0.0, 0.0)
+    gradients_a, gradients_b = (_gradients(grey)[textured] for grey in (a, b))
+    lengths = np.sqrt(np.square(gradients_a).sum(1) * np.square(gradients_b).sum(1))
+    values = (gradients_a * gradients_b).sum(1) / (lengths + _FLAT_GRADIENT)
+    agree = values > _AGREEMENT
+    exactness = float(np.median(values[agree])) if agree.any() else 0.0
+    return Agreement(int(agree.sum()), round(float(agree.mean()), 3), round(exactness, 3))
 
 
-def _cells(grey: np.ndarray) -> np.ndarray:
-    """Cut into whole cells, `(n, _CELL ** 2)` float32."""
-    rows, columns = grey.shape[0] // _CELL, grey.shape[1] // _CELL
-    cells = grey[: rows * _CELL, : columns * _CELL].reshape(rows, _CELL, columns, _CELL).swapaxes(1, 2)
+def _covered(source: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return 255 where the source, less its rim, covers the target."""
+    rim = math.ceil(_EDGE / abs(np.linalg.det(matrix[:, :2])) ** 0.5)
+    inner = np.zeros_like(source)
+    inner[rim:-rim, rim:-rim] = 255
+    return cv2.warpAffine(inner, matrix, size, flags=cv2.INTER_LINEAR)
+
+
+def _gradients(grey: np.ndarray) -> np.ndarray:
+    """Return the gradients of each cell, `(n, 2 * _CELL ** 2)`."""
+    floats = grey.astype(np.float32)
+    planes = [cv2.Sobel(floats, cv2.CV_32F, 1, 0) / 4, cv2.Sobel(floats, cv2.CV_32F, 0, 1) / 4]
+    return np.concatenate([_cells(plane) for plane in planes], axis=1)
+
+
+def _cells(plane: np.ndarray) -> np.ndarray:
+    """Cut what lies inside the rim into whole cells, `(n, _CELL ** 2)` float32."""
+    inner = plane[_EDGE:-_EDGE, _EDGE:-_EDGE]
+    rows, columns = inner.shape[0] // _CELL, inner.shape[1] // _CELL
+    cells = inner[: rows * _CELL, : columns * _CELL].reshape(rows, _CELL, columns, _CELL).swapaxes(1, 2)
     return cells.reshape(rows * columns, _CELL * _CELL).astype(np.float32)

@@ -64,7 +64,7 @@ def naive(
             edit = "" if sha == eval_sha else TURNS[best[1]]
             degree = "equal bytes" if sha == eval_sha else "edited" if edit else "re-encoded"
             facts = {"score": score, "distance": best[0], "view": VIEWS[best[1]][0], "degree": degree, "edit": edit}
-            rows.append({**names, **facts, **dict.fromkeys(OVERLAP.names[-4:])})
+            rows.append({**names, **facts, **dict.fromkeys(OVERLAP.names[OVERLAP.names.index("cosine") :])})
     return rows
 
 
@@ -101,7 +101,7 @@ def test_flat_pictures_match_by_their_bytes_alone() -> None:
 def test_what_the_detector_finds_counts_if_it_is_proven_or_textured(quality: int, proven: bool, counts: bool) -> None:
     index = EvalIndex.load(eval_table([(bytes(256), 90, "e0"), (bytes([255]) * 256, quality, "e1")]))
     images = image_table([(bytes([15]) * 32, 90, "u0"), (bytes([7]) * 32, 90, "u1")])
-    alignment = Alignment(9, 0.8, True, (1, 0, 0, 0, 1, 0))
+    alignment = Alignment(9, 0.8, 0.9, True, (1, 0, 0, 0, 1, 0))
     transform = Transform(True, 0.0, 1.0, ((0, 0), (1, 0), (1, 0.5), (0, 0.5)), 0.5, 1.0)
     copy = Copy(1, 0, 0.77, *((alignment, transform) if proven else (None, None)), inverted=False)
     found = find_overlap(images, index, max_distance_bits=31, min_quality=50, copies=[copy]).to_pylist()

@@ -9,7 +9,7 @@ from support.copies import scene
 
 from dedup.copies.edits import EDITS, crop
 from dedup.copies.transform import Transform
-from dedup.copies.verify import Alignment, align
+from dedup.copies.verify import MIN_PROBABILITY, Agreement, align
 
 
 def edit(name: str, seed: int = 1) -> np.ndarray:
@@ -84,13 +84,36 @@ def test_a_stranger_that_the_copy_lies_on_is_not_found_in_the_photo_beside_it():
 
 @pytest.mark.parametrize("picture", [np.zeros((1, 1, 3), np.uint8), np.full((90, 30, 3), 7, np.uint8)])
 def test_pictures_without_features_align_with_nothing(picture):
-    assert align(scene(1), picture) is None
-    assert align(picture, scene(1)) is None
+    for found in (align(scene(1), picture), align(picture, scene(1))):
+        assert found is None or not found.is_copy
 
 
-def test_few_points_need_more_agreement():
-    enough = [Alignment(n, c, False, (1, 0, 0, 0, 1, 0)).is_copy for n, c in ((5, 0.55), (4, 0.7), (4, 0.6), (9, 0.4))]
-    assert enough == [True, True, False, False]
+@pytest.mark.parametrize(
+    ("cells", "share", "exactness", "is_copy"),
+    [
+        (80, 1.0, 0.98, True),  # a copy, encoded again
+        (12, 1.0, 0.99, True),  # a deep crop
+        (60, 0.7, 0.995, True),  # a third of it covered
+        (60, 0.7, 0.85, False),  # the same motif: most edges are at the same places, none exactly
+        (30, 0.9, 0.8, False),
+        (3, 1.0, 1.0, False),
+    ],
+)
+def test_covered_copies_agree_exactly_and_look_alikes_do_not(cells, share, exactness, is_copy):
+    assert (Agreement(cells, share, exactness).probability >= MIN_PROBABILITY) == is_copy
+
+
+def test_a_motif_drawn_twice_is_not_a_copy():
+    """Two signs with the same letters, in other fonts and at other places: many points match."""
+    signs = []
+    for font, size, place in ((cv2.FONT_HERSHEY_SIMPLEX, 2.0, (36, 120)), (cv2.FONT_HERSHEY_DUPLEX, 1.9, (42, 124))):
+        sign = np.full((200, 280, 3), (230, 230, 230), np.uint8)
+        cv2.circle(sign, (140, 100), 98, (40, 30, 200), -1, cv2.LINE_AA)
+        cv2.putText(sign, "STOP", place, font, size, (255, 255, 255), 7, cv2.LINE_AA)
+        signs.append(sign)
+    found = align(*signs)
+    assert found is None or not found.is_copy
+    assert align(signs[0], signs[0]).is_copy
 
 
 def test_a_crop_of_a_large_picture_is_in_its_own_pixels():
