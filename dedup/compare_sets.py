@@ -1,25 +1,21 @@
 """Find which images of one set another set contains: the overlap report for any two sets, without a crawl.
 
 <out>/index/<name>/...    the index of the first set (dedup/eval_sets/index.py)
-<out>/overlap.parquet     a row per example and matching image (dedup/overlap.py: OVERLAP)
-<out>/overlap_ids.txt     examples of the first set that the second contains, one per line; clean_ids.txt has the others
-<out>/index.html, overlap.json
+<out>/index.html, overlap.json, measured.json, and the tables and lists of dedup/published.py
 """
 
 import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -30,12 +26,14 @@ from dedup.copies.search import VectorIndex
 from dedup.copies.views import VIEWS
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
-from dedup.eval_sets.index import EvalSummary, index_eval_set, read_thumbnails, thumbnail
+from dedup.eval_sets.index import EvalSummary, index_eval_set, outline, read_thumbnails, read_vectors, thumbnail
 from dedup.eval_sets.read import IMAGE_SUFFIXES, read_examples
-from dedup.measure import Control, Recall, measure_recall
-from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence, summarise_overlap
+from dedup.measure import PLANTED, Control, Recall, measure_recall, spread_pictures
+from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence
 from dedup.pdq import fingerprint
-from dedup.report import EvalReport, Evidence, ReportData, percent, write_report
+from dedup.published import Published, derive, write_published
+from dedup.report import EvalReport, Evidence, ReportData, write_report
+from dedup.reviews import Reviews
 
 CONTROL_IMAGES = 100
 """Rendered images that nothing should match."""
@@ -80,6 +78,7 @@ class Settings:
     max_distance_bits: int = 31
     min_quality: int = 50
     planted: int = 0  # examples that are edited in every way, to measure the recall
+    reviews: tuple[Path, ...] = ()  # files that the page of an earlier run saved
 
 
 @dataclass(frozen=True)
@@ -117,46 +116,44 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         overlap = pa.concat_tables([OVERLAP.empty_table(), *tables]).sort_by(
             [("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")]
         )
-        report = _report(name, summary, overlap, folder, Path(scratch), settings)
+        kept = overlap.append_column("kept", pa.repeat(True, overlap.num_rows))
+        index = pq.read_table(folder / "index.parquet", columns=["eval_id", "reason", "quality"])
+        recall = _measure(matches, first, summary, settings) if settings.planted else None
+        published = Published(name, index, kept, planted=recall.table() if recall else PLANTED.empty_table())
+        report = _report(published, folder, Path(scratch), settings)
     images = counts.pop("kept")
     control = Control(CONTROL_IMAGES, images, len(false))
-    recall = _measure(matches, first, summary, settings) if settings.planted else None
     compared = Compared(report, images, dict(counts), control, recall)
-    _write(out, overlap, pq.read_table(folder / "index.parquet", columns=["eval_id", "reason"]))
     data = ReportData(
         _facts(first, second, compared, settings), (), (report,), settings.min_quality, detector=bool(settings.detector)
     )
     write_report(data, out)
+    write_published([published], out, source=second.path.resolve().name)
+    if settings.reviews:
+        (out / "reviews.json").write_text(Reviews.read(settings.reviews).to_json(), encoding="utf-8")
+    else:
+        (out / "reviews.json").unlink(missing_ok=True)
     (out / "measured.json").write_text(json.dumps(_measured_json(compared), indent=1) + "\n")
     return compared
 
 
 def _facts(first: Source, second: Source, compared: Compared, settings: Settings) -> tuple[tuple[str, str], ...]:
-    control, recall = compared.control, compared.recall
+    control = compared.control
     facts = [
         ("Evaluation set", str(first.path)),
         ("Compared with", f"{second.path}, {compared.images:,} images"),
         ("Detector of edited copies", settings.detector_name),
         ("Negative control", f"{control.matches} of {control.pictures:,} rendered images matched (expected: 0)"),
     ]
-    if recall:
-        planted = f"{percent(recall.tuned.value)} for kinds used in tuning, {percent(recall.unseen.value)} for others"
-        facts.append(("Recall of planted edits", planted))
-        corrected = recall.corrected(compared.report.summary.overlap, compared.report.indexed)
-        if corrected:
-            value, low, high = map(percent, corrected)
-            facts.append(("Overlap corrected for this recall", f"{value} ({low} – {high})"))
     return tuple(facts)
 
 
 def _measured_json(compared: Compared) -> dict[str, Any]:
-    recall = compared.recall
-    overlap = compared.report.summary.overlap
-    corrected = recall.corrected(overlap, compared.report.indexed) if recall else None
+    recall, corrected = compared.recall, compared.report.corrected
     return {
         "control": vars(compared.control),
         "recall": recall.to_json() if recall else None,
-        "corrected_share": dict(zip(("value", "low", "high"), corrected, strict=True)) if corrected else None,
+        "corrected_fraction": dict(zip(("value", "low", "high"), corrected, strict=True)) if corrected else None,
     }
 
 
@@ -170,14 +167,9 @@ def _write_control(scratch: Path, settings: Settings) -> Path:
 
 
 def _measure(matches: "_Matches", first: Source, summary: EvalSummary, settings: Settings) -> Recall:
-    """Measure the recall on edits of examples that are spread evenly over the set."""
-    step = max(1, summary.examples // settings.planted)
-    pictures: dict[str, np.ndarray] = {}
-    for position, example in enumerate(read_examples(first.kind, str(first.path))):
-        if position % step or example.failure or len(pictures) == settings.planted:
-            continue
-        with suppress(ImageDecodeError):
-            pictures[example.eval_id] = decode_rgb(example.encoded)
+    """Plant edits of examples that are spread evenly over the set."""
+    examples = read_examples(first.kind, str(first.path))
+    pictures = spread_pictures(examples, summary.examples, settings.planted)
 
     def find(planted: list[tuple[str, bytes]]) -> pa.Table:
         batch = [_Image(name, file, decode_rgb(file)) for name, file in planted]
@@ -191,8 +183,7 @@ def _finder(folder: Path, settings: Settings) -> CopyFinder | None:
     detector = settings.detector
     if detector is None:
         return None
-    vectors = pq.read_table(folder / "vectors.parquet")["vectors"].to_pylist()
-    rows = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, detector.card.dimensions)
+    rows = read_vectors(pq.read_table(folder / "vectors.parquet"), detector)
     jpegs = pq.read_table(folder / "thumbnails.parquet")["jpeg"].combine_chunks()
     return CopyFinder(detector, VectorIndex.build(rows, len(VIEWS)), lambda row: decode_rgb(jpegs[row].as_py()))
 
@@ -259,51 +250,26 @@ def _thumbnail_file(scratch: Path, image_id: str) -> Path:
     return scratch / hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _report(
-    name: str, summary: EvalSummary, overlap: pa.Table, folder: Path, scratch: Path, settings: Settings
-) -> EvalReport:
-    index = pq.read_table(folder / "index.parquet", columns=["eval_id", "label", "reason", "quality"])
-    kept = overlap.append_column("kept", pa.repeat(True, overlap.num_rows))
-    picked = pick_evidence(kept, _EVIDENCE).to_pylist()
-    labels = dict(zip(index["eval_id"].to_pylist(), index["label"].to_pylist(), strict=True))
-    jpegs = read_thumbnails(folder / "thumbnails.parquet", [row["eval_id"] for row in picked])
-    return EvalReport(
-        name=name,
-        indexed=summary.indexed,
-        summary=summarise_overlap(kept, settings.max_distance_bits),
-        max_distance_bits=settings.max_distance_bits,
-        evidence=tuple(
+def _report(published: Published, folder: Path, scratch: Path, settings: Settings) -> EvalReport:
+    labels = pq.read_table(folder / "index.parquet", columns=["eval_id", "label"])
+
+    def evidence(pairs: pa.Table) -> tuple[Evidence, ...]:
+        picked = pick_evidence(pairs, _EVIDENCE).to_pylist()
+        known = dict(zip(labels["eval_id"].to_pylist(), labels["label"].to_pylist(), strict=True))
+        jpegs = read_thumbnails(folder / "thumbnails.parquet", [row["eval_id"] for row in picked])
+        return tuple(
             Evidence(
-                eval_id=row["eval_id"],
-                label=labels[row["eval_id"]],
-                uid=row["uid"],
-                distance=row["distance"],
-                view=row["view"],
-                degree=row["degree"],
-                edit=row["edit"],
+                **{name: row[name] for name in ("eval_id", "uid", "distance", "view", "degree", "edit")},
+                label=known[row["eval_id"]],
                 caption=row["uid"],
                 url="",
                 page_url="",
-                eval_jpeg=jpegs.get(row["eval_id"]),
+                eval_jpeg=outline(jpegs.get(row["eval_id"]), row),
                 image_jpeg=_thumbnail_file(scratch, row["uid"]).read_bytes(),
             )
             for row in picked
-        ),
-        left_out=summary.failures,
-        flat=pc.sum(pc.less(index["quality"], settings.min_quality)).as_py() or 0,
-    )
+        )
 
-
-def _write(out: Path, overlap: pa.Table, index: pa.Table) -> None:
-    pq.write_table(overlap, out / "overlap.parquet.tmp", compression="zstd")
-    (out / "overlap.parquet.tmp").replace(out / "overlap.parquet")
-    overlapping = set(overlap["eval_id"].to_pylist())
-    readable = index.filter(pc.is_null(index["reason"]))["eval_id"].to_pylist()
-    _write_lines(out / "overlap_ids.txt", (one for one in readable if one in overlapping))
-    _write_lines(out / "clean_ids.txt", (one for one in readable if one not in overlapping))
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
-    partial.replace(path)
+    bits, quality = settings.max_distance_bits, settings.min_quality
+    derived = derive(published, bits, quality, evidence, Reviews.read(settings.reviews))
+    return replace(derived, evidence_limit=_EVIDENCE)

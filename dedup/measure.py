@@ -5,7 +5,8 @@ same way as the images of the other set. Negative control: freshly rendered imag
 leaked; any match with them is false.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,24 @@ import pyarrow as pa
 
 from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
 from dedup.copies.views import shrink
+from dedup.decode import ImageDecodeError, decode_rgb
+from dedup.eval_sets.read import Example
 from dedup.statistics import Proportion, contamination, proportion
 
 _CONFIDENCE = 0.95
 
 Find = Callable[[list[tuple[str, bytes]]], pa.Table]
 """From (id, image file) to overlap rows."""
+
+
+PLANTED = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("found", pa.int32()),
+        ("planted", pa.int32()),
+        ("confused", pa.int32()),  # of all kinds: planted copies that match another example; the same in all rows
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +67,22 @@ class Recall:
         return min(1.0, overlap.value / recall.value), overlap.low / recall.high, min(1.0, overlap.high / recall.low)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the recalls as JSON."""
-        recalls = {name: found / planted for name, (found, planted) in self.kinds.items()}
-        return {"tuned": self.tuned.value, "unseen": self.unseen.value, "confused": self.confused, "kinds": recalls}
+        """Return it for overlap.json."""
+        kinds = {name: list(counts) for name, counts in self.kinds.items()}
+        return {"tuned": self.tuned.value, "unseen": self.unseen.value, "confused": self.confused, "kinds": kinds}
+
+    def table(self) -> pa.Table:
+        """Return it as `PLANTED`."""
+        rows = [{"kind": kind, "found": found, "planted": planted} for kind, (found, planted) in self.kinds.items()]
+        return pa.Table.from_pylist([row | {"confused": self.confused} for row in rows], PLANTED)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Recall | None":
+        """Return what `table` wrote; None of an empty table."""
+        rows = table.to_pylist()
+        if not rows:
+            return None
+        return cls({row["kind"]: (row["found"], row["planted"]) for row in rows}, rows[0]["confused"])
 
 
 @dataclass(frozen=True)
@@ -81,3 +107,17 @@ def measure_recall(find: Find, images: Mapping[str, np.ndarray]) -> Recall:
         kinds[kind] = (len({row["uid"] for row in rows if row["uid"] == row["eval_id"]}), len(planted))
         confused += sum(row["uid"] != row["eval_id"] for row in rows)
     return Recall(kinds, confused)
+
+
+def spread_pictures(examples: Iterable[Example], total: int, count: int) -> dict[str, np.ndarray]:
+    """Return `count` pictures by id, spread evenly over the `total` examples; unreadable ones are left out."""
+    step = max(1, total // count)
+    pictures: dict[str, np.ndarray] = {}
+    for place, example in enumerate(examples):
+        if place % step or example.failure:
+            continue
+        with suppress(ImageDecodeError):
+            pictures[example.eval_id] = decode_rgb(example.encoded)
+        if len(pictures) == count:
+            break
+    return pictures

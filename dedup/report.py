@@ -24,12 +24,14 @@ from markupsafe import Markup
 
 from dedup import charts
 from dedup.eval_sets import EvalSet, find_set, registered
+from dedup.measure import Recall
 from dedup.overlap import OverlapSummary
+from dedup.reviews import Judged
 from dedup.statistics import SIGNIFICANCE, Proportion, SplitAccuracy, bonferroni, contamination
 
 MIN_SETS = 5
 """The median of fewer sets is not reported."""
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _CAPTION_CHARS = 400
 
 
@@ -141,6 +143,9 @@ class EvalReport:
     left_out: Mapping[str, int] = field(default_factory=dict)
     flat: int = 0
     accuracies: tuple[ModelAccuracy, ...] = ()
+    evidence_limit: int = 24  # pairs that the evidence was picked up to
+    judged: Judged | None = None  # what people said of the evidence
+    recall: Recall | None = None  # of edits of the set's own images, planted in this run
 
     @property
     def known(self) -> EvalSet | None:
@@ -153,6 +158,18 @@ class EvalReport:
     @property
     def share(self) -> Proportion:
         return contamination(self.summary.overlap, self.indexed)
+
+    @property
+    def corrected(self) -> tuple[float, float, float] | None:
+        """Return the fraction at full recall and precision with its interval; None if recall was not measured.
+
+        Its ends are those of all intervals at their least favourable: found x precision / recall.
+        """
+        corrected = self.recall.corrected(self.summary.overlap, self.indexed) if self.recall else None
+        if corrected is None or self.judged is None or self.judged.precision.value is None:
+            return corrected
+        right, (value, low, high) = self.judged.precision, corrected
+        return value * self.judged.precision.value, low * right.low, high * right.high
 
 
 @dataclass(frozen=True)
@@ -194,6 +211,8 @@ def render_json(data: ReportData) -> str:
         "facts": dict(data.facts),
         "overall": overall(data),
         "min_quality": data.min_quality,
+        "detector": data.detector,
+        "refused": None if data.refused is None else dict(data.refused),
         "sets": [_set_json(report, tests) for report in data.evals],
         "not_measured": [known.name for known in data.not_measured],
         "account": [vars(stage) | {"reasons": dict(stage.reasons)} for stage in data.stages],
@@ -228,7 +247,7 @@ def overall(data: ReportData) -> dict[str, Any]:
 def render_html(data: ReportData) -> str:
     """Return the page."""
     tests = _tests(data)
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _asset("report.css"), _asset("report.js") + _asset("judge.js")
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -365,6 +384,12 @@ def _set_json(report: EvalReport, tests: Counter[str]) -> dict[str, Any]:
         **vars(report.summary),
         "share": _proportion_json(report.share),
         "accuracies": scores,
+        "evidence_limit": report.evidence_limit,
+        "judged": None
+        if report.judged is None
+        else vars(report.judged) | {"precision": _proportion_json(report.judged.precision)},
+        "recall": None if report.recall is None else report.recall.to_json(),
+        "corrected_fraction": None if report.corrected is None else list(report.corrected),
         "evidence": [
             {name: value for name, value in vars(pair).items() if not name.endswith("_jpeg")}
             for pair in report.evidence

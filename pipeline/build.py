@@ -125,6 +125,8 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
         return
     shards = run_shards(build, fetched, filtered, decided, find_block_lists(config.fetch.consent, base_dir))
     account = read_account(build.workspace)
-    write_manifest(build, shards, account, config.recipe() | {"allowlist_sha256": allowlist.sha256}, code_version())
+    detector = load_detector(config, base_dir)
+    hashes = {"allowlist_sha256": allowlist.sha256} | ({"detector_sha256": detector.sha256} if detector else {})
+    write_manifest(build, shards, account, config.recipe() | hashes, code_version())
     if "report" in stages:
         run_report(build, config, allowlist)

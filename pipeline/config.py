@@ -249,6 +249,7 @@ class DedupConfig(Table):
     max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 15
     eval_max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 31
     min_quality: Annotated[int, Field(ge=0, le=100)] = 50
+    planted: Annotated[int, Field(ge=0)] = 0  # images of each evaluation set edited in 66 ways, to measure recall
     detector: str = "pdq"  # or "copy", or the path of an .onnx model, for edited copies of evaluation images
 
     @field_validator("detector")

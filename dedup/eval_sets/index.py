@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,12 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from dedup.copies.detector import Detector
+from dedup.copies.detector import Detector, DetectorError
 from dedup.copies.match import describe_views
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
@@ -49,6 +50,7 @@ INDEX = pa.schema(
 
 VECTORS = pa.schema([("eval_id", pa.string()), ("vectors", pa.binary())])  # of the readable examples, in their order
 
+_DETECTOR_KEY = b"wit.detector"  # in the metadata of vectors.parquet: the SHA-256 of the model
 _THUMBNAILS = pa.schema([("eval_id", pa.string()), ("jpeg", pa.binary())])
 _THUMBNAIL_PX = 160  # at which copies are verified
 _THUMBNAIL_QUALITY = 80
@@ -100,7 +102,7 @@ def index_eval_set(
             output = _Output(
                 writers.enter_context(_writer(index, INDEX)),
                 writers.enter_context(_writer(thumbnails, _THUMBNAILS)),
-                writers.enter_context(_writer(vectors, VECTORS)) if vectors else None,
+                writers.enter_context(_writer(vectors, _vectors_schema(detector))) if vectors and detector else None,
             )
             _write(_measured(examples, detector), output, counts, on_progress)
         return _summary(name, os.fspath(path), counts)
@@ -126,6 +128,41 @@ def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
     return buffer.getvalue()
+
+
+def read_vectors(table: pa.Table, detector: Detector) -> np.ndarray:
+    """Return the descriptors of all views in a vectors.parquet, `(n * views, dimensions)` int8.
+
+    Raises:
+        DetectorError: another detector made them.
+    """
+    made_by = (table.schema.metadata or {}).get(_DETECTOR_KEY, b"").decode()
+    if made_by != detector.sha256:
+        raise DetectorError(
+            f"the index was made by the copy detector {made_by[:12] or 'of an earlier version'}, not by "
+            f"{detector.sha256[:12]}: index the set again"
+        )
+    return np.frombuffer(b"".join(table["vectors"].to_pylist()), np.int8).reshape(-1, detector.card.dimensions)
+
+
+def outline(jpeg: bytes | None, pair: Mapping[str, Any]) -> bytes | None:
+    """Return a thumbnail on which the part that a copy shows is outlined, if the overlap row knows its corners."""
+    corners = pair["corners"]
+    if jpeg is None or corners is None or not pair["edit"]:
+        return jpeg
+    with Image.open(io.BytesIO(jpeg)) as image:
+        drawn = image.convert("RGB")
+    points = [(x * (drawn.width - 1), y * (drawn.height - 1)) for x, y in zip(corners[::2], corners[1::2], strict=True)]
+    pen = ImageDraw.Draw(drawn)
+    for colour, width in (((255, 255, 255), 4), ((214, 40, 40), 2)):
+        pen.line([*points, points[0]], fill=colour, width=width)
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return buffer.getvalue()
+
+
+def _vectors_schema(detector: Detector) -> pa.Schema:
+    return VECTORS.with_metadata({_DETECTOR_KEY: detector.sha256.encode()})
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -247,8 +247,14 @@ def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     report = commands.add_parser(
         "report",
-        help="write report/ again from a finished build",
-        description="Write report/ again from the files of a finished build, for example after an evaluation.",
+        help="write report/ again from a finished build; `wit report verify FOLDER` checks a report",
+        description="Write report/ again from a finished build. `wit report verify FOLDER` derives every number of a "
+        "report (of a build or of `wit overlap`) from the tables published in its folder, and names those that differ.",
+    )
+    report.add_argument("action", nargs="?", choices=["write", "verify"], default="write")
+    report.add_argument("folder", nargs="?", type=Path, help="verify: the report's folder")
+    report.add_argument(
+        "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved"
     )
     _add_config(report)
     report.set_defaults(func=_report)
@@ -322,11 +328,28 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if verdict.problems else 0
 
 
+def _verify_report(folder: Path | None) -> int:
+    from dedup.verify_report import verify_report
+
+    if folder is None:
+        raise UserError("wit report verify: name the report's folder")
+    problems = verify_report(folder)
+    for problem in problems:
+        print(f"wit: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"{folder}: every number follows from the published tables")
+    return 1 if problems else 0
+
+
 def _report(args: argparse.Namespace) -> int:
+    if args.action == "verify":
+        return _verify_report(args.folder)
+    if args.folder:
+        raise UserError("wit report write: takes no folder; it writes report/ of the workspace in the config")
     project = Project.load(args.config)
     from pipeline.stages.report import write_reports
 
-    print(redact(write_reports(project.workspace, project.config, project.load_allowlist())))
+    print(redact(write_reports(project.workspace, project.config, project.load_allowlist(), args.reviews)))
     return 0
 
 

@@ -45,6 +45,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="N",
         help="measure the recall with copies of N images of A, each edited in 66 ways",
     )
+    parser.add_argument(
+        "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved: its precision"
+    )
     parser.set_defaults(func=_overlap)
 
 
@@ -55,7 +58,11 @@ def _overlap(args: argparse.Namespace) -> int:
     try:
         detector = _load(args.detector)
         settings = Settings(
-            detector, Path(args.detector).name, max_distance_bits=args.max_distance_bits, planted=args.plant
+            detector,
+            Path(args.detector).name,
+            max_distance_bits=args.max_distance_bits,
+            planted=args.plant,
+            reviews=tuple(args.reviews),
         )
         compared = compare_sets(Source.of(args.a), Source.of(args.b), args.out, settings)
     except (FileNotFoundError, DedupError) as error:

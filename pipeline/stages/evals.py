@@ -3,19 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from dedup.copies.detector import Detector
-from dedup.copies.match import CopyFinder
+from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
 from dedup.copies.views import VIEWS
 from dedup.decode import decode_rgb
 from dedup.errors import DedupError
 from dedup.eval_sets import threshold_bits
 from dedup.eval_sets.config import EvalSetConfig
-from dedup.eval_sets.index import index_eval_set
+from dedup.eval_sets.index import index_eval_set, read_vectors
 from dedup.overlap import EvalIndex, find_overlap
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
@@ -25,9 +26,8 @@ from pipeline.errors import UserError
 from pipeline.paths import resolve_path
 from pipeline.private_folder import scratch_folder
 from pipeline.sources import file_versions
-from pipeline.stages.described import DescribedPart
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same images would give another index."""
 
 
@@ -35,6 +35,17 @@ VERSION = 5
 class _Set:
     config: EvalSetConfig
     path: str
+
+
+class DescribedImages(Protocol):
+    """Images with their vectors, and their pixels where they are needed."""
+
+    @property
+    def described(self) -> Described: ...
+
+    def pixels(self, number: int) -> np.ndarray:
+        """Return the pixels of an image."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,8 @@ class LoadedEval:
     index: EvalIndex
     copies: CopyFinder | None
 
-    def find(self, images: pa.Table, min_quality: int, part: DescribedPart | None) -> pa.Table:
-        """Return the overlap rows of the fetched images of a part; see `dedup.overlap.find_overlap`."""
+    def find(self, images: pa.Table, min_quality: int, part: "DescribedImages | None") -> pa.Table:
+        """Return the overlap rows of images, such as those of a fetched part; see `dedup.overlap.find_overlap`."""
         copies = self.copies.find(part.described, part.pixels) if self.copies and part else []
         bits = self.max_distance_bits
         return find_overlap(images, self.index, max_distance_bits=bits, min_quality=min_quality, copies=copies)
@@ -68,19 +79,16 @@ class EvalIndexes:
 
     def load(self, workspace: Workspace) -> list[LoadedEval]:
         """Read the indexes, on a worker."""
-        return [
-            LoadedEval(
-                name,
-                bits,
-                EvalIndex.load(self._read(workspace, name, "index")),
-                self._copy_finder(workspace, name, self.detector) if self.detector else None,
-            )
-            for name, bits in self.distances_bits.items()
-        ]
+        return [self.load_one(workspace, name) for name in self.names]
+
+    def load_one(self, workspace: Workspace, name: str) -> LoadedEval:
+        """Read the index of a set, on a worker."""
+        index = EvalIndex.load(self._read(workspace, name, "index"))
+        copies = self._copy_finder(workspace, name, self.detector) if self.detector else None
+        return LoadedEval(name, self.distances_bits[name], index, copies)
 
     def _copy_finder(self, workspace: Workspace, name: str, detector: Detector) -> CopyFinder:
-        vectors = self._read(workspace, name, "vectors")["vectors"].to_pylist()
-        rows = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, detector.card.dimensions)
+        rows = read_vectors(self._read(workspace, name, "vectors"), detector)
         thumbnails = self._read(workspace, name, "thumbnails")["jpeg"]
         index = VectorIndex.build(rows, len(VIEWS))
         return CopyFinder(detector, index, lambda row: decode_rgb(thumbnails[row].as_py()))

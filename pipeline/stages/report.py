@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,20 +19,21 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dedup.eval_sets.config import EvalSetConfig
-from dedup.eval_sets.index import read_thumbnails, thumbnail
+from dedup.eval_sets.index import outline, read_thumbnails, thumbnail
 from dedup.eval_sets.results import REQUIRED, results_folder
-from dedup.overlap import pick_evidence, summarise_overlap
+from dedup.measure import PLANTED
+from dedup.overlap import pick_evidence
+from dedup.published import Published, derive, write_published
 from dedup.report import (
     Balance,
     EvalReport,
     Evidence,
-    ModelAccuracy,
     QueryRow,
     ReportData,
     StageFlow,
     write_report,
 )
-from dedup.statistics import split_accuracy
+from dedup.reviews import Reviews
 from pipeline.account import Account, read_account
 from pipeline.config import Config
 from pipeline.engine.run import Build
@@ -46,12 +48,13 @@ from pipeline.stages.evals import max_distance_bits
 from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
 
-VERSION = 7
+VERSION = 8
 """Raise it when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
 _QUERY_ROWS = 20
 _THUMBNAIL_PX = 128
+_REVIEWS = "report/reviews.json"
 
 
 def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
@@ -79,14 +82,21 @@ def _result_files(workspace: Workspace, name: str) -> list[str]:
     return sorted(file for file in workspace.sizes(results_folder(name)) if file.endswith(".parquet"))
 
 
-def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist) -> str:
+def write_reports(workspace: Workspace, config: Config, allowlist: Allowlist, reviews: Sequence[Path] = ()) -> str:
     """Write report/ again, even if it is up to date; return the page's path.
+
+    `reviews` are files that people saved from the page; they are kept as report/reviews.json for later reports.
 
     Raises:
         UserError: the build is not finished.
     """
     if not workspace.exists("shards/manifest.json"):
         raise UserError(f"{workspace.root}: no finished shards for a report; run `wit build` first")
+    if reviews:
+        with scratch_folder("reviews") as scratch:
+            merged = Path(scratch) / "reviews.json"
+            merged.write_text(Reviews.read(reviews).to_json(), encoding="utf-8")
+            workspace.upload(merged, _REVIEWS)
     _write(workspace, config, allowlist)
     return f"{workspace.root}/report/index.html"
 
@@ -100,10 +110,17 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     composition = measure_composition(workspace, shards)
     contained = np.zeros(len(allowlist.queries), np.int64)
     contained[list(composition.matches)] = list(composition.matches.values())
+    reviews = _read_reviews(workspace)
+    published = [
+        read_measured(workspace, evaluation.name, measured=config.dedup.planted > 0) for evaluation in config.evals
+    ]
     data = ReportData(
         facts=_facts(config, allowlist, manifest),
         stages=tuple(StageFlow(s.stage, s.inputs, s.kept, s.reasons) for s in account.stages),
-        evals=tuple(_eval_report(workspace, config, evaluation) for evaluation in config.evals),
+        evals=tuple(
+            _eval_report(workspace, config, evaluation, one, reviews)
+            for evaluation, one in zip(config.evals, published, strict=True)
+        ),
         min_quality=config.dedup.min_quality,
         detector=config.dedup.detector != "pdq",
         refused=dict(compliance.refused),
@@ -122,6 +139,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     with scratch_folder("report") as scratch:
         folder = Path(scratch)
         write_report(data, folder)
+        write_published(published, folder, source="this dataset")
         (folder / "accounting.json").write_text(_account_json(account))
         (folder / "data_card.md").write_text(card)
         sources = write_sources_page(workspace, shards, len(manifest["shards"]))
@@ -177,23 +195,36 @@ def _query_rows(balance: pa.Table, *, largest: bool) -> tuple[QueryRow, ...]:
     return tuple(QueryRow(row["query"], row["matched"], row["planned"], row["kept"]) for row in chosen)
 
 
-def _eval_report(workspace: Workspace, config: Config, evaluation: EvalSetConfig) -> EvalReport:
+def _read_reviews(workspace: Workspace) -> Reviews:
+    if not workspace.exists(_REVIEWS):
+        return Reviews({})
+    with scratch_folder("reviews") as scratch:
+        copy = Path(scratch) / "reviews.json"
+        copy.write_bytes(workspace.read_bytes(_REVIEWS))
+        return Reviews.read([copy])
+
+
+def read_measured(workspace: Workspace, name: str, *, measured: bool) -> Published:
+    """Return the examples of a set, their copies, what models make of them, and the recall if it was measured."""
+    index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "reason", "quality"])
+    pairs = workspace.read_table(f"dedup/overlap/{name}.parquet")
+    planted = f"measured/{name}.parquet"
+    recall = workspace.read_table(planted) if measured else PLANTED.empty_table()
+    return Published(name, index, pairs, read_results(workspace, name, index), recall)
+
+
+def _eval_report(
+    workspace: Workspace, config: Config, evaluation: EvalSetConfig, published: Published, reviews: Reviews
+) -> EvalReport:
     name = evaluation.name
+
+    def evidence(pairs: pa.Table) -> tuple[Evidence, ...]:
+        labels = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "label"])
+        return _evidence(workspace, name, pick_evidence(pairs, EVIDENCE_PER_SET), labels)
+
     bits = max_distance_bits(config, evaluation)
-    index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "label", "reason", "quality"])
-    overlap = workspace.read_table(f"dedup/overlap/{name}.parquet")
-    readable = index.filter(pc.is_null(index["reason"]))
-    left_out = pc.value_counts(index["reason"].drop_null()).to_pylist()
-    return EvalReport(
-        name=name,
-        indexed=readable.num_rows,
-        summary=summarise_overlap(overlap, bits),
-        max_distance_bits=bits,
-        evidence=_evidence(workspace, name, pick_evidence(overlap, EVIDENCE_PER_SET), index),
-        flat=pc.sum(pc.less(readable["quality"], config.dedup.min_quality)).as_py() or 0,
-        left_out={row["values"]: row["counts"] for row in left_out},
-        accuracies=read_accuracies(workspace, name, index, overlap),
-    )
+    derived = derive(published, bits, config.dedup.min_quality, evidence, reviews)
+    return replace(derived, evidence_limit=EVIDENCE_PER_SET)
 
 
 def _evidence(workspace: Workspace, name: str, picked: pa.Table, index: pa.Table) -> tuple[Evidence, ...]:
@@ -216,7 +247,7 @@ def _evidence(workspace: Workspace, name: str, picked: pa.Table, index: pa.Table
             caption=pairs[row["uid"]]["caption"],
             url=pairs[row["uid"]]["url"],
             page_url=pairs[row["uid"]]["page_url"],
-            eval_jpeg=thumbnails.get(row["eval_id"]),
+            eval_jpeg=outline(thumbnails.get(row["eval_id"]), row),
             image_jpeg=pairs[row["uid"]]["jpeg"],
         )
         for row in rows
@@ -246,18 +277,14 @@ def _small(jpeg: bytes) -> bytes:
         return thumbnail(np.asarray(image.convert("RGB")), _THUMBNAIL_PX)
 
 
-def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: pa.Table) -> tuple[ModelAccuracy, ...]:
-    """Join the per-example results of each evaluated model with the overlap.
-
-    Examples that the index could not read cannot be compared and are left out.
+def read_results(workspace: Workspace, name: str, index: pa.Table) -> dict[str, pa.Table]:
+    """Return the per-example results of each evaluated model: eval_id and correct.
 
     Raises:
         UserError: a file has no results or results of another set, or two files have results of one model.
     """
-    readable = index.filter(pc.is_null(index["reason"]))
-    overlapping = pc.unique(overlap.filter(overlap["kept"])["eval_id"])
     files: dict[str, str] = {}
-    scores = []
+    results = {}
     for file in _result_files(workspace, name):
         model, table = _read_results(workspace, name, file, index)
         if model in files:
@@ -265,10 +292,8 @@ def read_accuracies(workspace: Workspace, name: str, index: pa.Table, overlap: p
                 f"{workspace.root}: {files[model]} and {file} both hold results for model {model!r}: delete one of them"
             )
         files[model] = file
-        table = table.filter(pc.is_in(table["eval_id"], readable["eval_id"]))
-        overlaps = pc.is_in(table["eval_id"], overlapping)
-        scores.append(ModelAccuracy(model, split_accuracy(table["correct"].to_numpy(), overlaps.to_numpy())))
-    return tuple(scores)
+        results[model] = table
+    return results
 
 
 def _read_results(workspace: Workspace, name: str, path: str, index: pa.Table) -> tuple[str, pa.Table]:

@@ -57,9 +57,10 @@ from pipeline.stages.dedup.duplicates import CompareBands, FetchedPart, GroupIma
 from pipeline.stages.dedup.settle import FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
 from pipeline.stages.described import load_detector, run_described
 from pipeline.stages.evals import EvalIndexes, run_evals
+from pipeline.stages.measured import run_measured
 from queries.allowlist import Allowlist
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_BUCKET = 50_000
@@ -88,6 +89,7 @@ def run_dedup(
     indexes = run_evals(build, config, base_dir, detector)
     if detector and config.evals:
         run_described(build, detector, fetched)
+    run_measured(build, config, base_dir, indexes)
     content = sorted(
         (name, f.sha256)
         for m in (filtered or fetched).values()

@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.copies import save_model
 from support.shared_data import SHARED
 
 import dedup.eval_sets.index
-from dedup.eval_sets.index import INDEX, EvalSummary, index_eval_set, read_thumbnails
+from dedup.copies.detector import Detector, DetectorError
+from dedup.copies.views import VIEWS as COPY_VIEWS
+from dedup.eval_sets.index import INDEX, EvalSummary, index_eval_set, read_thumbnails, read_vectors
 from dedup.eval_sets.read import read_examples
 from dedup.pdq import fingerprint, fingerprint_views
 
@@ -220,6 +223,23 @@ def test_thumbnails_are_small_and_picked_by_id(tmp_path: Path, monkeypatch: pyte
         "small.png": (5, 8),
     }
     assert fingerprint(np.asarray(Image.open(io.BytesIO(shown["6.png"])))).quality > 50
+
+
+def test_an_index_of_another_detector_is_refused(tmp_path: Path) -> None:
+    used, other = (
+        Detector.load(
+            save_model(tmp_path / f"{propose}.onnx", metadata={"wit.side": 16, "wit.sure": 1, "wit.propose": propose})
+        )
+        for propose in (0.2, 0.3)
+    )
+    folder = write_folder(tmp_path / "set", {"a.png": png(1), "b.png": png(2)})
+    index_eval_set("set", "folder", folder, tmp_path, detector=used)
+    table = pq.read_table(tmp_path / "set" / "vectors.parquet")
+    assert read_vectors(table, used).shape == (2 * len(COPY_VIEWS), used.card.dimensions)
+    with pytest.raises(
+        DetectorError, match=f"made by the copy detector {used.sha256[:12]}, not by {other.sha256[:12]}"
+    ):
+        read_vectors(table, other)
 
 
 def missing(root: Path) -> Path:

@@ -57,8 +57,8 @@ def run(sets: Path, b: str, *more: str) -> Path:
 def test_edited_copies_are_found_in_every_layout(sets, b, capsys):
     out = run(sets, b, "--detector", str(sets / "model.onnx"))
     assert "4 of 6 images" in capsys.readouterr().out
-    assert (out / "overlap_ids.txt").read_text().split() == ["0.png", "1.png", "2.png", "3.png"]
-    assert (out / "clean_ids.txt").read_text().split() == ["4.png", "5.png"]
+    assert (out / "a.overlap_ids.txt").read_text().split() == ["0.png", "1.png", "2.png", "3.png"]
+    assert (out / "a.clean_ids.txt").read_text().split() == ["4.png", "5.png"]
     rows = {row["eval_id"]: row for row in pq.read_table(out / "overlap.parquet").to_pylist()}
     assert rows["1.png"]["edit"] == "cropped to 49%"
     assert rows["2.png"]["edit"] == "mirrored"
@@ -72,7 +72,7 @@ def test_edited_copies_are_found_in_every_layout(sets, b, capsys):
 def test_whole_pictures_are_found_without_a_detector(sets, capsys):
     out = run(sets, "b", "--detector", "pdq")
     assert "left out: 1 not an image" in capsys.readouterr().out
-    assert (out / "overlap_ids.txt").read_text().split() == ["0.png", "2.png"]
+    assert (out / "a.overlap_ids.txt").read_text().split() == ["0.png", "2.png"]
     assert [row["degree"] for row in pq.read_table(out / "overlap.parquet").to_pylist()] == ["equal bytes", "edited"]
 
 
@@ -87,16 +87,18 @@ def test_recall_and_false_matches_are_measured(sets, monkeypatch):
         "tuned": 1,
         "unseen": 1,
         "confused": 0,
-        "kinds": dict.fromkeys([*kinds, "screen lines"], 1),
+        "kinds": {kind: [3, 3] for kind in [*kinds, "screen lines"]},
     }
-    corrected = told["corrected_share"]
+    corrected = told["corrected_fraction"]
     assert corrected["value"] == pytest.approx(4 / 6)
     assert corrected["low"] < corrected["value"] < corrected["high"]
     assert "0 of 5 rendered images matched" in (out / "index.html").read_text()
+    assert "Precision and recall of this run" in (out / "index.html").read_text()
+    assert main(["report", "verify", str(out)]) == 0
     told = json.loads((run(sets, "b", "--plant", "3", "--detector", "pdq") / "measured.json").read_text())
-    assert told["recall"]["kinds"]["crop 80%"] == 0
+    assert told["recall"]["kinds"]["crop 80%"] == [0, 3]
     assert told["recall"]["tuned"] == pytest.approx(1 / 3)
-    assert told["corrected_share"]["value"] > 2 / 6
+    assert told["corrected_fraction"]["value"] > 2 / 6
 
 
 def test_running_again_gives_the_same_files(sets):

@@ -62,7 +62,7 @@ def fetched_part(workspace: Workspace, files: dict[str, bytes]) -> Marker:
     return Marker("d", output.files, {"inputs": len(rows) + 1, "kept": len(rows)})
 
 
-def run(folder: Path, detector: str, files: dict[str, bytes]) -> Workspace:
+def run(folder: Path, detector: str, files: dict[str, bytes], planted: int = 0) -> Workspace:
     workspace = Workspace(str(folder / "work"))
     (folder / "queries.txt").write_text("query\n")
     path = str(folder / "queries.parquet")
@@ -73,7 +73,7 @@ def run(folder: Path, detector: str, files: dict[str, bytes]) -> Workspace:
             "allowlist": {"path": "queries.parquet"},
             "sources": [{"kind": "warc", "paths": ["x"]}],
             "fetch": {"network": False, "parts": 1},
-            "dedup": {"detector": detector},
+            "dedup": {"detector": detector, "planted": planted},
             "evals": [{"name": "scenes", "kind": "folder", "path": "scenes"}],
         }
     )
@@ -125,7 +125,7 @@ def test_planted_copies_are_found_with_what_was_done_to_them(folder, files):
         row = found[name]
         assert row["distance"] > 31
         assert row["inliers"] >= 5
-        assert row["correlation"] > 0.5
+        assert row["probability"] >= 0.75
         assert len(row["corners"]) == 8
         assert 0.2 <= row["cosine"] <= 1.01
 
@@ -181,3 +181,15 @@ def test_what_is_no_detector_is_one_line(folder, detector, said):
 def test_another_word_is_refused():
     with pytest.raises(ValueError, match=r'"pdq", "copy", or the path'):
         Config.model_validate({"dedup": {"detector": "sscd"}})
+
+
+def test_planted_edits_measure_the_recall_of_a_build(folder, files, monkeypatch):
+    kinds = {name: EDITS[name] for name in ("same", "crop 80%", "flip")}
+    monkeypatch.setattr("dedup.measure.EDITS", kinds)
+    monkeypatch.setattr("dedup.measure.UNSEEN_EDITS", {})
+    for detector, crops in (("model.onnx", 3), ("pdq", 0)):
+        workspace = run(folder, detector, files, planted=3)
+        rows = {row["kind"]: row for row in workspace.read_table("measured/scenes.parquet").to_pylist()}
+        assert {kind: row["planted"] for kind, row in rows.items()} == dict.fromkeys(kinds, 3)
+        assert (rows["same"]["found"], rows["crop 80%"]["found"], rows["flip"]["found"]) == (3, crops, 3)
+        assert rows["same"]["confused"] == 0

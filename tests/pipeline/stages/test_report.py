@@ -11,9 +11,10 @@ from PIL import Image
 
 from dedup.eval_sets.index import index_eval_set
 from dedup.eval_sets.read import read_examples
+from dedup.published import Published, accuracies
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
-from pipeline.stages.report import read_accuracies
+from pipeline.stages.report import read_results
 
 OVERLAP = pa.table({"eval_id": ["cat/0.png", "cat/1.png", "dog/2.png"], "kept": [True, False, True]})
 
@@ -44,7 +45,8 @@ def _write(
 
 
 def _read(workspace: Workspace):
-    return read_accuracies(workspace, "pets", workspace.read_table("evals/pets/index.parquet"), OVERLAP)
+    index = workspace.read_table("evals/pets/index.parquet", ["eval_id", "reason", "quality"])
+    return accuracies(Published("pets", index, OVERLAP, read_results(workspace, "pets", index)))
 
 
 def test_results_are_split_by_what_is_in_the_shards(workspace: Workspace):
