@@ -60,12 +60,18 @@ class Project:
 
     @property
     def allowlist_path(self) -> str:
-        return self.resolve(self.config.allowlist.path)
+        """The file of the queries; of several lists, the one in the workspace that they are merged into."""
+        paths = self.config.allowlist.paths
+        return self.resolve(paths[0]) if len(paths) == 1 else f"{self.workspace.root}/allowlist/merged.parquet"
 
     def load_allowlist(self) -> "Allowlist":
-        from queries.allowlist import Allowlist
+        from queries.allowlist import Allowlist, import_allowlist
 
         try:
+            if len(self.config.allowlist.paths) > 1:
+                paths = [self.resolve(path) for path in self.config.allowlist.paths]
+                self.workspace.make_folder("allowlist")
+                import_allowlist(paths, self.allowlist_path)
             return Allowlist.load(self.allowlist_path)
         except (OSError, InputError) as error:
             raise ConfigError(f"allowlist.path = {self.config.allowlist.path!r}: {error}") from None

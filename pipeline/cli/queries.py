@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,10 +37,76 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `wit queries` and its commands."""
     queries = subparsers.add_parser("queries", allow_abbrev=False)
     commands = queries.add_subparsers(metavar="COMMAND", required=True)
+    _add_download(commands)
     _add_build(commands)
     _add_import(commands)
     _add_lint(commands)
     _add_show(commands)
+
+
+def _add_download(commands: Subparsers) -> None:
+    command = commands.add_parser(
+        "download",
+        help="download a Wikipedia's dump, page views and WordNet",
+        description="Download what `wit queries build` reads, and check it. Run the same command again to go on where "
+        "a download broke off.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--wiki", type=_wiki, metavar="LANGUAGE", help="the Wikipedia, such as en")
+    command.add_argument("--date", type=_date, default="latest", help="of the dump, YYYYMMDD (default: latest)")
+    command.add_argument("--views", type=_month, nargs="+", default=[], metavar="YYYY-MM", help="months of page views")
+    command.add_argument("--no-wordnet", action="store_true", help="do not download WordNet 3.0")
+    command.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder of the files")
+    command.add_argument("--contact", help="an email address or URL for the User-Agent, as Wikimedia asks for")
+    command.add_argument("--mirror", metavar="URL", help="a mirror of https://dumps.wikimedia.org")
+    command.add_argument("--wordnet-url", metavar="URL", help="another place of WNdb-3.0.tar.gz")
+    command.set_defaults(func=_download)
+
+
+def _matching(pattern: str, what: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise argparse.ArgumentTypeError(f"not {what}: {text!r}")
+        return text
+
+    return check
+
+
+_wiki = _matching("[a-z][a-z_-]{1,30}", "the language of a Wikipedia, such as en")
+_date = _matching("latest|20[0-9]{6}", "a date like 20240101, or latest")
+_month = _matching("20[0-9]{2}-(0[1-9]|1[0-2])", "a month like 2024-01")
+
+
+def _download(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    from pipeline.allowlist.download import MIRROR, WORDNET_URL, Downloader, download, open_session
+    from pipeline.sources.range_stream import Pacer
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with (
+        open_session(args.contact) as session,
+        Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars,
+    ):
+        tasks: dict[str, Any] = {}
+
+        def report(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        downloader = Downloader(session, args.to, (args.mirror or MIRROR).rstrip("/"), Pacer(), report)
+        wordnet_url = None if args.no_wordnet else args.wordnet_url or WORDNET_URL
+        found = download(downloader, args.wiki, args.date, args.views, wordnet_url)
+    words = ["wit queries build"]
+    words += [f"--dump {found.dump}"] if found.dump else []
+    words += [f"--pageviews {' '.join(map(str, found.views))}"] if found.views else []
+    words += [f"--wordnet {found.wordnet}"] if found.wordnet else []
+    words += [] if found.dump else ["--starter"]
+    print(f"{args.to}: complete. Next: {' '.join(words)} --out queries.parquet")
+    return 0
 
 
 def _add_build(commands: Subparsers) -> None:
