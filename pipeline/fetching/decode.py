@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import IO
 
 from pipeline.config import FetchConfig
@@ -31,14 +32,30 @@ Decoded = tuple[Outcome, bytes | None]
 """The outcome of a URL that responded with a file, and the image to keep."""
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What a source says of a file: the hashes it must have, one of them; or that it is from a tar, made of `original`.
+
+    Hashes are "sha256:HEX" or "md5:HEX".
+    """
+
+    hashes: frozenset[str] = frozenset()
+    is_from_tar: bool = False
+    original: str | None = None
+
+
+_NOTHING = Stated()
+
+
 def decode_noted(
     journal: Journal,
     url: str,
     file: IO[bytes],
-    http_status: int,
+    http_status: int | None,
     config: FetchConfig,
     block_lists: BlockLists,
     consent: ConsentRecord,
+    stated: Stated = _NOTHING,
 ) -> Outcome:
     """Decode a file, and record its start and its outcome in the journal. Runs in a decoder thread. Writing in that
     thread keeps the checksums and writes of images out of the event loop.
@@ -53,13 +70,18 @@ def decode_noted(
     if crashes >= _MAX_CRASHES:
         decoded = _crashed(encoded, http_status, f"the process ended {crashes} times while it was decoded")
     else:
-        decoded = (decode_apart if crashes else decode)(encoded, http_status, config, block_lists, consent)
+        decoded = (decode_apart if crashes else decode)(encoded, http_status, config, block_lists, consent, stated)
     outcome, jpeg = decoded
     return journal.add_outcome(url, consent.add_to(outcome), jpeg, consent.times)
 
 
 def decode_apart(
-    encoded: bytes, http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
+    encoded: bytes,
+    http_status: int | None,
+    config: FetchConfig,
+    block_lists: BlockLists,
+    consent: ConsentRecord,
+    stated: Stated = _NOTHING,
 ) -> Decoded:
     """Decode a file in a separate process, which may crash.
 
@@ -69,7 +91,7 @@ def decode_apart(
     try:
         run = subprocess.run(
             [sys.executable, "-m", "pipeline.fetching.decode"],
-            input=pickle.dumps((encoded, http_status, config, block_lists, consent)),
+            input=pickle.dumps((encoded, http_status, config, block_lists, consent, stated)),
             capture_output=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             timeout=_APART_S,
@@ -88,13 +110,18 @@ def decode_apart(
     return decoded
 
 
-def _crashed(encoded: bytes, http_status: int, message: str) -> Decoded:
+def _crashed(encoded: bytes, http_status: int | None, message: str) -> Decoded:
     failure = FetchFailure(Reason.DECODER_CRASHED, message)
     return failed(failure, http_status=http_status, sha256=hashlib.sha256(encoded).hexdigest()), None
 
 
 def decode(
-    encoded: bytes, http_status: int, config: FetchConfig, block_lists: BlockLists, consent: ConsentRecord
+    encoded: bytes,
+    http_status: int | None,
+    config: FetchConfig,
+    block_lists: BlockLists,
+    consent: ConsentRecord,
+    stated: Stated = _NOTHING,
 ) -> Decoded:
     """Decode a file in this process.
 
@@ -103,11 +130,13 @@ def decode(
     """
     sha256 = hashlib.sha256(encoded).hexdigest()
     try:
-        check_page(encoded, http_status, config.consent)
+        if http_status is not None:
+            check_page(encoded, http_status, config.consent)
+        _check_hash(encoded, sha256, stated)
         metadata = read_image_metadata(encoded)
         listed = block_lists.of_file(encoded, sha256)
         consent.heed("image", [*([listed] if listed else []), *metadata.statements], config.consent)
-        image = store_image(encoded, config)
+        image = store_image(encoded, config, stated.is_from_tar)
         if (listed := block_lists.of_pdq(image.pdq)) is not None:
             consent.heed("image", [listed], config.consent)
     except MemoryError as error:
@@ -120,7 +149,7 @@ def decode(
         height=image.size[1],
         original_width=image.original_size[0],
         original_height=image.original_size[1],
-        sha256=sha256,
+        sha256=(stated.original or "").removeprefix("sha256:") or sha256,
         exif=image.exif,
         pdq=image.pdq,
         pdq_quality=image.pdq_quality,
@@ -131,6 +160,22 @@ def decode(
     return outcome, image.jpeg
 
 
+def _check_hash(encoded: bytes, sha256: str, stated: Stated) -> None:
+    """Compare a file with the hashes that it may have.
+
+    Raises:
+        FetchFailure: it has another one.
+    """
+    if not stated.hashes or f"sha256:{sha256}" in stated.hashes:
+        return
+    found = f"sha256:{sha256}"
+    if any(name.startswith("md5:") for name in stated.hashes):
+        found = f"md5:{hashlib.md5(encoded, usedforsecurity=False).hexdigest()}"
+        if found in stated.hashes:
+            return
+    raise FetchFailure(Reason.HASH_MISMATCH, f"{found}, not {min(stated.hashes)}")
+
+
 def main() -> int:
     """Decode the file on standard input; for `decode_apart`."""
     arguments = pickle.load(sys.stdin.buffer)
@@ -139,7 +184,7 @@ def main() -> int:
     except UserError as error:
         sys.stderr.write(str(error))
         return _USER_ERROR
-    sys.stdout.buffer.write(pickle.dumps((decoded, arguments[-1])))
+    sys.stdout.buffer.write(pickle.dumps((decoded, arguments[4])))
     return 0
 
 

@@ -13,6 +13,7 @@ from pipeline.fetching.part import Part
 from pipeline.records import Reason
 
 _FACTS = [field.name for field in fields(Outcome) if field.name != "jpeg"]
+_ABOUT = ("image_bytes", "stated_hash")  # tables of earlier versions do not have them
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class EarlierPart:
 
 def reuse(part: Part, earlier: EarlierPart) -> None:
     """Give each URL of `part` without an outcome the one from the earlier plan, also failures."""
-    numbers = {url: number for number, url in part.pending()}
+    numbers = {url: number for number, url in part.pending() if number not in part.stored}
     wanted: dict[str, tuple[int, Mapping[str, Any]]] = {}  # of images in the tar: uid -> number and facts of the URL
-    for row in earlier.rows.select(["uid", "url", *_FACTS]).to_pylist():
-        number = numbers.pop(row["url"], None) if row["url"] not in earlier.retried else None
+    about = [name for name in _ABOUT if name in earlier.rows.column_names]
+    for row in earlier.rows.select(["uid", "url", *about, *_FACTS]).to_pylist():
+        if not _may_be_reused(row, part.hashes.get(numbers.get(row["url"], -1)), earlier.retried):
+            continue
+        number = numbers.pop(row["url"], None)
         if number is not None and row["reason"] is not None:
             part.finish(number, _outcome(row))
         elif number is not None:
@@ -42,6 +46,27 @@ def reuse(part: Part, earlier: EarlierPart) -> None:
                 image = tar.extractfile(member)
                 assert image is not None
                 part.finish(number, _outcome(row), image.read())
+
+
+def reusable_urls(rows: pa.Table, hashes: Mapping[str, frozenset[str]], retried: frozenset[str]) -> set[str]:
+    """Return the URLs whose outcome in a part as fetched before `reuse` takes; `hashes` are those stated now."""
+    columns = [name for name in ("url", "reason", "sha256", *_ABOUT) if name in rows.column_names]
+    table = rows.select(columns).to_pylist()
+    return {row["url"] for row in table if _may_be_reused(row, hashes.get(row["url"]), retried)}
+
+
+def _may_be_reused(row: Mapping[str, Any], hashes: frozenset[str] | None, retried: frozenset[str]) -> bool:
+    return row["url"] not in retried and _is_of_the_same_file(row, hashes)
+
+
+def _is_of_the_same_file(row: Mapping[str, Any], hashes: frozenset[str] | None) -> bool:
+    """Return whether an earlier outcome is of the web, and of a file with one of the hashes that it must have now."""
+    if row.get("image_bytes") is not None:
+        return False
+    if hashes is None:
+        return row["reason"] != Reason.HASH_MISMATCH
+    is_checked = row.get("stated_hash") in hashes
+    return is_checked or (row["sha256"] is None or f"sha256:{row['sha256']}" in hashes)
 
 
 def _outcome(row: Mapping[str, Any]) -> Outcome:

@@ -27,7 +27,7 @@ from pipeline.fetching.consent import (
     may_be_wall,
     recorded_at,
 )
-from pipeline.fetching.decode import decode_noted
+from pipeline.fetching.decode import Stated, decode_noted
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.hosts import SHUT_S, HostSchedule
 from pipeline.fetching.jobs import Job, Run, part_limit_s, target_or_failure
@@ -182,6 +182,7 @@ class FetchLoop:
             self._config,
             self._gate.block_lists,
             job.consent,
+            Stated(job.run.part.hashes.get(job.number, frozenset())),
         )
         if outcome.reason == Reason.BOT_WALL and host != _ARCHIVES:
             self._schedule.shut(host, self._loop.time() + SHUT_S)

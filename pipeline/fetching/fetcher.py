@@ -11,7 +11,7 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -29,6 +29,7 @@ from pipeline.fetching.fetch_loop import FetchLoop
 from pipeline.fetching.journal import Journal
 from pipeline.fetching.outcome import Checked, Outcome
 from pipeline.fetching.part import Part, PartStats
+from pipeline.fetching.stored_images import take_stored
 
 logger = logging.getLogger("wit.fetch")  # not one of pipeline.*, whose lines stand on the screen
 
@@ -45,24 +46,27 @@ class Fetcher:
         workers: int = 1,
         archives: ArchiveIndex | None = None,
         block_lists: BlockLists | None = None,
+        tars: Mapping[str, str] | None = None,
     ) -> None:
         """Start the event loop in a thread of its own.
 
         `workers` is how many processes fetch at the same time, everywhere together: the request limits of a host
         are divided among them. `archives` is the index of `config.archives`; the caller keeps it open. `block_lists`
-        are those of `config.consent`.
+        are those of `config.consent`. `tars` has the path of each source that holds images itself.
         """
         if config.archives and archives is None:
             raise ValueError("config.archives is set, but there is no index of them")
         _allow_open_files(2 * config.concurrency + _OPEN_FILES)
         self.stats = PartStats()  # of the last part
         self._config = config
+        self._block_lists = block_lists or BlockLists()
+        self._tars = dict(tars or {})
         self._decoders = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // workers), "decode")
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         self._client, self._fetch_loop = asyncio.run_coroutine_threadsafe(
-            self._open(workers, archives, block_lists or BlockLists()), self._loop
+            self._open(workers, archives, self._block_lists), self._loop
         ).result()
 
     async def _open(
@@ -105,6 +109,7 @@ class Fetcher:
                 part.finish_url(url, outcome, image, checked)
             for known in earlier:
                 reuse(part, known)
+            take_stored(part, self._tars, self._config, self._block_lists, self._decoders)
             self._run(part)
             part.write_tar(tar_stream)
             if keep_ledger is not None:
@@ -112,7 +117,8 @@ class Fetcher:
             return part.table()
 
     def fetch_urls(self, urls: pa.Table, scratch_dir: Path, journal: Journal) -> Part:
-        """Fetch every URL (column `url`) that `journal` does not have; no other process has URLs of their hosts.
+        """Fetch every URL (columns `url`, `stated_hash`; a row for each hash) that `journal` does not have; no other
+        process has URLs of their hosts.
 
         The part's images lie in `journal`.
         """

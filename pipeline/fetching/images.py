@@ -40,8 +40,8 @@ class StoredImage:
     pdq_quality: int
 
 
-def store_image(encoded: bytes, config: FetchConfig) -> StoredImage:
-    """Return the image to store for the file `encoded`.
+def store_image(encoded: bytes, config: FetchConfig, keeps_bytes: bool = False) -> StoredImage:
+    """Return the image to store for the file `encoded`; with `keeps_bytes` its own coded pixels, if their size is right.
 
     Raises:
         FetchFailure: not an image, damaged, or outside the size limits; always with one of `RESIZE_REASONS`.
@@ -54,14 +54,42 @@ def store_image(encoded: bytes, config: FetchConfig) -> StoredImage:
     except ImageDecodeError as error:
         raise FetchFailure(Reason(error.failure), str(error), original_size=error.size) from error
     look = fingerprint(rgb)
+    may_stay = keeps_bytes and rgb.shape[1::-1] == header.size and header.turn == 1
+    kept = bare_jpeg(encoded) if may_stay and header.colours in _COMMON_COLOURS else None
     return StoredImage(
-        jpeg=_encode(rgb, config.jpeg_quality),
+        jpeg=kept or _encode(rgb, config.jpeg_quality),
         size=(rgb.shape[1], rgb.shape[0]),
         original_size=header.upright_size,
         exif=exif_json(header.exif),
         pdq=look.pdq,
         pdq_quality=look.quality,
     )
+
+
+_COMMON_COLOURS = frozenset({"YCbCr", "Gray", "RGB"})  # CMYK looks different in every viewer
+_SCAN, _COMMENT = 0xDA, 0xFE
+_NEEDED_SEGMENTS = frozenset((0xE0, 0xEE, 0xDB, 0xDD, 0xC0, 0xC1, 0xC2, 0xC4))
+"""JFIF, Adobe's colour transform, quantisation, restart interval, frames, Huffman tables: what decoding needs."""
+
+
+def bare_jpeg(encoded: bytes) -> bytes | None:
+    """Return a JPEG without metadata, profile and comments, its coded pixels untouched; None where that is not plain.
+
+    A file that has none comes back as it is, byte for byte.
+    """
+    if not encoded.startswith(b"\xff\xd8") or not encoded.endswith(b"\xff\xd9"):
+        return None
+    kept, position = [encoded[:2]], 2
+    while encoded[position : position + 1] == b"\xff" and encoded[position + 1] != _SCAN:
+        marker, end = encoded[position + 1], position + 2 + int.from_bytes(encoded[position + 2 : position + 4])
+        if marker in _NEEDED_SEGMENTS:
+            kept.append(encoded[position:end])
+        elif not (0xE0 <= marker <= 0xEF or marker == _COMMENT):
+            return None
+        position = end
+    if encoded[position : position + 2] != bytes((0xFF, _SCAN)):
+        return None
+    return b"".join([*kept, encoded[position:]])
 
 
 def _check_size(header: ImageHeader, config: FetchConfig) -> None:

@@ -7,7 +7,7 @@ order of responses, and memory does not grow with the images.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -17,6 +17,15 @@ from pipeline.records import FETCHED, IMAGE_FACTS, LEDGER, RESIZE_REASONS
 from pipeline.shards.tar import TarWriter
 
 _OUTCOME_COLUMNS = frozenset(field.name for field in fields(Outcome))
+
+
+class StoredAt(NamedTuple):
+    """Where an image is in a tar of a source, and the hash of the file that it was made of, if that is known."""
+
+    source: str
+    offset: int
+    size: int
+    stated_hash: str | None
 
 
 @dataclass(slots=True)
@@ -31,7 +40,10 @@ class Part:
     """The state of one part while it is being fetched."""
 
     def __init__(self, plan: pa.Table, journal: Journal, scratch_dir: Path, *, owns_hosts: bool = True) -> None:
-        """Start with what `journal` has. `owns_hosts`: no other process has planned URLs of their hosts."""
+        """Start with what `journal` has. `owns_hosts`: no other process has planned URLs of their hosts.
+
+        `plan` may also be a table of URLs on the web (columns `url`, `stated_hash`): `results` then has their outcomes.
+        """
         self.owns_hosts = owns_hosts
         coded = plan["url"].combine_chunks().dictionary_encode()
         self.scratch_dir = scratch_dir
@@ -44,6 +56,8 @@ class Part:
         self._outcomes = [journal.outcomes.get(url) for url in self.urls]
         self._checked = {n: journal.checked[url] for n, url in enumerate(self.urls) if url in journal.checked}
         self.unfinished = self._outcomes.count(None)
+        self.stored = _stored_images(plan, self._url_of_pair)
+        self.hashes = _stated_hashes(plan, self._url_of_pair)
 
     def pending(self) -> list[tuple[int, str]]:
         """Return the URLs that have no outcome yet, each with its number."""
@@ -109,6 +123,28 @@ class Part:
         finished = [outcome for outcome in self._outcomes if outcome is not None]
         assert len(finished) == len(self.urls), "a URL has no outcome"
         return finished
+
+
+def _stored_images(plan: pa.Table, url_of_pair: pa.Array) -> dict[int, StoredAt]:
+    """Return, by the number of its URL, where each image is that is in a file of its source: of several, the first."""
+    found: dict[int, StoredAt] = {}
+    if "image_bytes" in plan.column_names and plan["image_bytes"].null_count < plan.num_rows:
+        columns = [plan[name].to_pylist() for name in ("source", "source_offset", "image_bytes", "stated_hash")]
+        for number, source, offset, size, stated in zip(url_of_pair.to_pylist(), *columns, strict=True):
+            if size is not None:
+                found.setdefault(number, StoredAt(source, offset, size, stated))
+    return found
+
+
+def _stated_hashes(plan: pa.Table, url_of_pair: pa.Array) -> dict[int, frozenset[str]]:
+    """Return, by the number of its URL, the hashes that sources state of an image on the web."""
+    found: dict[int, frozenset[str]] = {}
+    if plan["stated_hash"].null_count < plan.num_rows:
+        sizes = plan["image_bytes"].to_pylist() if "image_bytes" in plan.column_names else [None] * plan.num_rows
+        for number, size, stated in zip(url_of_pair.to_pylist(), sizes, plan["stated_hash"].to_pylist(), strict=True):
+            if size is None and stated is not None:
+                found[number] = found.get(number, frozenset()) | {stated}
+    return found
 
 
 def _status(outcome: Outcome) -> str:

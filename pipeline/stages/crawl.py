@@ -34,7 +34,7 @@ FOLDER = ".wit/crawl"
 """<settings>-<plan>/: the files of a crawl; they go when fetched/ is done."""
 
 _CUTS = ".wit/cuts"
-_ROUTED = pa.schema([("part", pa.int32()), ("url", pa.string())])
+_ROUTED = pa.schema([("part", pa.int32()), ("url", pa.string()), ("stated_hash", pa.string())])
 _KEPT = pa.schema([("part", pa.int32()), ("url", pa.string()), ("facts", pa.binary()), ("image", pa.large_binary())])
 _FILES_AT_ONCE = 8
 _ROWS_AT_ONCE = 64
@@ -46,8 +46,8 @@ class PlannedUrls(Protocol):
     @property
     def name(self) -> str: ...
 
-    def wanted(self, workspace: Workspace) -> list[str]:
-        """Return the URLs that are to be requested."""
+    def wanted(self, workspace: Workspace) -> pa.Table:
+        """Return the URLs that are to be requested: `url` and `stated_hash`, a row for each hash, null without one."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,11 @@ class _Route:
     def _batches(self, workspace: Workspace, window: _Window) -> Iterator[tuple[pa.Table, np.ndarray]]:
         cut = self.crawl.cut
         for part, planned in zip(self.crawl.parts_of(window.number), window.parts, strict=True):
-            urls = planned.wanted(workspace)
-            hosts = [_host(url) for url in urls]
+            wanted = planned.wanted(workspace)
+            hosts = [_host(url) for url in wanted["url"].to_pylist()]
             buckets = [cut.group(host) * cut.windows + cut.window(host, window.number) for host in hosts]
-            yield (
-                pa.table([pa.array([part] * len(urls), pa.int32()), pa.array(urls, pa.string())], schema=_ROUTED),
-                (np.array(buckets, np.int32)),
-            )
+            numbered = wanted.add_column(0, "part", pa.array([part] * wanted.num_rows, pa.int32()))
+            yield numbered.cast(_ROUTED), np.array(buckets, np.int32)
 
 
 def _host(url: str) -> str:
@@ -200,7 +198,7 @@ def _host(url: str) -> str:
 
 
 def read_wanted(workspace: Workspace, crawl: Crawl, wanted: Wanted) -> pa.Table:
-    """Return the URLs of a unit with the numbers of their parts, in the order of parts."""
+    """Return the URLs of a unit with the numbers of their parts and stated hashes, in the order of parts."""
     names = [crawl.routed(window) for window in range(crawl.cut.windows)]
     bucket = wanted.group * crawl.cut.windows + wanted.window
     return gather(workspace, names, bucket, _ROUTED)

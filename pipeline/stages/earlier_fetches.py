@@ -32,7 +32,8 @@ class FetchSettings:
         recorded = digest([file_versions(path) for path in archives])
         content = config.fetch.content() | {"archives": recorded}
         unit_digest = digest(version, content, config.fetch.parts, config.seed)
-        return cls(tuple(archives), recorded, ("web-" if config.fetch.network else FROM_ARCHIVES) + unit_digest)
+        is_from_web = config.fetch.network and config.requests_images
+        return cls(tuple(archives), recorded, ("web-" if is_from_web else FROM_ARCHIVES) + unit_digest)
 
     @property
     def short_name(self) -> str:

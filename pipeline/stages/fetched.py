@@ -37,7 +37,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, index_folder
 from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_block_lists
-from pipeline.fetching.earlier import EarlierPart
+from pipeline.fetching.earlier import EarlierPart, reusable_urls
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.host_cut import cut_hosts
 from pipeline.fetching.host_rules import HostRules
@@ -70,6 +70,7 @@ from pipeline.stages.earlier_fetches import (
 from pipeline.stages.journals import JOURNALS, Journals
 from pipeline.stages.ledger import keep_ledger
 from pipeline.stages.plan import part_names, read_hosts
+from pipeline.stages.source_files import source_files
 
 VERSION = 2
 """Raise it when the same responses would give other bytes."""
@@ -127,13 +128,14 @@ def run_fetched(
     ]
     units = [Unit(part_stem(part.name), digests[part.name], part) for part in parts]
     block_files = find_block_lists(config.fetch.consent, base_dir)
-    crawl = _find_crawl(build, config.fetch, settings, plan, units, refetch)
+    tars = {file.name: file.path for file in source_files(config, base_dir, build.workspace, ("webdataset",))}
+    crawl = _find_crawl(build, config, settings, plan, units, refetch)
     workers = 1 if crawl is None else crawl.cut.groups
-    fetcher = _OpenFetcher(config.fetch, settings, workers, block_files)
+    fetcher = _OpenFetcher(config.fetch, settings, workers, block_files, tars)
     try:
         if crawl is not None:
             _crawl(build, crawl, units, fetcher)
-        elif config.fetch.network:
+        elif _requests(config):
             units = [replace(unit, chain="parts") for unit in units]
         markers = run_units(build, "fetched", units, _OpenParts(fetcher, crawl), at_once=2)
     except UserError:
@@ -156,7 +158,7 @@ def _journal_key(
 
 
 def _find_crawl(
-    build: Build, config: FetchConfig, settings: FetchSettings, plan: Marker, units: Sequence[Unit], refetch: bool
+    build: Build, config: Config, settings: FetchSettings, plan: Marker, units: Sequence[Unit], refetch: bool
 ) -> Crawl | None:
     """Return the crawl to begin or to go on with; None where one process fetches everything, part by part.
 
@@ -178,15 +180,19 @@ def _find_crawl(
     cut = cut_table(build.workspace, name)
     if cut is None:
         workers = worker_count(build.options)
-        if workers == 1 or not config.network or not unfinished(build.workspace, "fetched", units):
+        if workers == 1 or not _requests(config) or not unfinished(build.workspace, "fetched", units):
             return None
         hosts = read_hosts(build.workspace)
         largest = list(zip(hosts["host"].to_pylist(), hosts["urls"].to_pylist(), strict=True))
-        cut = cut_hosts(largest, plan.counts["kept"], workers, HostRules(config).limits)
+        cut = cut_hosts(largest, plan.counts["kept"], workers, HostRules(config.fetch).limits)
         if cut.groups == 1:
             return None
         keep_cut(build.workspace, name, cut)
     return Crawl(name, cut, len(units))
+
+
+def _requests(config: Config) -> bool:
+    return config.fetch.network and config.requests_images
 
 
 def _crawl(build: Build, crawl: Crawl, units: Sequence[Unit], fetcher: "_OpenFetcher") -> None:
@@ -226,16 +232,22 @@ class _PlannedPart:
     retry: Retry | None = None
     is_done: bool = False
 
-    def wanted(self, workspace: Workspace) -> list[str]:
-        """Return the URLs that are to be requested, each once."""
+    def wanted(self, workspace: Workspace) -> pa.Table:
+        """Return the URLs that are to be requested, with the hashes that are stated of each; see `PlannedUrls`."""
+        plan = workspace.read_table(self.name, ["url", "stated_hash", "image_bytes"])
+        in_tars = pc.unique(plan["url"].filter(pc.is_valid(plan["image_bytes"])))
+        rows = plan.filter(pc.invert(pc.is_in(plan["url"], in_tars))).select(["url", "stated_hash"])
         if self.is_done:
-            return []
-        urls = pc.unique(workspace.read_table(self.name, ["url"])["url"])
+            return rows.slice(0, 0)
+        rows = rows.group_by(["url", "stated_hash"], use_threads=False).aggregate([])
+        hashes: dict[str, frozenset[str]] = {}
+        for row in rows.filter(pc.is_valid(rows["stated_hash"])).to_pylist():
+            hashes[row["url"]] = hashes.get(row["url"], frozenset()) | {row["stated_hash"]}
         for name in self.earlier:
-            known = set(workspace.read_table(f"{name}.parquet", ["url"])["url"].to_pylist())
-            known -= self._retried(workspace, name)
-            urls = urls.filter(pc.invert(pc.is_in(urls, pa.array(sorted(known), pa.string()))))
-        return cast(list[str], urls.to_pylist())
+            earlier = workspace.read_table(f"{name}.parquet")
+            known = pa.array(sorted(reusable_urls(earlier, hashes, self._retried(workspace, name))), pa.string())
+            rows = rows.filter(pc.invert(pc.is_in(rows["url"], known)))
+        return rows
 
     def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
         for name in self.earlier:
@@ -246,18 +258,29 @@ class _PlannedPart:
         return frozenset() if self.retry is None else retried_urls(workspace, name, part_stem(self.name), self.retry)
 
 
+def _key_of_files(plan: pa.Table) -> str:
+    """Return what the outcomes of a part depend on beside its URLs: where images are, and which hashes they must have.
+
+    Empty where every image is on the web, without a hash.
+    """
+    about = plan.select(["url", "source", "source_offset", "image_bytes", "stated_hash"])
+    about = about.filter(pc.or_(pc.is_valid(about["image_bytes"]), pc.is_valid(about["stated_hash"])))
+    return f"-{digest(about.to_pydict())}" if about.num_rows else ""
+
+
 @dataclass(frozen=True)
 class _OpenFetcher:
     config: FetchConfig
     settings: FetchSettings
     workers: int
     block_files: BlockFiles
+    tars: Mapping[str, str]
 
     def open_fetcher(self) -> Fetcher:
         recorded = self.settings.archives
         archives = ArchiveIndex(index_folder(recorded, self.settings.recorded)) if recorded else None
         block_lists = read_block_lists(self.block_files)
-        return Fetcher(self.config, workers=self.workers, archives=archives, block_lists=block_lists)
+        return Fetcher(self.config, workers=self.workers, archives=archives, block_lists=block_lists, tars=self.tars)
 
 
 @dataclass(frozen=True)
@@ -297,7 +320,9 @@ class _FetchPart:
         plan = workspace.read_table(part.name, sha256=part.sha256)
         with (
             scratch_folder("fetch") as scratch,
-            self.journals.opened(workspace, stem, part.journal_key, Path(scratch)) as journal,
+            self.journals.opened(
+                workspace, stem, part.journal_key + _key_of_files(plan), Path(scratch)
+            ) as journal,
             output.create(f"fetched/{stem}.tar") as tar,
         ):
             rows = self.fetcher.fetch_part(
