@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 # Modules that are slow to import (Beam, Arrow, rich) are imported where a command needs them, so that `--help` and a
 # config error are quick.
-_GROUPS = {"queries": "make, check and explain allowlists", "evals": "list and index evaluation sets"}
+_GROUPS = {
+    "queries": "make, check and explain allowlists",
+    "sources": "look at the sources of a config before a build",
+    "evals": "list and index evaluation sets",
+}
 """Commands with subcommands, each in the module of that name, and their `--help` texts."""
 
 _EXAMPLES = """\
@@ -151,6 +155,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     cli_demo.add_parser(commands)
     _add_group("queries", commands, first)
+    _add_group("sources", commands, first)
     _add_build(commands)
     _add_status(commands)
     _add_verify(commands)
