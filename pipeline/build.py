@@ -27,6 +27,7 @@ from pipeline.stages.filtered import ImageFilters, run_filtered
 from pipeline.stages.pairs import run_pairs
 from pipeline.stages.plan import read_hosts, run_plan
 from pipeline.stages.report import run_report
+from pipeline.stages.searched import run_searched
 from pipeline.stages.shards import run_shards, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def run_build(
     options = options if isinstance(options, PipelineOptions) else parse_beam_options(options)
     build = Build(project.workspace, options, progress or Progress())
     _check_inputs(project)
-    if "fetched" in STAGES[: STAGES.index(to) + 1]:
+    if "fetched" in STAGES[: STAGES.index(to) + 1] and project.config.requests_images:
         project.config.fetch.check_contact()
     with build_lock(build.workspace):
         _run_and_mend(project, build, STAGES[: STAGES.index(to) + 1], refetch, retry)
@@ -109,6 +110,8 @@ def _run_stages(project: Project, build: Build, stages: tuple[str, ...], refetch
         check_fetched(build.workspace, config, base_dir)
 
     pairs = run_pairs(build, config, base_dir, allowlist, project.allowlist_path)
+    if config.search and run_searched(build, config, pairs, allowlist.queries):
+        pairs = run_pairs(build, config, base_dir, allowlist, project.allowlist_path)
     if "plan" not in stages:
         return
     plan = run_plan(build, config, allowlist, keys, pairs)

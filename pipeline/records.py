@@ -17,7 +17,7 @@ PAIRS = pa.schema(
         ("uid", pa.string()),  # 32 hex characters, see `pair_uid`
         ("url", pa.string()),  # normalised absolute http(s) URL of the image
         ("caption", pa.string()),
-        ("text_field", pa.string()),  # where the caption came from: caption | alt | title | figcaption
+        ("text_field", pa.string()),  # caption | alt | title | figcaption, or the column, of several captions
         ("page_url", pa.string()),  # empty when the source does not know the page
         ("source", pa.string()),  # the source file, as written in the config
         ("captured_at", pa.timestamp("ms", "UTC")),  # when the page was crawled; null where the source does not say
@@ -99,8 +99,10 @@ class Reason(StrEnum):
     # pairs: reading and matching
     DAMAGED_RECORD = "damaged_record"  # a record or line that cannot be parsed
     DAMAGED_FILE = "damaged_file"  # the rest of a file that cannot be read (truncated gzip); counted once per file
+    SOURCE_UNAVAILABLE = "source_unavailable"  # a file that could not be read now; once per file, the next run tries
     NO_URL = "no_url"
     BAD_URL = "bad_url"  # not http(s), no host, a blocked port, or too long
+    NO_IMAGE = "no_image"  # a sample of a tar without one
     NO_CAPTION = "no_caption"
     CAPTION_TOO_LONG = "caption_too_long"
     UNDECODABLE_TEXT = "undecodable_text"  # contains U+FFFD: some of its bytes are not valid in the page's encoding
@@ -147,6 +149,7 @@ class Reason(StrEnum):
     HTTP_UNEXPECTED = "http_unexpected"  # 1xx, 2xx without a body, 304 ...
     HOST_UNAVAILABLE = "host_unavailable"  # the circuit breaker of a host that keeps failing
     NOT_IN_ARCHIVES = "not_in_archives"  # fetch.archives only, network switched off
+    HASH_MISMATCH = "hash_mismatch"  # not the file that the source states the hash of (sources.verify)
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
     BROKEN_IMAGE = "broken_image"

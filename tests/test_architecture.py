@@ -47,6 +47,7 @@ PIPELINE_UPWARDS = (
     "shards",
     "sources",
     "filters",
+    "search",
     "fetching",
     "stages",
     "allowlist",

@@ -290,6 +290,10 @@ class Workspace:
                 for name in names:
                     self.remove([name])
 
+    def make_folder(self, name: str) -> None:
+        """Make a folder, if it is not there."""
+        self.fs.makedirs(self.path(name), exist_ok=True)
+
     def remove_folder(self, name: str) -> None:
         """Remove a folder and its content, if it exists. It must be inside the workspace."""
         if not name or name.startswith("/") or ".." in name.split("/"):

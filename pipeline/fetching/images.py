@@ -41,7 +41,7 @@ class StoredImage:
 
 
 def store_image(encoded: bytes, config: FetchConfig, keeps_bytes: bool = False) -> StoredImage:
-    """Return the image to store for the file `encoded`; with `keeps_bytes` its own coded pixels, if their size is right.
+    """Return the image to store for the file `encoded`; with `keeps_bytes` its own pixels, if their size is right.
 
     Raises:
         FetchFailure: not an image, damaged, or outside the size limits; always with one of `RESIZE_REASONS`.
@@ -54,7 +54,7 @@ def store_image(encoded: bytes, config: FetchConfig, keeps_bytes: bool = False) 
     except ImageDecodeError as error:
         raise FetchFailure(Reason(error.failure), str(error), original_size=error.size) from error
     look = fingerprint(rgb)
-    may_stay = keeps_bytes and rgb.shape[1::-1] == header.size and header.turn == 1
+    may_stay = keeps_bytes and rgb.shape[1::-1] == header.size and header.orientation == 1
     kept = bare_jpeg(encoded) if may_stay and header.colours in _COMMON_COLOURS else None
     return StoredImage(
         jpeg=kept or _encode(rgb, config.jpeg_quality),

@@ -48,6 +48,8 @@ _PLAIN_PATH = (
 _PLAIN_URL = re.compile(r"https?://(?:(?!xn--)[a-z0-9-]++\.)++[a-z]{2,}" + _PLAIN_PATH)
 _PLAIN_REFERENCE = re.compile("(?!//)" + _PLAIN_PATH)
 
+_CONTENT_NAME = re.compile(r"ni:///sha-256;[A-Za-z0-9_-]{43}")  # of an image in a tar that has no URL (RFC 6920)
+
 _LOST = "\ufffd"  # written by a decoder for a character that it cannot decode, here or on the site itself
 _URL_NEVER_HOLDS = re.compile("[\t\n\r]")
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b\ufeff]")  # controls, zero-width space, byte order mark
@@ -202,7 +204,7 @@ class BatchBuilder:
         """Return an image's URL; `origin` is the part of `base` before the path."""
         if not raw or raw.isspace():
             return Reason.NO_URL
-        if _PLAIN_URL.fullmatch(raw):
+        if _PLAIN_URL.fullmatch(raw) or (base is None and _CONTENT_NAME.fullmatch(raw)):
             url: str | None = raw
         elif origin is not None and _PLAIN_REFERENCE.fullmatch(raw):
             url = origin + raw

@@ -9,11 +9,14 @@ import fsspec
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.sources.batch import SourceBatch
+from pipeline.sources.common_crawl import open_file
 from pipeline.sources.url_table import read_table
 from pipeline.sources.warc import read_warc
 from pipeline.sources.wat import read_wat
+from pipeline.sources.webdataset import read_webdataset
 
 Kind: TypeAlias = Literal["url-table", "warc", "wat"]
+"""Kinds of files that can be read without a config."""
 
 _USUAL_LIMITS = PairsConfig()
 
@@ -31,17 +34,24 @@ def read_source(
 
     Raises:
         UserError: the file does not exist, or is not of this kind. ConfigError: the kind is unknown.
+        SourceUnavailable: a file of Common Crawl cannot be read now.
     """
     path = str(path)
     if not isinstance(source, SourceConfig):
         if source not in get_args(Kind):
             raise ConfigError(f"kind = {source!r}: must be {', '.join(get_args(Kind))}")
         source = SourceConfig(kind=source, paths=(path,))
+    if source.kind == "common-crawl":
+        with open_file(path, agent) as stream:
+            yield from (read_wat if source.files == "wat" else read_warc)(stream, limits, agent)
+        return
     try:
         with fsspec.open(path, "rb") as opened:
             stream = cast(BinaryIO, opened)
             if source.kind == "url-table":
                 yield from read_table(stream, path, source, limits)
+            elif source.kind == "webdataset":
+                yield from read_webdataset(stream, path, source, limits)
             elif source.kind == "warc":
                 yield from read_warc(stream, limits, agent)
             else:

@@ -18,16 +18,17 @@ import pyarrow as pa
 from pipeline.config import PairsConfig, SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
+from pipeline.sources.annotations import read_annotations
 from pipeline.sources.batch import BatchBuilder, SourceBatch
+from pipeline.sources.presets import Layout
 from pipeline.sources.table_lines import COMPRESSIONS, MAX_LINE_BYTES, Lines, raise_if_unreadable
 from queries.parquet_pages import TEXT, GuardedParquet
 
-Row = tuple[str | None, str | None, str | None]  # URL, text, page URL
+Row = Sequence[Any]  # the values of `Layout.columns`
 
 _HEAD_ROWS = 1_000  # jsonl: where a column must appear
 _HEAD_BYTES = 16 << 20
 _MAX_COLUMNS = 10_000
-_MAX_NAMES_LISTED = 20
 
 
 def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsConfig) -> Iterator[SourceBatch]:
@@ -39,23 +40,25 @@ def read_table(stream: BinaryIO, path: str, source: SourceConfig, limits: PairsC
     Raises:
         UserError: the file's suffix is unknown, its header cannot be read, or it lacks a column.
     """
-    builder = BatchBuilder(limits)
-    for row in _rows(stream, path, source):
+    builder, layout = BatchBuilder(limits), Layout(source)
+    for row in _rows(stream, path, layout):
         if isinstance(row, Reason):
             builder.dropped[row] += 1
         else:
-            builder.add_row(*row)
+            layout.add(builder, row)
         if builder.is_full:
             yield builder.take()
     yield from builder.finish()
 
 
-def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _rows(stream: BinaryIO, path: str, layout: Layout) -> Iterator[Row | Reason]:
     name = PurePosixPath(urlsplit(path).path if "://" in path else path).name.lower()
     stem, _, suffix = name.rpartition(".")
     compression = suffix if suffix in COMPRESSIONS else None
     if compression:
         suffix = stem.rpartition(".")[2]
+    if suffix == "json" and compression in (None, "gz"):
+        return read_annotations(stream, path, layout)
     read_rows = _TEXT_KINDS.get(suffix)
     is_parquet = suffix == "parquet" and compression is None
     if not is_parquet and read_rows is None:
@@ -63,30 +66,38 @@ def _rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | R
             f"{path}: unknown table format; the file name must end in .parquet, .{', .'.join(_TEXT_KINDS)}"
             f" (the last three also with .{', .'.join(COMPRESSIONS)})"
         )
-    if not source.header and suffix not in ("csv", "tsv"):
+    if not layout.source.header and suffix not in ("csv", "tsv"):
         raise UserError(f"{path}: sources.header = false is only for csv and tsv; {suffix} files have column names")
     if read_rows is None:
-        return _parquet_rows(stream, path, source)
-    return _text_rows(Lines(stream, compression, any_end=suffix == "csv"), read_rows, path, source)
+        return _parquet_rows(stream, path, layout)
+    return _text_rows(Lines(stream, compression, any_end=suffix == "csv"), read_rows, path, layout)
 
 
-def _parquet_rows(stream: BinaryIO, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _parquet_rows(stream: BinaryIO, path: str, layout: Layout) -> Iterator[Row | Reason]:
     try:
         table = GuardedParquet(stream, TEXT)
-        columns = _find_columns(source, table.schema.names, path)
+        columns = layout.find(table.schema.names, path)
         for name in columns:
-            _check_text(table.schema.field(name), path)
-        for batch in table.batches([*dict.fromkeys(columns)]):
-            values = [_texts(batch.column(name)) for name in columns]
-            pages = values[2] if len(values) > 2 else [None] * batch.num_rows
-            for row in zip(values[0], values[1], pages, strict=True):
-                yield Reason.DAMAGED_RECORD if b"" in row else cast(Row, row)
+            _check_column(table.schema.field(name), path, is_text=name in layout.text_columns)
+        for batch in table.batches(columns):
+            values = [
+                _texts(batch.column(name)) if name in layout.text_columns else batch.column(name).to_pylist()
+                for name in columns
+            ]
+            for row in zip(*values, strict=True):
+                yield Reason.DAMAGED_RECORD if b"" in row else row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise_if_unreadable(error)
         yield Reason.DAMAGED_FILE
 
 
-def _check_text(field: pa.Field, path: str) -> None:
+def _check_column(field: pa.Field, path: str, *, is_text: bool) -> None:
+    if not is_text:
+        if pa.types.is_nested(field.type):
+            raise UserError(
+                f"{path}: sources.keep: column {field.name!r} is {field.type}; only plain columns can be kept"
+            )
+        return
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     tests = (
         pa.types.is_string,
@@ -117,9 +128,9 @@ def _decode(value: bytes) -> str | bytes:
         return b""
 
 
-def _text_rows(lines: Lines, read_rows: "_ReadRows", path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _text_rows(lines: Lines, read_rows: "_ReadRows", path: str, layout: Layout) -> Iterator[Row | Reason]:
     try:
-        for row in read_rows(lines, path, source):
+        for row in read_rows(lines, path, layout):
             yield row
             yield from lines.take_reasons()
     except EOFError:
@@ -127,7 +138,7 @@ def _text_rows(lines: Lines, read_rows: "_ReadRows", path: str, source: SourceCo
     yield from lines.take_reasons()
 
 
-def _jsonl_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _jsonl_rows(lines: Lines, path: str, layout: Layout) -> Iterator[Row | Reason]:
     filled = (line for line in lines if not line.isspace())
     head, head_bytes = [], 0
     for line in itertools.islice(filled, _HEAD_ROWS):
@@ -136,15 +147,16 @@ def _jsonl_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row |
         if head_bytes > _HEAD_BYTES:
             break
     keys = dict.fromkeys(key for item in map(_parse_object, head) if isinstance(item, dict) for key in item)
-    columns = _find_columns(source, list(keys), path) if keys else _columns(source)
+    columns = layout.find(list(dict.fromkeys([*keys, *layout.source.keep])), path) if keys else layout.columns
     for line in itertools.chain(head, filled):
         item = _parse_object(line)
         if isinstance(item, Reason):
             yield item
         else:
             values = [item.get(name) for name in columns]
-            is_text = all(value is None or isinstance(value, str) for value in values)
-            yield _row(values) if is_text else Reason.DAMAGED_RECORD
+            texts = (item.get(name) for name in layout.text_columns)
+            is_sound = all(text is None or isinstance(text, str) for text in texts)
+            yield values if is_sound else Reason.DAMAGED_RECORD
 
 
 def _parse_object(line: bytes) -> dict[str, Any] | Reason:
@@ -158,15 +170,15 @@ def _parse_object(line: bytes) -> dict[str, Any] | Reason:
     return value if isinstance(value, dict) else Reason.DAMAGED_RECORD
 
 
-def _csv_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _csv_rows(lines: Lines, path: str, layout: Layout) -> Iterator[Row | Reason]:
     text = _Text(lines)
-    return _separated_rows(csv.reader(text), text, path, source)
+    return _separated_rows(csv.reader(text), text, path, layout)
 
 
-def _tsv_rows(lines: Lines, path: str, source: SourceConfig) -> Iterator[Row | Reason]:
+def _tsv_rows(lines: Lines, path: str, layout: Layout) -> Iterator[Row | Reason]:
     text = _Text(lines)
     reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
-    return _separated_rows(reader, text, path, source)
+    return _separated_rows(reader, text, path, layout)
 
 
 class _Text:
@@ -196,9 +208,7 @@ class _Text:
         return line.decode("utf-8", "surrogateescape")
 
 
-def _separated_rows(
-    reader: Iterator[list[str]], text: _Text, path: str, source: SourceConfig
-) -> Iterator[Row | Reason]:
+def _separated_rows(reader: Iterator[list[str]], text: _Text, path: str, layout: Layout) -> Iterator[Row | Reason]:
     width, columns = 0, []
     while True:
         text.start_row()
@@ -214,11 +224,11 @@ def _separated_rows(
         if not fields:
             continue
         if not width:
-            width, columns = len(fields), _find_positions(source, fields, path)
-            if source.header:
+            width, columns = len(fields), _find_positions(layout, fields, path)
+            if layout.header:
                 continue
         values = [fields[position] for position in columns] if len(fields) == width else []
-        yield _row(values) if values and all(map(_is_utf8, values)) else Reason.DAMAGED_RECORD
+        yield values if values and all(map(_is_utf8, values)) else Reason.DAMAGED_RECORD
 
 
 def _is_utf8(text: str) -> bool:
@@ -228,32 +238,13 @@ def _is_utf8(text: str) -> bool:
         return False
 
 
-def _find_positions(source: SourceConfig, first_row: Sequence[str], path: str) -> list[int]:
+def _find_positions(layout: Layout, first_row: Sequence[str], path: str) -> list[int]:
     """Return which columns to read; without a header they are given by number, from 1."""
     if len(first_row) > _MAX_COLUMNS:
         raise UserError(f"{path}: {len(first_row):,} columns in the first line; the limit is {_MAX_COLUMNS:,}")
-    names = list(first_row) if source.header else [str(number + 1) for number in range(len(first_row))]
-    return [names.index(name) for name in _find_columns(source, names, path)]
+    names = list(first_row) if layout.header else [str(number + 1) for number in range(len(first_row))]
+    return [names.index(name) for name in layout.find(names, path)]
 
 
-def _columns(source: SourceConfig) -> list[str]:
-    return [source.url, source.caption] + ([source.page_url] if source.page_url is not None else [])
-
-
-def _find_columns(source: SourceConfig, names: Sequence[str], path: str) -> list[str]:
-    columns = _columns(source)
-    for name in columns:
-        if names.count(name) != 1:
-            problem = f"{names.count(name)} columns have the name {name!r}" if name in names else f"no column {name!r}"
-            more = [f"{len(names) - _MAX_NAMES_LISTED:,} more"] if len(names) > _MAX_NAMES_LISTED else []
-            listed = [repr(name[:64]) for name in names[:_MAX_NAMES_LISTED]]
-            raise UserError(f"{path}: {problem}; its columns are {', '.join(listed + more)}")
-    return columns
-
-
-def _row(values: Sequence[str | None]) -> Row:
-    return values[0], values[1], values[2] if len(values) > 2 else None
-
-
-_ReadRows = Callable[[Lines, str, SourceConfig], Iterator[Row | Reason]]
+_ReadRows = Callable[[Lines, str, Layout], Iterator[Row | Reason]]
 _TEXT_KINDS: dict[str, _ReadRows] = {"csv": _csv_rows, "tsv": _tsv_rows, "jsonl": _jsonl_rows}

@@ -28,7 +28,7 @@ _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH, _BRACE = b"\\{"
 _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
 _OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
-_REFUSING_WORDS = (b"noai", b"no-ai", b"no_ai", b"imageai", b"imageindex", b"noml", b"tdm-reservation")
+_REFUSING_WORDS = (b"noai", b"no-ai", b"no_ai", b"imageai", b"imageindex", b"noml")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -67,7 +67,7 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterat
         return
     page = None
     if record.is_whole:
-        page = _cut_out(block, first) or _parse(block, agent)
+        page = _cut_out(block, first, agent) or _parse(block, agent)
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
@@ -89,14 +89,13 @@ def _captured(block: bytes) -> str | None:
     return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
 
 
-def _may_refuse(block: bytes, first: int, end: int) -> bool:
-    """Say whether a word outside of the links could opt the images out: so few records have one.
-
-    `first` and `end` are where the first image link is found, and where the last one ends.
-    """
-    links = block.rfind(_LINKS, 0, first)
-    lower = (block[: links if links >= 0 else first] + block[end:]).lower()
-    return any(word in lower for word in _REFUSING_WORDS)
+def _may_refuse(beside: bytes, agent: str) -> bool:
+    """Say whether words outside of the links could opt the images out: so few records have some."""
+    lower = beside.lower()
+    if b"tdm-reservation" in lower:
+        return True
+    is_addressed = b"robots" in lower or (agent != "" and agent.lower().encode() in lower)
+    return is_addressed and any(word in lower for word in _REFUSING_WORDS)
 
 
 def _image(link: dict[str, Any]) -> Image:
@@ -116,7 +115,7 @@ def _unescape(text: str) -> str:
     return _REFERENCE.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
-def _cut_out(block: bytes, first: int) -> _Page | None:
+def _cut_out(block: bytes, first: int, agent: str) -> _Page | None:
     """Parse only the image links with a text; None if the whole JSON must be parsed. `first` is the offset of the first
     image link, -1 if there is none.
     """
@@ -133,7 +132,10 @@ def _cut_out(block: bytes, first: int) -> _Page | None:
             links.append(block[start:end])
         count += 1
         path = block.find(_IMAGE_LINK, end)
-    if first < 0 or block.find(_BASE, 0, first) >= 0 or block.find(_BASE, end) >= 0 or _may_refuse(block, first, end):
+    if first < 0:
+        return None
+    beside = block[: max(block.rfind(_LINKS, 0, first), 0) or first] + block[end:]  # what is not between image links
+    if _BASE in beside or _may_refuse(beside, agent):
         return None
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(links))

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import orjson
 import pyarrow.compute as pc
 
 from pipeline.account import Account, StageAccount
@@ -34,6 +35,7 @@ class Composition:
         default_factory=lambda: {name: Counter() for name in ("source", "text_field", "language")}
     )
     hosts: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)  # as sources state them
     more_captions: int = 0
     matches: Counter[int] = field(default_factory=Counter)  # query id -> samples it matches
 
@@ -42,7 +44,7 @@ def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composit
     """Read the Parquet files of some shards, one at a time."""
     composition = Composition()
     for name in shards:
-        table = workspace.read_table(name, ["status", "url", "captions", "query_ids", *composition.columns])
+        table = workspace.read_table(name, ["status", "url", "captions", "query_ids", "extra", *composition.columns])
         table = table.filter(pc.equal(table["status"], "success"))
         composition.shards += 1
         composition.samples += table.num_rows
@@ -51,6 +53,7 @@ def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composit
         ids, counts = np.unique(pc.list_flatten(table["query_ids"]).to_numpy(), return_counts=True)
         composition.matches.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         composition.hosts.update(urlsplit(url).hostname or "" for url in table["url"].to_pylist())
+        composition.licences.update(filter(None, map(_licence, table["extra"].drop_null().to_pylist())))
         composition.more_captions += pc.sum(pc.greater(pc.list_value_length(table["captions"]), 1)).as_py() or 0
     return composition
 
@@ -87,7 +90,15 @@ def write_data_card(
     counted = "all shards" if composition.shards == len(manifest["shards"]) else f"{composition.shards} shards"
     for title, counter in (*composition.columns.items(), ("host", composition.hosts)):
         lines += _table(title.replace("_", " "), counter, counted)
+    if composition.licences:
+        lines += _table("licence, where the source states one", composition.licences, counted)
     return "\n".join(lines)
+
+
+def _licence(extra: str) -> str:
+    """Return the licence that a pair's source states, "" for none."""
+    kept = orjson.loads(extra)
+    return str(next((kept[name] for name in ("license", "licensename", "LICENSE") if kept.get(name)), ""))
 
 
 def _reasons(stage: StageAccount) -> str:

@@ -149,6 +149,7 @@ def _languages(composition: Composition) -> str:
 
 def _kinds(config: Config) -> str:
     names = {"wat": "Common Crawl metadata", "warc": "web archives", "url-table": "tables of image URLs"}
+    names |= {"common-crawl": "Common Crawl", "webdataset": "image sets collected by others"}
     return ", ".join(sorted({names[source.kind] for source in config.sources}))
 
 

@@ -320,9 +320,7 @@ class _FetchPart:
         plan = workspace.read_table(part.name, sha256=part.sha256)
         with (
             scratch_folder("fetch") as scratch,
-            self.journals.opened(
-                workspace, stem, part.journal_key + _key_of_files(plan), Path(scratch)
-            ) as journal,
+            self.journals.opened(workspace, stem, part.journal_key + _key_of_files(plan), Path(scratch)) as journal,
             output.create(f"fetched/{stem}.tar") as tar,
         ):
             rows = self.fetcher.fetch_part(

@@ -4,50 +4,36 @@ What matches must pass the filters on single pairs (pipeline/filters/pairs.py). 
 dropped/, for the report. One unit per source file; units share only the matcher, which is built once per process.
 """
 
-import os
-import re
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Config, PairsConfig, SourceConfig
+from pipeline.config import Config, PairsConfig
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest
-from pipeline.engine.workspace import FileFacts
-from pipeline.errors import ConfigError
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, marker_name, read_markers
+from pipeline.engine.workspace import FileFacts, Workspace
+from pipeline.errors import UserError
 from pipeline.filters.examples import Examples
 from pipeline.filters.pairs import OpenPairFilters, PairFilters
 from pipeline.filters.text import REASON
 from pipeline.records import PAIRS, Reason, pair_uid
-from pipeline.sources import SourceBatch, expand_paths, file_versions, read_source
+from pipeline.sources import SourceBatch, file_versions, read_source
 from pipeline.sources.batch import Origin
+from pipeline.sources.range_stream import SourceUnavailable
+from pipeline.stages.source_files import SourceFile, searched_files, source_files
 from queries.allowlist import Allowlist
 from queries.match import QueryMatcher
-from queries.redact import redact
+
+logger = logging.getLogger(__name__)
 
 VERSION = 4
 """Raise it when the same input would give other pairs."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One unit: a file to read, and its source's settings."""
-
-    source: SourceConfig
-    path: str
-    name: str  # without secrets and the config's folder, for `pairs.source`
-
-    @property
-    def unit(self) -> str:
-        """Name the unit and its output: the file's stem for readers, and a hash of the whole name to make it unique."""
-        stem = re.sub(r"[^\w-]", "_", Path(urlsplit(self.name).path).name.split(".")[0][:40])  # "[" would be a pattern
-        return f"{stem}-{digest(self.name)[:16]}"
 
 
 def run_pairs(
@@ -56,7 +42,11 @@ def run_pairs(
     """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
     filters = PairFilters.of(config.filters, base_dir)
     prepare = _OpenMatcher(allowlist_path, config.pairs, config.fetch.agent, filters)
-    return run_units(build, "pairs", units(config, base_dir, allowlist, filters), prepare)
+    files = source_files(config, base_dir, build.workspace) + searched_files(config, build.workspace)
+    forget_unavailable(build.workspace)
+    markers = run_units(build, "pairs", [_unit(file, config, allowlist, filters) for file in files], prepare)
+    _report_unavailable(markers)
+    return markers
 
 
 def pair_files(pairs: Mapping[str, Marker]) -> dict[str, FileFacts]:
@@ -65,67 +55,40 @@ def pair_files(pairs: Mapping[str, Marker]) -> dict[str, FileFacts]:
     return {name: facts for name, facts in outputs if name.startswith("pairs/")}
 
 
-def units(config: Config, base_dir: Path, allowlist: Allowlist, filters: PairFilters) -> list[Unit]:
-    """List the source files, in the order of the config; a file listed twice is read once."""
-    listed: dict[str, SourceFile] = {}
-    for source in config.sources:
-        for path, name in _named_files(source, base_dir).items():
-            file = SourceFile(source, path, name)
-            if listed.setdefault(path, file).source != source:
-                raise ConfigError(f"sources: {file.name} is listed by two [[sources]] tables; list it once")
-    if not listed:
-        raise ConfigError("sources: no files to read")
-    return [_unit(file, config, allowlist, filters) for file in _with_unique_names(list(listed.values()))]
+def forget_unavailable(workspace: Workspace) -> None:
+    """Remove the markers of files that an earlier run could not read, so that this one tries them again."""
+    for name, marker in read_markers(workspace, "pairs").items():
+        if marker.counts.get(Reason.SOURCE_UNAVAILABLE):
+            workspace.remove(marker.outputs)
+            workspace.remove([marker_name("pairs", name)])
 
 
-def _named_files(source: SourceConfig, base_dir: Path) -> dict[str, str]:
-    """Return path -> name of a source's files, sorted by path.
-
-    A name contains neither secrets nor the config's folder: the names of local files are relative to the config's
-    folder, or, if the pattern is absolute, to the folder of its first wildcard.
-    """
-    names: dict[str, str] = {}
-    for pattern in source.paths:
-        for path in expand_paths((pattern,), base_dir):
-            names.setdefault(path, _public_name(path, pattern, base_dir))
-    return dict(sorted(names.items()))
-
-
-def _public_name(path: str, pattern: str, base_dir: Path) -> str:
-    if not os.path.isabs(path):
-        return redact(path)
-    pattern = pattern.removeprefix("file://")
-    if Path(path).is_relative_to(base_dir) or not pattern.startswith(("/", "~")):
-        return os.path.relpath(path, base_dir)
-    fixed = re.split(r"[*?\[]", os.path.expanduser(pattern), maxsplit=1)[0]
-    return os.path.relpath(path, fixed.rpartition("/")[0] or "/")
-
-
-def _with_unique_names(files: list[SourceFile]) -> list[SourceFile]:
-    """Tell local files of the same name apart by as many of their folders as it takes.
+def _report_unavailable(markers: Mapping[str, Marker]) -> None:
+    """Warn of files that could not be read.
 
     Raises:
-        ConfigError: two URLs differ by their secrets only.
+        UserError: there are no others.
     """
-    folders = 0
-    while True:
-        twins = {name for name, n in Counter(file.name for file in files).items() if n > 1}
-        if not twins:
-            return files
-        folders += 1
-        for i, file in enumerate(files):
-            if file.name in twins:
-                parts = Path(file.path).parts
-                if not os.path.isabs(file.path) or folders >= len(parts):
-                    raise ConfigError(f"sources: {file.name} is named twice, with other secrets; list it once")
-                files[i] = replace(file, name="/".join(parts[-folders - 1 :]))
+    failed = [marker.about for marker in markers.values() if marker.counts.get(Reason.SOURCE_UNAVAILABLE)]
+    if not failed:
+        return
+    what = f"{len(failed):,} of {len(markers):,} source files could not be read, such as {failed[0]}"
+    if len(failed) == len(markers):
+        raise UserError(f"{what}: run again later; the log says why")
+    logger.warning("%s; run again to try them again", what)
 
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist, filters: PairFilters) -> Unit:
-    reads = file.source.model_dump(exclude={"paths"}) | {"agent": config.fetch.agent}
-    decides = [VERSION, reads, file.name, file_versions(file.path), config.pairs.model_dump(), allowlist.sha256]
+    reads = file.source.model_dump(exclude=_WHICH_FILES) | {"agent": config.fetch.agent}
+    # Files of Common Crawl never change, and asking for the version of each would be a request for each.
+    versions = [] if file.source.kind == "common-crawl" else file_versions(file.path)
+    decides = [VERSION, reads, file.name, versions, config.pairs.model_dump(), allowlist.sha256]
     unit_digest = digest(*decides, *([filters.version] if filters.version else []))
-    return Unit(file.unit, unit_digest, file, file.name)
+    return Unit(file.unit, unit_digest, file, file.name, file.chain)
+
+
+_WHICH_FILES = {"paths", "crawls", "sample", "limit", "base_url", "connections"}
+"""Keys that say which files to read, and where from, not what is in them."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +120,13 @@ class _ExtractPairs:
                 if pairs.num_rows:
                     yield pairs
 
-        output.write_batches(f"pairs/{file.unit}.parquet", PAIRS, selected())
+        name = f"pairs/{file.unit}.parquet"
+        try:
+            output.write_batches(name, PAIRS, selected())
+        except SourceUnavailable as error:
+            logger.warning("%s: %s", file.name, error)
+            output.write_table(name, PAIRS.empty_table())
+            counts, examples = Counter({"inputs": 1, "kept": 0, Reason.SOURCE_UNAVAILABLE: 1}), Examples(file.unit, "")
         output.write_table(f"dropped/{file.unit}.parquet", examples.table())
         return counts
 

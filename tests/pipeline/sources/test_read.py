@@ -133,5 +133,7 @@ def test_batches_of_a_long_table_are_bounded(tmp_path):
 def test_the_examples_of_the_documentation_are_valid():
     page_of_docs = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
     examples = re.findall(r"```toml\n(.*?)```", page_of_docs, re.DOTALL)
-    kinds = [SourceConfig.model_validate(table).kind for toml in examples for table in tomllib.loads(toml)["sources"]]
-    assert kinds == ["warc", "warc", "wat", "url-table", "url-table"]
+    kinds = [
+        SourceConfig.model_validate(table).kind for toml in examples for table in tomllib.loads(toml).get("sources", [])
+    ]
+    assert kinds == ["warc", "warc", "wat", "common-crawl", "webdataset", "url-table", "url-table", "url-table"]

@@ -176,7 +176,7 @@ def test_the_quick_way_finds_what_the_slow_way_finds(links: list[dict[str, Any]]
     raw = wat(links, **({} if base is None else {"base": base}))
     quick = read(raw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wat_module, "_cut_out", lambda block, first: None)
+        patch.setattr(wat_module, "_cut_out", lambda block, first, agent: None)
         slow = read(raw)
     assert quick == slow
     assert quick == read(wat(links, separators=(", ", ": "), **({} if base is None else {"base": base})))
