@@ -1,12 +1,19 @@
 """Several processes share the hosts of a fetch: the same tree as from one, and no host asked by two."""
 
+import hashlib
+import io
+import json
+import tarfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import make_images, make_project, tree
+from support.recorded_web import WORDS, image_url, make_images, make_project, tree
 
 from pipeline.cli.main import main
 from pipeline.errors import UserError
@@ -107,3 +114,62 @@ def test_another_plan_does_not_discard_a_crawl_in_silence(web, tmp_path, alone, 
     config.write_text(config.read_text().replace("cap = 5", "cap = 15"))
     assert build(config, web, "--direct_num_workers", "2") == Counter()
     assert made(config) == alone[0]
+
+
+def mixed(folder: Path, web: ImageServer, count: int = 60) -> Path:
+    """A project with some images in a tar of its own, some with right and wrong hashes stated, others in pages."""
+    images = make_images(IMAGES)
+    config = project(folder, web)
+    with tarfile.open(folder / "mine.tar", "w") as tar:
+        for i in range(0, count, 4):
+            body = images.get(image_url(i), b"missing")
+            facts = json.dumps({"url": image_url(i)}).encode()
+            for name, content in ((f"{i}.jpg", body), (f"{i}.txt", f"A {WORDS[0]} {i}".encode()), (f"{i}.json", facts)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    rows = [
+        (image_url(i), f"A {WORDS[1]} {i}", sha256(images.get(image_url(i), b"")) if i % 3 else "ab" * 32)
+        for i in range(0, count, 2)
+    ]
+    names = ("url", "caption", "sha256")
+    pq.write_table(pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))), folder / "list.parquet")
+    config.write_text(
+        config.read_text().replace("cap = 15", "cap = 200")
+        + '[[sources]]\nkind = "webdataset"\npaths = ["mine.tar"]\n'
+        + '[[sources]]\nkind = "url-table"\npaths = ["list.parquet"]\nsha256 = "sha256"\n'
+    )
+    return config
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_images_in_tars_are_not_requested_and_stated_hashes_hold(web, tmp_path, small_windows):
+    config = mixed(tmp_path / "one", web)
+    requests = build(config, web)
+    table = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "one/work/fetched").glob("*.parquet")])
+    stored = set(table["url"].filter(pc.is_valid(table["image_bytes"])).to_pylist())
+    wrong = {row["url"]: row["reason"] for row in table.to_pylist() if row["stated_hash"] == f"sha256:{'ab' * 32}"}
+    assert stored
+    assert not stored & requests.keys()
+    assert {reason for url, reason in wrong.items() if url not in stored} >= {"hash_mismatch"}
+    assert not {url for url, reason in wrong.items() if url not in stored and reason is None}
+    several = mixed(tmp_path / "two", web)
+    assert build(several, web, "--direct_num_workers", "2") == requests
+    assert made(several) == made(config)
+
+
+def test_a_hash_that_is_stated_later_is_compared_by_a_further_fetch(web, tmp_path, small_windows):
+    config = mixed(tmp_path / "project", web)
+    with_hashes = config.read_text()
+    config.write_text(with_hashes.replace('sha256 = "sha256"\n', ""))
+    build(config, web, "--direct_num_workers", "2")
+    config.write_text(with_hashes)
+    requests = build(config, web, "--direct_num_workers", "2")
+    fresh = mixed(tmp_path / "fresh", web)
+    build(fresh, web)
+    assert made(config) == made(fresh)
+    wrong = {image_url(i) for i in range(0, 60, 6) if i % 4}
+    assert {url for url in requests if url.endswith(".jpg")} <= wrong
