@@ -27,7 +27,8 @@ from lxml import etree
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import PairsConfig, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import SourceConfig
 from pipeline.sources import read_source
 from pipeline.web.warc_records import WarcRecord, read_records
 

@@ -6,7 +6,8 @@ from typing import BinaryIO, Literal, TypeAlias, cast, get_args
 
 import fsspec
 
-from pipeline.config import PairsConfig, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import SourceConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.sources.batch import SourceBatch
 from pipeline.sources.common_crawl import open_file

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import orjson
 import pyarrow as pa
 
-from pipeline.config import PairsConfig, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources.annotations import read_annotations

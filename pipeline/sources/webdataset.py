@@ -19,7 +19,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import PairsConfig, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import SourceConfig
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Origin, SourceBatch
 

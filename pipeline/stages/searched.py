@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import requests
 
-from pipeline.config import Config, SearchConfig, SourceConfig
+from pipeline.config import Config
+from pipeline.config_sources import SearchConfig, SourceConfig
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker
 from pipeline.engine.workspace import Workspace

@@ -18,7 +18,8 @@ from support.recorded_web import image_url, make_images, make_project
 from support.warc_files import Rows, rows_of
 
 from pipeline.build import run_build
-from pipeline.config import PairsConfig, PresetName, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import PresetName, SourceConfig
 from pipeline.engine.progress import Progress
 from pipeline.errors import UserError
 from pipeline.records import Reason

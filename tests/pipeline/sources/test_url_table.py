@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.warc_files import Rows, rows_of
 
-from pipeline.config import PairsConfig, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources import table_lines, url_table

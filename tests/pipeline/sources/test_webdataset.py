@@ -19,7 +19,8 @@ from support.recorded_web import WORDS, make_project, picture
 from support.warc_files import rows_of
 
 from pipeline.build import run_build
-from pipeline.config import PairsConfig, SourceConfig
+from pipeline.config import PairsConfig
+from pipeline.config_sources import SourceConfig
 from pipeline.engine.progress import Progress
 from pipeline.fetching.images import bare_jpeg
 from pipeline.records import Reason
