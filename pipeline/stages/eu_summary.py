@@ -27,6 +27,7 @@ _MEASURES = {
     Signal.C2PA: "training and data mining statements in content credentials (C2PA)",
     Signal.PAYMENT_REQUIRED: "demands for payment (HTTP status 402)",
     Signal.BOT_WALL: "challenge pages against automated access (captchas)",
+    Signal.TAKEDOWN: "requests to take images out of the finished set",
     Signal.BLOCK_LIST: "lists of opted-out domains, URLs and images",
 }
 

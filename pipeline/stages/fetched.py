@@ -36,7 +36,7 @@ from pipeline.engine.units import (
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, index_folder
-from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_block_lists
+from pipeline.fetching.block_files import BlockFiles, find_all_lists, read_block_lists
 from pipeline.fetching.earlier import EarlierPart
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.host_cut import cut_hosts
@@ -126,7 +126,7 @@ def run_fetched(
         for number, name in enumerate(digests)
     ]
     units = [Unit(part_stem(part.name), digests[part.name], part) for part in parts]
-    block_files = find_block_lists(config.fetch.consent, base_dir)
+    block_files = find_all_lists(config.fetch.consent, base_dir, build.workspace)
     crawl = _find_crawl(build, config.fetch, settings, plan, units, refetch)
     workers = 1 if crawl is None else crawl.cut.groups
     fetcher = _OpenFetcher(config.fetch, settings, workers, block_files)
