@@ -62,6 +62,7 @@ from pipeline.stages.earlier_fetches import (
     FROM_ARCHIVES,
     FetchSettings,
     earlier_parts,
+    open_earlier,
     part_stem,
     retried_urls,
     stash_for_retry,
@@ -239,8 +240,9 @@ class _PlannedPart:
 
     def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
         for name in self.earlier:
-            with workspace.open(f"{name}.tar") as tar:
-                yield EarlierPart(workspace.read_table(f"{name}.parquet"), tar, self._retried(workspace, name))
+            rows, tar = open_earlier(workspace, name)
+            with tar:
+                yield EarlierPart(rows, tar, self._retried(workspace, name))
 
     def _retried(self, workspace: Workspace, name: str) -> frozenset[str]:
         return frozenset() if self.retry is None else retried_urls(workspace, name, part_stem(self.name), self.retry)
