@@ -183,6 +183,7 @@ class ReportData:
     balance: Balance | None = None
     head: tuple[QueryRow, ...] = ()
     tail: tuple[QueryRow, ...] = ()
+    queries: str = ""  # all of them, for the page's search: `query_search.encode_queries`
     detector: bool = False  # whether a copy detector searched for edited copies
     refused: Mapping[str, int] | None = None  # pairs by the opt-out signal or block list that excluded them
 
@@ -247,7 +248,8 @@ def overall(data: ReportData) -> dict[str, Any]:
 def render_html(data: ReportData) -> str:
     """Return the page."""
     tests = _tests(data)
-    style, script = _asset("report.css"), _asset("report.js") + _asset("judge.js")
+    style = _asset("report.css")
+    script = _asset("report.js") + _asset("judge.js") + _asset("queries.js")
     page = (
         _environment()
         .get_template("report.html.j2")

@@ -2,13 +2,15 @@
 
 Counts come from the units' markers, so the account is the same on every runner and after any number of crashes.
 
-    pool      rows read from the sources        -> matched
-    planned   matched pairs                     -> unique uids, within cap x slack
+    pairs     rows read from the sources        -> matched
+    plan      matched pairs                     -> unique uids, within cap x slack
     fetched   planned pairs                     -> images
     filtered  images                            -> images that pass the filters on them, if there are any
-    unique    images                            -> without duplicates (and eval images, if they are removed)
-    kept      unique images                     -> within the cap
+    dedup     images                            -> without duplicates (and eval images, if they are removed)
+    balance   unique images                     -> within the cap
     shards    kept pairs                        -> samples in tars
+
+Each line has the name of its stage; the final balance is part of the dedup stage.
 """
 
 from collections import Counter
@@ -20,9 +22,9 @@ from pipeline.engine.units import add_counts, read_markers, read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason, is_reason
 
-ACCOUNT_LINES = ("pool", "planned", "fetched", "filtered", "unique", "kept", "shards")
+ACCOUNT_LINES = ("pairs", "plan", "fetched", "filtered", "dedup", "balance", "shards")
 
-_LAST_OF_FOLDER = {"pairs": "pool", "plan": "planned", "fetched": "fetched", "dedup": "kept"}
+_LAST_OF_STAGE = {"pairs": "pairs", "plan": "plan", "fetched": "fetched", "dedup": "balance"}
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ class Account:
         """Return the first stage that kept nothing, if any: the dataset is then empty, although no stage failed."""
         return next((stage for stage in self.stages if not stage.kept), None)
 
-    def up_to(self, folder: str) -> "Account":
-        """Return the account up to the stage that writes `folder`."""
-        last = _LAST_OF_FOLDER.get(folder, ACCOUNT_LINES[-1])
+    def up_to(self, stage: str) -> "Account":
+        """Return the account up to the last line of a stage of the build."""
+        last = _LAST_OF_STAGE.get(stage, ACCOUNT_LINES[-1])
         lines = ACCOUNT_LINES[: ACCOUNT_LINES.index(last) + 1]
-        return Account(tuple(stage for stage in self.stages if stage.stage in lines))
+        return Account(tuple(line for line in self.stages if line.stage in lines))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [{"stage": s.stage, "inputs": s.inputs, "kept": s.kept, "reasons": dict(s.reasons)} for s in self.stages]
@@ -89,11 +91,11 @@ def read_account(workspace: Workspace) -> Account:
 def _stages(workspace: Workspace) -> Iterable[StageAccount]:
     pairs = read_markers(workspace, "pairs")
     if pairs:
-        yield StageAccount.of("pool", add_counts(pairs.values()))
+        yield StageAccount.of("pairs", add_counts(pairs.values()))
     plan = read_stage(workspace, "plan")
     if plan is None:
         return
-    yield StageAccount.of("planned", plan.counts)
+    yield StageAccount.of("plan", plan.counts)
     fetched = read_markers(workspace, "fetched")
     if fetched:
         yield StageAccount.of("fetched", add_counts(fetched.values()))
@@ -106,8 +108,8 @@ def _stages(workspace: Workspace) -> Iterable[StageAccount]:
     unique = {name: n for name, n in dedup.counts.items() if name not in ("kept", Reason.OVER_FINAL_CAP)}
     over = dedup.counts.get(Reason.OVER_FINAL_CAP, 0)
     survived = dedup.counts["kept"] + over
-    yield StageAccount.of("unique", unique | {"kept": survived})
-    yield StageAccount.of("kept", {"inputs": survived, "kept": dedup.counts["kept"], Reason.OVER_FINAL_CAP: over})
+    yield StageAccount.of("dedup", unique | {"kept": survived})
+    yield StageAccount.of("balance", {"inputs": survived, "kept": dedup.counts["kept"], Reason.OVER_FINAL_CAP: over})
     shards = read_markers(workspace, "shards")
     if shards:
         yield StageAccount.of("shards", add_counts(shards.values()))

@@ -248,6 +248,15 @@ class DedupConfig(Table):
         return detector
 
 
+_NOT_OF_THE_SET = {"workspace", "allowlist", "fetch", "run", "train", "evaluate"}
+
+
+class RunConfig(Table):
+    """`[run]`: how a build behaves on its machines; no key changes the set."""
+
+    min_free_bytes: Annotated[int, Field(ge=0, lt=2**50)] = 1_000_000_000
+
+
 class Config(Table):
     """The whole file."""
 
@@ -262,6 +271,7 @@ class Config(Table):
     balance: BalanceConfig = BalanceConfig()
     fetch: FetchConfig = FetchConfig()
     dedup: DedupConfig = DedupConfig()
+    run: RunConfig = RunConfig()
     evals: tuple[EvalSetConfig, ...] = Field(default=(), strict=False)
     train: dict[str, Any] | None = None  # the trainer checks these tables, because it is installed separately
     evaluate: dict[str, Any] | None = None
@@ -304,7 +314,7 @@ class Config(Table):
 
     def recipe(self) -> dict[str, Any]:
         """Return the keys that determine the dataset, for its manifest: no local paths, secrets or request rates."""
-        everything = self.model_dump(mode="json", exclude={"workspace", "allowlist", "fetch", "train", "evaluate"})
+        everything = self.model_dump(mode="json", exclude=_NOT_OF_THE_SET)
         del everything["filters"], everything["scores"]
         if filters := self.filters.recipe():
             everything["filters"] = filters

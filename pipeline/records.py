@@ -81,8 +81,23 @@ DECISIONS = pa.schema(
     ]
 )
 
-# Columns of shards/NNNNN.parquet: every row of the fetched part, failures and drops included.
-SHARD = pa.schema([pa.field("key", pa.string()), *FETCHED, pa.field("captions", pa.list_(pa.string()))])
+# One row per fetched pair that a block list names or a takedown took out.
+LISTED = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("signal", pa.string()),  # takedown | block-list
+        ("kept", pa.bool_()),  # the dedup stage had kept it: it leaves the tar
+        ("selected_by", pa.list_(pa.int32())),  # of a pair that leaves the tar, by the final balance
+    ]
+)
+
+# Where an image lies: `size` bytes from byte `offset` of the file `shard`, beside the table. Null for what has no
+# image.
+LOCATION = pa.schema([("shard", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+
+# Columns of shards/NNNNN.parquet: every row of the fetched part, failures and drops included. Of a pair that was taken
+# down only the columns are left that say nothing of it: url, page_url and caption are empty, facts of the file null.
+SHARD = pa.schema([pa.field("key", pa.string()), *FETCHED, pa.field("captions", pa.list_(pa.string())), *LOCATION])
 
 
 SCORE = pa.field("score", pa.float32())

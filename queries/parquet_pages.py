@@ -1,12 +1,11 @@
-"""Read a stranger's Parquet file: looks at its footer and its pages before they are unpacked.
+"""Read an untrusted Parquet file: its footer and the headers of its pages are checked before they are decompressed.
 
-A page says in its header how much it unpacks to, and readers believe it: 13 kB can fill gigabytes. `CheckedFile` stands
-between the file and the reader, reads the page headers as their bytes pass by, and breaks off at what is too large.
-Where the file has checksums of its pages, they are compared.
+The header of a page states its decompressed size, and readers trust it: 13 kB can fill gigabytes. `CheckedFile` wraps
+the file, parses the page headers as they are read, and fails at a page that is too large. Page checksums are verified
+where the file has them.
 
-Where pages lie is in the footer, which is parsed here: asked for a column chunk of a damaged one
-(`RowGroupMetaData.column`), pyarrow ends the process. All are Thrift structs in the compact protocol (parquet.thrift;
-fields by number):
+The offsets of pages are in the footer, which is parsed here, because pyarrow ends the process if it is given a damaged
+one (`RowGroupMetaData.column`). All are Thrift structs in the compact protocol (parquet.thrift; fields by number):
 
     FileMetaData    4 row_groups
     RowGroup        1 columns   3 num_rows
@@ -31,7 +30,7 @@ _SHORTEST_TEXT_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_FOOTER_BYTES = 64 << 20
 _MAX_NESTING = 16
-_MAX_VALUES_PER_BYTE = 20  # of a file, beyond the first million: a row without any text costs as much time as one with
+_MAX_VALUES_PER_BYTE = 20  # of a file, beyond the first million: a null takes as much time as a text
 _FREE_VALUES = 1_000_000
 _MAGIC = b"PAR1"
 _DELTA_BYTE_ARRAY = 7
@@ -44,7 +43,7 @@ _INTEGERS = frozenset({_I16, _I32, _I64})
 
 @dataclass(frozen=True)
 class PageLimits:
-    """What the pages of a file may unpack to. Those of one page and of one batch of rows hold at the same time."""
+    """Limits of decompressed bytes: of one page, and of all pages in a batch of rows."""
 
     page_bytes: int = 32 << 20
     delta_page_bytes: int = 4 << 20
@@ -83,7 +82,7 @@ class PageHeader(NamedTuple):
 
 
 class GuardedParquet:
-    """A stranger's Parquet file, open for reading."""
+    """An untrusted Parquet file, open for reading."""
 
     def __init__(self, stream: BinaryIO, limits: PageLimits) -> None:
         """Read the footer.
@@ -226,7 +225,7 @@ class CheckedFile(io.RawIOBase):
             raise pa.ArrowInvalid(f"more than {self._limits.batch_bytes:,} bytes in a batch of rows")
         self._values_left -= 0 if header.is_dictionary else max(0, header.values)
         if self._values_left < 0:
-            raise pa.ArrowInvalid("more values than the bytes of the file can tell")
+            raise pa.ArrowInvalid("more values than the bytes of the file can hold")
 
 
 def _footer_place(stream: BinaryIO) -> tuple[int, int]:
@@ -240,7 +239,7 @@ def _footer_place(stream: BinaryIO) -> tuple[int, int]:
     tail = stream.read(8)
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > min(size - 8, _MAX_FOOTER_BYTES):
-        raise pa.ArrowInvalid("no footer, or one that is too long")
+        raise pa.ArrowInvalid("the footer is missing or too long")
     return size - 8 - length, length
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support.processes import TINY
 from support.recorded_web import make_project
@@ -35,7 +36,7 @@ def run(name: str, *arguments: str, folder: Path) -> str:
 def test_no_example_is_left_out() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     scripts = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix == ".py")
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     assert all(f'run("{name}"' in text for name in scripts)
 
 
@@ -57,6 +58,17 @@ def test_inspect_set(tmp_path: Path) -> None:
     for reason in ("exact_duplicate", "near_duplicate"):
         assert f"dropped as {reason}: {account.stages[3].reasons[reason]:,}" in printed
     assert "shapes: 3 of 5 images are in the set" in printed
+    _check_random_access(config.parent / "work", tmp_path)
+
+
+def _check_random_access(work: Path, folder: Path) -> None:
+    printed = run("random_access.py", str(work), "DOG", folder=folder).splitlines()
+    rows = [row for path in sorted((work / "shards").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    dogs = sorted(row["uid"] for row in rows if row["status"] == "success" and "dog" in row["caption"].lower())
+    sizes = {row["uid"]: f"{row['width']} x {row['height']} {row['size']:,} bytes" for row in rows if row["size"]}
+    assert printed[0] == f"{len(dogs):,} samples have 'DOG' in their caption"
+    assert [line.split()[0] for line in printed[1:]] == dogs[:5]
+    assert all(sizes[line.split()[0]] in line for line in printed[1:])
 
 
 @pytest.mark.slow

@@ -11,14 +11,24 @@ import tempfile
 from pathlib import Path
 
 from dedup.errors import DedupError
-from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
+from pipeline.errors import (
+    BusyError,
+    ConfigError,
+    DamagedFileError,
+    NetworkError,
+    ShortageError,
+    UserError,
+    is_rate_limit,
+    one_line,
+)
 from queries.errors import InputError
 
 _TRACEBACK = "Traceback (most recent call last):"
 _STEP = re.compile(r" \[while running '(?P<step>.*?)'\]")
 _JOB_PREFIX = re.compile(r"^Pipeline \S+ failed in state \w+: ")
 _USER_ERRORS = (UserError, InputError, DedupError)
-_RAISED_AS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (UserError, ConfigError, DamagedFileError)} | {
+_KINDS = (UserError, ConfigError, DamagedFileError, ShortageError, NetworkError, BusyError)
+_RAISED_AS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _KINDS} | {
     f"{kind.__module__}.{kind.__qualname__}": UserError for kind in (InputError, DedupError)
 }
 
@@ -27,14 +37,19 @@ def user_error(error: Exception, log: Path) -> UserError:
     """Return the `UserError` of a failed run: the DoFn's, or one that names the cause, step and log file."""
     name, message = _python_cause(str(error)) or (type(error).__qualname__, str(error))
     if isinstance(error, _USER_ERRORS):
-        return UserError(without_step(str(error)))
+        kind = type(error) if isinstance(error, UserError) else UserError
+        return kind(without_step(str(error)))
     if name in _RAISED_AS:
         return _RAISED_AS[name](without_step(message))
     step = _STEP.search(message)
     where = f"in step {step['step']!r}; " if step else ""
     if f"[Errno {errno.ENOSPC}]" in message:
         disks = f"the disk of the workspace or of {tempfile.gettempdir()}"
-        return UserError(f"no space left on {disks}; free space and run again to resume ({where[:-2]})")
+        return ShortageError(f"no space left on {disks}; free space and run again to resume ({where[:-2]})")
+    if name == "MemoryError":
+        return ShortageError(f"{name}: {one_line(without_step(message))} ({where}the log is in {log})")
+    if is_rate_limit(message):
+        return NetworkError(f"{name}: {one_line(without_step(message))}; run again later to resume ({where[:-2]})")
     if name == "RuntimeError":  # Beam wraps errors without a Python traceback, and unusual exception classes, in it
         return UserError(f"{_java_cause(without_step(message))} ({where}the log is in {log})")
     return UserError(f"{name}: {one_line(without_step(message))} ({where}the log is in {log})")

@@ -32,7 +32,7 @@ from pipeline.beam.failures import is_interruption, user_error, without_step
 from pipeline.beam.log import keep_log, log_file, noise_in_log_file
 from pipeline.beam.options import parse_beam_options
 from pipeline.beam.spark import settings as spark
-from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.errors import ConfigError, NetworkError, UserError, one_line
 
 __all__ = ["log_file", "parse_beam_options", "run_pipeline", "worker_count"]
 
@@ -131,7 +131,7 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
 
 
 def _expect_master(options: PipelineOptions) -> None:
-    """Raise UserError if no standalone Spark master is listening; the driver would try for minutes."""
+    """Raise NetworkError if no standalone Spark master is listening; the driver would try for minutes."""
     standard, portable = options.view_as(StandardOptions), options.view_as(PortableOptions)
     master = options.view_as(SparkRunnerOptions).spark_master_url
     if standard.runner != "SparkRunner" or portable.job_endpoint or not master.startswith("spark://"):
@@ -144,4 +144,4 @@ def _expect_master(options: PipelineOptions) -> None:
             return
         except OSError as error:
             problems.append(f"{address}: {error.strerror or error}")
-    raise UserError(f"cannot connect to a Spark master at {master} ({'; '.join(problems)})")
+    raise NetworkError(f"cannot connect to a Spark master at {master} ({'; '.join(problems)})")

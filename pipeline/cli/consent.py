@@ -13,7 +13,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "recheck",
         help="list the images that may no longer be used",
         description="Request robots.txt, headers and image files again, with the rate limits of `wit build`, and write "
-        "the URLs that are refused now to consent/withdrawn.txt, a block list for fetch.consent.block_urls. If the "
+        "the URLs that are refused now to consent/withdrawn.txt, a list for `wit takedown`. If the "
         "config's [fetch.consent] is stricter than before, the stricter rules apply.",
     )
     recheck.add_argument(
@@ -41,5 +41,5 @@ def _recheck(args: argparse.Namespace) -> int:
         path = write_withdrawn(project.workspace, urls)
     print(f"{len(urls):,} images may no longer be used: {path}")
     if urls:
-        print("add it to fetch.consent.block_urls and run `wit build` to remove the pairs from the dataset")
+        print(f"remove them from the dataset with `wit takedown {path} -c {args.config}`")
     return 0

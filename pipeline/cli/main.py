@@ -1,4 +1,4 @@
-"""The console script `wit`. Exit codes: 0 done, 1 failed with a one-line cause, 2 usage."""
+"""The console script `wit`. `EXIT_CODES` says how a command ended and whether running it again helps."""
 
 import argparse
 import logging
@@ -10,23 +10,30 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dedup.errors import DedupError
+from pipeline.cli import annotate as cli_annotate
 from pipeline.cli import card as cli_card
 from pipeline.cli import consent as cli_consent
 from pipeline.cli import demo as cli_demo
+from pipeline.cli import diff as cli_diff
+from pipeline.cli import doctor as cli_doctor
+from pipeline.cli import forecast as cli_forecast
+from pipeline.cli import gc as cli_gc
+from pipeline.cli import merge as cli_merge
+from pipeline.cli import metrics as cli_metrics
 from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import peek as cli_peek
+from pipeline.cli import publish as cli_publish
+from pipeline.cli import status as cli_status
+from pipeline.cli import takedown as cli_takedown
 from pipeline.cli import train as cli_train
 from pipeline.cli import why as cli_why
-from pipeline.errors import ConfigError, UserError, system_error
+from pipeline.errors import EXIT_CODES, NOT_WHOLE, ConfigError, UserError, system_error
 from pipeline.project import STAGES, Project, code_version
 from queries.errors import InputError
 from queries.redact import redact
-
-if TYPE_CHECKING:
-    from pipeline.account import Account
 
 # Modules that are slow to import (Beam, Arrow, rich) are imported where a command needs them, so that `--help` and a
 # config error are quick.
@@ -53,19 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show_warnings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args, beam_args = _parse(arguments)
+    is_json = getattr(args, "log_format", "text") == "json"
     try:
         args.beam_args = beam_args
         with _signals_like_ctrl_c() as received:
             return int(args.func(args))
     except (UserError, InputError, DedupError) as error:
-        print(f"wit: {error}", file=sys.stderr)
+        _print_error(str(error), error.exit_code, is_json)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 1
     except OSError as error:  # its message names the file; all other exceptions are bugs
-        print(f"wit: {system_error(error)}", file=sys.stderr)
-        return 1
+        failure = system_error(error)
+        _print_error(str(failure), failure.exit_code, is_json)
+        return failure.exit_code
     except KeyboardInterrupt:
         from pipeline.beam.fork_server import end_server
         from pipeline.private_folder import remove_leftovers
@@ -74,6 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         remove_leftovers()
         print("wit: stopped; run the same command again to resume", file=sys.stderr)
         return 128 + (received[0] if received else signal.SIGINT)
+
+
+def _print_error(message: str, exit_code: int, is_json: bool) -> None:
+    if is_json:
+        from pipeline.engine.json_log import json_line
+
+        print(json_line("error", message, exit_code=exit_code), file=sys.stderr)
+    else:
+        print(f"wit: {message}", file=sys.stderr)
 
 
 @contextmanager
@@ -105,6 +123,13 @@ def _show_warnings() -> None:
     ours = logging.getLogger("pipeline")
     ours.handlers[:] = [handler]
     ours.propagate = False
+
+
+def _warn_in_json() -> None:
+    from pipeline.engine.json_log import JsonFormatter
+
+    for handler in logging.getLogger("pipeline").handlers:
+        handler.setFormatter(JsonFormatter())
 
 
 class _WithoutSecrets(logging.Formatter):
@@ -147,7 +172,7 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wit",
         description="Build a CLIP-style image-text dataset: crawl, balance, deduplicate, measure overlap, train.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES + _exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -157,17 +182,32 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     _add_group("queries", commands, first)
     _add_group("sources", commands, first)
     _add_build(commands)
-    _add_status(commands)
+    cli_doctor.add_parser(commands)
+    cli_forecast.add_parser(commands)
+    cli_status.add_parser(commands)
     _add_verify(commands)
     _add_group("evals", commands, first)
     _add_report(commands)
     cli_peek.add_parser(commands)
     cli_card.add_parser(commands)
     cli_why.add_parser(commands)
+    cli_annotate.add_parser(commands)
+    cli_merge.add_parser(commands)
+    cli_publish.add_parser(commands)
+    cli_metrics.add_parser(commands)
+    cli_diff.add_parser(commands)
+    cli_gc.add_parser(commands)
     cli_consent.add_parser(commands)
+    cli_takedown.add_parser(commands)
     cli_overlap.add_parser(commands)
     cli_train.add_parser(commands)
     return parser
+
+
+def _exit_codes() -> str:
+    codes, meanings = (max(len(row[column]) for row in EXIT_CODES) for column in (0, 1))
+    lines = [f"  {code:<{codes}}  {meaning:<{meanings}}  {again}" for code, meaning, again in EXIT_CODES]
+    return "\n".join(["", "exit codes, and whether running the same command again helps:", *lines, ""])
 
 
 class _PrintVersion(argparse.Action):
@@ -216,17 +256,13 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="with --retry: only failures at least this old, such as 12h or 7d (default: 1h)",
     )
     build.add_argument("--quiet", action="store_true", help="do not show progress")
-    build.set_defaults(func=_build, takes_beam_options=True)
-
-
-def _add_status(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    status = commands.add_parser(
-        "status",
-        help="show progress and the account of all pairs",
-        description="Show progress and the account of all pairs. Exit 1 if the account does not close.",
+    build.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="how progress and warnings are written to stderr; json: one object a line, for programs",
     )
-    _add_config(status)
-    status.set_defaults(func=_status)
+    build.set_defaults(func=_build, takes_beam_options=True)
 
 
 def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -234,7 +270,7 @@ def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "verify",
         help="compare all files with their checksums",
         description="Read every file of a workspace, or of a set of shards, and compare it with the size and SHA-256 "
-        "that were recorded when it was written. Exit 1 if one differs.",
+        "that were recorded when it was written. Exit 6 if one differs.",
         allow_abbrev=False,
     )
     _add_config(verify)
@@ -280,32 +316,28 @@ def _build(args: argparse.Namespace) -> int:
 
     retry = Retry.parse(args.retry, args.retry_older_than) if args.retry is not None else None
     options = parse_beam_options(args.beam_args)
-    progress = Progress(None) if args.quiet else Progress()
+    if args.log_format == "json":
+        _warn_in_json()
+    _warn_of_this_machine(project)
+    progress = Progress(None) if args.quiet else Progress(sys.stderr, as_json=args.log_format == "json")
     account = run_build(project, options, to=args.to, refetch=args.refetch, retry=retry, progress=progress)
-    print_account(account)
+    cli_status.print_account(account)
+    if args.to == STAGES[-1]:
+        from pipeline.engine.units import add_counts, read_markers
+        from pipeline.stages.forecast import compare_with_outcome
+
+        fetched = add_counts(read_markers(project.workspace, "fetched").values())
+        for line in compare_with_outcome(project.workspace, fetched):
+            print(line)
     return 0
 
 
-def _status(args: argparse.Namespace) -> int:
-    workspace = Project.load(args.config).workspace
-    from pipeline.account import describe_damage, read_account
-    from pipeline.engine.units import missing_outputs
-    from pipeline.fetching.retry import describe_retry
+def _warn_of_this_machine(project: Project) -> None:
+    from pipeline.stages.doctor import Verdict, quick_checks
 
-    account = read_account(workspace)
-    if not account.stages:
-        print("nothing has been built yet: run `wit build`")
-        return 0
-    print_account(account)
-    for line in [*describe_damage(workspace), *describe_retry(account)]:
-        print(line)
-    problems = account.problems()
-    lost = missing_outputs(workspace)
-    if lost:
-        problems.append(f"{len(lost)} files are missing or cut, such as {lost[0]}: run `wit build` to make them again")
-    for problem in problems:
-        print(f"wit: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    for finding in quick_checks(project):
+        if finding.verdict in (Verdict.WARNING, Verdict.FAILED):
+            logging.getLogger("pipeline").warning("%s: %s: %s", finding.check, finding.found, finding.advice)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -330,7 +362,7 @@ def _verify(args: argparse.Namespace) -> int:
     if verdict.problems and args.shards is None:
         way_out = "run `wit build` to write them again" if args.discard else "add --discard, then run `wit build`"
         print(f"wit: {way_out}", file=sys.stderr)
-    return 1 if verdict.problems else 0
+    return NOT_WHOLE if verdict.problems else 0
 
 
 def _verify_report(folder: Path | None) -> int:
@@ -356,23 +388,3 @@ def _report(args: argparse.Namespace) -> int:
 
     print(redact(write_reports(project.workspace, project.config, project.load_allowlist(), args.reviews)))
     return 0
-
-
-def print_account(account: "Account") -> None:
-    """Print the account as a table, one line per stage and one per reason."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (("stage", "left"), ("in", "right"), ("kept", "right"), ("share", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for stage in account.stages:
-        share = f"{stage.kept / stage.inputs:.1%}" if stage.inputs else "-"
-        table.add_row(stage.stage, f"{stage.inputs:,}", f"{stage.kept:,}", share, style="bold")
-        for reason, count in sorted(stage.reasons.items(), key=lambda item: -item[1]):
-            table.add_row(f"  {reason}", f"-{count:,}", "", f"{count / stage.inputs:.1%}", style="dim")
-    Console().print(table)
-    empty = account.emptied_by()
-    if empty is not None:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in empty.reasons.items())
-        print(f"wit: the dataset is empty: {empty.stage} kept 0 of {empty.inputs:,} rows ({reasons})", file=sys.stderr)

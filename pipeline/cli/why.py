@@ -1,6 +1,7 @@
-"""`wit why`: the outcome of one pair or URL, and when and how its consent was checked."""
+"""`wit why`: the outcome of one pair at every stage, and when and how its consent was checked."""
 
 import argparse
+import json
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -10,27 +11,39 @@ from pipeline.project import Project
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     why = commands.add_parser(
         "why",
-        help="show the outcome and the consent record of one pair",
-        description="Print the outcome of one pair or image URL, and its record of consent.",
+        help="show the path of one pair through all stages, and its consent record",
+        description="Print what became of pairs at every stage, with the query, the rule or the neighbour that "
+        "decided, and their record of consent. Everything comes from the workspace's files.",
+        allow_abbrev=False,
     )
-    why.add_argument("wanted", metavar="UID|URL", help="a uid, or the URL of an image as in the tables")
+    why.add_argument(
+        "wanted",
+        metavar="UID|URL|SHA256|EVAL-ID",
+        help="a uid, the URL of an image, the SHA-256 of an image file, or an id of an evaluation set's example",
+    )
     why.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
+    why.add_argument("--json", action="store_true", help="print one JSON object a line")
     why.set_defaults(func=_why)
 
 
 def _why(args: argparse.Namespace) -> int:
-    from pipeline.stages.consent_record import find_records
-    from pipeline.web.urls import normalize_url
+    from pipeline.stages.trace import Trace
 
     project = Project.load(args.config)
-    wanted = (normalize_url(args.wanted) or args.wanted) if "/" in args.wanted else args.wanted
+    trace = Trace(project.workspace, project.config, project.load_allowlist())
     count = 0
-    for count, record in enumerate(find_records(project.workspace, wanted), 1):
+    for count, record in enumerate(trace.find(args.wanted), 1):
+        if args.json:
+            print(json.dumps(record, default=str))
+            continue
         print("\n" if count > 1 else "", end="")
         for name, value in record.items():
             if value is not None and value != "":
                 shown = "".join(c if c.isprintable() else " " for c in str(value))
-                print(f"{name:16} {shown}")
+                print(f"{name:24} {shown}")
+    if trace.taken_down(args.wanted):
+        print("it was taken down, and later builds leave it out")
+        count += 1
     if not count:
-        raise UserError(f"{args.wanted}: no planned pair has this uid or URL")
+        raise UserError(f"{args.wanted}: no matched pair has this uid, URL or SHA-256, and no overlap has this eval id")
     return 0

@@ -5,6 +5,7 @@
     url hashes       64, 40 or 32 hexadecimal digits: SHA-256, SHA-1 or MD5 of a URL
     image hashes     the same of a file as downloaded, or pdq:<64 digits>, which also finds near copies; a number after
                      it is the distance in bits up to which an image is one: pdq:<64 digits> 24
+    uids             32 hexadecimal digits: one pair, while other captions of the image may stay
 
 One entry per line; empty lines and lines that start with # are skipped. URLs match with http or https, as normalised
 here. Of each hash 8 bytes are kept, in one sorted array: ten million entries take 80 MB, and a wrong match among a
@@ -45,6 +46,9 @@ class DigestSet:
     def of(cls, digests: Iterable[bytes]) -> "DigestSet":
         return cls(np.unique(np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64)))
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
     def __contains__(self, digest: bytes) -> bool:
         key = np.uint64(int.from_bytes(digest[:8]))
         at = int(self.keys.searchsorted(key))
@@ -64,10 +68,11 @@ class BlockLists:
     image_hashes: Mapping[int, DigestSet] = field(default_factory=dict)
     pdq: np.ndarray | None = None
     pdq_bits: np.ndarray | None = None
+    uids: DigestSet | None = None
 
     @classmethod
     def read(cls, lines: Mapping[str, Iterable[str]]) -> "BlockLists":
-        """Return the lists of each kind: domains, urls, url_hashes, image_hashes.
+        """Return the lists of each kind: domains, urls, url_hashes, image_hashes, uids.
 
         Raises:
             EntryError: a line is not a valid entry.
@@ -75,6 +80,7 @@ class BlockLists:
         urls = [_digest(_without_scheme(_url(line))) for line in _entries(lines.get("urls", ()))]
         images = list(_entries(lines.get("image_hashes", ())))
         looks = [_pdq(line) for line in images if line.startswith("pdq:")]
+        uids = [_uid(line) for line in _entries(lines.get("uids", ()))]
         return cls(
             frozenset(_domain(line) for line in _entries(lines.get("domains", ()))),
             DigestSet.of(urls) if urls else None,
@@ -82,10 +88,12 @@ class BlockLists:
             _by_length(line for line in images if not line.startswith("pdq:")),
             np.stack([look for look, _ in looks]) if looks else None,
             np.array([bits for _, bits in looks]) if looks else None,
+            DigestSet.of(uids) if uids else None,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.domains or self.urls or self.url_hashes or self.image_hashes or self.pdq is not None)
+        lists = (self.domains, self.urls, self.url_hashes, self.image_hashes, self.uids)
+        return any(map(bool, lists)) or self.pdq is not None
 
     def of_url(self, url: str, host: str) -> Statement | None:
         """Return the refusal of a normalised URL, before it is requested."""
@@ -120,6 +128,10 @@ class BlockLists:
             return None
         distances = np.bitwise_count(self.pdq ^ np.frombuffer(pdq, np.uint64)).sum(axis=1)
         return _listed("image") if bool((distances <= self.pdq_bits).any()) else None
+
+    def of_uid(self, uid: str) -> Statement | None:
+        """Return the refusal of one pair, whose image may stay with another caption."""
+        return _listed("pair") if self.uids is not None and bytes.fromhex(uid) in self.uids else None
 
 
 def _listed(what: str) -> Statement:
@@ -181,3 +193,10 @@ def _pdq(entry: str) -> tuple[np.ndarray, int]:
     if not (bits.isascii() and bits.isdigit() and len(bits) <= 2 and int(bits) <= _MOST_BITS):
         raise EntryError(f"not a distance from 0 to {_MOST_BITS} bits")
     return np.frombuffer(bytes.fromhex(digits), np.uint64), int(bits)
+
+
+def _uid(entry: str) -> bytes:
+    digits = entry.lower()
+    if len(digits) != 32 or _HEX.fullmatch(digits) is None:
+        raise EntryError("not a uid of 32 hexadecimal digits")
+    return bytes.fromhex(digits)

@@ -21,7 +21,7 @@ VOCABULARY_DRAFT = "draft-ietf-aipref-vocab-08 (2026-09-14)"
 
 _USUAL_CHARS = 500
 
-# Of the vocabulary, then of its earlier drafts: files that were written for those still stand.
+# Terms of the vocabulary, then of its earlier drafts, for which files were written that still exist.
 _USES = {
     "train-ai": TRAINING,
     "search": "search",
@@ -35,7 +35,7 @@ _USES = {
 
 
 def read_content_usage(value: str) -> Mapping[str, bool]:
-    """Return use -> is it allowed; empty where the value states nothing or is no structured-field dictionary.
+    """Return use -> is it allowed; empty if the value states nothing or is not a structured-field dictionary.
 
     Vocabulary section 6.4: unknown labels and all parameters are ignored, and of a repeated label the last counts.
     """
@@ -57,7 +57,7 @@ def _parse(value: str) -> Mapping[str, bool]:
     return MappingProxyType(preferences)
 
 
-_parse_again = lru_cache(1_024)(_parse)  # a host says the same of all its pictures
+_parse_again = lru_cache(1_024)(_parse)  # a host sends the same header with all its images
 
 
 def read_content_usage_header(lines: Iterable[str]) -> Mapping[str, bool]:

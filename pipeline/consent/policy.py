@@ -29,6 +29,7 @@ _MAX_TEXT_CHARS = 200
 class Signal(StrEnum):
     """The kinds of statements about the use of an image. A closed list: tables and reports use these names."""
 
+    TAKEDOWN = "takedown"
     BLOCK_LIST = "block-list"
     ROBOTS_TXT = "robots-txt"
     ALSO_OBEY = "also-obey"

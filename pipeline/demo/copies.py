@@ -120,12 +120,12 @@ def _repeated_pairs(web: Publisher) -> None:
             web.mention(host, mention)
         mentions += len(hosts)
         uids.append(mention.uid)
-    web.ledger.counts.append(Count("same pair on another site", "planned", Reason.DUPLICATE_PAIR, mentions - len(uids)))
+    web.ledger.counts.append(Count("same pair on another site", "plan", Reason.DUPLICATE_PAIR, mentions - len(uids)))
     twice = [_fresh_mention(web) for _ in range(12)]
     for mention in twice:
         fields = (replace(mention, field="alt"), replace(mention, field="title"))
         web.mention(web.rng.choice(PAGE_HOSTS), *fields)
-    web.ledger.counts.append(Count("title repeats the alt text", "pool", Reason.REPEATED_TEXT, len(twice)))
+    web.ledger.counts.append(Count("title repeats the alt text", "pairs", Reason.REPEATED_TEXT, len(twice)))
     uids += [mention.uid for mention in twice]
     web.ledger.fates.append(Fate("pair mentioned more than once", (), tuple(uids)))
 

@@ -1,7 +1,7 @@
 """The planted items and their expected outcomes: `make_world` writes them as planted.json, the comparison reads them.
 
 {"fates":    [{"kind": "dead link (404)", "reasons": ["http_not_found"], "uids": ["0f3a...", ...]}, ...],
- "counts":   [{"kind": "caption without a query", "stage": "pool", "reason": "no_match", "number": 300}, ...],
+ "counts":   [{"kind": "caption without a query", "stage": "pairs", "reason": "no_match", "number": 300}, ...],
  "copies":   [{"kind": "exact copy", "reason": "exact_duplicate", "groups": [["0f3a...", "77b1..."], ...]}, ...],
  "overlaps": [{"kind": "mirrored", "eval_set": "objects", "matches": {"0f3a...": "red circle/03.png"}}, ...],
  "requests": {"http://flaky.example/1.jpg": 2}, "unasked": ["http://photos.example/IMG_1.jpg"], ...}

@@ -34,8 +34,8 @@ def write_sources(web: Publisher, directory: Path) -> None:
         (directory / f"pages-{number}.warc.gz").write_bytes(b"".join(records))
         pages += len(records)
     # One logo without text and one image without a URL on every page.
-    web.ledger.counts.append(Count("image without text", "pool", Reason.NO_CAPTION, pages))
-    web.ledger.counts.append(Count("text without a URL", "pool", Reason.NO_URL, pages))
+    web.ledger.counts.append(Count("image without text", "pairs", Reason.NO_CAPTION, pages))
+    web.ledger.counts.append(Count("text without a URL", "pairs", Reason.NO_URL, pages))
     _write_damaged(web, directory / "damaged.warc.gz")
     _write_tables(web, directory)
 
@@ -138,7 +138,7 @@ def _write_damaged(web: Publisher, path: Path) -> None:
     """Write a WARC whose only record is truncated, as after an interrupted download."""
     record = _warc_record("http://photos.example/lost.html", _response(_page("photos.example", []), "utf-8"))
     path.write_bytes(record[: len(record) // 2])
-    web.ledger.counts.append(Count("truncated file", "pool", Reason.DAMAGED_FILE, 1))
+    web.ledger.counts.append(Count("truncated file", "pairs", Reason.DAMAGED_FILE, 1))
 
 
 def _write_tables(web: Publisher, directory: Path) -> None:

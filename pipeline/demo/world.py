@@ -91,7 +91,7 @@ def _odd_words(web: Publisher, no_query: int) -> None:
         url = web.new_url(host)
         web.mention(host, Mention(url, web.rng.choice(_NO_QUERY_CAPTIONS).format(number)))
         web.ledger.unasked.append(url)
-    web.ledger.counts.append(Count("caption without a query", "pool", Reason.NO_MATCH, no_query))
+    web.ledger.counts.append(Count("caption without a query", "pairs", Reason.NO_MATCH, no_query))
     uids = []
     for host in PAGE_HOSTS:
         scene = next(web.scenes)
@@ -110,10 +110,10 @@ def _odd_words(web: Publisher, no_query: int) -> None:
     )
     for address in addresses:
         web.mention("photos.example", Mention(address, web.caption(next(web.scenes))))
-    web.ledger.counts.append(Count("URL that is not http(s)", "pool", Reason.BAD_URL, len(addresses)))
+    web.ledger.counts.append(Count("URL that is not http(s)", "pairs", Reason.BAD_URL, len(addresses)))
     essay = " ".join(web.caption(next(web.scenes), "en") for _ in range(800))
     web.mention("press.example", Mention(web.new_url("press.example"), essay))
-    web.ledger.counts.append(Count("caption above the length limit", "pool", Reason.CAPTION_TOO_LONG, 1))
+    web.ledger.counts.append(Count("caption above the length limit", "pairs", Reason.CAPTION_TOO_LONG, 1))
 
 
 def _robots_for_all(web: Publisher) -> None:

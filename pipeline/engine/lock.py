@@ -8,7 +8,7 @@ from typing import TextIO
 
 from pipeline.engine.store_lock import hold, take
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import ConfigError, UserError, one_line
+from pipeline.errors import BusyError, ConfigError, UserError, one_line
 from pipeline.private_folder import remove_leftovers
 
 _LOCK = ".wit/lock"
@@ -20,7 +20,7 @@ def build_lock(workspace: Workspace) -> Iterator[None]:
 
     Raises:
         ConfigError: the workspace is not writable.
-        UserError: another build is running in it.
+        BusyError: another build is running in it.
     """
     remove_leftovers()
     try:
@@ -44,5 +44,5 @@ def _lock_file(workspace: Workspace) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise UserError(f"{workspace.root}: another build is running in this workspace; wait until it ends") from None
+        raise BusyError(f"{workspace.root}: another build is running in this workspace; wait until it ends") from None
     return file

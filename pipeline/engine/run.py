@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.utils.shared import Shared
 
 from pipeline.beam.runner import run_pipeline
+from pipeline.engine.disk_space import short_of_space, wait_for_space
 from pipeline.engine.progress import Progress, StepProgress
 from pipeline.engine.units import Marker, Prepare, Unit, UnitOutput, discard_stale, read_marker, write_marker
 from pipeline.engine.workspace import Workspace
@@ -40,16 +41,18 @@ class Reduction(Protocol):
 
 @dataclass(frozen=True)
 class Build:
-    """What every stage needs: the workspace, Beam's options, and the progress output."""
+    """What every stage needs: the workspace, Beam's options, the progress output, and the space disks must keep."""
 
     workspace: Workspace
     options: PipelineOptions
     progress: Progress
+    min_free_bytes: int = 0
 
 
 class _RunUnit(beam.DoFn):
-    def __init__(self, step: str, root: str, prepare: Prepare, at_once: int) -> None:
+    def __init__(self, step: str, root: str, prepare: Prepare, at_once: int, min_free_bytes: int) -> None:
         self._step, self._root, self._prepare, self._at_once = step, root, prepare, at_once
+        self._min_free_bytes = min_free_bytes
         self._shared = Shared()
 
     def setup(self) -> None:
@@ -63,6 +66,7 @@ class _RunUnit(beam.DoFn):
     def _run(self, unit: Unit) -> None:
         marker = read_marker(self._workspace, self._step, unit.name)
         if marker is None or marker.digest != unit.digest:
+            wait_for_space(self._workspace, self._min_free_bytes)
             output = UnitOutput(self._workspace)
             counts = self._work.run(unit.payload, output)
             write_marker(self._workspace, self._step, unit, output, counts)
@@ -120,7 +124,7 @@ def run_units(
             todo = [unit for unit in units if unit.name not in done]
             if not todo:
                 break
-            with _watching(build.workspace, step, todo, bar):
+            with _watching(build, step, todo, bar):
                 _run_on_beam(build, step, todo, prepare, at_once)
             done = discard_stale(build.workspace, step, units)
         else:
@@ -177,7 +181,7 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
             | "Packs" >> beam.Create(_packs(chains), reshuffle=False)
             | "Units" >> beam.FlatMap(_unpack)
             | "Spread" >> beam.Reshuffle()
-            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare, at_once))
+            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare, at_once, build.min_free_bytes))
         )
 
     run_pipeline(wire, build.options if len(chains) > 1 else _in_this_process(build.options))
@@ -211,8 +215,9 @@ def _in_this_process(options: PipelineOptions) -> PipelineOptions:
 
 
 @contextmanager
-def _watching(workspace: Workspace, step: str, todo: Sequence[Unit], bar: StepProgress) -> Iterator[None]:
+def _watching(build: Build, step: str, todo: Sequence[Unit], bar: StepProgress) -> Iterator[None]:
     """Report finished units while a pipeline runs: markers are data, so this works on every runner."""
+    workspace = build.workspace
     stop = threading.Event()
     seen: set[str] = set()
     wanted = {unit.name: unit.digest for unit in todo}
@@ -226,6 +231,7 @@ def _watching(workspace: Workspace, step: str, todo: Sequence[Unit], bar: StepPr
                     if marker is not None and marker.digest == wanted[name]:
                         seen.add(name)
                         bar.advance(name, marker)
+                bar.heartbeat(paused=short_of_space(workspace, build.min_free_bytes))
             except (OSError, ValueError) as error:  # an error while reading progress must not stop the work
                 logger.debug("progress of %s: %s", step, error)
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import UserError
+from pipeline.errors import BusyError
 
 TOUCH_S = 30.0
 STALE_S = 300.0
@@ -29,7 +29,7 @@ def hold(workspace: Workspace, name: str, token: str) -> Iterator[None]:
     """Hold the lock object `name` that `take` created; interrupt the main thread if another build takes it over.
 
     Raises:
-        UserError: another build has taken it over.
+        BusyError: another build has taken it over.
     """
     done, lost = threading.Event(), threading.Event()
     toucher = threading.Thread(target=_touch, args=(workspace, name, token, done, lost), daemon=True)
@@ -40,7 +40,7 @@ def hold(workspace: Workspace, name: str, token: str) -> Iterator[None]:
         done.set()
         toucher.join()
         if lost.is_set():
-            raise UserError(
+            raise BusyError(
                 f"{workspace.root}: another build has taken this workspace over, because this one did not reach the "
                 "store for minutes; it has ended, and nothing is lost"
             ) from None
@@ -52,7 +52,7 @@ def take(workspace: Workspace, name: str) -> str:
     """Create the lock object `name`; return the token that tells it from another build's.
 
     Raises:
-        UserError: another build holds it.
+        BusyError: another build holds it.
         Exception: any error of the store: it is not writable.
     """
     token = uuid.uuid4().hex
@@ -60,14 +60,14 @@ def take(workspace: Workspace, name: str) -> str:
         return token
     holder = _read(workspace, name)
     if _is_alive(holder):
-        raise UserError(
+        raise BusyError(
             f"{workspace.root}: another build is running in this workspace (process {holder['pid']} on "
             f"{holder['host']}, last seen at {holder['touched']}); wait until it ends. If it was killed, "
             f"{STALE_S / 60:.0f} minutes without a sign of it free the workspace"
         )
     workspace.remove([name])
     if not _create(workspace, name, token):
-        raise UserError(f"{workspace.root}: another build has just started in this workspace; wait until it ends")
+        raise BusyError(f"{workspace.root}: another build has just started in this workspace; wait until it ends")
     return token
 
 

@@ -252,8 +252,8 @@ class Workspace:
             checked.check()
         yield pa.BufferReader(content)
 
-    def read_batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Read a Parquet file that this project wrote, some rows at a time.
+    def read_batches(self, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Read columns of a Parquet file that this project wrote, some rows at a time.
 
         Raises:
             DamagedFileError: it is not what was written.
@@ -263,6 +263,9 @@ class Workspace:
             _reading_parquet(name),
             pq.ParquetFile(source, page_checksum_verification=True) as file,
         ):
+            missing = set(columns) - set(file.schema_arrow.names)  # a footer has no checksum
+            if missing:
+                raise DamagedFileError.of(name, f"it has no column {min(missing)!r}")
             yield from file.iter_batches(columns=columns, use_threads=False)
 
     def move(self, names: Mapping[str, str]) -> None:

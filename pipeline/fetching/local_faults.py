@@ -4,7 +4,7 @@ import errno
 import os
 import tempfile
 
-from pipeline.errors import UserError
+from pipeline.errors import ShortageError, UserError
 
 _RESUME = "and run again: finished work is kept"
 _NO_SPACE = f"free space or set TMPDIR to a folder on a larger disk, {_RESUME}"
@@ -31,6 +31,6 @@ def local_fault(error: BaseException) -> UserError | None:
         if number in _WAYS_OUT:
             folder = getattr(seen, "filename", None) or tempfile.gettempdir()
             way_out = _WAYS_OUT[number].format(folder=folder)
-            return UserError(f"fetch stopped: {os.strerror(number)} on this machine ({folder}): {way_out}")
+            return ShortageError(f"fetch stopped: {os.strerror(number)} on this machine ({folder}): {way_out}")
         seen = getattr(seen, "os_error", None) or seen.__cause__
     return None

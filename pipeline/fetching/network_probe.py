@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from pipeline.errors import UserError
+from pipeline.errors import NetworkError
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client
 from pipeline.fetching.network_watch import PAUSES_S, NetworkWatch
@@ -30,12 +30,12 @@ class NetworkProbe:
         """Return after how many seconds to try again; 0 where the network was there all the time.
 
         Raises:
-            UserError: it does not come back.
+            NetworkError: it does not come back.
         """
         paused_s = 0.0
         while not await self._is_there():
             if self.pauses == len(PAUSES_S):
-                raise UserError(_NO_NETWORK.format(self._watch))
+                raise NetworkError(_NO_NETWORK.format(self._watch))
             pause_s = PAUSES_S[self.pauses]
             logger.warning("%s: trying again in %g s", self._watch, pause_s)
             await asyncio.sleep(pause_s)

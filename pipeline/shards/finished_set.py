@@ -16,6 +16,7 @@ from dedup.overlap import EvalIndex
 from pipeline.account import Account, read_account
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
+from pipeline.shards.listed import left_since, without
 from pipeline.shards.manifest import Manifest, read_manifest
 
 
@@ -40,11 +41,40 @@ class FinishedSet:
         return self._concatenated("shards", columns)
 
     def samples(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of the pairs that are in the tars."""
-        wanted = None if columns is None else [*columns, *({"status"} - set(columns))]
+        """Return the rows of the pairs that are in the tars.
+
+        Columns of annotations are named with a dot, such as `aesthetic.score`; they are null where a sample has none.
+        """
+        own = None if columns is None else [name for name in columns if "." not in name]
+        wanted = None if own is None else [*own, *({"status", "uid"} - set(own))]
         rows = self.planned(wanted)
         rows = rows.filter(pc.equal(rows["status"], "success"))
+        for column in columns or ():
+            if "." in column:
+                name, _, field = column.partition(".")
+                annotation = self.annotation(name, [field])
+                at = pc.index_in(rows["uid"], annotation["uid"].combine_chunks())
+                rows = rows.append_column(column, annotation[field].take(at))
         return rows if columns is None else rows.select(list(columns))
+
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        """The names of the annotations that `wit annotate` joined."""
+        names = self.workspace.sizes("annotations")
+        return tuple(sorted({name.split("/")[1] for name in names}))
+
+    def annotation(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the uids of an annotation with its columns, or some of them.
+
+        Raises:
+            UserError: there is no such annotation, or it has no such column.
+        """
+        if name not in self.annotations:
+            raise UserError(f"there is no annotation {name!r}, only {', '.join(self.annotations) or 'none'}")
+        table = self._concatenated(f"annotations/{name}", None)
+        if missing := sorted(set(columns or ()) - set(table.column_names)):
+            raise UserError(f"the annotation {name!r} has no column {missing[0]!r}: {', '.join(table.column_names)}")
+        return table if columns is None else table.select(["uid", *columns])
 
     def duplicates(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row for every image that was dropped as a duplicate of another, its `survivor`."""
@@ -63,7 +93,7 @@ class FinishedSet:
             UserError: the set was not compared with it.
         """
         self._check_eval(name)
-        return self.workspace.read_table(f"dedup/overlap/{name}.parquet")
+        return without(self.workspace.read_table(f"dedup/overlap/{name}.parquet"), left_since(self.workspace))
 
     def eval_index(self, name: str) -> EvalIndex:
         """Return the index of evaluation set `name`: its ids, hashes and qualities.

@@ -14,12 +14,14 @@ class TarWriter:
     def __init__(self, stream: BinaryIO) -> None:
         self._tar = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def add(self, name: str, content: bytes) -> None:
-        """Append one member. `name` is derived from a uid, never from untrusted text."""
+    def add(self, name: str, content: bytes) -> int:
+        """Append one member; return the offset of its content. `name` comes from a uid, not from untrusted text."""
         info = tarfile.TarInfo(name)
         info.size = len(content)
         info.mode = 0o444
         self._tar.addfile(info, io.BytesIO(content))
+        blocks = -(-len(content) // tarfile.BLOCKSIZE)
+        return self._tar.offset - blocks * tarfile.BLOCKSIZE
 
     def close(self) -> None:
         """Write the end-of-archive blocks; the stream stays open."""

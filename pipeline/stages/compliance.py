@@ -23,6 +23,9 @@ from pipeline.stages.data_card import SAMPLED_SHARDS
 
 _MOST_HOSTS = 1_000  # named in compliance.json
 
+_OUR_OWN = (Signal.BLOCK_LIST, Signal.TAKEDOWN)
+"""What was said to us, not on the host."""
+
 _COLUMNS = ["url", "status", "http_status", "refused_by", "license_url", "creator"]
 
 
@@ -67,13 +70,13 @@ def measure_compliance(workspace: Workspace, manifest: Mapping[str, Any]) -> Com
 
 
 def _count_rows(rows: pa.Table, compliance: Compliance) -> None:
-    by_url = {row["url"]: row for row in rows.to_pylist()}
+    by_url = {row["url"]: row for row in rows.to_pylist() if row["url"]}  # empty if taken down
     compliance.urls += len(by_url)
     for url, row in by_url.items():
         host = urlsplit(url).hostname or ""
         compliance.hosts.add(host)
         compliance.responses += row["http_status"] is not None
-        if row["refused_by"] is not None and row["refused_by"] != Signal.BLOCK_LIST:
+        if row["refused_by"] is not None and row["refused_by"] not in _OUR_OWN:
             compliance.hosts_that_refused[host] += 1
         if row["status"] == "success":
             compliance.with_licence += row["license_url"] is not None

@@ -59,9 +59,14 @@ def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composit
 
 
 def write_data_card(
-    composition: Composition, account: Account, config: Config, manifest: Mapping[str, Any], consent: Sequence[str]
+    composition: Composition,
+    account: Account,
+    config: Config,
+    manifest: Mapping[str, Any],
+    consent: Sequence[str],
+    annotations: str = "",
 ) -> str:
-    """Return the card as Markdown; `consent` is its section about consent."""
+    """Return the card as Markdown; `consent` is its section about consent, `annotations` names those of the set."""
     lines = [
         "# Data card",
         "",
@@ -77,6 +82,7 @@ def write_data_card(
         f"- Opt-outs honoured: {_opt_outs(account)}.",
         "- Licences: unknown. The pairs come from the web; each keeps its `url` and `page_url`. Rights in the images "
         "stay with their owners.",
+        *([f"- Annotations, joined later by uid: {annotations}."] if annotations else []),
         "- Known limits: captions are as their authors wrote them; nothing was filtered for safety, faces or quality.",
         "",
         *consent,

@@ -4,8 +4,11 @@ While another plan is fetched, or failures are requested again, the parts fetche
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
 
 from pipeline.config import Config
 from pipeline.engine.units import Marker, digest, marker_name, read_markers
@@ -15,7 +18,8 @@ from pipeline.sources import expand_paths, file_versions
 
 FROM_ARCHIVES = "archives-"
 EARLIER = ".wit/earlier"
-"""While a plan is fetched, the parts fetched for earlier plans: <settings>/<part>.<plan>.tar and .parquet."""
+"""While a plan is fetched, the parts fetched for earlier plans: <settings>/<part>.<plan>.tar, .parquet and .json, their
+marker with sizes and checksums."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,17 @@ class FetchSettings:
 
     def reuse_path(self, file: str, marker: Marker) -> str:
         """Return the path of a part's file while another plan is fetched."""
-        stem, _, suffix = file.rsplit("/", 1)[1].partition(".")
-        return f"{EARLIER}/{self.name}/{stem}.{marker.digest[-16:]}.{suffix}"
+        suffix = file.rpartition(".")[2]
+        return f"{EARLIER}/{self.name}/{self.reuse_unit(part_stem(file), marker)}.{suffix}"
+
+    def reuse_unit(self, part: str, marker: Marker) -> str:
+        """Return the name of the unit that a part is then."""
+        return f"{part}.{marker.digest[-16:]}"
+
+    @property
+    def reuse_step(self) -> str:
+        """The step of these units: their markers lie beside the files."""
+        return f"{EARLIER.removeprefix('.wit/')}/{self.name}"
 
 
 def stash_for_reuse(workspace: Workspace, settings: FetchSettings, wanted: Mapping[str, str]) -> None:
@@ -58,18 +71,32 @@ def stash_for_reuse(workspace: Workspace, settings: FetchSettings, wanted: Mappi
     markers = {n: m for n, m in read_markers(workspace, "fetched").items() if settings.owns(m)}
     in_place, stashed = workspace.sizes("fetched"), workspace.sizes(EARLIER)
     moves: dict[str, str] = {}
-    stale = []
+    stale, moved_back = [], []
+    aside: dict[str, Marker] = {}
     for name, marker in markers.items():
         targets = {file: settings.reuse_path(file, marker) for file in marker.outputs}
         present = [file for file, facts in marker.outputs.items() if in_place.get(file) == facts.bytes]
         moved = [file for file, facts in marker.outputs.items() if stashed.get(targets[file]) == facts.bytes]
         if wanted.get(name) == marker.digest:
             moves |= {targets[file]: file for file in moved if file not in present}
+            moved_back.append(marker_name(settings.reuse_step, settings.reuse_unit(name, marker)))
         elif {*present, *moved} == targets.keys():
             moves |= {file: targets[file] for file in present}
+            aside[settings.reuse_unit(name, marker)] = _moved(marker, targets)
             stale.append(marker_name("fetched", name))
+    workspace.remove(moved_back)
     workspace.move(moves)
+    _mark(workspace, settings, aside)
     workspace.remove(stale)
+
+
+def _moved(marker: Marker, targets: Mapping[str, str]) -> Marker:
+    return replace(marker, outputs={targets[file]: facts for file, facts in marker.outputs.items()})
+
+
+def _mark(workspace: Workspace, settings: FetchSettings, aside: Mapping[str, Marker]) -> None:
+    for unit, marker in aside.items():
+        marker.write(workspace, settings.reuse_step, unit)
 
 
 def earlier_parts(workspace: Workspace, settings: FetchSettings) -> dict[str, tuple[str, ...]]:
@@ -88,7 +115,7 @@ def stash_for_retry(workspace: Workspace, settings: FetchSettings, retry: Retry)
 
     A build that is stopped and goes on without `retry` takes the failures from there again.
     """
-    count, moves, stale = 0, dict[str, str](), list[str]()
+    count, moves, stale, aside = 0, dict[str, str](), list[str](), dict[str, Marker]()
     for name, marker in read_markers(workspace, "fetched").items():
         if not settings.owns(marker) or not any(marker.counts.get(reason) for reason in retry.reasons):
             continue
@@ -97,11 +124,31 @@ def stash_for_retry(workspace: Workspace, settings: FetchSettings, retry: Retry)
             count += len(urls)
             folder = f"{EARLIER}/{settings.name}"
             version = marker.outputs[f"fetched/{name}.parquet"].sha256[:16]
-            moves |= {file: f"{folder}/{name}.{version}.{file.rpartition('.')[2]}" for file in marker.outputs}
+            targets = {file: f"{folder}/{name}.{version}.{file.rpartition('.')[2]}" for file in marker.outputs}
+            moves |= targets
+            aside[f"{name}.{version}"] = _moved(marker, targets)
             stale.append(marker_name("fetched", name))
     workspace.move(moves)
+    _mark(workspace, settings, aside)
     workspace.remove(stale)
     return count
+
+
+def open_earlier(workspace: Workspace, name: str) -> tuple[pa.Table, BinaryIO]:
+    """Return the rows and the tar of a part fetched before, `name` without suffix.
+
+    They are checked first, because what is reused goes into the journal, which the next run believes.
+
+    Raises:
+        DamagedFileError: one is not the file that was written.
+    """
+    table, tar, marker = f"{name}.parquet", f"{name}.tar", f"{name}.json"
+    if not workspace.exists(marker):  # of an earlier version
+        return workspace.read_table(table), workspace.open(tar)
+    facts = Marker.parse(workspace.read_bytes(marker)).outputs
+    with workspace.open_checked(tar, facts[tar].sha256) as checked:
+        checked.check()
+    return workspace.read_table(table, sha256=facts[table].sha256), workspace.open(tar)
 
 
 def retried_urls(workspace: Workspace, table: str, part: str, retry: Retry) -> frozenset[str]:

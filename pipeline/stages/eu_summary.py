@@ -27,6 +27,7 @@ _MEASURES = {
     Signal.C2PA: "training and data mining statements in content credentials (C2PA)",
     Signal.PAYMENT_REQUIRED: "demands for payment (HTTP status 402)",
     Signal.BOT_WALL: "challenge pages against automated access (captchas)",
+    Signal.TAKEDOWN: "requests to take images out of the finished set",
     Signal.BLOCK_LIST: "lists of opted-out domains, URLs and images",
 }
 
@@ -93,8 +94,8 @@ def _data_sources(
         "",
         f"- Crawler: {fetch.agent}{_contact(config)}. It is used only to fetch the images of this dataset.",
         f"- Behaviour: each image is requested once. A site gets at most {fetch.host_concurrency} requests at a time, "
-        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Nothing behind a "
-        "login, a payment or a test for humans is taken; such sites are left alone.",
+        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Content behind a "
+        "login, a paywall or a captcha is not collected.",
         f"- Period of collection: {_period(compliance)}.",
         "- Content collected: still images, and from the pages that show them the texts that describe the images.",
         f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(compliance, manifest)}.",
@@ -115,19 +116,19 @@ def _data_processing(
         "",
         "### 3.1 Respect of reservations of rights (Directive (EU) 2019/790, article 4(3))",
         "",
-        "Before and after each request these forms of reservation (opt-out) are looked for. One of any form is enough "
-        "to leave an image out; no permission elsewhere outweighs it.",
+        "These forms of reservation (opt-out) are checked before and after each request. One reservation of any form "
+        "excludes the image; no permission elsewhere overrides it.",
         "",
-        "| form of reservation | looked for | images left out |",
+        "| form of reservation | checked | images excluded |",
         "|---|---|---:|",
         f"| noai, reservations and similar statements of the pages that show the images | yes | {refused_by_pages:,} |",
         *_measures(compliance, config),
         "",
         f"{len(compliance.hosts_that_refused):,} of {len(compliance.hosts):,} domains refused the use of at least one "
-        f"image{_sampled(compliance, manifest)}. What was looked for and what was found is recorded for every image.",
+        f"image{_sampled(compliance, manifest)}. The forms checked and their statements are recorded for every image.",
         "",
-        "Later reservations: the sites can be asked again at any time; images that may no longer be used are "
-        "then left out of its next version.",
+        "Later reservations: the sites can be checked again at any time; images that may no longer be used are "
+        "excluded from the next version of the dataset.",
         "",
         "### 3.2 Removal of illegal content",
         "",
@@ -135,8 +136,7 @@ def _data_processing(
         "",
         "### 3.3 Other",
         "",
-        "Copies of one image are kept once. The places where photographs were taken (GPS positions in image files) are "
-        "not kept.",
+        "Copies of an image are merged into one item. GPS positions in image files are not kept.",
         "",
     ]
 

@@ -36,7 +36,7 @@ from pipeline.engine.units import (
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.archives import ArchiveIndex, index_folder
-from pipeline.fetching.block_files import BlockFiles, find_block_lists, read_block_lists
+from pipeline.fetching.block_files import BlockFiles, find_all_lists, read_block_lists
 from pipeline.fetching.earlier import EarlierPart, reusable_urls
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.host_cut import cut_hosts
@@ -62,6 +62,7 @@ from pipeline.stages.earlier_fetches import (
     FROM_ARCHIVES,
     FetchSettings,
     earlier_parts,
+    open_earlier,
     part_stem,
     retried_urls,
     stash_for_retry,
@@ -127,7 +128,7 @@ def run_fetched(
         for number, name in enumerate(digests)
     ]
     units = [Unit(part_stem(part.name), digests[part.name], part) for part in parts]
-    block_files = find_block_lists(config.fetch.consent, base_dir)
+    block_files = find_all_lists(config.fetch.consent, base_dir, build.workspace)
     tars = {file.name: file.path for file in source_files(config, base_dir, build.workspace, ("webdataset",))}
     crawl = _find_crawl(build, config, settings, plan, units, refetch)
     workers = 1 if crawl is None else crawl.cut.groups
@@ -251,8 +252,9 @@ class _PlannedPart:
 
     def open_earlier(self, workspace: Workspace) -> Iterator[EarlierPart]:
         for name in self.earlier:
-            with workspace.open(f"{name}.tar") as tar:
-                yield EarlierPart(workspace.read_table(f"{name}.parquet"), tar, self._retried(workspace, name))
+            rows, tar = open_earlier(workspace, name)
+            with tar:
+                yield EarlierPart(rows, tar, self._retried(workspace, name))
 
     def _retried(self, workspace: Workspace, name: str) -> frozenset[str]:
         return frozenset() if self.retry is None else retried_urls(workspace, name, part_stem(self.name), self.retry)

@@ -1,9 +1,12 @@
-"""consent/: when each URL's consent was looked for, and when it had its outcome."""
+"""consent/: when each URL's consent was looked for, and when it had its outcome.
+
+The marker of a file has its checksum, and nothing that a later stage depends on.
+"""
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.engine.units import Marker, UnitOutput, marker_name
 from pipeline.engine.workspace import Workspace
 from pipeline.records import LEDGER
 
@@ -14,8 +17,12 @@ def keep_ledger(workspace: Workspace, name: str, plan: pa.Table | None, ledger: 
     if plan is not None:
         before = before.filter(pc.is_in(before["url"], plan["url"]))
     older = before.filter(pc.invert(pc.is_in(before["url"], ledger["url"])))
-    with workspace.create(name) as out:
-        pq.write_table(pa.concat_tables([ledger, older]).sort_by("url"), out, compression="zstd")
+    rows = pa.concat_tables([ledger, older]).sort_by("url")
+    unit = name.removeprefix("consent/").removesuffix(".parquet")
+    workspace.remove([marker_name("consent", unit)])  # a run killed before the new one leaves a file without a checksum
+    output = UnitOutput(workspace)
+    output.write_table(name, rows)
+    Marker("", output.files, {"inputs": rows.num_rows, "kept": rows.num_rows}).write(workspace, "consent", unit)
 
 
 def _read_ledger(workspace: Workspace, name: str) -> pa.Table:

@@ -192,7 +192,7 @@ class _SpillPairs:
 
     def _routed(self, workspace: Workspace, task: _Spill) -> Iterator[tuple[pa.Table, np.ndarray]]:
         for name in task.files:
-            for batch in workspace.read_batches(name):
+            for batch in workspace.read_batches(name, PAIRS.names):
                 table = pa.Table.from_batches([batch])
                 hashes = url_hashes(table["url"].to_pylist(), self.seed)
                 part = (hashes % np.uint64(self.parts)).astype(np.int32)

@@ -2,7 +2,7 @@
 
 From the record: images refused by a signal that was switched off when they were fetched. Live: robots.txt, headers and
 files are requested again, with the same rates and rules as in the fetch, and only the result is stored. Both write
-consent/withdrawn.txt; listed in `fetch.consent.block_urls`, it removes the pairs.
+consent/withdrawn.txt, for `wit takedown`; listed in `fetch.consent.block_urls`, it does the same.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.engine.progress import Progress
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError
-from pipeline.fetching.block_files import find_block_lists, read_block_lists
+from pipeline.fetching.block_files import find_all_lists, read_block_lists
 from pipeline.fetching.consent import NOT_HEEDED
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import PLAN
@@ -49,7 +49,7 @@ def recheck_live(workspace: Workspace, config: Config, base_dir: Path, progress:
     fetch = config.fetch.model_copy(update={"archives": (), "network": True})
     if fetch.contact is None and not fetch.allow_private_hosts:
         raise ConfigError('fetch.contact is required to send requests: set fetch.contact = "mailto:you@example.org"')
-    block_lists = read_block_lists(find_block_lists(fetch.consent, base_dir))
+    block_lists = read_block_lists(find_all_lists(fetch.consent, base_dir, workspace))
     found: set[str] = set()
     with (
         Fetcher(fetch, block_lists=block_lists) as fetcher,

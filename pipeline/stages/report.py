@@ -6,7 +6,6 @@ Runs in one process: it reads only counts, a sample of shards, and the few image
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from dedup.eval_sets.results import REQUIRED, results_folder
 from dedup.measure import PLANTED
 from dedup.overlap import pick_evidence
 from dedup.published import Published, derive, write_published
+from dedup.query_search import encode_queries
 from dedup.report import (
     Balance,
     EvalReport,
@@ -41,6 +41,9 @@ from pipeline.engine.units import digest, finish_stage, finished_stage, read_sta
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.errors import DamagedFileError, UserError
 from pipeline.private_folder import scratch_folder
+from pipeline.records import LOCATION
+from pipeline.shards.listed import left_since, without
+from pipeline.stages.annotate import read_annotations
 from pipeline.stages.compliance import compliance_json, consent_lines, measure_compliance
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
@@ -48,7 +51,7 @@ from pipeline.stages.evals import max_distance_bits
 from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
 
-VERSION = 8
+VERSION = 9
 """Raise it when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
@@ -63,7 +66,9 @@ def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
     manifest = workspace.read_json("shards/manifest.json")
     dedup = read_stage(workspace, "dedup")
     results = _result_hashes(workspace, config)
-    unit_digest = digest(VERSION, [manifest, results], {} if dedup is None else dedup.to_json(), allowlist.sha256)
+    annotations = {name: marker.to_json() for name, marker in read_annotations(workspace).items()}
+    made_of = [manifest, results, *([annotations] if annotations else [])]
+    unit_digest = digest(VERSION, made_of, {} if dedup is None else dedup.to_json(), allowlist.sha256)
     if finished_stage(workspace, "report", unit_digest) is None:
         outputs = _write(workspace, config, allowlist)
         finish_stage(workspace, "report", unit_digest, outputs, {})
@@ -105,7 +110,8 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     account = read_account(workspace)
     manifest = workspace.read_json("shards/manifest.json")
     compliance = measure_compliance(workspace, manifest)
-    balance = read_balance(workspace, allowlist)
+    left = left_since(workspace)
+    balance = read_balance(workspace, allowlist, left)
     shards = [f"shards/{shard['tar'][:-4]}.parquet" for shard in manifest["shards"][:SAMPLED_SHARDS]]
     composition = measure_composition(workspace, shards)
     contained = np.zeros(len(allowlist.queries), np.int64)
@@ -133,9 +139,12 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         ),
         head=_query_rows(balance, largest=True),
         tail=_query_rows(balance, largest=False),
+        queries=encode_queries(
+            balance["query"].to_pylist(), *(balance[name].to_numpy() for name in ("matched", "planned", "kept"))
+        ),
     )
     consent = consent_lines(compliance, config)
-    card = write_data_card(composition, account, config, manifest, consent)
+    card = write_data_card(composition, account, config, manifest, consent, _annotations(workspace))
     with scratch_folder("report") as scratch:
         folder = Path(scratch)
         write_report(data, folder)
@@ -149,6 +158,12 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         written = {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}
     described = workspace.write_json("shards/croissant.json", croissant(config, manifest, compliance))
     return written | {"shards/croissant.json": described}
+
+
+def _annotations(workspace: Workspace) -> str:
+    """Say what `wit annotate` joined, and to how many samples."""
+    found = read_annotations(workspace).items()
+    return "; ".join(f"{name} (of {marker.counts['kept']:,} samples)" for name, marker in sorted(found))
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -172,17 +187,21 @@ def _facts(config: Config, allowlist: Allowlist, manifest: Mapping[str, object])
     )
 
 
-def read_balance(workspace: Workspace, allowlist: Allowlist) -> pa.Table:
-    """Return one row per query: matched in the pool, planned, survived fetching and deduplication, kept by the cap."""
+def read_balance(workspace: Workspace, allowlist: Allowlist, left: pa.Table) -> pa.Table:
+    """Return one row per query: matched in the pool, planned, survived fetching and deduplication, kept by the cap.
+
+    `left` (schema LISTED): the pairs that have left the set since.
+    """
     planned = workspace.read_table("plan/balance.parquet")
     final = workspace.read_table("dedup/balance.parquet")
+    lost = np.bincount(pc.list_flatten(left["selected_by"]).to_numpy(), minlength=final.num_rows)
     return pa.table(
         {
             "query": pa.array(allowlist.queries, pa.string()),
             "matched": planned["matched"],
             "planned": planned["selected"],
             "survived": final["matched"],
-            "kept": final["selected"],
+            "kept": pc.subtract(final["selected"], pa.array(lost, final["selected"].type)),
         }
     )
 
@@ -207,7 +226,7 @@ def _read_reviews(workspace: Workspace) -> Reviews:
 def read_measured(workspace: Workspace, name: str, *, measured: bool) -> Published:
     """Return the examples of a set, their copies, what models make of them, and the recall if it was measured."""
     index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "reason", "quality"])
-    pairs = workspace.read_table(f"dedup/overlap/{name}.parquet")
+    pairs = without(workspace.read_table(f"dedup/overlap/{name}.parquet"), left_since(workspace))
     planted = f"measured/{name}.parquet"
     recall = workspace.read_table(planted) if measured else PLANTED.empty_table()
     return Published(name, index, pairs, read_results(workspace, name, index), recall)
@@ -260,15 +279,14 @@ def _read_pairs(workspace: Workspace, wanted: Iterable[tuple[int, str]]) -> dict
     for shard, uid in wanted:
         by_shard.setdefault(shard, set()).add(uid)
     found: dict[str, dict[str, Any]] = {}
+    columns = ["uid", "caption", "url", "page_url", *LOCATION.names]
     for shard, uids in sorted(by_shard.items()):
-        table = workspace.read_table(f"shards/{shard:05d}.parquet", ["uid", "caption", "url", "page_url"])
+        table = workspace.read_table(f"shards/{shard:05d}.parquet", columns)
         rows = table.filter(pc.is_in(table["uid"], pa.array(sorted(uids)))).to_pylist()
         found |= {row["uid"]: row for row in rows}
-        with workspace.open(f"shards/{shard:05d}.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for uid in sorted(uids):
-                image = tar.extractfile(f"{uid}.jpg")
-                assert image is not None
-                found[uid]["jpeg"] = _small(image.read())
+    ranges = [(f"shards/{row['shard']}", row["offset"], row["offset"] + row["size"]) for row in found.values()]
+    for row, image in zip(found.values(), workspace.read_ranges(ranges), strict=True):
+        row["jpeg"] = _small(image)
     return found
 
 

@@ -10,26 +10,23 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.account import Account
-from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.policy import Signal
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest, discard_stale, unfinished, write_marker
+from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest, discard_stale, unfinished, write_marker
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
-from pipeline.fetching.block_files import BlockFiles, read_block_lists
-from pipeline.paths import file_versions
-from pipeline.records import DROPPED, SCORE, SHARD, Reason
+from pipeline.records import DROPPED, LOCATION, SCORE, SHARD, Reason
 from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
+from pipeline.stages.listed import Withdrawn
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same decisions would give other bytes."""
 
 _MANIFEST_STEP = "manifest"
@@ -45,6 +42,7 @@ class Part:
     tar: str
     decisions: str
     sha256: Mapping[str, str]
+    withdrawn: Withdrawn
 
     @property
     def stem(self) -> str:
@@ -56,30 +54,34 @@ def run_shards(
     fetched: Mapping[str, Marker],
     filtered: Mapping[str, Marker],
     decided: Marker,
-    block_files: BlockFiles,
+    withdrawn: Mapping[str, Withdrawn],
 ) -> dict[str, Marker]:
     """Fill shards/ with one tar, one Parquet and one stats file per part; `write_manifest` completes the set.
 
-    `filtered` has the rows of the parts where images are filtered. Images on the current block lists are left out, even
-    if they were not on them when they were fetched.
+    `filtered` has the rows of the parts where images are filtered. Pairs that are listed now are left out, even if they
+    were not when they were fetched: `withdrawn` by part.
     """
-    lists = digest({kind: [file_versions(path) for path in paths] for kind, paths in block_files.items() if paths})
+    nothing = Withdrawn()
     units = [
-        _unit(i, name, marker, filtered.get(name), decided, lists) for i, (name, marker) in enumerate(fetched.items())
+        _unit(i, name, marker, filtered.get(name), decided, withdrawn.get(name, nothing))
+        for i, (name, marker) in enumerate(fetched.items())
     ]
     if unfinished(build.workspace, "shards", units):
         build.workspace.remove(["shards/manifest.json"])
-    return run_units(build, "shards", units, _OpenShards(block_files))
+    return run_units(build, "shards", units, Stateless(WriteShard()))
 
 
-def _unit(number: int, name: str, fetched: Marker, filtered: Marker | None, decided: Marker, lists: str) -> Unit:
+def _unit(
+    number: int, name: str, fetched: Marker, filtered: Marker | None, decided: Marker, withdrawn: Withdrawn
+) -> Unit:
     decisions = f"dedup/decisions/{name}.parquet"
     rows = f"fetched/{name}.parquet" if filtered is None else f"filtered/{name}.parquet"
     outputs = fetched.outputs if filtered is None else fetched.outputs | filtered.outputs
     inputs = sorted((file, facts.sha256) for file, facts in outputs.items())
     hashes = dict(inputs) | {decisions: decided.outputs[decisions].sha256}
-    part = Part(number, rows, f"fetched/{name}.tar", decisions, hashes)
-    return Unit(f"{number:05d}", digest(VERSION, inputs, decided.outputs[decisions].sha256, lists), part)
+    part = Part(number, rows, f"fetched/{name}.tar", decisions, hashes, withdrawn)
+    unit_digest = digest(VERSION, inputs, hashes[decisions], withdrawn.sha256, withdrawn.captions)
+    return Unit(f"{number:05d}", unit_digest, part)
 
 
 def write_manifest(
@@ -117,14 +119,6 @@ def _strays(workspace: Workspace, own: Set[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _OpenShards:
-    block_files: BlockFiles
-
-    def open(self) -> Work:
-        return WriteShard(read_block_lists(self.block_files))
-
-
-@dataclass(frozen=True)
 class WriteShard:
     """Write one shard. Rows keep the order of the plan, which is random by construction.
 
@@ -132,42 +126,76 @@ class WriteShard:
         DamagedFileError: an input has changed since it was written, so the manifest must not certify the shard.
     """
 
-    block_lists: BlockLists
-
     def run(self, part: Part, output: UnitOutput) -> Mapping[str, int]:
         fetched, decisions = (
             output.workspace.read_table(name, sha256=part.sha256[name]) for name in (part.fetched, part.decisions)
         )
         rows = join_decisions(fetched, decisions)
         decided = pc.sum(pc.equal(rows["status"], "success")).as_py() or 0
-        if self.block_lists:
-            rows = drop_listed(rows, self.block_lists)
+        if part.withdrawn.file is not None:
+            rows = drop_listed(rows, output.workspace.read_table(part.withdrawn.file, sha256=part.withdrawn.sha256))
+        rows = drop_captions(rows, dict(part.withdrawn.captions))
         kept = rows.filter(pc.equal(rows["status"], "success"))
-        _write_tar(part, kept, output)
-        output.write_table(f"{part.stem}.parquet", rows)
+        locations = _write_tar(part, kept, output)
+        output.write_table(f"{part.stem}.parquet", add_locations(rows, f"{part.number:05d}.tar", locations))
         output.write_json(f"{part.stem}_stats.json", shard_stats(rows))
         return {"inputs": decided, "kept": kept.num_rows, Reason.OPTED_OUT: decided - kept.num_rows}
 
 
-def drop_listed(rows: pa.Table, block_lists: BlockLists) -> pa.Table:
-    """Return the rows of a shard with those dropped whose URL or image is on a block list."""
-    listed = [
-        status == "success"
-        and (block_lists.of_url(url, _host(url)) or block_lists.of_fingerprints(sha256, pdq)) is not None
-        for status, url, sha256, pdq in zip(
-            *(rows[name].to_pylist() for name in ("status", "url", "sha256", "pdq")), strict=True
-        )
+_SAYS_NOTHING = frozenset(
+    {"key", "uid", "status", "reason", "refused_by", "source", "query_ids", "selected_by", "http_status"}
+)
+"""Columns that a pair keeps when it is taken down."""
+
+_EMPTY: Mapping[str, Any] = {"url": "", "page_url": "", "caption": ""}
+"""Columns that readers expect in every row; the others become null."""
+
+
+def drop_listed(rows: pa.Table, listed: pa.Table) -> pa.Table:
+    """Return the rows of a shard with those dropped that are in `listed` (schema LISTED).
+
+    Of what was taken down, the content goes too, in or out of the tar: captions, URLs, hashes and metadata.
+    """
+    at = pc.index_in(rows["uid"], listed["uid"])
+    signal = listed["signal"].take(at)
+    leaves = pc.and_(pc.is_valid(signal), pc.equal(rows["status"], "success"))
+    left_before = pc.and_(pc.is_valid(signal), pc.equal(rows["status"], DROPPED))
+    left_before = pc.fill_null(pc.and_(left_before, pc.equal(rows["reason"], Reason.OPTED_OUT)), False)
+    taken = pc.fill_null(pc.equal(signal, str(Signal.TAKEDOWN)), False)
+    columns = dict(zip(rows.column_names, rows.columns, strict=True)) | {
+        "status": pc.if_else(leaves, DROPPED, rows["status"]),
+        "reason": pc.if_else(leaves, str(Reason.OPTED_OUT), rows["reason"]),
+        "refused_by": pc.if_else(pc.or_(leaves, left_before), signal, rows["refused_by"]),
+    }
+    for name in columns.keys() - _SAYS_NOTHING:
+        blank = pa.scalar(_EMPTY.get(name), rows.schema.field(name).type)
+        columns[name] = pc.if_else(taken, blank, columns[name])
+    return pa.table([columns[name] for name in rows.column_names], rows.schema)
+
+
+def drop_captions(rows: pa.Table, lost: Mapping[str, tuple[str, ...]]) -> pa.Table:
+    """Return the rows of a shard without the captions that survivors lose: uid -> captions."""
+    if not lost:
+        return rows
+    captions = [
+        texts and [text for text in texts if text not in lost.get(uid, ())]
+        for uid, texts in zip(rows["uid"].to_pylist(), rows["captions"].to_pylist(), strict=True)
     ]
-    columns = {"status": DROPPED, "reason": Reason.OPTED_OUT, "refused_by": Signal.BLOCK_LIST}
-    for name, value in columns.items():
-        rows = rows.set_column(
-            rows.schema.get_field_index(name), SHARD.field(name), pc.if_else(pa.array(listed), str(value), rows[name])
-        )
+    field = SHARD.field("captions")
+    return rows.set_column(rows.schema.get_field_index("captions"), field, pa.array(captions, field.type))
+
+
+def add_locations(rows: pa.Table, shard: str, locations: Mapping[str, tuple[int, int]]) -> pa.Table:
+    """Return rows with the columns of `LOCATION`; `locations` are the offset and size of each image by its uid."""
+    found = [locations.get(uid) for uid in rows["uid"].to_pylist()]
+    columns = {
+        "shard": pa.array([at and shard for at in found], pa.string()),
+        "offset": pa.array([at and at[0] for at in found], pa.int64()),
+        "size": pa.array([at and at[1] for at in found], pa.int64()),
+    }
+    for field in LOCATION:
+        rows = rows.set_column(rows.schema.get_field_index(field.name), field, columns[field.name])
     return rows
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or ""
 
 
 def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
@@ -182,13 +210,16 @@ def join_decisions(fetched: pa.Table, decisions: pa.Table) -> pa.Table:
         "selected_by": decided["selected_by"],
         "captions": decided["captions"],
     }
+    columns |= {field.name: pa.nulls(fetched.num_rows, field.type) for field in LOCATION}
     known = dict(zip(fetched.column_names, fetched.columns, strict=True)) | columns
     schema = SHARD.append(SCORE) if SCORE.name in known else SHARD
     return pa.table([known[name] for name in schema.names], schema)
 
 
-def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:
-    wanted = {row["uid"]: row for row in kept.to_pylist()}
+def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> dict[str, tuple[int, int]]:
+    """Write the samples; return the offset and size of each image by its uid."""
+    wanted = {row["uid"]: row for row in kept.drop_columns(LOCATION.names).to_pylist()}
+    locations = {}
     with (
         output.workspace.open_checked(part.tar, part.sha256[part.tar]) as source,
         tarfile.open(fileobj=cast(BinaryIO, source), mode="r|") as fetched,
@@ -200,17 +231,20 @@ def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> None:
             if row is not None:
                 image = fetched.extractfile(member)
                 assert image is not None
-                _add_sample(tar, row, image.read())
+                locations[row["uid"]] = _add_sample(tar, row, image.read())
         source.check()
         if wanted:
             raise ValueError(f"{part.tar}: {len(wanted)} images are missing, the first is {min(wanted)}")
+    return locations
 
 
-def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes) -> None:
+def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes) -> tuple[int, int]:
+    """Write one sample; return the offset and size of its image."""
     uid = row["uid"]
-    tar.add(f"{uid}.jpg", image)
+    offset = tar.add(f"{uid}.jpg", image)
     tar.add(f"{uid}.txt", row["caption"].encode())
     tar.add(f"{uid}.json", orjson.dumps(row | {"pdq": row["pdq"].hex()}, option=orjson.OPT_SORT_KEYS))
+    return offset, len(image)
 
 
 def shard_stats(rows: pa.Table) -> dict[str, Any]:

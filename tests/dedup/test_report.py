@@ -74,7 +74,7 @@ def report_data(text: str = "a caption", url: str = "https://a.example/x.jpg") -
     accurate = replace(eval_report("cifar100", text, url), accuracies=(score,))
     return ReportData(
         facts=(("Seed", "7"), (text, text)),
-        stages=(StageFlow("pool", 10, 6, {"no_match": 4}), StageFlow("planned", 0, 0, {})),
+        stages=(StageFlow("pairs", 10, 6, {"no_match": 4}), StageFlow("plan", 0, 0, {})),
         evals=(
             accurate,
             eval_report("my-own", text, url),

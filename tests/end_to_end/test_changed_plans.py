@@ -87,6 +87,32 @@ def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
     assert tree(project.parent / "work") == before
 
 
+def test_a_flipped_bit_of_an_earlier_plan_is_not_reused(
+    project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(build, step, units, prepare, **options):
+        raise UserError("stopped")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fetched, "run_units", stop)
+        with pytest.raises(AssertionError):
+            build(project, web, cap=5)
+    assert main(["verify", "-c", str(project)]) == 0
+    aside = sorted((project.parent / "work/.wit/earlier").rglob("part-*.tar"))
+    content = bytearray(aside[0].read_bytes())
+    content[len(content) // 2] ^= 4
+    aside[0].write_bytes(content)
+    capsys.readouterr()
+    assert main(["build", "-c", str(project), "--quiet"]) == 1
+    assert f"{aside[0].name} is damaged" in capsys.readouterr().err
+    assert main(["verify", "-c", str(project), "--discard"]) == 1
+    asked = build(project, web, cap=5)
+    assert asked
+    other, _ = fresh(project, web, project.parent.parent / "fresh", 5)
+    data = ("fetched", "dedup", "shards")
+    assert tree(project.parent / "work", *data) == tree(other, *data)
+
+
 @pytest.mark.parametrize("refetch", [(), ("--refetch",)])
 def test_a_change_that_is_stopped_lends_nothing_to_other_settings(
     project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, refetch: tuple[str, ...]

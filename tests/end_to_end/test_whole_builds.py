@@ -49,12 +49,12 @@ def test_every_stage_lost_what_it_should(project):
     assert account["closes"]
     stages = {stage["stage"]: stage for stage in account["stages"]}
     assert tuple(stages) == tuple(line for line in ACCOUNT_LINES if line != "filtered")
-    assert stages["pool"]["reasons"]["repeated_text"] == len(range(0, 120, 9))
+    assert stages["pairs"]["reasons"]["repeated_text"] == len(range(0, 120, 9))
     fetched = stages["fetched"]["reasons"]
     assert set(fetched) == {"not_in_archives", "broken_image"} or set(fetched) == {"not_in_archives", "truncated"}
-    assert stages["unique"]["reasons"]["exact_duplicate"] > 0
-    assert stages["unique"]["reasons"]["near_duplicate"] > 0
-    assert stages["kept"]["kept"] == sum(json.loads((work / "shards/sizes.json").read_text()).values())
+    assert stages["dedup"]["reasons"]["exact_duplicate"] > 0
+    assert stages["dedup"]["reasons"]["near_duplicate"] > 0
+    assert stages["balance"]["kept"] == sum(json.loads((work / "shards/sizes.json").read_text()).values())
 
 
 def test_samples_are_true(project):

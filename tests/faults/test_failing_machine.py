@@ -26,20 +26,20 @@ def config(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "said", "code"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "no space left on"),
-        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-        (MemoryError("no memory"), "MemoryError"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on", 3),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error", 1),
+        (MemoryError("no memory"), "MemoryError", 3),
     ],
 )
-def test_a_failure_of_the_machine_is_one_line_and_the_next_run_goes_on(config, monkeypatch, capsys, error, said):
+def test_a_failure_of_the_machine_is_one_line_and_the_next_run_goes_on(config, monkeypatch, capsys, error, said, code):
     def failing(*_: object) -> int:
         raise error
 
     with monkeypatch.context() as broken:
         broken.setattr(HashingFile, "write", failing)
-        assert main(["build", "-c", str(config), "--quiet", "--to", "pairs"]) == 1
+        assert main(["build", "-c", str(config), "--quiet", "--to", "pairs"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("wit: ")
     assert said in line

@@ -114,7 +114,7 @@ def test_verify_finds_a_flip_in_every_file_that_a_marker_has(project, capsys):
     for file in certified:
         flip(file)
     capsys.readouterr()
-    assert main(["verify", "-c", str(project)]) == 1
+    assert main(["verify", "-c", str(project)]) == 6
     out = capsys.readouterr()
     named = {line.removeprefix("wit: ").split(" ")[0] for line in out.err.splitlines()[:-1]}
     assert named == {str(p.relative_to(work)) for p in certified}
@@ -127,7 +127,7 @@ def test_what_verify_discards_the_next_build_makes_again(project, capsys):
     flip(first(work, "fetched/*0.tar"))
     flip(first(work, "shards/*1.tar"))
     first(work, "report/*.html").unlink()
-    assert main(["verify", "-c", str(project), "--discard"]) == 1
+    assert main(["verify", "-c", str(project), "--discard"]) == 6
     assert main(["build", "-c", str(project), "--quiet"]) == 0
     assert tree(work, "pairs", "plan", "evals", "fetched", "dedup", "shards", "report") == whole
     assert main(["verify", "-c", str(project)]) == 0
@@ -146,7 +146,7 @@ def test_a_received_set_is_compared_with_its_manifest(built, tmp_path, capsys, h
     harm(tar)
     shutil.copy(first(received, "*1.tar"), received / "stray.tar")
     capsys.readouterr()
-    assert main(["verify", "--shards", str(received)]) == 1
+    assert main(["verify", "--shards", str(received)]) == 6
     err = capsys.readouterr().err
     assert f"wit: {tar.name} {said}" in err
     assert "wit: stray.tar is not in the manifest" in err
@@ -185,3 +185,15 @@ def test_any_flipped_bit_in_a_spilled_bucket_is_found(tmp_path):
         (tmp_path / "a.rows").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(DamagedFileError, match=r"a\.rows is damaged"):
             assert [gather(workspace, ["a.rows"], bucket, schema) for bucket in range(3)] == expected
+
+
+def test_a_damaged_consent_ledger_is_found_and_asked_for_again(project, capsys):
+    ledger = flip(first(project.parent / "work", "consent/*.parquet"))
+    assert main(["verify", "-c", str(project)]) == 1
+    assert f"consent/{ledger.name} is damaged" in capsys.readouterr().err
+    ledger.write_bytes(ledger.read_bytes()[:-9])
+    assert main(["status", "-c", str(project)]) == 1
+    assert f"consent/{ledger.name}" in capsys.readouterr().err
+    assert main(["verify", "-c", str(project), "--discard"]) == 1
+    assert not ledger.exists()
+    assert main(["verify", "-c", str(project)]) == 0

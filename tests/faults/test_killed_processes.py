@@ -71,7 +71,7 @@ def test_signals_end_any_command_in_one_line(tmp_path, monkeypatch, capsys, numb
         return 0
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(main_module, "_status", waiting)
+    monkeypatch.setattr("pipeline.cli.status._status", waiting)
     before = signal.getsignal(number)
     assert main_module.main(["status"]) == 128 + number
     assert capsys.readouterr().err == "wit: stopped; run the same command again to resume\n"

@@ -25,7 +25,7 @@ from pipeline.beam.options import parse_beam_options
 from pipeline.build import run_build
 from pipeline.engine.progress import Progress
 from pipeline.project import Project
-from pipeline.stages import evals, fetched, pairs, plan, report, shards
+from pipeline.stages import evals, fetched, index, pairs, plan, report, shards
 from pipeline.stages.dedup import steps as dedup
 from queries.recipe import Recipe
 from trainer.config import EvalSetConfig
@@ -44,6 +44,7 @@ STAGES: dict[str, ModuleType] = {
     "evals": evals,
     "dedup": dedup,
     "shards": shards,
+    "index": index,
     "report": report,
 }
 """The folder that a stage fills -> the module with its VERSION, in the order in which they run."""

@@ -15,15 +15,19 @@ import pyarrow.compute as pc
 
 from dedup.copies.detector import Detector
 from dedup.overlap import OVERLAP
+from pipeline.consent.block_lists import BlockLists
+from pipeline.consent.policy import Signal
 from pipeline.engine.shuffle import gather, group_count, group_of_part, spill
 from pipeline.engine.units import UnitOutput, Work
 from pipeline.engine.workspace import Workspace
+from pipeline.fetching.block_files import BlockFiles, read_block_lists
 from pipeline.records import DECISIONS, Reason
 from pipeline.stages.balance.ranking import Ranking
 from pipeline.stages.balance.scans import OpenSelect, SelectQueries, matched_columns
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
 from pipeline.stages.described import DescribedPart
 from pipeline.stages.evals import EvalIndexes, LoadedEval
+from pipeline.stages.listed import find_listed
 
 MAX_CAPTIONS = 64
 """The maximum of captions that a survivor keeps: one placeholder image had a hundred thousand."""
@@ -81,12 +85,24 @@ class FindOverlap:
 
 
 @dataclass(frozen=True)
+class OpenSurvivors:
+    remove_evals: bool
+    parts: int
+    ranking: Ranking
+    taken: BlockFiles
+
+    def open(self) -> Work:
+        return WriteSurvivors(self.remove_evals, self.parts, self.ranking, read_block_lists(self.taken))
+
+
+@dataclass(frozen=True)
 class WriteSurvivors:
     """Write the survivors of parts for the balance, and send the captions of duplicates to their survivors."""
 
     remove_evals: bool
     parts: int
     ranking: Ranking
+    taken: BlockLists
 
     def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         counts = Counter[str]()
@@ -101,13 +117,13 @@ class WriteSurvivors:
         duplicates = duplicates_of(output.workspace, group)
         for part in group.parts:
             columns = matched_columns(self.ranking)
-            rows = successes(output.workspace, part, [*columns, "caption"])
-            outcome = drop_reasons(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
+            rows = successes(output.workspace, part, [*columns, "caption", *_LISTED_BY])
+            outcome = drop_reasons(output.workspace, part, rows, duplicates, self.remove_evals, self.taken)
             survivors = rows.filter(pc.is_null(outcome["reason"])).select(columns)
             output.write_table(part.file(".wit/dedup/survivors"), survivors)
             counts.update(reason for reason in outcome["reason"].to_pylist() if reason is not None)
             counts.update(inputs=rows.num_rows, kept=survivors.num_rows)
-            has_survivor = pc.is_valid(outcome["survivor"])
+            has_survivor = pc.and_(pc.is_valid(outcome["survivor"]), pc.not_equal(outcome["reason"], _TAKEN))
             rows_of = [outcome["survivor"], rows["uid"], rows["caption"]]
             captions = pa.table(rows_of, _LOST_CAPTIONS).filter(has_survivor)
             yield captions, group_of_part(outcome["survivor_part"].filter(has_survivor).to_numpy(), self.parts)
@@ -119,14 +135,30 @@ def duplicates_of(workspace: Workspace, group: PartGroup) -> pa.Table:
     return workspace.read_table("dedup/duplicates.parquet", filters=[("part", ">=", first), ("part", "<=", last)])
 
 
+_LISTED_BY = ("url", "sha256", "pdq")
+_TAKEN = Reason.OPTED_OUT.value
+
+
 def drop_reasons(
-    workspace: Workspace, part: FetchedPart, uids: pa.ChunkedArray, duplicates: pa.Table, remove_evals: bool
+    workspace: Workspace,
+    part: FetchedPart,
+    rows: pa.Table,
+    duplicates: pa.Table,
+    remove_evals: bool,
+    taken: BlockLists,
 ) -> pa.Table:
-    """Return, per fetched image of a part, `reason`, `survivor` and `survivor_part` of its drop; nulls if it stays."""
+    """Return, per fetched image of a part, `reason`, `survivor` and `survivor_part` of its drop; nulls if it stays.
+
+    What was taken down goes last: a duplicate of it does not come back in its place.
+    """
+    uids = rows["uid"]
     outcome = duplicates.select(["reason", "survivor", "survivor_part"]).take(pc.index_in(uids, duplicates["uid"]))
     if remove_evals:
         matched = pc.is_in(uids, in_evals(workspace, part))
         outcome = outcome.set_column(0, "reason", pc.if_else(matched, Reason.EVAL_OVERLAP.value, outcome["reason"]))
+    if taken:
+        listed = find_listed(rows, [(Signal.TAKEDOWN, taken)])["uid"].combine_chunks()
+        outcome = outcome.set_column(0, "reason", pc.if_else(pc.is_in(uids, listed), _TAKEN, outcome["reason"]))
     return outcome
 
 
@@ -136,9 +168,11 @@ class OpenDecide:
     captions: list[str]
     parts: int
     remove_evals: bool
+    taken: BlockFiles
 
     def open(self) -> Work:
-        return _Decide(self.select.open(), self.captions, self.parts, self.remove_evals)
+        taken = read_block_lists(self.taken)
+        return _Decide(self.select.open(), self.captions, self.parts, self.remove_evals, taken)
 
 
 @dataclass(frozen=True)
@@ -149,6 +183,7 @@ class _Decide:
     captions: list[str]
     parts: int
     remove_evals: bool
+    taken: BlockLists
 
     def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         number = int(group_of_part(np.array([group.parts[0].number]), self.parts)[0])
@@ -166,8 +201,8 @@ class _Decide:
     def _decide(
         self, part: FetchedPart, duplicates: pa.Table, lost: pa.Table, output: UnitOutput, counts: Counter[str]
     ) -> pa.Table:
-        rows = successes(output.workspace, part, [*matched_columns(self.select.ranking), "caption"])
-        outcome = drop_reasons(output.workspace, part, rows["uid"], duplicates, self.remove_evals)
+        rows = successes(output.workspace, part, [*matched_columns(self.select.ranking), "caption", *_LISTED_BY])
+        outcome = drop_reasons(output.workspace, part, rows, duplicates, self.remove_evals, self.taken)
         survives = pc.is_null(outcome["reason"])
         selected = self.select.select(rows)
         chosen = pc.greater(pc.list_value_length(selected), 0)

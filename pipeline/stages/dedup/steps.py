@@ -42,6 +42,7 @@ from pipeline.engine.units import (
     finish_stage,
     finished_stage,
 )
+from pipeline.fetching.block_files import REFILLED, BlockFiles, contents_of, find_takedowns
 from pipeline.records import Reason
 from pipeline.stages.balance.ranking import RANDOM, Ranking
 from pipeline.stages.balance.scans import (
@@ -52,7 +53,7 @@ from pipeline.stages.balance.scans import (
     save_thresholds,
     write_balance,
 )
-from pipeline.stages.dedup.decisions import CollectOverlap, OpenDecide, OpenOverlap, WriteSurvivors
+from pipeline.stages.dedup.decisions import CollectOverlap, OpenDecide, OpenOverlap, OpenSurvivors
 from pipeline.stages.dedup.duplicates import CompareBands, FetchedPart, GroupImages, PartGroup, SpillImages
 from pipeline.stages.dedup.settle import FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
 from pipeline.stages.described import load_detector, run_described
@@ -90,6 +91,7 @@ def run_dedup(
     if detector and config.evals:
         run_described(build, detector, fetched)
     run_measured(build, config, base_dir, indexes)
+    taken = find_takedowns(build.workspace, REFILLED)
     content = sorted(
         (name, f.sha256)
         for m in (filtered or fetched).values()
@@ -100,13 +102,15 @@ def run_dedup(
     keys = replace(keys, ranking=RANDOM if config.scores is None else Ranking(*config.scores.ranking))
     ranked = [config.scores.ranking] if config.scores is not None and keys.ranking.needs_scores else []
     limit = config.filters.max_urls_per_image
-    stage_digest = digest(*decides, allowlist.sha256, *ranked, *([] if limit is None else [{"max_urls": limit}]))
+    limited = [] if limit is None else [{"max_urls": limit}]
+    refilled = [contents_of(taken)] if taken else []
+    stage_digest = digest(*decides, allowlist.sha256, *ranked, *limited, *refilled)
     done = finished_stage(build.workspace, "dedup", stage_digest)
     if done is not None:
         build.progress.say("dedup          already done")
         return done
     images = add_counts((filtered or fetched).values())["kept"]
-    stage = _Stage(build, config, indexes, list(fetched), bool(filtered), keys.ranking, images, stage_digest)
+    stage = _Stage(build, config, indexes, list(fetched), bool(filtered), keys.ranking, images, stage_digest, taken)
     stage.overlap()
     duplicates = stage.write(stage.compare(stage.group()))
     survivors = stage.survive()
@@ -154,6 +158,7 @@ class _Stage:
     ranking: Ranking
     images: int
     stage_digest: str
+    taken: BlockFiles
 
     @property
     def buckets(self) -> int:
@@ -229,8 +234,8 @@ class _Stage:
         return self._run("write", {"all": resolved.files}, Stateless(writing))
 
     def survive(self) -> dict[str, Marker]:
-        surviving = WriteSurvivors(self.config.dedup.evals == "remove", len(self.parts), self.ranking)
-        return self._run("survive", self._groups(), Stateless(surviving))
+        surviving = OpenSurvivors(self.config.dedup.evals == "remove", len(self.parts), self.ranking, self.taken)
+        return self._run("survive", self._groups(), surviving)
 
     def decide(self, balance: Balance, keys: QueryHashes) -> dict[str, Marker]:
         thresholds = ".wit/dedup/thresholds.parquet"
@@ -241,6 +246,7 @@ class _Stage:
             captions,
             len(self.parts),
             self.config.dedup.evals == "remove",
+            self.taken,
         )
         return self._run("decide", self._groups(), prepare)
 

@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
+from pipeline.beam.failures import user_error
 from pipeline.cli.main import main
+from pipeline.errors import EXIT_CODES, NOT_WHOLE, BusyError, ConfigError, NetworkError, ShortageError, UserError
 from queries.allowlist import import_allowlist
 
 
@@ -53,7 +55,7 @@ def test_a_stage_run_alone_answers_for_itself(project, capsys):
     assert code == 0
     assert "fetched" not in out
     code, _, err = run(capsys, "status", "-c", str(project))
-    assert code == 1
+    assert code == 6
     assert "run `wit build`" in err
     assert run(capsys, "build", "-c", str(project), "--quiet")[0] == 0
     assert run(capsys, "status", "-c", str(project))[0] == 0
@@ -74,7 +76,7 @@ def test_an_account_that_does_not_close_is_an_error(project, capsys):
     (marker,) = (project.parent / "work/.wit/pairs").glob("*.json")
     marker.write_text(marker.read_text().replace('"inputs": 1', '"inputs": 2'))
     code, _, err = run(capsys, "status", "-c", str(project))
-    assert code == 1
+    assert code == 6
     assert "1 rows are neither kept nor dropped" in err
 
 
@@ -175,7 +177,7 @@ def test_a_full_disk_is_one_line(project, capsys, monkeypatch):
 
     monkeypatch.setattr("pipeline.stages.report.write_reports", full)
     assert run(capsys, "report", "-c", str(project)) == (
-        1,
+        3,
         "",
         "wit: [Errno 28] No space left on device: 'work/report/index.html': free space and run again; finished "
         "work is kept\n",
@@ -205,7 +207,7 @@ def test_an_empty_set_is_no_success_without_a_word(project, capsys):
     import_allowlist(str(project.parent / "other.txt"), str(project.parent / "queries.parquet"))
     code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
     assert code == 0
-    assert err == "wit: the dataset is empty: pool kept 0 of 1 rows (no_match 1)\n"
+    assert err == "wit: the dataset is empty: pairs kept 0 of 1 rows (no_match 1)\n"
 
 
 @pytest.mark.parametrize("options", [("--direct_num_wrkers=2",), ("--", "--nonsense"), ("--runner", "NoRunner")])
@@ -230,5 +232,51 @@ def test_two_builds_at_once_are_refused(project, capsys):
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         code, _, err = run(capsys, "build", "-c", str(project), "--quiet")
-    assert code == 1
+    assert code == 5
     assert "another build is running" in err
+
+
+def test_the_exit_codes_of_the_help_are_those_of_the_docs_and_the_errors(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    docs = (Path(__file__).parents[3] / "docs/configuration.md").read_text()
+    for row in EXIT_CODES:
+        assert f"| {' | '.join(row)} |" in docs
+        assert all(cell in out for cell in row)
+    kinds = {UserError: 1, ConfigError: 2, ShortageError: 3, NetworkError: 4, BusyError: 5}
+    assert {kind: kind.exit_code for kind in kinds} == kinds
+    assert NOT_WHOLE == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/work/a"), 3),
+        (OSError(errno.EMFILE, "Too many open files"), 3),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), 4),
+        (OSError("An error occurred (SlowDown) when calling PutObject"), 4),
+        (OSError(errno.EACCES, "Permission denied", "/work/a"), 1),
+        (BusyError("another build"), 5),
+    ],
+)
+def test_a_failure_has_the_code_that_says_whether_to_run_again(project, capsys, monkeypatch, error, code):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("pipeline.cli.status._status", fail)
+    assert run(capsys, "status", "-c", str(project))[0] == code
+
+
+@pytest.mark.parametrize("kind", [UserError, ConfigError, ShortageError, NetworkError, BusyError])
+def test_an_error_of_a_worker_process_keeps_its_code(kind):
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    text = f"Traceback (most recent call last):\n  File\n{name}: the cause [while running 'Run']"
+    found = user_error(RuntimeError(text), Path("log"))
+    assert (type(found), str(found)) == (kind, "the cause")
+    assert type(user_error(kind("the cause"), Path("log"))) is kind
+
+
+def test_a_store_that_limits_the_rate_is_a_network_error():
+    error = user_error(OSError("An error occurred (SlowDown) when calling the PutObject operation"), Path("log"))
+    assert isinstance(error, NetworkError)
+    assert "run again later" in str(error)

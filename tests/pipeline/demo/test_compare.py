@@ -19,7 +19,7 @@ CAP = 2
 LEDGER = Ledger(
     seed=1,
     fates=[Fate("dead link", ("http_not_found",), ("dead1", "dead2")), Fate("redirect", (), ("moved",))],
-    counts=[Count("no query", "pool", "no_match", 5)],
+    counts=[Count("no query", "pairs", "no_match", 5)],
     copies=[
         Copies("same file", "exact_duplicate", (("same1", "same2", "same3"),)),
         Copies("smaller", "near_duplicate", (("near1", "near2"),)),
@@ -77,8 +77,8 @@ class Made:
     unplanted_overlap: list[tuple[str, str, str, bool]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(
         default_factory=lambda: [
-            {"stage": "pool", "inputs": 19, "kept": 14, "reasons": {"no_match": 5}},
-            {"stage": "planned", "inputs": 14, "kept": 13, "reasons": {"over_cap": 1}},
+            {"stage": "pairs", "inputs": 19, "kept": 14, "reasons": {"no_match": 5}},
+            {"stage": "plan", "inputs": 14, "kept": 13, "reasons": {"over_cap": 1}},
         ]
     )
     requests: dict[str, int] = field(
@@ -173,16 +173,16 @@ def select(uid: str, selected_by: list[int]) -> Callable[[Made], None]:
             1,
             0,
         ),
-        (change(stages=[{"stage": "pool", "inputs": 19, "kept": 14, "reasons": {"no_match": 4}}]), "no query", 1, 0),
-        (change(stages=[{"stage": "pool", "inputs": 9, "kept": 2, "reasons": {"no_match": 7}}]), "no query", 0, 2),
+        (change(stages=[{"stage": "pairs", "inputs": 19, "kept": 14, "reasons": {"no_match": 4}}]), "no query", 1, 0),
+        (change(stages=[{"stage": "pairs", "inputs": 9, "kept": 2, "reasons": {"no_match": 7}}]), "no query", 0, 2),
         (
-            change(stages=[{"stage": "pool", "inputs": 9, "kept": 3, "reasons": {"no_match": 5}}]),
+            change(stages=[{"stage": "pairs", "inputs": 9, "kept": 3, "reasons": {"no_match": 5}}]),
             "account of a stage closes",
             1,
             0,
         ),
         (
-            change(stages=[{"stage": "pool", "inputs": 6, "kept": 0, "reasons": {"no_match": 5, "bored": 1}}]),
+            change(stages=[{"stage": "pairs", "inputs": 6, "kept": 0, "reasons": {"no_match": 5, "bored": 1}}]),
             "account of a stage closes",
             1,
             0,

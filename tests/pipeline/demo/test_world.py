@@ -99,7 +99,7 @@ def test_every_planted_pair_is_mentioned(ledger: Ledger, extracted: tuple[list[t
 def test_counted_reasons_are_what_the_sources_lose(
     ledger: Ledger, extracted: tuple[list[tuple[str, str]], Counter[str]]
 ) -> None:
-    counted = {c.reason: c.number for c in ledger.counts if c.stage == "pool" and c.reason != Reason.NO_MATCH}
+    counted = {c.reason: c.number for c in ledger.counts if c.stage == "pairs" and c.reason != Reason.NO_MATCH}
     assert counted == dict(extracted[1])
 
 

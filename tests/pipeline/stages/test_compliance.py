@@ -134,9 +134,7 @@ def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
         assert heading in text
 
 
-def test_why_shows_the_record_of_one_url(
-    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_card_of_a_finished_set(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "wit.toml"
     config.write_text(
         f"""workspace = "{workspace.root}"
@@ -149,13 +147,6 @@ paths = ["x"]
 contact = "mailto:you@example.org"
 """
     )
-    assert main(["why", "HTTP://b.example:80/1.jpg", "-c", str(config)]) == 0
-    shown = capsys.readouterr().out
-    assert "content-signal" in shown
-    assert "2026-11-01 12:00:00+00:00" in shown
-    assert main(["why", ROWS[0][0], "-c", str(config)]) == 0
-    assert "creativecommons" in capsys.readouterr().out
-    assert main(["why", "http://nowhere.example/", "-c", str(config)]) == 1
     assert main(["card", "-c", str(config)]) == 1
     workspace.write_json("report/data_card.md", "card")
     capsys.readouterr()

@@ -80,7 +80,7 @@ def test_images_are_dropped_before_duplicates_and_the_cap(config: Path) -> None:
     reasons = stages["filtered"]["reasons"]
     assert reasons.keys() == {"single_colour", "python:bright"}
     assert stages["filtered"]["inputs"] == plain["fetched"]["kept"]
-    assert stages["unique"]["inputs"] == stages["filtered"]["kept"]
+    assert stages["dedup"]["inputs"] == stages["filtered"]["kept"]
     found = rows(config)
     assert found.num_rows == untouched.num_rows
     assert SCORE.name not in found.column_names

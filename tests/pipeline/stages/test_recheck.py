@@ -10,8 +10,10 @@ from support.hostile_server import HostileServer, fixed, picture, server
 
 from pipeline.cli.main import main
 from pipeline.consent.block_lists import BlockLists
+from pipeline.consent.policy import Signal
 from pipeline.engine.workspace import Workspace
 from pipeline.records import SHARD, pair_uid
+from pipeline.stages.listed import find_listed
 from pipeline.stages.shards import drop_listed
 
 __all__ = ["server"]
@@ -76,7 +78,8 @@ def test_what_is_refused_now_becomes_a_block_list(config: Path, server: HostileS
     assert {row["url"] for row in ledger if row["robots_at"] is not None} == {STILL, HEADER, ROBOTS, PASSED_OVER, GONE}
 
     lists = BlockLists.read({"urls": (config.parent / "work/consent/withdrawn.txt").read_text().splitlines()})
-    rows = drop_listed(pq.read_table(config.parent / "work/shards/00000.parquet"), lists).to_pylist()
+    table = pq.read_table(config.parent / "work/shards/00000.parquet")
+    rows = drop_listed(table, find_listed(table, [(Signal.BLOCK_LIST, lists)])).to_pylist()
     assert [row["url"] for row in rows if row["status"] == "success"] == [STILL, PASSED_OVER, GONE]
     assert {row["refused_by"] for row in rows if row["status"] == "dropped"} == {"block-list"}
 

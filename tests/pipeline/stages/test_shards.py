@@ -17,12 +17,15 @@ from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
-from pipeline.fetching.block_files import BlockFiles
+from pipeline.fetching.block_files import BlockFiles, find_takedowns
 from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.tar import TarWriter
 from pipeline.stages import shards
+from pipeline.stages.dedup.duplicates import DUPLICATES
+from pipeline.stages.listed import run_listed
 from pipeline.stages.shards import run_shards, write_manifest
+from pipeline.stages.takedown import keep_request, read_request
 
 OUTCOMES = [None, None, "timeout", "broken_image", Reason.NEAR_DUPLICATE, Reason.OVER_FINAL_CAP]
 
@@ -80,7 +83,10 @@ def make_shards(root, *, shade: int = 0, block_files: BlockFiles | None = None) 
         decided |= files
         rows.append(part_rows)
     build = Build(workspace, parse_beam_options([]), Progress(None))
-    shards = run_shards(build, fetched, {}, Marker("d", decided, {}), block_files or {})
+    decision = Marker("d", decided, {})
+    duplicates = UnitOutput(workspace)
+    duplicates.write_table("dedup/duplicates.parquet", DUPLICATES.empty_table())
+    shards = run_shards(build, fetched, {}, decision, run_listed(build, fetched, decision, block_files or {}, {}))
     write_manifest(build, shards, Account((StageAccount("shards", 4, 4, {}),)), {"seed": 1}, "9.9")
     return workspace, rows
 
@@ -115,6 +121,56 @@ def test_every_reader_sees_the_kept_pairs_and_only_those(tmp_path):
     with tarfile.open(tmp_path / "shards/00000.tar") as tar:
         names = tar.getnames()
     assert names == [f"{uid}.{kind}" for uid in kept[:2] for kind in ("jpg", "txt", "json")]
+
+
+def test_the_table_says_where_each_image_lies(tmp_path):
+    make_shards(tmp_path)
+    for part in range(2):
+        table = pq.read_table(tmp_path / f"shards/{part:05d}.parquet").to_pylist()
+        assert {row["shard"] for row in table if row["status"] == "success"} == {f"{part:05d}.tar"}
+        assert {(row["shard"], row["offset"], row["size"]) for row in table if row["status"] != "success"} == {
+            (None, None, None)
+        }
+        with tarfile.open(tmp_path / f"shards/{part:05d}.tar") as tar, tar.fileobj as file:
+            for row in table:
+                if row["status"] == "success":
+                    image = tar.extractfile(f"{row['uid']}.jpg").read()
+                    file.seek(row["offset"])
+                    assert file.read(row["size"]) == image
+
+
+@pytest.mark.slow
+def test_of_a_thousand_shards_only_those_that_lose_something_are_written_again(tmp_path):
+    workspace, parts = Workspace(str(tmp_path / "set")), 1_000
+    fetched, decided, rows = {}, {}, []
+    for part in range(parts):
+        marker, files, part_rows = fetched_part(workspace, part, 0)
+        fetched[f"part-{part:05d}"] = marker
+        decided |= files
+        rows.append(part_rows)
+    # A near duplicate of part 7 gave its caption to a pair of part 9.
+    duplicate, survivor = rows[7][4], rows[9][0]
+    names = {"uid": duplicate["uid"], "survivor": survivor["uid"], "reason": "near_duplicate"}
+    duplicates = UnitOutput(workspace)
+    table = pa.Table.from_pylist([names | {"distance": 3, "part": 7, "survivor_part": 9}], DUPLICATES)
+    duplicates.write_table("dedup/duplicates.parquet", table)
+    build, decision = Build(workspace, parse_beam_options([]), Progress(None)), Marker("d", decided, {})
+
+    def write() -> dict[str, int]:
+        withdrawn = run_listed(build, fetched, decision, {}, find_takedowns(workspace))
+        written = run_shards(build, fetched, {}, decision, withdrawn)
+        write_manifest(build, written, Account((StageAccount("shards", 4, 4, {}),)), {"seed": 1}, "9.9")
+        return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "set/shards").iterdir()}
+
+    before = write()
+    request = [rows[part][0]["url"] for part in range(0, parts, 10)] + [duplicate["url"]]
+    (tmp_path / "request.txt").write_text("".join(f"{url}\n" for url in request))
+    keep_request(workspace, read_request(str(tmp_path / "request.txt")))
+    after = write()
+    changed = {name for name in after if before[name] != after[name]} - {"manifest.json", "sizes.json"}
+    touched = {*range(0, parts, 10), 7, 9}
+    assert changed == {f"{part:05d}{end}" for part in touched for end in (".tar", ".parquet", "_stats.json")}
+    assert read_manifest(f"{tmp_path}/set/shards").samples == 2 * parts - 100
 
 
 def test_every_planned_pair_keeps_a_row_with_its_reason(tmp_path):
