@@ -34,12 +34,12 @@ _USES = {
 }
 
 
-def read_content_usage(value: str) -> Mapping[str, bool]:
+def read_content_usage(value: str) -> dict[str, bool]:
     """Return use -> is it allowed; empty if the value states nothing or is not a structured-field dictionary.
 
     Vocabulary section 6.4: unknown labels and all parameters are ignored, and of a repeated label the last counts.
     """
-    return _parse_again(value) if len(value) <= _USUAL_CHARS else _parse(value)
+    return dict(_parse_again(value) if len(value) <= _USUAL_CHARS else _parse(value))
 
 
 def _parse(value: str) -> Mapping[str, bool]:
@@ -60,6 +60,6 @@ def _parse(value: str) -> Mapping[str, bool]:
 _parse_again = lru_cache(1_024)(_parse)  # a host sends the same header with all its images
 
 
-def read_content_usage_header(lines: Iterable[str]) -> Mapping[str, bool]:
+def read_content_usage_header(lines: Iterable[str]) -> dict[str, bool]:
     """Return the preferences in all header lines; they are one dictionary (RFC 9651 section 4.2)."""
     return read_content_usage(", ".join(lines))
