@@ -235,8 +235,8 @@ def _footer_place(stream: BinaryIO) -> tuple[int, int]:
         pa.ArrowInvalid: there is none, or it is too long.
     """
     size = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, size - 8))
-    tail = stream.read(8)
+    stream.seek(max(0, size - _READ_BYTES))  # a small file is read from its beginning: some servers have no ranges
+    tail = stream.read(_READ_BYTES)[-8:]
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > min(size - 8, _MAX_FOOTER_BYTES):
         raise pa.ArrowInvalid("the footer is missing or too long")
