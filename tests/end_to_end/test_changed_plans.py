@@ -105,7 +105,7 @@ def test_a_flipped_bit_of_an_earlier_plan_is_not_reused(
     capsys.readouterr()
     assert main(["build", "-c", str(project), "--quiet"]) == 1
     assert f"{aside[0].name} is damaged" in capsys.readouterr().err
-    assert main(["verify", "-c", str(project), "--discard"]) == 1
+    assert main(["verify", "-c", str(project), "--discard"]) == 6
     asked = build(project, web, cap=5)
     assert asked
     other, _ = fresh(project, web, project.parent.parent / "fresh", 5)

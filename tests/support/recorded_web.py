@@ -110,6 +110,6 @@ def tree(root: Path, *folders: str) -> dict[str, str]:
     """
     starts = [root / folder for folder in folders] or [root]
     files = sorted(p for start in starts for p in start.rglob("*") if p.is_file())
-    records = (root / "consent", root / ".wit/consent")
+    records = (root / "consent", root / ".wit/consent", root / ".wit/run")
     files = [p for p in files if not any(p.is_relative_to(folder) for folder in records)]
     return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

@@ -22,7 +22,7 @@ from pipeline.records import DECISIONS, FETCHED, SHARD, Reason, pair_uid
 from pipeline.shards.manifest import read_manifest
 from pipeline.shards.tar import TarWriter
 from pipeline.stages import shards
-from pipeline.stages.dedup.duplicates import DUPLICATES
+from pipeline.stages.dedup.settle import DUPLICATES
 from pipeline.stages.listed import run_listed
 from pipeline.stages.shards import run_shards, write_manifest
 from pipeline.stages.takedown import keep_request, read_request
