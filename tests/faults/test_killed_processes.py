@@ -79,7 +79,7 @@ def test_signals_end_any_command_in_one_line(tmp_path, monkeypatch, capsys, numb
 
 
 def test_ctrl_c_during_the_imports_is_quiet(tmp_path):
-    (tmp_path / "pydantic.py").write_text("import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "argparse.py").write_text("import sys, time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
     wit = subprocess.Popen(
         [sys.executable, "-c", "from pipeline.cli.main import main; main(['status'])"],
