@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.project import Project
 
 
@@ -21,9 +22,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "files", nargs="+", metavar="FILE", help="Parquet tables with a column uid: paths or globs, URLs"
     )
     annotate.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="columns to take (default: all)")
-    annotate.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(annotate)
     annotate.add_argument("--quiet", action="store_true", help="do not show progress")
     annotate.set_defaults(func=_annotate, takes_beam_options=True)
 

@@ -1,8 +1,8 @@
 """`wit card`: the data card of a finished set, or its summary for the EU."""
 
 import argparse
-from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import UserError
 from pipeline.project import Project
 
@@ -13,7 +13,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="print the data card of a finished dataset, or its summary for the EU",
         description="Print the data card of a finished dataset (report/data_card.md).",
     )
-    card.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
+    add_config(card)
     card.add_argument(
         "--eu-summary",
         action="store_true",

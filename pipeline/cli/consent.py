@@ -1,8 +1,8 @@
 """`wit consent recheck`: may the images of a finished set still be used?"""
 
 import argparse
-from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.project import Project
 
 
@@ -16,9 +16,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "the URLs that are refused now to consent/withdrawn.txt, a list for `wit takedown`. If the "
         "config's [fetch.consent] is stricter than before, the stricter rules apply.",
     )
-    recheck.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(recheck)
     recheck.add_argument(
         "--from-record",
         action="store_true",

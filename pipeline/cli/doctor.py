@@ -3,8 +3,8 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.project import Project
 from queries.redact import redact
 
@@ -17,9 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "the runner and the GPU, and say what to do. Exit 1 if a check failed. `wit build` runs the quick ones itself.",
         allow_abbrev=False,
     )
-    doctor.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(doctor)
     doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
     doctor.add_argument(
         "--runner", default="FnApiRunner", help="the Beam runner that the build will use (default: FnApiRunner)"

@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.project import Project
 
 
@@ -16,9 +16,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "compares with the outcome. Needs a plan: `wit build --to plan`.",
         allow_abbrev=False,
     )
-    forecast.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(forecast)
     forecast.add_argument(
         "--sample", type=_count, default=500, metavar="N", help="how many URLs to fetch (default: 500)"
     )

@@ -1,9 +1,9 @@
 """`wit gc`: what no build owns in a workspace, how large it is, and its removal."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.arguments import add_config
 from pipeline.project import Project
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "Results that a stopped build has fetched and not used yet are listed and stay.",
         allow_abbrev=False,
     )
-    gc.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
+    add_config(gc)
     gc.add_argument("--remove", action="store_true", help="remove what is listed as removable")
     gc.set_defaults(func=_gc)
 

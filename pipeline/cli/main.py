@@ -30,6 +30,7 @@ from pipeline.cli import status as cli_status
 from pipeline.cli import takedown as cli_takedown
 from pipeline.cli import train as cli_train
 from pipeline.cli import why as cli_why
+from pipeline.cli.arguments import add_config
 from pipeline.errors import EXIT_CODES, NOT_WHOLE, ConfigError, UserError, system_error
 from pipeline.project import STAGES, Project, code_version
 from queries.errors import InputError
@@ -237,7 +238,7 @@ def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--direct_running_mode multi_processing --direct_num_workers 8. Unknown options are an error.",
         allow_abbrev=False,
     )
-    _add_config(build)
+    add_config(build)
     build.add_argument("--to", choices=STAGES, default=STAGES[-1], help="the last stage to run (default: report)")
     build.add_argument(
         "--refetch",
@@ -273,7 +274,7 @@ def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "that were recorded when it was written. Exit 6 if one differs.",
         allow_abbrev=False,
     )
-    _add_config(verify)
+    add_config(verify)
     verify.add_argument(
         "--shards", metavar="DIR", help="verify a folder of shards with manifest.json, not a workspace; also a URL"
     )
@@ -297,14 +298,8 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     report.add_argument(
         "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved"
     )
-    _add_config(report)
+    add_config(report)
     report.set_defaults(func=_report)
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
 
 
 def _build(args: argparse.Namespace) -> int:

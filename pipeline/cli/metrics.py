@@ -7,9 +7,9 @@ by the markers that workers write.
 import argparse
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import ConfigError, UserError
 from pipeline.project import Project
 
@@ -25,9 +25,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "print them once, for the node exporter's textfile collector. Needs the extra [metrics].",
         allow_abbrev=False,
     )
-    metrics.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(metrics)
     metrics.add_argument(
         "--listen", default="127.0.0.1:9464", metavar="HOST:PORT", help="where to serve (default: 127.0.0.1:9464)"
     )

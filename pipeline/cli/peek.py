@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import ConfigError
 from pipeline.project import Project
 
@@ -16,7 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Print random pairs of the finished set, or write them with their images into a page.",
         allow_abbrev=False,
     )
-    peek.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
+    add_config(peek)
     peek.add_argument("-n", "--pairs", type=int, default=20, help="how many pairs (default: 20)")
     peek.add_argument("--seed", type=int, default=0, help="other pairs (default: 0)")
     peek.add_argument("--page", type=Path, metavar="FILE", help="write a page with the images, such as peek.html")

@@ -1,8 +1,8 @@
 """`wit publish`: a finished set on the Hugging Face Hub, or in any folder or store."""
 
 import argparse
-from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.project import Project
 from queries.redact import redact
 
@@ -17,9 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         allow_abbrev=False,
     )
     publish.add_argument("url", metavar="URL", help="hf://datasets/OWNER/NAME, a folder, or s3://, gs://, hdfs://")
-    publish.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(publish)
     publish.add_argument("--quiet", action="store_true", help="do not show progress")
     publish.set_defaults(func=_publish)
 

@@ -1,9 +1,9 @@
 """`wit sources`: look at the sources of a config before a build."""
 
 import argparse
-from pathlib import Path
 from typing import TypeAlias
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import ConfigError
 from pipeline.project import Project
 from queries.redact import redact
@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "1 if a source cannot be read.",
         allow_abbrev=False,
     )
-    check.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config (default: wit.toml)")
+    add_config(check)
     check.add_argument(
         "--rows", type=int, default=2_000, metavar="N", help="rows of each source (default: %(default)s)"
     )

@@ -4,9 +4,9 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import NOT_WHOLE
 from pipeline.project import Project
 from queries.redact import redact
@@ -29,9 +29,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "nothing runs and the account does not close or files are missing.",
         allow_abbrev=False,
     )
-    status.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(status)
     status.add_argument("--json", action="store_true", help="print JSON, for programs")
     status.add_argument(
         "--watch",

@@ -1,9 +1,9 @@
 """`wit takedown`: pairs leave a finished set, and do not come back."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import ConfigError
 from pipeline.project import Project
 
@@ -35,9 +35,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         allow_abbrev=False,
     )
     takedown.add_argument("file", metavar="FILE", help="the list of what to take down")
-    takedown.add_argument(
-        "-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)"
-    )
+    add_config(takedown)
     takedown.add_argument(
         "--shards", metavar="DIR", help="take from a folder of shards with manifest.json, not from a workspace"
     )

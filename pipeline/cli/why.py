@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from pipeline.cli.arguments import add_config
 from pipeline.errors import UserError
 from pipeline.project import Project
 
@@ -21,7 +21,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="UID|URL|SHA256|EVAL-ID",
         help="a uid, the URL of an image, the SHA-256 of an image file, or an id of an evaluation set's example",
     )
-    why.add_argument("-c", "--config", type=Path, default=Path("wit.toml"), help="the config file (default: wit.toml)")
+    add_config(why)
     why.add_argument("--json", action="store_true", help="print one JSON object a line")
     why.set_defaults(func=_why)
 
