@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,7 +91,7 @@ def run_build(
         project.config.fetch.check_contact()
     stages = STAGES[: STAGES.index(to) + 1]
     with build_lock(build.workspace), build.progress.kept_in(build.workspace, "wit build", stages, STAGE_OF_STEP):
-        _run_and_mend(project, build, stages, refetch, retry, merge)
+        _run_and_mend(project, build, partial(_run_stages, project, build, stages, refetch, retry, merge))
         build.workspace.remove_temporary_files()
         account = read_account(build.workspace).up_to(to)
     problems = account.problems()
@@ -117,19 +118,12 @@ def _check_inputs(project: Project) -> None:
             raise ConfigError(f"evals: {evaluation.name}: {one_line(error)}") from None
 
 
-def _run_and_mend(
-    project: Project,
-    build: Build,
-    stages: tuple[str, ...],
-    refetch: bool,
-    retry: Retry | None,
-    merge: Sequence[str],
-) -> None:
+def _run_and_mend(project: Project, build: Build, run: Callable[[], None]) -> None:
     """Run the stages; write damaged files again if that needs no request to the web."""
     mended = set[str]()
     while True:
         try:
-            _run_stages(project, build, stages, refetch, retry, merge)
+            run()
             return
         except DamagedFileError as error:
             if error.file in mended:

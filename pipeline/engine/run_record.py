@@ -67,14 +67,20 @@ class RunRecord:
         """Return whether it runs now; on this machine exactly, elsewhere by when it was last heard of."""
         if self.state == "stopped":
             return False
-        if self.host == socket.gethostname():
-            try:
-                os.kill(self.process, 0)
-            except ProcessLookupError:
-                return False
-            except PermissionError:
-                pass
+        if self.host == socket.gethostname() and not runs_here(self.process):
+            return False
         return time.time() - self.heard < _SILENT_S
+
+
+def runs_here(process: int) -> bool:
+    """Return whether a process runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def read_run(workspace: Workspace) -> RunRecord | None:

@@ -7,6 +7,7 @@ the first touch tells one of them.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,8 +18,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from pipeline.engine.run_record import runs_here
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import BusyError
+
+logger = logging.getLogger(__name__)
 
 TOUCH_S = 30.0
 STALE_S = 300.0
@@ -105,18 +109,8 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     if not holder:
         return False
     if holder["host"] == socket.gethostname():
-        return _runs_here(int(holder["pid"]))
+        return runs_here(int(holder["pid"]))
     return (_now() - datetime.fromisoformat(holder["touched"])).total_seconds() < STALE_S
-
-
-def _runs_here(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _touch(workspace: Workspace, name: str, token: str, done: threading.Event, lost: threading.Event) -> None:
@@ -127,5 +121,5 @@ def _touch(workspace: Workspace, name: str, token: str, done: threading.Event, l
                 signal.pthread_kill(cast(int, threading.main_thread().ident), signal.SIGINT)
                 return
             workspace.fs.pipe_file(workspace.path(name), _content(token))
-        except Exception:  # the store does not answer now: the next touch may reach it, or find the lock taken
-            continue
+        except Exception as error:  # the store does not answer now: the next touch may reach it, or find the lock taken
+            logger.debug("%s cannot be touched: %s", name, error)

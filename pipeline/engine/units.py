@@ -160,6 +160,11 @@ def marker_name(step: str, unit: str) -> str:
     return f"{_STATE}/{step}/{unit}.json"
 
 
+def unit_of(file: str) -> str:
+    """Return the name of the unit that wrote a file named after it: without folder and suffixes."""
+    return file.rsplit("/", 1)[1].split(".")[0]
+
+
 def read_marker(workspace: Workspace, step: str, unit: str) -> Marker | None:
     """Return the marker of one unit, or None if it is not done."""
     name = marker_name(step, unit)

@@ -13,7 +13,7 @@ to do while the last URLs of one wait. Stages beside it know this folder only th
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,12 +23,11 @@ from pipeline.engine.run import Build, run_units
 from pipeline.engine.shuffle import gather, spill
 from pipeline.engine.units import Prepare, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
-from pipeline.fetching.addresses import Target
 from pipeline.fetching.host_cut import HostCut
 from pipeline.fetching.journal import decode_outcome, encode_outcome
 from pipeline.fetching.outcome import Checked, Outcome
 from pipeline.fetching.part import Part
-from pipeline.web.urls import normalize_url
+from pipeline.stages.host_counts import hosts_of
 
 FOLDER = ".wit/crawl"
 """<settings>-<plan>/: the files of a crawl; they go when fetched/ is done."""
@@ -117,7 +116,7 @@ def run_crawl(build: Build, crawl: Crawl, parts: Sequence[PlannedUrls], prepare:
         Unit(f"{w:05d}", digest(crawl.name, w), _Window(w, tuple(parts[part] for part in crawl.parts_of(w))))
         for w in windows
     ]
-    run_units(build, f"{step}/route", routes, _OpenCut(build.workspace.root, crawl.name, crawl.parts))
+    run_units(build, f"{step}/route", routes, _Open(_Route, build.workspace.root, crawl.name, crawl.parts))
     units = [
         Unit(f"{w:05d}-{g:05d}", digest(crawl.name, g, w), Wanted(crawl.name, crawl.parts, g, w), chain=f"{g:05d}")
         for g in groups
@@ -125,8 +124,8 @@ def run_crawl(build: Build, crawl: Crawl, parts: Sequence[PlannedUrls], prepare:
     ]
     run_units(build, f"{step}/fetch", units, prepare, at_once=2)
     if crawl.cut.windows > 1:
-        regroups = [Unit(unit.name, unit.digest, unit.payload) for unit in units]
-        run_units(build, f"{step}/regroup", regroups, _OpenRegroup(build.workspace.root, crawl.name, crawl.parts))
+        regroups = [replace(unit, chain="") for unit in units]
+        run_units(build, f"{step}/regroup", regroups, _Open(_Regroup, build.workspace.root, crawl.name, crawl.parts))
 
 
 def crawl_step(name: str) -> str:
@@ -162,13 +161,16 @@ def load_crawl(workspace: Workspace, name: str, parts: int) -> Crawl:
 
 
 @dataclass(frozen=True)
-class _OpenCut:
+class _Open:
+    """Opens the crawl on a worker, for one of the steps that request nothing."""
+
+    work: "type[_Route] | type[_Regroup]"
     root: str
     name: str
     parts: int
 
-    def open(self) -> "_Route":
-        return _Route(load_crawl(Workspace(self.root), self.name, self.parts))
+    def open(self) -> "_Route | _Regroup":
+        return self.work(load_crawl(Workspace(self.root), self.name, self.parts))
 
 
 @dataclass(frozen=True)
@@ -186,15 +188,10 @@ class _Route:
         cut = self.crawl.cut
         for part, planned in zip(self.crawl.parts_of(window.number), window.parts, strict=True):
             wanted = planned.wanted(workspace)
-            hosts = [_host(url) for url in wanted["url"].to_pylist()]
+            hosts = hosts_of(wanted["url"]).to_pylist()
             buckets = [cut.group(host) * cut.windows + cut.window(host, window.number) for host in hosts]
             numbered = wanted.add_column(0, "part", pa.array([part] * wanted.num_rows, pa.int32()))
             yield numbered.cast(_ROUTED), np.array(buckets, np.int32)
-
-
-def _host(url: str) -> str:
-    normal = normalize_url(url)
-    return Target.parse(normal).host if normal is not None else ""
 
 
 def read_wanted(workspace: Workspace, crawl: Crawl, wanted: Wanted) -> pa.Table:
@@ -231,16 +228,6 @@ def _numbered(rows: list[dict[str, object]], crawl: Crawl, own: range) -> tuple[
     parts = table["part"].to_pylist()
     buckets = [p - own.start if p in own else len(own) + crawl.window_of(p) for p in parts]
     return table, np.array(buckets, np.int32)
-
-
-@dataclass(frozen=True)
-class _OpenRegroup:
-    root: str
-    name: str
-    parts: int
-
-    def open(self) -> "_Regroup":
-        return _Regroup(load_crawl(Workspace(self.root), self.name, self.parts))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.config import Config
-from pipeline.engine.units import Marker, digest, marker_name, read_markers
+from pipeline.engine.units import Marker, digest, marker_name, read_markers, unit_of
 from pipeline.engine.workspace import Workspace
 from pipeline.fetching.retry import Retry
 from pipeline.sources import expand_paths, file_versions
@@ -50,7 +50,7 @@ class FetchSettings:
     def reuse_path(self, file: str, marker: Marker) -> str:
         """Return the path of a part's file while another plan is fetched."""
         suffix = file.rpartition(".")[2]
-        return f"{EARLIER}/{self.name}/{self.reuse_unit(part_stem(file), marker)}.{suffix}"
+        return f"{EARLIER}/{self.name}/{self.reuse_unit(unit_of(file), marker)}.{suffix}"
 
     def reuse_unit(self, part: str, marker: Marker) -> str:
         """Return the name of the unit that a part is then."""
@@ -106,7 +106,7 @@ def earlier_parts(workspace: Workspace, settings: FetchSettings) -> dict[str, tu
     found: dict[str, list[str]] = {}
     for table in sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet")):
         if f"{table}.tar" in names:
-            found.setdefault(part_stem(table), []).append(table)
+            found.setdefault(unit_of(table), []).append(table)
     return {part: tuple(names) for part, names in found.items()}
 
 
@@ -155,8 +155,3 @@ def retried_urls(workspace: Workspace, table: str, part: str, retry: Retry) -> f
     """Return the URLs of a fetched part that are requested again."""
     rows, name = workspace.read_table(f"{table}.parquet", ["url", "reason"]), f"consent/{part}.parquet"
     return frozenset(retry.urls(rows, workspace.read_table(name) if workspace.exists(name) else None))
-
-
-def part_stem(name: str) -> str:
-    """Return the name of a part from that of one of its files."""
-    return name.rsplit("/", 1)[1].split(".")[0]

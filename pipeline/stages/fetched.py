@@ -32,6 +32,7 @@ from pipeline.engine.units import (
     marker_name,
     read_markers,
     unfinished,
+    unit_of,
 )
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
@@ -63,7 +64,6 @@ from pipeline.stages.earlier_fetches import (
     FetchSettings,
     earlier_parts,
     open_earlier,
-    part_stem,
     retried_urls,
     stash_for_retry,
     stash_for_reuse,
@@ -85,7 +85,7 @@ def check_fetched(workspace: Workspace, config: Config, base_dir: Path) -> None:
     """
     settings = FetchSettings.of(config, base_dir, VERSION)
     made = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
-    made |= {part_stem(name): name.split("/")[2] for name in workspace.sizes(EARLIER)}
+    made |= {unit_of(name): name.split("/")[2] for name in workspace.sizes(EARLIER)}
     others = [name for name, how in made.items() if not how.startswith((settings.name, FROM_ARCHIVES))]
     others += [name for name in crawls_begun(workspace) if not name.startswith(settings.short_name)]
     if others:
@@ -110,7 +110,7 @@ def run_fetched(
         build.workspace.remove_folder(EARLIER)
     else:
         stash_for_reuse(
-            build.workspace, settings, {part_stem(name): unit_digest for name, unit_digest in digests.items()}
+            build.workspace, settings, {unit_of(name): unit_digest for name, unit_digest in digests.items()}
         )
     if retry is not None:
         count = stash_for_retry(build.workspace, settings, retry)
@@ -121,13 +121,13 @@ def run_fetched(
             number,
             name,
             plan.outputs[name].sha256,
-            tuple(earlier.get(part_stem(name), [])),
-            _journal_key(settings, digests[name], earlier.get(part_stem(name), []), refetch, retry),
+            tuple(earlier.get(unit_of(name), [])),
+            _journal_key(settings, digests[name], earlier.get(unit_of(name), []), refetch, retry),
             retry,
         )
         for number, name in enumerate(digests)
     ]
-    units = [Unit(part_stem(part.name), digests[part.name], part) for part in parts]
+    units = [Unit(unit_of(part.name), digests[part.name], part) for part in parts]
     block_files = find_all_lists(config.fetch.consent, base_dir, build.workspace)
     tars = {file.name: file.path for file in source_files(config, base_dir, build.workspace, ("webdataset",))}
     crawl = _find_crawl(build, config, settings, plan, units, refetch)
@@ -257,7 +257,7 @@ class _PlannedPart:
                 yield EarlierPart(rows, tar, self._retried(workspace, name))
 
     def _retried(self, workspace: Workspace, name: str) -> frozenset[str]:
-        return frozenset() if self.retry is None else retried_urls(workspace, name, part_stem(self.name), self.retry)
+        return frozenset() if self.retry is None else retried_urls(workspace, name, unit_of(self.name), self.retry)
 
 
 def _key_of_files(plan: pa.Table) -> str:
@@ -318,7 +318,7 @@ class _FetchPart:
     journals: Journals
 
     def run(self, part: _PlannedPart, output: UnitOutput) -> Mapping[str, int]:
-        workspace, stem = output.workspace, part_stem(part.name)
+        workspace, stem = output.workspace, unit_of(part.name)
         plan = workspace.read_table(part.name, sha256=part.sha256)
         with (
             scratch_folder("fetch") as scratch,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.engine.units import read_all_markers
+from pipeline.engine.units import read_all_markers, unit_of
 from pipeline.engine.workspace import Workspace
 
 _OURS = (
@@ -54,7 +54,7 @@ def find_strays(workspace: Workspace) -> Iterator[Stray]:
     markers = read_all_markers(workspace)
     owned = {file for marker in markers.values() for file in marker.outputs}
     unfinished = {name.split("/")[1] for name in markers}
-    parts = {file.rsplit("/", 1)[1].split(".")[0] for file in owned if file.startswith(("plan/", "fetched/"))}
+    parts = {unit_of(file) for file in owned if file.startswith(("plan/", "fetched/"))}
     for folder in _OURS:
         for name, size in sorted(workspace.sizes(folder).items()):
             ledger = _LEDGER.fullmatch(name)

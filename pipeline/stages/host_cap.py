@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import FetchConfig
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Unit, UnitOutput, Work, add_counts, digest
+from pipeline.engine.units import Marker, Unit, UnitOutput, Work, add_counts, digest, unit_of
 from pipeline.records import PAIRS, Reason
 from pipeline.stages.balance.exact import query_hashes
 from pipeline.stages.balance.ranking import RANDOM, Ranking
@@ -91,7 +91,7 @@ class Round:
         return {host: cap for host, pairs, cap in caps if cap is not None and pairs > cap}
 
     def _run(self, step: str, work: "_Count | _Mark | _Limit") -> dict[str, Marker]:
-        units = [Unit(_stem(name), digest(self._digest, name), name) for name in self.names]
+        units = [Unit(unit_of(name), digest(self._digest, name), name) for name in self.names]
         return run_units(self.build, f"{self._step}/{step}", units, _Open(self.select, work))
 
     @property
@@ -105,10 +105,6 @@ class Round:
     @property
     def _digest(self) -> str:
         return digest(self.inputs, self.config.host_budgets(), self.number)
-
-
-def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[1].split(".")[0]
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ class _OnCandidates:
     def run(self, name: str, output: UnitOutput) -> Mapping[str, int]:
         table = output.workspace.read_table(name)
         is_selected = pc.greater(pc.list_value_length(self.select.select(table)), 0)
-        return self.work.run(table, is_selected.to_numpy(zero_copy_only=False), _stem(name), output)
+        return self.work.run(table, is_selected.to_numpy(zero_copy_only=False), unit_of(name), output)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest, read_markers
+from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest, read_markers, unit_of
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError
 from pipeline.fetching.block_files import find_takedowns
 from pipeline.shards.manifest import read_manifest
-from pipeline.stages.earlier_fetches import EARLIER, FetchSettings, part_stem
+from pipeline.stages.earlier_fetches import EARLIER, FetchSettings
 from pipeline.stages.fetched import VERSION as FETCHED_VERSION
 from pipeline.stages.plan import part_names
 from pipeline.stages.takedown import Request, keep_request
@@ -110,7 +110,7 @@ def seed_fetched(
     """
     settings = FetchSettings.of(config, base_dir, FETCHED_VERSION)
     done = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
-    wanted = {part_stem(name): f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
+    wanted = {unit_of(name): f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
     present = workspace.sizes(EARLIER)
     for other in others:
         for name, marker in sorted(read_markers(other, "fetched").items()):

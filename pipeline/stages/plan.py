@@ -37,6 +37,7 @@ from pipeline.engine.units import (
     digest,
     finish_stage,
     finished_stage,
+    unit_of,
 )
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses
@@ -323,7 +324,7 @@ def _balance(
 
 
 def _write_plan(build: Build, candidates: Sequence[str], select: OpenSelect, stage_digest: str) -> dict[str, Marker]:
-    units = [Unit(name.rsplit("/", 1)[1].split(".")[0], digest(stage_digest, name), name) for name in candidates]
+    units = [Unit(unit_of(name), digest(stage_digest, name), name) for name in candidates]
     return run_units(build, "plan/write", units, _OpenWrite(select, len(candidates)))
 
 
@@ -353,8 +354,8 @@ class _WritePart:
         table = output.workspace.read_table(candidates)
         chosen = self.select.select(table)
         planned = table.append_column("selected_by", chosen).filter(pc.greater(pc.list_value_length(chosen), 0))
-        name = candidates.rsplit("/", 1)[1]
-        output.write_table(f"plan/{name}", planned.cast(PLAN))
-        spill_hosts(output, f"{_HOSTS}/{name.split('.')[0]}.rows", tally_hosts(planned["url"]), self.parts)
+        name = unit_of(candidates)
+        output.write_table(f"plan/{name}.parquet", planned.cast(PLAN))
+        spill_hosts(output, f"{_HOSTS}/{name}.rows", tally_hosts(planned["url"]), self.parts)
         kept = planned.num_rows
         return {"inputs": table.num_rows, "kept": kept, Reason.OVER_CAP: table.num_rows - kept}
