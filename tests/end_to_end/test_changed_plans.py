@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import make_images, make_project, tree
+from support.recorded_web import make_images, make_web_project, tree
 
 from pipeline.cli.main import main
 from pipeline.errors import UserError
@@ -28,15 +28,7 @@ def web() -> Iterator[ImageServer]:
 @pytest.fixture
 def project(tmp_path: Path, web: ImageServer) -> Path:
     """A project whose set is built, with a cap of 15."""
-    config = make_project(
-        tmp_path / "project",
-        IMAGES,
-        archives=[],
-        network=True,
-        gateway=web.gateway,
-        contact="mailto:test@example.org",
-        host_interval_s=0.0,
-    )
+    config = make_web_project(tmp_path / "project", IMAGES, web)
     assert build(config, web, cap=15)
     return config
 

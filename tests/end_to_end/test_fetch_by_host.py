@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import WORDS, image_url, make_images, make_project, tree
+from support.recorded_web import WORDS, image_url, make_images, make_web_project, tree
 
 from pipeline.cli.main import main
 from pipeline.errors import UserError
@@ -32,15 +32,7 @@ def web():
 
 
 def project(folder: Path, web: ImageServer) -> Path:
-    return make_project(
-        folder,
-        IMAGES,
-        archives=[],
-        network=True,
-        gateway=web.gateway,
-        contact="mailto:test@example.org",
-        host_interval_s=0.0,
-    )
+    return make_web_project(folder, IMAGES, web)
 
 
 def build(config: Path, web: ImageServer, *options: str) -> Counter:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import make_images, make_project
+from support.recorded_web import make_images, make_project, make_web_project
 
 from pipeline.cli.main import main
 from pipeline.stages.forecast import HostClass, _stratified
@@ -26,15 +26,7 @@ def web() -> Iterator[ImageServer]:
 
 @pytest.fixture
 def project(tmp_path: Path, web: ImageServer) -> Path:
-    config = make_project(
-        tmp_path / "project",
-        IMAGES,
-        archives=[],
-        network=True,
-        gateway=web.gateway,
-        contact="mailto:test@example.org",
-        host_interval_s=0.0,
-    )
+    config = make_web_project(tmp_path / "project", IMAGES, web)
     config.write_text(config.read_text().replace("cap = 15", "cap = 60"))
     return config
 

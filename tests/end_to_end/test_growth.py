@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import make_images, make_project, tree
+from support.recorded_web import make_images, make_web_project, tree
 
 from pipeline.cli.main import main
 from pipeline.stages.balance.exact import balance
@@ -29,15 +29,7 @@ def web() -> Iterator[ImageServer]:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory, web: ImageServer) -> Path:
     """The folder of a project that nothing is built in."""
-    config = make_project(
-        tmp_path_factory.mktemp("growth") / "recipe",
-        IMAGES,
-        archives=[],
-        network=True,
-        gateway=web.gateway,
-        contact="mailto:test@example.org",
-        host_interval_s=0.0,
-    )
+    config = make_web_project(tmp_path_factory.mktemp("growth") / "recipe", IMAGES, web)
     config.write_text(config.read_text().replace("cap = 15", f"cap = {CAP}"))
     return config.parent
 

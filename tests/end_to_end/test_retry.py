@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import image_url, make_images, make_project, tree
+from support.recorded_web import image_url, make_images, make_web_project, tree
 
 from pipeline.cli.main import main
 
@@ -21,16 +21,7 @@ def web():
 
 
 def project(folder: Path, web: ImageServer) -> Path:
-    return make_project(
-        folder,
-        IMAGES,
-        archives=[],
-        network=True,
-        gateway=web.gateway,
-        contact="mailto:test@example.org",
-        host_interval_s=0.0,
-        retries=0,
-    )
+    return make_web_project(folder, IMAGES, web, retries=0)
 
 
 def build(config: Path, web: ImageServer, *options: str) -> set[str]:

@@ -2,13 +2,13 @@
 
 import http.server
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.http_server import QuietServer, serving
 from support.recorded_web import caption, image_url, make_project
 
 from pipeline.cli.main import main
@@ -31,10 +31,9 @@ def server(tmp_path) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
-        threading.Thread(target=site.serve_forever, daemon=True).start()
+    site = QuietServer(Handler)
+    with serving(site):
         yield f"127.0.0.1:{site.server_port}"
-        site.shutdown()
 
 
 def holds_secret(content: bytes) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.image_server import ImageServer, serve_images
-from support.recorded_web import make_images, make_project, tree
+from support.recorded_web import make_images, make_web_project, tree
 from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
 from pipeline.beam.spark.cluster import Cluster, local_cluster
@@ -48,16 +48,7 @@ class Rehearsal:
 def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
     folder = tmp_path_factory.mktemp("rehearsal")
     with serve_images(make_images(IMAGES)) as web:
-        config = make_project(
-            folder / "project",
-            IMAGES,
-            parts=6,
-            archives=["web-0.warc.gz"],
-            network=True,
-            gateway=web.gateway,
-            contact="mailto:test@example.org",
-            host_interval_s=0.0,
-        )
+        config = make_web_project(folder / "project", IMAGES, web, parts=6, archives=["web-0.warc.gz"])
         made = Rehearsal(config, web, {}, Counter())
         assert made.build(folder / "project") == 0
         made.shards, made.requests = shards(folder / "project"), made.image_requests()

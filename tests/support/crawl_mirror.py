@@ -8,9 +8,11 @@ import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from support.http_server import QuietServer, serving
 
 from pipeline.web.warc_records import WarcRecord, read_records
 
@@ -62,13 +64,6 @@ def lists_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return lists
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that hang up."""
-
-
 class CrawlMirror:
     """`faults` are done to the next requests of a path, one each: a status, or "reset" in the middle of the body.
 
@@ -82,11 +77,11 @@ class CrawlMirror:
         self.agents = set[str]()
         self.connections = self.most_connections = 0
         self._lock = threading.Lock()
-        self._http = _Server(("127.0.0.1", 0), self._handler())
+        self._http = QuietServer(self._handler())
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}"
+        return self._http.url
 
     def _handler(mirror) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
@@ -148,11 +143,5 @@ class CrawlMirror:
 
     @contextmanager
     def running(self) -> Iterator["CrawlMirror"]:
-        thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
+        with serving(self._http):
             yield self
-        finally:
-            self._http.shutdown()
-            self._http.server_close()
-            thread.join()

@@ -5,14 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
-
-class _QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a client that was killed hangs up in mid-answer."""
+from support.http_server import QuietServer, serving
 
 
 class ImageServer:
@@ -24,11 +19,11 @@ class ImageServer:
         self.requests: Counter[str] = Counter()
         self._images = images
         self._lock = threading.Lock()
-        self._http = _QuietServer(("127.0.0.1", 0), self._handler())
+        self._http = QuietServer(self._handler())
 
     @property
     def gateway(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}"
+        return self._http.url
 
     def answer(self, url: str) -> bytes | None:
         with self._lock:
@@ -64,11 +59,5 @@ class ImageServer:
 def serve_images(images: Mapping[str, bytes]) -> Iterator[ImageServer]:
     """Serve until the block ends."""
     server = ImageServer(images)
-    thread = threading.Thread(target=server._http.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(server._http):
         yield server
-    finally:
-        server._http.shutdown()
-        server._http.server_close()
-        thread.join()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from support.image_server import ImageServer
 
 WORDS = ["dog", "cat", "red house", "tree", "river", "mountain", "猫", "straße", "unseen", "blue boat"]
 
@@ -95,6 +96,18 @@ def make_project(folder: Path, count: int = 120, *, parts: int = 6, files: int =
         + '[[evals]]\nname = "shapes"\nkind = "folder"\npath = "evals"\n'
     )
     return config
+
+
+def make_web_project(folder: Path, count: int, web: ImageServer, **fetch: object) -> Path:
+    """Do the same, but the images are requested from `web`."""
+    live = {
+        "archives": [],
+        "network": True,
+        "gateway": web.gateway,
+        "contact": "mailto:test@example.org",
+        "host_interval_s": 0.0,
+    }
+    return make_project(folder, count, **live | fetch)
 
 
 def _toml(value: object) -> str:
