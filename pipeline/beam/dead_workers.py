@@ -1,7 +1,7 @@
-"""End a run when a local worker process dies.
+"""End a run when a local worker process dies, and a worker process when its run ends.
 
-Beam itself waits endlessly for a worker that died before it connected, and reports "Channel closed prematurely" for one
-that died later.
+Beam itself waits endlessly for a worker that died before it connected, or that connects after the run has ended, and
+reports "Channel closed prematurely" for one that died later.
 """
 
 import re
@@ -11,7 +11,11 @@ import time
 from contextlib import suppress
 
 from apache_beam.portability import python_urns
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    BeamFnControlServicer,
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
 
 from pipeline.errors import UserError
 
@@ -36,6 +40,7 @@ class WatchedWorkerHandler(SubprocessSdkWorkerHandler):
 
     def stop_worker(self) -> None:
         self._stopped.set()
+        self.control_conn.push(BeamFnControlServicer._DONE_MARKER)  # Beam does so only for workers that have connected
         super().stop_worker()
 
     def _watch(self, process: threading.Thread) -> None:

@@ -123,6 +123,9 @@ def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
 def _serve(listener: socket.socket, address: Path, ending: int, work: Work, modules: Sequence[str]) -> None:
     """Fork a worker per connection until the process of the pidfd `ending` ends."""
     os.setsid()  # Ctrl-C is for the driver
+    listener.listen(
+        1024
+    )  # again, in this process: those who connect see the process id of the last caller, see end_server
     _silence()
     selector = selectors.DefaultSelector()
     try:

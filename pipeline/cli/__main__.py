@@ -1,8 +1,6 @@
 """`python -m pipeline.cli`: the console script `wit` where it is not installed."""
 
-import sys
-
-from pipeline.cli.main import main
+from pipeline.cli.main import run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command()

@@ -1,12 +1,14 @@
-"""The console script `wit`. `EXIT_CODES` says how a command ended and whether running it again helps."""
+"""The console script `wit`: `run_command`. `EXIT_CODES` says how a command ended and whether running it again helps."""
 
 import argparse
+import atexit
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -45,6 +47,9 @@ _GROUPS = {
 }
 """Commands with subcommands, each in the module of that name, and their `--help` texts."""
 
+_INTERRUPTED = 128
+"""Added to the number of a signal to make an exit code, as shells do."""
+
 _EXAMPLES = """\
 examples:
   wit demo                                         run everything offline, on a simulated web
@@ -53,6 +58,21 @@ examples:
   wit build -c wit.toml --to plan                  stop before the first network request
   wit build -c wit.toml --runner SparkRunner --spark_master_url spark://host:7077
 """
+
+
+def run_command() -> None:
+    """Run `main` and end this process; after an interruption at once, without waiting for threads.
+
+    Beam's threads wait for workers, also for those that the interruption has ended.
+    """
+    code = main()
+    if code > _INTERRUPTED:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a closed pipe
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_server()
         remove_leftovers()
         print("wit: stopped; run the same command again to resume", file=sys.stderr)
-        return 128 + (received[0] if received else signal.SIGINT)
+        return _INTERRUPTED + (received[0] if received else signal.SIGINT)
 
 
 def _print_error(message: str, exit_code: int, is_json: bool) -> None:

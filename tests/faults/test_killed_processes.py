@@ -97,7 +97,8 @@ def test_imports_leave_ctrl_c_as_it_was():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
-def test_sigterm_ends_a_build_and_its_workers(tmp_path):
+@pytest.mark.parametrize("stage", ["pairs", "fetched"])
+def test_sigterm_ends_a_build_and_its_workers(tmp_path, stage):
     number = signal.SIGTERM
     config = make_project(tmp_path / "project", 60, parts=12)
     scratch = tmp_path / "tmp"
@@ -106,7 +107,7 @@ def test_sigterm_ends_a_build_and_its_workers(tmp_path):
     build = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}, start_new_session=True
     )
-    while not (config.parent / "work/.wit/pairs").is_dir() and build.poll() is None:
+    while not (config.parent / "work/.wit" / stage).is_dir() and build.poll() is None:
         time.sleep(0.05)
     children = psutil.Process(build.pid).children(recursive=True)
     os.kill(build.pid, number)
@@ -114,9 +115,30 @@ def test_sigterm_ends_a_build_and_its_workers(tmp_path):
     assert build.returncode == 128 + number
     assert err == "wit: stopped; run the same command again to resume\n"
     assert not [p for p in psutil.wait_procs(children, timeout=20)[1] if p.is_running()]
-    left = [p for p in scratch.rglob("*") if p.name != "lock" and not p.name.endswith(".lock") and p.is_file()]
-    assert left == []
+    kept = private_in(scratch, "wit-archives")  # the index of the archives, for later runs
+    left = [p for p in scratch.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != "lock"]
+    assert [p for p in left if kept not in p.parents] == []
     assert not [p for p in private_in(scratch, "wit-scratch").iterdir() if p.is_dir()]
+
+
+def test_sigterm_ends_a_build_whose_workers_have_not_connected(tmp_path):
+    config = make_project(tmp_path / "project", 8, parts=1)
+    slow = script(tmp_path, f'touch {tmp_path}/starting; sleep 2; exec {sys.executable} "$@"')
+    code = (
+        "import sys; from types import SimpleNamespace; import pipeline.beam.runner as runner\n"
+        f"runner.sys = SimpleNamespace(executable={slow!r})\n"
+        "from pipeline.cli.main import run_command; run_command()"
+    )
+    build = subprocess.Popen(
+        [sys.executable, "-c", code, "build", "-c", str(config), "--quiet", *PROCESSES],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "starting").exists() and build.poll() is None:
+        time.sleep(0.05)
+    build.terminate()
+    assert build.communicate(timeout=60)[1].endswith("wit: stopped; run the same command again to resume\n")
+    assert build.returncode == 128 + signal.SIGTERM
 
 
 def private_in(folder: Path, name: str) -> Path:

@@ -122,6 +122,33 @@ def test_the_server_and_its_workers_end_with_the_process_they_belong_to(private)
     assert [path.name for path in server_folder(private).iterdir()] == ["lock"]
 
 
+def test_a_process_can_end_its_server_and_workers(private):
+    code = textwrap.dedent(f"""
+        import subprocess, sys
+        from pipeline.beam.fork_server import end_server
+        worker = subprocess.Popen([sys.executable, {SCRIPT!r}, "sleep"], stdout=subprocess.PIPE, text=True)
+        print(worker.stdout.readline(), end="", flush=True)
+        sys.stdin.readline()
+        end_server()
+        print("ended", flush=True)
+        sys.stdin.read()
+    """)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], env=private, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    assert owner.stdin is not None
+    worker = int(owner.stdout.readline().split()[0])
+    server = psutil.Process(worker).ppid()
+    owner.stdin.write("end\n")
+    owner.stdin.flush()
+    assert owner.stdout.readline() == "ended\n"
+    assert is_gone(server)
+    wait_until(lambda: is_gone(worker))
+    assert owner.poll() is None
+    owner.communicate()
+
+
 def test_a_server_that_was_killed_is_replaced(private):
     asking = subprocess.Popen([sys.executable, SCRIPT, "sleep"], env=private, stdout=subprocess.PIPE, text=True)
     assert asking.stdout is not None
