@@ -1,7 +1,23 @@
 """Settings of the whole suite."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # Tests never judge wall times: a busy machine is no bug.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _workers_import_the_tests() -> Iterator[None]:
+    """Worker processes inherit the environment of the first test that starts any, so every test has the same."""
+    patch = pytest.MonkeyPatch()
+    # The project first: tests/pipeline would be taken for the package `pipeline`.
+    places = [str(folder) for folder in Path(__file__).parents[1::-1]]
+    patch.setenv("PYTHONPATH", os.pathsep.join(places), prepend=os.pathsep)
+    yield
+    patch.undo()
