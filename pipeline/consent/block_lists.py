@@ -14,6 +14,7 @@ billion images has a probability below one in a thousand.
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -38,21 +39,26 @@ class EntryError(ValueError):
 
 @dataclass(frozen=True)
 class DigestSet:
-    """A set of digests of one length, by their first 8 bytes."""
+    """A set of digests of one length, by their first 8 bytes: sorted, with the place of each first two bytes."""
 
     keys: np.ndarray
+    starts: np.ndarray
 
     @classmethod
     def of(cls, digests: Iterable[bytes]) -> "DigestSet":
-        return cls(np.unique(np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64)))
+        keys = np.unique(np.fromiter((int.from_bytes(digest[:8]) for digest in digests), np.uint64))
+        return cls(keys, np.searchsorted(keys >> np.uint64(48), np.arange(2**16 + 1, dtype=np.uint64)))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __contains__(self, digest: bytes) -> bool:
-        key = np.uint64(int.from_bytes(digest[:8]))
-        at = int(self.keys.searchsorted(key))
-        return at < len(self.keys) and bool(self.keys[at] == key)
+        key = int.from_bytes(digest[:8])
+        first = key >> 48
+        starts, keys = self.starts.data, self.keys.data  # for one key, numpy's own search takes several times as long
+        end = starts[first + 1]
+        at = bisect_left(keys, key, starts[first], end)
+        return at < end and bool(keys[at] == key)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class BlockLists:
 
     def of_url(self, url: str, host: str) -> Statement | None:
         """Return the refusal of a normalised URL, before it is requested."""
-        if self.domains and any(domain in self.domains for domain in _and_parents(host)):
+        if self.domains and self._has_domain(host.rstrip(".")):
             return _listed("domain")
         bare = _without_scheme(url) if self.urls or self.url_hashes else ""
         if self.urls is not None and _digest(bare) in self.urls:
@@ -107,6 +113,14 @@ class BlockLists:
                 if _ALGORITHMS[digits]((scheme + bare).encode()).digest() in hashes:
                     return _listed("URL")
         return None
+
+    def _has_domain(self, host: str) -> bool:
+        """Return whether a host or one of its parents is listed."""
+        while host:
+            if host in self.domains:
+                return True
+            host = host.partition(".")[2]
+        return False
 
     def of_file(self, encoded: bytes, sha256: str) -> Statement | None:
         """Return the refusal of an image file as downloaded."""
@@ -152,12 +166,6 @@ def _domain(line: str) -> str:
     if url is None:
         raise EntryError("not a domain name")
     return url[len("http://") : -1]
-
-
-def _and_parents(host: str) -> Iterator[str]:
-    """Yield a host name and its parent domains."""
-    labels = host.rstrip(".").split(".")
-    return (".".join(labels[start:]) for start in range(len(labels)))
 
 
 def _url(line: str) -> str:

@@ -1,7 +1,8 @@
 """Find XMP, IPTC and C2PA data in image files without decoding the pixels.
 
-JPEG, PNG and WebP are read segment by segment, which touches few bytes; GIF, TIFF and AVIF files are searched for the
-bytes that XMP and C2PA data start with.
+JPEG, PNG and WebP are read segment by segment, which touches few bytes. GIF, TIFF and AVIF files are searched for the
+bytes that XMP and C2PA data start with if their blocks, tags or boxes show that they have metadata; files of other
+formats, and damaged ones, always are.
 """
 
 import struct
@@ -16,6 +17,11 @@ _PNG_XMP = b"XML:com.adobe.xmp\0"
 _PNG_PROFILES = (b"Raw profile type xmp\0", b"Raw profile type iptc\0", b"Raw profile type 8bim\0")  # ImageMagick's
 _PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _METADATA_CHUNKS = frozenset([*_PNG_TEXTS, b"caBX", b"XMP ", b"C2PA"])  # caBX: C2PA in PNG
+_GIF_END, _GIF_EXTENSION, _GIF_FRAME, _GIF_APPLICATION = 0x3B, 0x21, 0x2C, 0xFF
+_GIF_METADATA = (b"XMP Data", b"C2PA")
+_TIFF_METADATA = frozenset({330, 700, 33723, 34377, 52545})  # further images, XMP, IPTC, Photoshop's, C2PA
+_MAX_TIFF_IMAGES = 100
+_PLAIN_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"free", b"skip", b"moov"})
 _MAX_CHUNKS = 10_000
 _MAX_METADATA_BYTES = 4 << 20
 
@@ -38,21 +44,88 @@ def find_segments(encoded: bytes) -> Segments:
         _walk_chunks(encoded, 8, found, is_png=True)
     elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         _walk_chunks(encoded, 12, found, is_png=False)
-    else:
+    elif _may_have_metadata(encoded):
         _search(encoded, found)
     return found
 
 
+def _may_have_metadata(encoded: bytes) -> bool:
+    try:
+        if encoded[:6] in (b"GIF87a", b"GIF89a"):
+            return _gif_has_metadata(encoded)
+        if encoded[:4] in (b"II*\0", b"MM\0*"):
+            return _tiff_has_metadata(encoded)
+        if encoded[4:8] == b"ftyp":
+            return _boxes_have_metadata(encoded)
+    except (IndexError, struct.error):
+        pass
+    return True
+
+
+def _gif_has_metadata(encoded: bytes) -> bool:
+    """Return whether a GIF has an application extension with XMP or C2PA, or is not read to its end."""
+    at = 13 + _gif_colour_table_bytes(encoded[10])
+    while (kind := encoded[at]) != _GIF_END:
+        if kind == _GIF_EXTENSION:
+            if encoded[at + 1] == _GIF_APPLICATION and encoded[at + 3 : at + 14].startswith(_GIF_METADATA):
+                return True
+            at += 2
+        elif kind == _GIF_FRAME:
+            at += 11 + _gif_colour_table_bytes(encoded[at + 9])
+        else:
+            return True
+        while size := encoded[at]:
+            at += size + 1
+        at += 1
+    return len(encoded) > at + 1  # something comes after the end
+
+
+def _gif_colour_table_bytes(flags: int) -> int:
+    return 6 << (flags & 7) if flags & 0x80 else 0
+
+
+def _tiff_has_metadata(encoded: bytes) -> bool:
+    """Return whether an image of a TIFF has a tag for metadata, or further images of its own."""
+    order = "<" if encoded.startswith(b"II") else ">"
+    (at,) = struct.unpack_from(f"{order}I", encoded, 4)
+    for _ in range(_MAX_TIFF_IMAGES):
+        (count,) = struct.unpack_from(f"{order}H", encoded, at)
+        tags = struct.unpack_from(f"{order}{6 * count}H", encoded, at + 2)[::6]  # an entry has 12 bytes
+        if not _TIFF_METADATA.isdisjoint(tags):
+            return True
+        (at,) = struct.unpack_from(f"{order}I", encoded, at + 2 + 12 * count)
+        if at == 0:
+            return False
+    return True
+
+
+def _boxes_have_metadata(encoded: bytes) -> bool:
+    """Return whether a file of boxes (AVIF, HEIC) has XMP among its items, or a box that may be XMP or C2PA."""
+    at = 0
+    while at < len(encoded):
+        size, kind = struct.unpack_from(">I4s", encoded, at)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", encoded, at + 8)
+        end = at + size if size else len(encoded)
+        if size in range(1, 8) or end > len(encoded) or kind not in _PLAIN_BOXES:
+            return True
+        if kind == b"meta" and (encoded.find(b"rdf+xml", at, end) >= 0 or encoded.find(b"jumb", at, end) >= 0):
+            return True
+        at = end
+    return False
+
+
 def _walk_jpeg(encoded: bytes, found: Segments) -> None:
     at, extended, boxes = 2, {}, {}
-    while encoded[at : at + 1] == b"\xff" and at + 4 <= len(encoded):
+    last = len(encoded) - 4
+    while at <= last and encoded[at] == 0xFF:
         marker = encoded[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker in (0xDA, 0xD9):  # the pixels begin, or the file ends
             break
-        size = int.from_bytes(encoded[at + 2 : at + 4])
+        size = encoded[at + 2] << 8 | encoded[at + 3]
         if marker == 0xE1:
             if encoded.startswith(_XMP, at + 4):
                 found.xmp.append(encoded[at + 4 + len(_XMP) : at + 2 + size])

@@ -19,7 +19,18 @@ from lxml import etree
 
 from pipeline.consent.policy import Signal, Statement, shorten
 
-_WORTH_PARSING = re.compile(rb"DataMining|reservation|rights|creator|WebStatement|license|LicensorURL", re.IGNORECASE)
+# In lower case, with what comes before a name; regular expressions take twenty times as long.
+_WORTH_PARSING = (
+    *(b"datamining", b"dmi-prohibited", b"reservation", b"webstatement", b"licensorurl"),
+    *(start + name for start in (b":", b"<") for name in (b"rights", b"creator", b"license")),
+)
+_NOT_A_CREATOR = b":creatortool"  # a program, in most packets
+_PROPERTIES = frozenset(
+    {
+        *("datamining", "reservation", "tdm-reservation", "rights", "creator"),
+        *("license", "webstatement", "licensorurl"),
+    }
+)
 _PROHIBITED = re.compile(r"prohibit", re.IGNORECASE)
 _PROHIBITED_BYTES = re.compile(rb"DMI-PROHIBITED[A-Z-]*", re.IGNORECASE)
 _PLUS = "useplus.org"
@@ -45,7 +56,7 @@ class Rights:
 def read_xmp(packet: bytes) -> tuple[Rights, list[Statement]]:
     """Return the statements of an XMP packet; of a damaged one, only a prohibition that is still readable."""
     is_wide = b"\0" in packet[:64]  # UTF-16 or UTF-32
-    if not is_wide and _WORTH_PARSING.search(packet) is None:
+    if not is_wide and not _is_worth_parsing(packet):
         return Rights(), []
     root = _parse(packet)
     values: dict[str, list[str]] = {}
@@ -61,6 +72,11 @@ def read_xmp(packet: bytes) -> tuple[Rights, list[Statement]]:
     if not statements and (found := _PROHIBITED_BYTES.search(packet)) is not None:
         statements.append(_plus(found[0].decode()))
     return _rights(values), statements
+
+
+def _is_worth_parsing(packet: bytes) -> bool:
+    lower = packet.lower().replace(_NOT_A_CREATOR, b"")
+    return any(name in lower for name in _WORTH_PARSING)
 
 
 def read_iptc(resources: bytes) -> Rights:
@@ -91,21 +107,26 @@ def _parse(packet: bytes) -> Any:
 
 
 def _properties(root: Any) -> Iterator[tuple[str, str, str]]:
-    """Yield (namespace, name, value) of every property: attributes, elements with text, and items of their lists."""
-    for element in root.iter(etree.Element):
-        for key, value in element.attrib.items():
-            if key.startswith("{"):
+    """Yield (namespace, name, value) of every property that is read here: attributes, elements with text, and items of
+    their lists.
+    """
+    for element in root.iter("*"):
+        for key, value in element.items():
+            if key.startswith("{") and _is_read(key):
                 yield *_split(key), value.strip()
-        if resource := element.get(_RDF_RESOURCE):
-            yield *_split(element.tag), resource.strip()
-        text = (element.text or "").strip()
-        if not text:
-            continue
         owner = element
-        if _split(element.tag)[1] == "li" and (parent := element.getparent()) is not None:
+        if element.tag.endswith("}li") and (parent := element.getparent()) is not None:
             owner = parent.getparent()
-        if owner is not None:
+        if owner is None or not _is_read(owner.tag):
+            continue
+        if owner is element and (resource := element.get(_RDF_RESOURCE)):
+            yield *_split(element.tag), resource.strip()
+        if text := (element.text or "").strip():
             yield *_split(owner.tag), text
+
+
+def _is_read(qualified: str) -> bool:
+    return qualified.rpartition("}")[2].lower() in _PROPERTIES
 
 
 def _split(qualified: str) -> tuple[str, str]:

@@ -6,8 +6,9 @@ the path for each piece between stars.
 
 import re
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+_AFTER_HOST = re.compile(r"[^:/?#]+://[^/?#]*([^?#]*)(\?[^#]+)?\??(?:#.*)?", re.DOTALL)
 _ESCAPE = re.compile("%([0-9a-fA-F]{2})")
 _UNRESERVED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
 
@@ -47,8 +48,9 @@ class PathPattern:
 
 def path_of(url: str) -> str:
     """Return the path and query of a URL, in the canonical form for comparison with patterns."""
-    parts = urlsplit(url)
-    return _canonical((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
+    match = _AFTER_HOST.fullmatch(url)
+    assert match is not None, f"not an http(s) URL: {url}"
+    return _canonical((match[1] or "/") + (match[2] or ""))
 
 
 def _canonical(text: str) -> str:

@@ -19,6 +19,7 @@ AI input) refuses, because published datasets have these uses too.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 TRAINING = "train-ai"
 """The use that decides, in the IETF's vocabulary; other uses are `search` and `ai-input`."""
@@ -66,6 +67,17 @@ def refuses_use(preferences: Mapping[str, bool]) -> bool:
     return not preferences.get(TRAINING, all(preferences.values()))
 
 
+def usage_statement(signal: Signal, preferences: Mapping[str, bool], where: str) -> Statement:
+    """Return the statement of a signal about several uses (use -> is it allowed)."""
+    return _usage_statement(signal, tuple(preferences.items()), where)
+
+
+@lru_cache(4_096)
+def _usage_statement(signal: Signal, preferences: tuple[tuple[str, bool], ...], where: str) -> Statement:
+    stated = dict(preferences)
+    return Statement(signal, f"{in_words(stated)} ({where})", refuses_use(stated))
+
+
 def in_words(preferences: Mapping[str, bool]) -> str:
     """Return preferences as `train-ai=n, search=y`."""
     return ", ".join(f"{use}={'y' if is_allowed else 'n'}" for use, is_allowed in preferences.items())
@@ -82,5 +94,7 @@ def combine(statements: Iterable[Mapping[str, bool]]) -> dict[str, bool]:
 
 def shorten(text: str) -> str:
     """Return untrusted text as one line of printable characters, of limited length."""
-    plain = "".join(c if c.isprintable() else " " for c in text[: 2 * _MAX_TEXT_CHARS])
+    plain = text[: 2 * _MAX_TEXT_CHARS]
+    if not plain.isprintable():
+        plain = "".join(c if c.isprintable() else " " for c in plain)
     return " ".join(plain.split())[:_MAX_TEXT_CHARS]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pipeline.consent.content_signal import read_content_signal
 from pipeline.consent.content_usage import read_content_usage
 from pipeline.consent.path_patterns import PathPattern, path_of
-from pipeline.consent.policy import Signal, Statement, combine, in_words, refuses_use
+from pipeline.consent.policy import Signal, Statement, combine, usage_statement
 
 _LINE_ENDS = re.compile("[\r\n]+")
 _SEPARATORS = re.compile("[ \t_-]+")
@@ -85,8 +85,7 @@ class _Addressed:
         for_whom = "" if self.crawler is None else f" for {self.crawler}"
         for signal in _READERS:
             if preferences := _preferences(self.usage, signal, path):
-                text = f"{in_words(preferences)} (robots.txt{for_whom})"
-                yield Statement(signal, text, refuses_use(preferences))
+                yield usage_statement(signal, preferences, f"robots.txt{for_whom}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +202,9 @@ def _may_crawl(rules: Iterable[tuple[PathPattern, bool]], path: str) -> bool:
     return max(matching, default=(0, True))[1]
 
 
-def _preferences(rules: Iterable[_UsageRule], signal: Signal, path: str) -> dict[str, bool]:
-    matching = [rule for rule in rules if rule.signal == signal and rule.pattern.matches(path)]
-    longest = max((rule.pattern.specificity for rule in matching), default=0)
+def _preferences(rules: Iterable[_UsageRule], signal: Signal, path: str) -> Mapping[str, bool]:
+    matching = [rule for rule in rules if rule.signal is signal and rule.pattern.matches(path)]
+    if len(matching) < 2:
+        return matching[0].preferences if matching else {}
+    longest = max(rule.pattern.specificity for rule in matching)
     return combine(rule.preferences for rule in matching if rule.pattern.specificity == longest)

@@ -47,6 +47,8 @@ class ConsentRecord:
             FetchFailure: one of the statements refuses.
         """
         self.checked[where] = None
+        if not statements:
+            return
         heeded = [statement for statement in statements if config.reads(statement.signal)]
         for statement in statements:
             is_passed_over = statement.refuses and statement not in heeded

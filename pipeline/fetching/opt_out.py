@@ -11,8 +11,11 @@ Refused: `noai` `noimageai` `noml` (no machine learning), `noindex` `noimageinde
 
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 
-from pipeline.web.robots_directives import find_directive
+from pipeline.web.robots_directives import find_directive, has_date
+
+_USUAL_CHARS = 500
 
 REFUSALS = frozenset({"noai", "noimageai", "noml", "noindex", "noimageindex", "none"})
 
@@ -22,4 +25,14 @@ def refusal(x_robots_tags: Iterable[str], *, agent: str, now: datetime) -> str |
 
     One string per header line. `agent` is our product token; directives for other agents are skipped.
     """
-    return find_directive(x_robots_tags, REFUSALS, agent=agent, now=now)
+    lines = tuple(x_robots_tags)
+    if not lines:
+        return None
+    if sum(map(len, lines)) > _USUAL_CHARS or any(map(has_date, lines)):
+        return find_directive(lines, REFUSALS, agent=agent, now=now)
+    return _refusal_again(lines, agent)
+
+
+@lru_cache(1_024)  # a host sends the same header with all its images
+def _refusal_again(lines: tuple[str, ...], agent: str) -> str | None:
+    return find_directive(lines, REFUSALS, agent=agent)

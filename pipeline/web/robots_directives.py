@@ -42,6 +42,11 @@ def find_directive(
     return None
 
 
+def has_date(line: str) -> bool:
+    """Return whether the time decides what a line says: it may hold `unavailable_after`, in any spelling."""
+    return "unavailableafter" in line.lower().replace("-", "").replace("_", "")
+
+
 def _directives(line: str, wanted: frozenset[str], agent: str, now: datetime | None) -> Iterator[str]:
     parts = [part.strip() for part in _SEPARATOR.split(line)]
     is_ours = True

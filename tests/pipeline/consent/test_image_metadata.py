@@ -1,5 +1,7 @@
 """What image files say about their use: PLUS, TDM and C2PA in every format that is decoded, and who owns them."""
 
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,12 +18,13 @@ from support.image_rights import (
     xmp,
 )
 
+from pipeline.consent import image_segments, iptc_xmp
 from pipeline.consent.image_metadata import read_image_metadata
 from pipeline.consent.iptc_xmp import Rights
 from pipeline.consent.policy import Signal, refusing
 
 PICTURE = Image.new("RGB", (64, 48), "teal")
-JPEG, PNG, WEBP, GIF = (encode(PICTURE, name) for name in ("JPEG", "PNG", "WEBP", "GIF"))
+JPEG, PNG, WEBP, GIF, AVIF, TIFF = (encode(PICTURE, name) for name in ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF"))
 NO_TRAINING = training_mining("cawg.training-mining", "ai_training", "notAllowed")
 
 
@@ -53,6 +56,8 @@ def test_every_value_of_data_mining(value: str) -> None:
 
 
 PROHIBITED = data_mining("DMI-PROHIBITED")
+XMP_BLOCK = b"!\xff\x0bXMP DataXMP" + PROHIBITED + b"\0"
+ANIMATION = encode(PICTURE, "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48), "red")], duration=50)
 FILES = {
     "jpeg": in_jpeg(JPEG, packet=PROHIBITED),
     "jpeg-attribute": in_jpeg(JPEG, packet=xmp(attributes='plus:DataMining="DMI-PROHIBITED"')),
@@ -65,8 +70,21 @@ FILES = {
     "png-at-the-end": in_png(PNG, packet=PROHIBITED, last=True),
     "webp": in_webp(WEBP, b"XMP ", PROHIBITED),
     "gif": GIF[:-1] + b"!\xff\x0bXMP DataXMP" + PROHIBITED + b"\0;",
+    "gif-between-frames": ANIMATION[: ANIMATION.rindex(b"!\xf9")] + XMP_BLOCK + ANIMATION[ANIMATION.rindex(b"!\xf9") :],
+    "gif-after-frames": ANIMATION[:-1] + XMP_BLOCK + b";",
+    "gif-after-its-end": ANIMATION + XMP_BLOCK,
+    "gif-cut": ANIMATION[:-40] + XMP_BLOCK,
     "tiff": encode(PICTURE, "TIFF", tiffinfo={700: PROHIBITED}),
+    "tiff-second-image": encode(
+        PICTURE,
+        "TIFF",
+        save_all=True,
+        append_images=[Image.open(io.BytesIO(encode(PICTURE, "TIFF", tiffinfo={700: PROHIBITED})))],
+    ),
     "avif": encode(PICTURE, "AVIF", xmp=PROHIBITED),
+    "avif-box": AVIF + (len(PROHIBITED) + 24).to_bytes(4) + b"uuid" + bytes(16) + PROHIBITED,
+    "avif-after-its-end": AVIF + PROHIBITED,
+    "bmp": encode(PICTURE, "BMP") + PROHIBITED,
 }
 
 
@@ -102,8 +120,10 @@ def test_every_value_of_an_assertion(assertion: tuple[str, str, str]) -> None:
         in_png(PNG, boxes=NO_TRAINING),
         in_webp(WEBP, b"C2PA", NO_TRAINING),
         encode(PICTURE, "TIFF", tiffinfo={52545: NO_TRAINING}),
+        GIF[:-1] + b"!\xff\x0bC2PA_GIF\1\0\0" + NO_TRAINING + b"\0;",
+        AVIF + (len(NO_TRAINING) + 24).to_bytes(4) + b"uuid" + bytes(16) + NO_TRAINING,
     ],
-    ids=["jpeg", "jpeg-in-pieces", "png", "webp", "tiff"],
+    ids=["jpeg", "jpeg-in-pieces", "png", "webp", "tiff", "gif", "avif"],
 )
 def test_assertions_in_every_format(file: bytes) -> None:
     assert decides(file) == Signal.C2PA
@@ -143,7 +163,7 @@ def test_iptc_fills_what_xmp_leaves_out() -> None:
     assert rights_of(in_jpeg(JPEG, packet=packet, iptc=iptc)) == Rights("(c) Agency", "Somebody", None)
 
 
-@pytest.mark.parametrize("file", [JPEG, PNG, WEBP, GIF, b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("file", [JPEG, PNG, WEBP, GIF, ANIMATION, AVIF, TIFF, b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"])
 def test_files_without_metadata_say_nothing(file: bytes) -> None:
     found = read_image_metadata(file)
     assert (found.statements, found.rights) == ((), Rights())
@@ -156,3 +176,27 @@ SEEDS = [*FILES.values(), in_jpeg(JPEG, boxes=NO_TRAINING, iptc=iptc_dataset(80,
 def test_damaged_files_are_read_without_a_fault(file: bytes, place: int, bytes_: bytes, cut: int) -> None:
     at = place % len(file)
     read_image_metadata(file[:at] + bytes_ + file[at + len(bytes_) : len(file) - cut])
+
+
+@pytest.mark.parametrize("file", [ANIMATION, AVIF, TIFF], ids=["gif", "avif", "tiff"])
+def test_whole_files_without_metadata_are_not_searched(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr(image_segments, "_search", lambda encoded, _: searched.append(len(encoded)))
+    read_image_metadata(file)
+    assert not searched
+    read_image_metadata(file[:-20])  # damaged
+    assert bool(searched) == (file is not TIFF)  # whose pixels come last
+
+
+PROGRAM = xmp("<xmp:CreatorTool xmlns:xmp='http://ns.adobe.com/xap/1.0/'>Program 1.0</xmp:CreatorTool>")
+
+
+def test_packets_of_programs_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    monkeypatch.setattr(iptc_xmp, "_parse", parsed.append)
+    read_image_metadata(in_jpeg(JPEG, packet=PROGRAM))
+    assert not parsed
+    for name in ("DC:Rights", "dc:creator", "x:license", "plus:datamining", "xmpRights:WebStatement"):
+        read_image_metadata(in_jpeg(JPEG, packet=xmp(f"<{name}>y</{name}>")))
+        assert len(parsed) == 1
+        parsed.clear()

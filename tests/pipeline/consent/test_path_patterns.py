@@ -1,6 +1,7 @@
 """Path patterns of robots.txt, against a regular expression that says the same."""
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,16 @@ from pipeline.consent.path_patterns import PathPattern, path_of
 )
 def test_what_matches(pattern: str, url: str, matches: bool) -> None:
     assert PathPattern.parse(pattern).matches(path_of(url)) == matches
+
+
+@given(st.text("ab/?#:@%&=.", max_size=12))
+def test_the_path_is_that_of_the_url_parser(rest: str) -> None:
+    for url in (f"https://e.com/{rest}", f"http://e.com:80?{rest}", f"http://[::1]/a#{rest}"):
+        parts = urlsplit(url)
+        assert path_of(url) == path_of(
+            "http://e.com" + (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        )
+        assert path_of(url).startswith("/")
 
 
 SMALL = st.text("ab/*$", max_size=8)

@@ -171,6 +171,20 @@ def test_headers(headers: dict[str, str], signal: Signal | None) -> None:
     assert (None if refusal is None else refusal.signal) == signal
 
 
+def test_headers_of_several_lines_and_of_any_length() -> None:
+    headers = CIMultiDict([("Content-Usage", "search=y"), ("content-usage", "train-ai=n"), ("TDM-Reservation", "1")])
+    headers.extend([("TDM-Policy", "https://e.com/p.json"), ("Content-Signal", "ai-train=yes")])
+    expected = [
+        "content-usage: train-ai=n, search=y (header)",
+        "content-signal: train-ai=y (header)",
+        "tdm-reservation: 1 (header, policy https://e.com/p.json)",
+    ]
+    for _ in range(2):
+        assert list(map(str, statements_of_headers(headers))) == expected
+    headers.add("Content-Signal", "x" * 1_000)
+    assert list(map(str, statements_of_headers(headers))) == expected
+
+
 def test_challenges_are_told_from_pictures_and_pages() -> None:
     assert challenge_in_headers(CIMultiDict({"CF-Mitigated": "challenge"}))
     assert challenge_in_headers(CIMultiDict({"x-amzn-waf-action": "captcha"}))

@@ -3,8 +3,11 @@
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.fetching.opt_out import refusal
+from pipeline.fetching.opt_out import REFUSALS, refusal
+from pipeline.web.robots_directives import find_directive
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
 
@@ -41,6 +44,15 @@ REFUSED = [
     ["robots: noai"],
     ["index: noai"],
     ["noai: true"],
+    ["noindex, otherbot: nofollow"],
+    ["otherbot: noai", "googlebot: nofollow", "NOIMAGEAI"],
+    ["otherbot: nofollow, *: noai"],
+    ["caf\xe9, noai"],
+    ["\xe9: noai"],  # not an agent's name
+    ["noai\xa0"],
+    ["\tnoai\t,\tnofollow"],
+    [", ,noai,,"],
+    ["noarchive,noai,noimageai,nosnippet"],
     ["no-ai, no_index"],
     ["'noai'"],
     ['"noai, nofollow"'],
@@ -62,6 +74,13 @@ ALLOWED = [
     ["otherbot: noindex"],
     ["otherbot: nofollow, noindex, noai"],
     ["otherbot: none", "nofollow"],
+    ["googlebot: noai"],
+    ["otherbot: noimageai, noindex"],
+    ["googlebot: nofollow", "otherbot: noindex, nofollow"],
+    ["otherbot: noindex, nofollow, googlebot: nofollow"],
+    ["wit-pipeline: nofollow, otherbot: noai"],
+    ["not-wit-pipeline: noai", "wit-pipeline-2: noai"],
+    ["no\u0430i", "n\xf8ai"],
     ["unavailable_after: 25 Jun 2035 15:00:00 GMT"],
     ["unavailable_after: Mon, 01 Jan 2035 00:00:00 GMT"],
     ["unavailable_after: soon"],
@@ -90,3 +109,17 @@ def test_directives_that_do_not(lines: list[str]) -> None:
 
 def test_the_directive_is_named() -> None:
     assert refusal(["nofollow, NOAI"], agent="wit-pipeline", now=NOW) == "noai"
+
+
+WORDS = st.sampled_from(
+    ["noai", "NoIndex", "otherbot", "wit-pipeline", "unavailable_after", "un-available-after", "2010"]
+)
+MARKS = st.sampled_from([",", ": ", ";", " ", "-01-01", "\xa0"])
+LINES = st.lists(st.lists(WORDS | MARKS | st.text(max_size=3), max_size=8).map("".join), max_size=3)
+
+
+@given(LINES, st.sampled_from([NOW, NOW.replace(year=2009)]))
+def test_what_was_read_before_is_read_the_same(lines: list[str], now: datetime) -> None:
+    expected = find_directive(lines, REFUSALS, agent="wit-pipeline", now=now)
+    for _ in range(2):
+        assert refusal(lines, agent="wit-pipeline", now=now) == expected
