@@ -69,12 +69,7 @@ def _add_response(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iter
     extracted = extract_images(page.text)
     if not extracted.is_complete:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
-    opted_out = is_opted_out(
-        extracted.metas,
-        response.headers.getall("X-Robots-Tag", []),
-        response.headers.getall("TDM-Reservation", []),
-        agent,
-    )
+    opted_out = is_opted_out(extracted.metas, lambda name: response.headers.getall(name, []), agent)
     yield from builder.add_page(
         extracted.images,
         target,

@@ -29,6 +29,7 @@ _BACKSLASH, _BRACE = b"\\{"
 _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
 _OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
 _REFUSING_WORDS = (b"noai", b"no-ai", b"no_ai", b"imageai", b"imageindex", b"noml")
+_REFUSING_NAMES = (b"tdm-reservation", b"content-usage", b"content-signal")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -92,7 +93,7 @@ def _captured(block: bytes) -> str | None:
 def _may_refuse(beside: bytes, agent: str) -> bool:
     """Say whether words outside of the links could opt the images out: so few records have some."""
     lower = beside.lower()
-    if b"tdm-reservation" in lower:
+    if any(name in lower for name in _REFUSING_NAMES):
         return True
     is_addressed = b"robots" in lower or (agent != "" and agent.lower().encode() in lower)
     return is_addressed and any(word in lower for word in _REFUSING_WORDS)
@@ -162,12 +163,8 @@ def _parse(block: bytes, agent: str) -> _Page | None:
         links = [link for link in metadata.get("Links", ()) if link.get("path") == "IMG@/src"]
         head = metadata.get("Head", {})
         base, metas, headers = head.get("Base"), head.get("Metas", ()), response.get("Headers", {})
-        opted_out = is_opted_out(
-            [Meta(_named(meta), str(meta.get("content", ""))) for meta in metas],
-            _header_lines(headers, "x-robots-tag"),
-            _header_lines(headers, "tdm-reservation"),
-            agent,
-        )
+        named = [Meta(_named(meta), str(meta.get("content", ""))) for meta in metas]
+        opted_out = is_opted_out(named, lambda name: _header_lines(headers, name), agent)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return _Page(links, 0, base if isinstance(base, str) else None, opted_out)

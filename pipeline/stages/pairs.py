@@ -32,7 +32,7 @@ from queries.match import QueryMatcher
 
 logger = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same input would give other pairs."""
 
 
