@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.config_table import public_path
-from pipeline.stages.compliance import Compliance, signals_read
+from pipeline.stages.compliance import Compliance, request_rates, signals_read
 
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -104,8 +104,7 @@ def _responsible_ai(config: Config, found: Compliance) -> dict[str, Any]:
     evals = ", ".join(evaluation.name for evaluation in config.evals) or "none"
     return {
         "rai:dataCollection": "Links to images with their texts were taken from web pages and tables; each image was "
-        f"requested once, by the crawler {fetch.agent}, at most {fetch.host_concurrency} requests to a host at a time "
-        f"and {fetch.host_interval_s:g} s apart.",
+        f"requested once, by the crawler {fetch.agent}, {request_rates(fetch)}.",
         "rai:dataCollectionType": ["Web Scraping"],
         "rai:dataCollectionRawData": "Web pages and their images.",
         "rai:dataPreprocessingProtocol": [

@@ -8,12 +8,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.config_sources import SourceConfig
 from pipeline.consent.policy import Signal
-from pipeline.stages.compliance import Compliance, signals_read
+from pipeline.stages.compliance import Compliance, request_rates, signals_read
 from pipeline.stages.data_card import Composition
+from pipeline.stages.host_tallies import HostTallies
 
 _TOP_FRACTION = 0.1  # of the domains, by content
-_MOST_DOMAINS = 1_000
+
+_KINDS = {
+    "wat": "metadata of web pages from web archives (WAT files)",
+    "warc": "web pages from web archives (WARC files)",
+    "url-table": "tables of image addresses with texts",
+    "webdataset": "sets of images with texts that others collected",
+}
+_SEARCHES = {
+    "openverse": "Openverse (openverse.org)",
+    "wikimedia-commons": "Wikimedia Commons (commons.wikimedia.org)",
+}
 
 _MEASURES = {
     Signal.ROBOTS_TXT: "robots.txt (RFC 9309), rules for our crawler or for all crawlers",
@@ -48,59 +60,63 @@ def write_eu_summary(
     lines = [
         "# Summary of training content: image-text pairs from the web",
         "",
-        "This part describes one set of training data, from its own records. Lines with [to fill in] are for the "
-        "provider of the model.",
+        "This part of the public summary under Article 53(1)(d) of Regulation (EU) 2024/1689 describes one dataset. It "
+        "follows the sections of the AI Office's template (July 2025). The figures are counted from the dataset's own "
+        "records. Lines with [to fill in] are for the provider of the model.",
         "",
-        *_general_information(composition, config, manifest),
-        *_data_sources(compliance, composition, config, manifest, sources),
-        *_data_processing(compliance, config, manifest, refused_by_pages),
+        "Terms: an image-text pair is one image with the text that describes it. A domain is the name of the server "
+        "that published the image. To exclude a pair means that neither its image nor its text is in the dataset.",
+        "",
+        *_general_information(compliance, composition, config, manifest),
+        *_data_sources(compliance, config, sources),
+        *_data_processing(compliance, config, refused_by_pages),
     ]
     return "\n".join(lines)
 
 
-def _general_information(composition: Composition, config: Config, manifest: Mapping[str, Any]) -> list[str]:
+def _general_information(
+    compliance: Compliance, composition: Composition, config: Config, manifest: Mapping[str, Any]
+) -> list[str]:
+    samples = manifest["samples"]
+    last = compliance.hosts.last
     return [
         "## 1. General information",
         "",
-        "- [to fill in] Provider, authorised representative, model, date of placing on the market.",
-        "- Modality: images with text.",
-        f"- Size: {manifest['samples']:,} images, each with one text or more.",
-        "- Images: photographs and graphics, stored with a shorter side of at most "
-        f"{config.fetch.image_size} pixels. Texts: captions, alternative texts and titles.",
-        f"- Languages: {_languages(composition)}.",
+        "### 1.1 Provider identification, 1.2 Model identification",
+        "",
+        "[to fill in] Provider, authorised representative, model, its versions, date of placing on the market.",
+        "",
+        "### 1.3 Modalities, size and other characteristics of the training data",
+        "",
+        "- Modalities: images and text.",
+        f"- Size, images: {samples:,} ({_size_range(samples)}).",
+        f"- Size, text: {samples:,} image-text pairs, each with one text or more. [to fill in] The range in tokens.",
+        "- Types of content, images: photographs and graphics, stored with a shorter side of at most "
+        f"{config.fetch.image_size} pixels.",
+        "- Types of content, text: captions, alternative texts and titles of these images.",
+        f"- Languages of the texts: {_languages(composition, manifest)}.",
+        f"- Latest date of collection: {f'{last:%d %B %Y}' if last is not None else '[to fill in] not recorded'}.",
         "",
     ]
 
 
-def _data_sources(
-    compliance: Compliance, composition: Composition, config: Config, manifest: Mapping[str, Any], sources: int
-) -> list[str]:
-    fetch = config.fetch
+def _data_sources(compliance: Compliance, config: Config, sources: int) -> list[str]:
     return [
         "## 2. List of data sources",
         "",
         "### 2.1 Publicly available datasets",
         "",
-        f"The addresses of the images and their texts were read from {sources:,} files of these kinds: "
-        f"{_kinds(config)}. The images themselves are not in these files; section 2.3 says how they were obtained.",
-        "",
-        "[to fill in] Name, publisher and address of the datasets that these files are from.",
+        *_listed_sources(config, sources),
         "",
         "### 2.2 Private non-publicly available datasets obtained from third parties",
         "",
-        "None in this dataset.",
+        "[to fill in] If a source of section 2.1 is not publicly available, name it here instead. No other dataset was "
+        "used.",
         "",
         "### 2.3 Data crawled and scraped from online sources",
         "",
-        f"- Crawler: {fetch.agent}{_contact(config)}. It is used only to fetch the images of this dataset.",
-        f"- Behaviour: each image is requested once. A site gets at most {fetch.host_concurrency} requests at a time, "
-        f"at least {fetch.host_interval_s:g} seconds apart. robots.txt is read first and obeyed. Content behind a "
-        "login, a paywall or a captcha is not collected.",
-        f"- Period of collection: {_period(compliance)}.",
-        "- Content collected: still images, and from the pages that show them the texts that describe the images.",
-        f"- Sites: {len(composition.hosts):,} domains with images in the set{_sampled(compliance, manifest)}.",
-        "",
-        *_domains(composition),
+        *_crawl(compliance, config),
+        *_domains(compliance.hosts),
         "### 2.4 User data, 2.5 Synthetic data, 2.6 Other sources",
         "",
         "None in this dataset.",
@@ -108,49 +124,112 @@ def _data_sources(
     ]
 
 
-def _data_processing(
-    compliance: Compliance, config: Config, manifest: Mapping[str, Any], refused_by_pages: int
-) -> list[str]:
+def _listed_sources(config: Config, sources: int) -> list[str]:
+    """Return what the sources are, by kind, and which of them hold images."""
+    named = list(dict.fromkeys(_name_of(source) for source in config.sources))
+    named += list(dict.fromkeys(f"search results of {_SEARCHES.get(s.api, s.api)}" for s in config.search))
+    has_tars = any(source.kind == "webdataset" for source in config.sources)
+    lines = [f"{sources:,} files were read:", "", *(f"- {name}" for name in named), ""]
+    if _requests_images(config):
+        but = "Except for the sets of images, these" if has_tars else "These"
+        lines.append(
+            f"{but} sources have the addresses of images on the web, with texts, and not the images. Section 2.3 says "
+            "how the images were obtained."
+        )
+    if any("[to fill in]" in name for name in named):
+        lines += ["", "[to fill in] Name, publisher and address of the sources that are marked so."]
+    return lines
+
+
+def _requests_images(config: Config) -> bool:
+    return config.requests_images or bool(config.search)
+
+
+def _name_of(source: SourceConfig) -> str:
+    if source.kind == "common-crawl":
+        crawls = source.crawls if isinstance(source.crawls, str) else ", ".join(source.crawls)
+        return f"Common Crawl (commoncrawl.org), crawls {crawls}"
+    if source.preset is not None:
+        return f"the published list of image addresses {source.preset}"
+    return f"{_KINDS[source.kind]} [to fill in]"
+
+
+def _crawl(compliance: Compliance, config: Config) -> list[str]:
+    fetch = config.fetch
+    if not _requests_images(config):
+        return ["None: all images are from the sets of images in section 2.1.", ""]
+    lines = [
+        f"- Crawler: {fetch.agent}{_contact(config)}. It is used only to fetch the images of this dataset.",
+        "- Purpose: to download images whose addresses the sources of section 2.1 list. It follows no links from page "
+        "to page.",
+        f"- Behaviour: before the first request to a site its robots.txt is read, and obeyed. Each image is requested "
+        f"once; a failed request is repeated at most {fetch.retries} times. There are {request_rates(fetch)}. Content "
+        "behind a login, a payment or a captcha is not collected.",
+        f"- Period of collection: {_period(compliance)}.",
+        "- Types of content: still images with the texts that describe them.",
+    ]
+    if fetch.archives:
+        lines.append(
+            "- Images that are in recorded web archives were taken from there. The archives' own crawlers had "
+            "requested them; [to fill in] name and period of these archives."
+        )
+    return [*lines, ""]
+
+
+def _data_processing(compliance: Compliance, config: Config, refused_by_pages: int) -> list[str]:
+    hosts = compliance.hosts
     return [
         "## 3. Data processing aspects",
         "",
-        "### 3.1 Respect of reservations of rights (Directive (EU) 2019/790, article 4(3))",
+        "### 3.1 Respect of reservations of rights (Directive (EU) 2019/790, Article 4(3))",
         "",
-        "These forms of reservation (opt-out) are checked before and after each request. One reservation of any form "
-        "excludes the image; no permission elsewhere overrides it.",
+        "[to fill in] Whether the provider has signed the Code of Practice for general-purpose AI models.",
         "",
-        "| form of reservation | checked | images excluded |",
+        "The following forms of reservation (opt-out) were looked for, before and after each request. One reservation "
+        "of any form excludes the pair; no permission elsewhere overrides it.",
+        "",
+        "| form of reservation | observed | pairs excluded for it |",
         "|---|---|---:|",
-        f"| noai, reservations and similar statements of the pages that show the images | yes | {refused_by_pages:,} |",
+        f"| statements of the pages that show the images (noai, TDM reservation) | yes | {refused_by_pages:,} |",
         *_measures(compliance, config),
         "",
-        f"{len(compliance.hosts_that_refused):,} of {len(compliance.hosts):,} domains refused the use of at least one "
-        f"image{_sampled(compliance, manifest)}. The forms checked and their statements are recorded for every image.",
+        f"{hosts.hosts_that_refused:,} of the {hosts.hosts:,} domains that the addresses lead to refused the use of at "
+        "least one image. Which forms were looked for, what was found and when is recorded for every image.",
         "",
-        "Later reservations: the sites can be checked again at any time; images that may no longer be used are "
-        "excluded from the next version of the dataset.",
+        "Later reservations: [to fill in] how owners can reach the provider, and how often the sites are checked "
+        "again. The program can check all images of the dataset again, and take out those that may no longer be used "
+        f"({compliance.refused[Signal.TAKEDOWN]:,} pairs so far).",
         "",
         "### 3.2 Removal of illegal content",
         "",
         f"{_block_lists(config)} [to fill in] Further measures.",
         "",
-        "### 3.3 Other",
+        "### 3.3 Other information",
         "",
-        "Copies of an image are merged into one item. GPS positions in image files are not kept.",
+        "Copies of an image are merged into one item. Positions (GPS) that cameras note in image files are not kept.",
         "",
     ]
 
 
-def _languages(composition: Composition) -> str:
+def _size_range(images: int) -> str:
+    """Return the range of the template that a number of images is in."""
+    if images < 10**6:
+        return "range of the template: less than 1 million"
+    return f"range of the template: {'1 million to 1 billion' if images <= 10**9 else 'more than 1 billion'}"
+
+
+def _languages(composition: Composition, manifest: Mapping[str, Any]) -> str:
     languages = composition.columns["language"]
     total = languages.total()
-    return ", ".join(f"{name} {count / total:.0%}" for name, count in languages.most_common(10)) or "not known"
-
-
-def _kinds(config: Config) -> str:
-    names = {"wat": "Common Crawl metadata", "warc": "web archives", "url-table": "tables of image URLs"}
-    names |= {"common-crawl": "Common Crawl", "webdataset": "image sets collected by others"}
-    return ", ".join(sorted({names[source.kind] for source in config.sources}))
+    named = [
+        f"{'not determined' if name == 'und' else name} {count / total:.0%}"
+        for name, count in languages.most_common(10)
+    ]
+    if not named:
+        return "not known"
+    is_sample = composition.samples < manifest["samples"]
+    note = f"; estimated from a random sample of {composition.samples:,} pairs" if is_sample else ""
+    return f"{', '.join(named)} (ISO 639 codes{note})"
 
 
 def _contact(config: Config) -> str:
@@ -158,28 +237,30 @@ def _contact(config: Config) -> str:
 
 
 def _period(compliance: Compliance) -> str:
-    if compliance.first is None or compliance.last is None:
+    first, last = compliance.hosts.first, compliance.hosts.last
+    if first is None or last is None:
         return "[to fill in] not recorded"
-    return f"{compliance.first:%d %B %Y} to {compliance.last:%d %B %Y}"
+    return f"{first:%d %B %Y} to {last:%d %B %Y}"
 
 
-def _sampled(compliance: Compliance, manifest: Mapping[str, Any]) -> str:
-    parts = len(manifest["shards"])
-    return (
-        "" if compliance.parts == parts else f" (counted in {compliance.parts:,} of {parts:,} random parts of the set)"
-    )
-
-
-def _domains(composition: Composition) -> list[str]:
-    """Return the table of the domains with the most images: a tenth of all, at most a thousand."""
-    shown = min(_MOST_DOMAINS, max(1, round(len(composition.hosts) * _TOP_FRACTION)))
-    total = composition.hosts.total() or 1
-    rows = [
-        f"| {host or '(none)'} | {count:,} | {count / total:.2%} |"
-        for host, count in composition.hosts.most_common(shown)
+def _domains(hosts: HostTallies) -> list[str]:
+    """Return the table of the domains with the most images: a tenth of all, at most MOST_HOSTS."""
+    tenth = max(1, round(hosts.hosts_in_set * _TOP_FRACTION))
+    shown = list(hosts.largest.items())[:tenth]
+    total = hosts.samples or 1
+    lines = [
+        f"Domains with images in the dataset: {hosts.hosts_in_set:,}. The {len(shown):,} with the most images:",
+        "",
     ]
-    title = f"Domains with the most images, {len(rows):,} of {len(composition.hosts):,}:"
-    return [title, "", "| domain | images | share |", "|---|---:|---:|", *rows, ""]
+    lines += ["| domain | images | share of the dataset |", "|---|---:|---:|"]
+    lines += [f"| {host or '(none)'} | {count:,} | {count / total:.2%} |" for host, count in shown]
+    if len(shown) < tenth:
+        lines += [
+            "",
+            f"[to fill in] The template asks for the top tenth, {tenth:,} domains, from providers that are not small "
+            f"or medium-sized enterprises; this table has the first {len(shown):,}.",
+        ]
+    return [*lines, ""]
 
 
 def _measures(compliance: Compliance, config: Config) -> list[str]:

@@ -51,7 +51,7 @@ from pipeline.stages.evals import max_distance_bits
 from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
 
-VERSION = 9
+VERSION = 10
 """Raise it when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24

@@ -81,10 +81,10 @@ def test_compliance_counts_refusals_hosts_and_files(found: Compliance) -> None:
         "block-list": 1,
     }
     assert told["counted"] == {
-        "parts": 1,
         "urls": 7,
         "urls_with_a_response": 4,
         "hosts": 5,
+        "hosts_in_the_set": 1,
         "hosts_that_said_no": 2,
         "robots_txt_asked_of": 4,
         "robots_txt_without_a_file": 1,
@@ -123,14 +123,18 @@ def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
     composition = measure_composition(workspace, ["shards/00000.parquet"])
     manifest = workspace.read_json("shards/manifest.json")
     text = write_eu_summary(found, composition, CONFIG, manifest, sources=3, refused_by_pages=12)
+    assert "- Size, images: 2 (range of the template: less than 1 million)." in text
+    assert "- Latest date of collection: 01 November 2026." in text
+    assert "- metadata of web pages from web archives (WAT files) [to fill in]" in text
     assert "- Crawler: wit-pipeline, contact mailto:you@example.org." in text
     assert "Period of collection: 01 November 2026 to 01 November 2026." in text
+    assert "Domains with images in the dataset: 1." in text
     assert "| a.example | 2 | 100.00% |" in text
     assert "| content signals (Content-Signal), in robots.txt and response headers | yes | 2 |" in text
     assert "| machine-readable licences (Really Simple Licensing) | no | 0 |" in text
-    assert "of the pages that show the images | yes | 12 |" in text
-    assert "2 of 5 domains refused" in text
-    for heading in ("## 1. General information", "## 2. List of data sources", "### 3.1 Respect of reservations"):
+    assert "| statements of the pages that show the images (noai, TDM reservation) | yes | 12 |" in text
+    assert "2 of the 5 domains that the addresses lead to refused the use of at least one image" in text
+    for heading in ("## 1. General information", "### 2.3 Data crawled and scraped", "### 3.1 Respect of reservations"):
         assert heading in text
 
 
