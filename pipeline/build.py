@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, DamagedFileError, UserError, one_line
 from pipeline.fetching.block_files import find_all_lists, find_block_lists, find_takedowns, read_block_lists
 from pipeline.fetching.lower_bound import describe_bound, lower_bound
 from pipeline.fetching.retry import Retry
+from pipeline.fetching.signing import open_signer
 from pipeline.filters.pairs import PairFilters
 from pipeline.project import STAGES, Project, code_version
 from pipeline.shards.manifest import read_manifest
@@ -110,6 +111,7 @@ def _check_inputs(project: Project) -> None:
     ImageFilters.of(project.config, project.base_dir)
     load_detector(project.config, project.base_dir)
     read_block_lists(find_all_lists(project.config.fetch.consent, project.base_dir, project.workspace))
+    open_signer(project.config.fetch, project.base_dir)
     for evaluation in project.config.evals:
         path, kind = project.resolve(evaluation.path), evaluation.kind
         try:

@@ -47,6 +47,19 @@ class BalanceConfig(Table):
     slack: Annotated[float, Field(ge=1, le=100)] = 2.0
 
 
+_SWITCHES = {
+    "content-usage": "content_usage",
+    "content-signal": "content_signal",
+    "x-robots-tag": "x_robots_tag",
+    "tdm-reservation": "tdm",
+    "rsl": "rsl",
+    "plus-data-mining": "image_metadata",
+    "c2pa": "c2pa",
+    "bot-wall": "bot_walls",
+}
+"""Signal of `pipeline.consent.policy` -> the key of `[fetch.consent]` that switches it off."""
+
+
 class ConsentConfig(Table):
     """`[fetch.consent]`: the opt-out signals that are obeyed. robots.txt always is."""
 
@@ -66,16 +79,8 @@ class ConsentConfig(Table):
 
     def reads(self, signal: str) -> bool:
         """Return whether a signal of `pipeline.consent.policy` is obeyed."""
-        return {
-            "content-usage": self.content_usage,
-            "content-signal": self.content_signal,
-            "x-robots-tag": self.x_robots_tag,
-            "tdm-reservation": self.tdm,
-            "rsl": self.rsl,
-            "plus-data-mining": self.image_metadata,
-            "c2pa": self.c2pa,
-            "bot-wall": self.bot_walls,
-        }.get(signal, True)
+        key = _SWITCHES.get(signal)
+        return key is None or bool(getattr(self, key))
 
     @property
     def block_lists(self) -> dict[str, tuple[str, ...]]:
@@ -111,6 +116,8 @@ class FetchConfig(Table):
         default=("ai-crawlers",), strict=False
     )
     consent: ConsentConfig = ConsentConfig()
+    signature_key: str | None = None
+    signature_agent: str | None = None
     archives: tuple[str, ...] = Field(default=(), strict=False)
     network: bool = True
     allow_private_hosts: bool = False
@@ -158,6 +165,22 @@ class FetchConfig(Table):
             raise ValueError("must be http://HOST or http://HOST:PORT, without user, path or spaces")
         return gateway
 
+    @model_validator(mode="after")
+    def _signatures_name_their_key(self) -> Self:
+        if (self.signature_key is None) != (self.signature_agent is None):
+            raise ValueError(
+                "fetch.signature_key and fetch.signature_agent belong together: the private key, and the https URL at "
+                "which its public half is published"
+            )
+        return self
+
+    @field_validator("signature_agent")
+    @classmethod
+    def _agent_is_a_url(cls, agent: str | None) -> str | None:
+        if agent is not None and not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]+)?(/[!#-\[\]-~]*)?", agent):
+            raise ValueError('must be an https URL, such as "https://example.org", without spaces and quotes')
+        return agent
+
     def max_pairs(self, host: str) -> int | None:
         """Return how many pairs of a host may be planned; None where there is no limit."""
         named = (entry.max_pairs for entry in self.hosts if entry.max_pairs is not None and entry.matches(host))
@@ -194,6 +217,8 @@ PACING_KEYS = frozenset(
     {
         "parts",  # handled separately: it changes the location of images
         "contact",
+        "signature_key",
+        "signature_agent",
         "gateway",
         "timeout_s",
         "retries",
@@ -299,6 +324,7 @@ class Config(Table):
         paths += [("fetch.archives", path) for path in self.fetch.archives]
         for kind, lists in self.fetch.consent.block_lists.items():
             paths += [(f"fetch.consent.block_{kind}", path) for path in lists]
+        paths += [("fetch.signature_key", self.fetch.signature_key or "")]
         paths += [("dedup.detector", self.dedup.detector)]
         paths += [(f"evals.{e.name}.path", e.path) for e in self.evals]
         for key, path in paths:

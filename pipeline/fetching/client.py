@@ -9,6 +9,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
@@ -25,6 +26,7 @@ from pipeline.fetching.connection import MAX_HEAD_BYTES, MAX_HEADERS, PROGRESS, 
 from pipeline.fetching.content_coding import Inflater, UnsupportedCodingError, codings
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure
+from pipeline.fetching.signing import Signer
 from pipeline.project import code_version
 from pipeline.records import Reason
 
@@ -56,8 +58,10 @@ def user_agent(config: FetchConfig) -> str:
 class Client:
     """Connections to many hosts; create and use it within one event loop."""
 
-    def __init__(self, config: FetchConfig) -> None:
+    def __init__(self, config: FetchConfig, signer: Signer | None = None) -> None:
+        """Open no connection yet; `signer` signs every request."""
         self._config = config
+        self._signer = signer
         self._resolver: Any = aiohttp.AsyncResolver()
         is_open = config.allow_private_hosts or config.gateway is not None  # a gateway may be on this machine
         connector = aiohttp.TCPConnector(
@@ -109,6 +113,8 @@ class Client:
                 Reason.PRIVATE_ADDRESS, f"{target.host} is not on the public Internet", is_before_request=True
             )
         url, headers = self._address(target)
+        if self._signer is not None:
+            headers |= self._signer.headers(target, datetime.now(UTC))
         if close_connection:
             headers["Connection"] = "close"
         progress = Progress()

@@ -29,6 +29,7 @@ from pipeline.fetching.fetch_loop import FetchLoop
 from pipeline.fetching.journal import Journal
 from pipeline.fetching.outcome import Checked, Outcome
 from pipeline.fetching.part import Part, PartStats
+from pipeline.fetching.signing import Signer
 from pipeline.fetching.stored_images import take_stored
 
 logger = logging.getLogger("wit.fetch")  # not one of pipeline.*, whose lines stand on the screen
@@ -47,12 +48,14 @@ class Fetcher:
         archives: ArchiveIndex | None = None,
         block_lists: BlockLists | None = None,
         tars: Mapping[str, str] | None = None,
+        signer: Signer | None = None,
     ) -> None:
         """Start the event loop in a thread of its own.
 
         `workers` is how many processes fetch at the same time, everywhere together: the request limits of a host
         are divided among them. `archives` is the index of `config.archives`; the caller keeps it open. `block_lists`
-        are those of `config.consent`. `tars` has the path of each source that holds images itself.
+        are those of `config.consent`. `tars` has the path of each source that holds images itself. `signer` signs
+        all requests.
         """
         if config.archives and archives is None:
             raise ValueError("config.archives is set, but there is no index of them")
@@ -61,6 +64,7 @@ class Fetcher:
         self._config = config
         self._block_lists = block_lists or BlockLists()
         self._tars = dict(tars or {})
+        self._signer = signer
         self._decoders = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // workers), "decode")
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
@@ -72,7 +76,7 @@ class Fetcher:
     async def _open(
         self, workers: int, archives: ArchiveIndex | None, block_lists: BlockLists
     ) -> tuple[Client, FetchLoop]:
-        client = Client(self._config)
+        client = Client(self._config, self._signer)
         return client, FetchLoop(
             self._config,
             workers=workers,

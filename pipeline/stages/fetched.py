@@ -43,6 +43,7 @@ from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.host_cut import cut_hosts
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.retry import Retry
+from pipeline.fetching.signing import SigningKey, find_signing_key
 from pipeline.private_folder import scratch_folder
 from pipeline.records import FETCHED, Reason
 from pipeline.stages.crawl import (
@@ -132,7 +133,8 @@ def run_fetched(
     tars = {file.name: file.path for file in source_files(config, base_dir, build.workspace, ("webdataset",))}
     crawl = _find_crawl(build, config, settings, plan, units, refetch)
     workers = 1 if crawl is None else crawl.cut.groups
-    fetcher = _OpenFetcher(config.fetch, settings, workers, block_files, tars)
+    signing_key = find_signing_key(config.fetch, base_dir)
+    fetcher = _OpenFetcher(config.fetch, settings, workers, block_files, tars, signing_key)
     try:
         if crawl is not None:
             _crawl(build, crawl, units, fetcher)
@@ -277,12 +279,20 @@ class _OpenFetcher:
     workers: int
     block_files: BlockFiles
     tars: Mapping[str, str]
+    signing_key: SigningKey | None
 
     def open_fetcher(self) -> Fetcher:
         recorded = self.settings.archives
         archives = ArchiveIndex(index_folder(recorded, self.settings.recorded)) if recorded else None
         block_lists = read_block_lists(self.block_files)
-        return Fetcher(self.config, workers=self.workers, archives=archives, block_lists=block_lists, tars=self.tars)
+        return Fetcher(
+            self.config,
+            workers=self.workers,
+            archives=archives,
+            block_lists=block_lists,
+            tars=self.tars,
+            signer=None if self.signing_key is None else self.signing_key.open(),
+        )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError
 from pipeline.fetching.block_files import find_all_lists, read_block_lists
 from pipeline.fetching.fetcher import Fetcher
+from pipeline.fetching.signing import open_signer
 from pipeline.private_folder import scratch_folder
 from pipeline.records import PLAN
 from pipeline.stages.plan import part_names
@@ -147,7 +148,7 @@ def make_forecast(
 
 def _fetcher(config: Config, base_dir: Path, block_lists: Any) -> Fetcher:
     if not config.fetch.archives:
-        return Fetcher(config.fetch, block_lists=block_lists)
+        return Fetcher(config.fetch, block_lists=block_lists, signer=open_signer(config.fetch, base_dir))
     raise ConfigError("fetch.archives: a forecast needs the network; build from archives, it is as fast as a sample")
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.fetching.block_files import find_all_lists, read_block_lists
 from pipeline.fetching.consent import NOT_HEEDED
 from pipeline.fetching.fetcher import Fetcher
+from pipeline.fetching.signing import open_signer
 from pipeline.records import PLAN
 from pipeline.stages.ledger import keep_ledger
 
@@ -52,7 +53,7 @@ def recheck_live(workspace: Workspace, config: Config, base_dir: Path, progress:
     block_lists = read_block_lists(find_all_lists(fetch.consent, base_dir, workspace))
     found: set[str] = set()
     with (
-        Fetcher(fetch, block_lists=block_lists) as fetcher,
+        Fetcher(fetch, block_lists=block_lists, signer=open_signer(fetch, base_dir)) as fetcher,
         tempfile.TemporaryDirectory(prefix="wit-recheck-") as scratch,
     ):
         for stem, rows in _samples(workspace, [*PLAN.names, "status"]):

@@ -208,6 +208,11 @@ def test_pacing_is_not_part_of_what_an_image_is(tmp_path):
         ("gateway", "http://user:secret@gateway.example"),
         ("gateway", "https://gateway.example"),
         ("gateway", "http://"),
+        *(
+            ("signature_agent", f"https://example.org{bad}")
+            for bad in ("\n", "\r\nX: y", "\0", " ", '/"', "/\\", "/é", "@", ":x")
+        ),
+        ("signature_agent", "http://example.org"),
         ("agent", "wit-pipeline\n"),
         ("agent", "wit pipeline"),
         ("agent", "wit\0"),
