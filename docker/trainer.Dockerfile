@@ -11,6 +11,8 @@ COPY pipeline pipeline
 COPY dedup dedup
 COPY trainer trainer
 RUN pip install --no-cache-dir -c constraints.txt ".[train,s3,gcs]"
+# A run that torchrun starts again on several machines must not find the addresses of processes that have died.
+ENV TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 WORKDIR /data
 ENTRYPOINT ["torchrun"]
 CMD ["--help"]

@@ -107,6 +107,21 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _join(backend: str, timeout: timedelta) -> None:
+    """Join the other processes, through keys that those of an earlier attempt have not written.
+
+    torchrun keeps one store over its restarts, so a process could read the address of one that has died. Attempts are
+    numbered by machine; on several machines the numbers may differ, and torchrun needs an option (docs/training.md).
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
+    number = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    attempt = dist.PrefixStore(f"attempt-{number}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
+
+
 @contextmanager
 def open_world(device: str, collective_timeout_s: int = 600) -> Iterator[World]:
     """Join the processes that torchrun started, and leave them at the end.
@@ -126,7 +141,7 @@ def open_world(device: str, collective_timeout_s: int = 600) -> Iterator[World]:
     try:
         # Flags and counts are reduced on CPUs, so that checking whether any rank stops never waits for a GPU.
         backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=collective_timeout_s))
+        _join(backend, timedelta(seconds=collective_timeout_s))
         waiting = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
         yield World(dist.get_rank(), size, local_device, waiting, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     except RuntimeError as error:
