@@ -5,6 +5,7 @@ provider of a model fills in the parts about provider and model; the parts about
 """
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from pipeline.config import Config
@@ -190,7 +191,8 @@ def _data_processing(compliance: Compliance, config: Config, refused_by_pages: i
         "",
         "| form of reservation | observed | pairs excluded for it |",
         "|---|---|---:|",
-        f"| statements of the pages that show the images (noai, TDM reservation) | yes | {refused_by_pages:,} |",
+        "| statements of the pages that show the images (noai, TDM reservation, AI usage preferences), where the "
+        f"source has the page | {'yes' if _has_pages(config) else 'no source has pages'} | {refused_by_pages:,} |",
         *_measures(compliance, config),
         "",
         f"{hosts.hosts_that_refused:,} of the {hosts.hosts:,} domains that the addresses lead to refused the use of at "
@@ -209,6 +211,10 @@ def _data_processing(compliance: Compliance, config: Config, refused_by_pages: i
         "Copies of an image are merged into one item. Positions (GPS) that cameras note in image files are not kept.",
         "",
     ]
+
+
+def _has_pages(config: Config) -> bool:
+    return any(source.kind in ("wat", "warc", "common-crawl") for source in config.sources)
 
 
 def _size_range(images: int) -> str:
@@ -245,11 +251,11 @@ def _period(compliance: Compliance) -> str:
 
 def _domains(hosts: HostTallies) -> list[str]:
     """Return the table of the domains with the most images: a tenth of all, at most MOST_HOSTS."""
-    tenth = max(1, round(hosts.hosts_in_set * _TOP_FRACTION))
+    tenth = ceil(hosts.hosts_in_set * _TOP_FRACTION)
     shown = list(hosts.largest.items())[:tenth]
     total = hosts.samples or 1
     lines = [
-        f"Domains with images in the dataset: {hosts.hosts_in_set:,}. The {len(shown):,} with the most images:",
+        f"Domains with images in the dataset: {hosts.hosts_in_set:,}. The tenth with the most images ({len(shown):,}):",
         "",
     ]
     lines += ["| domain | images | share of the dataset |", "|---|---:|---:|"]

@@ -17,6 +17,7 @@ from pipeline.stages.compliance import Compliance, compliance_json, consent_line
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import measure_composition
 from pipeline.stages.eu_summary import write_eu_summary
+from pipeline.stages.host_tallies import HostTallies
 from pipeline.stages.shards import shard_stats
 
 CONFIG = Config.model_validate(
@@ -132,10 +133,25 @@ def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
     assert "| a.example | 2 | 100.00% |" in text
     assert "| content signals (Content-Signal), in robots.txt and response headers | yes | 2 |" in text
     assert "| machine-readable licences (Really Simple Licensing) | no | 0 |" in text
-    assert "| statements of the pages that show the images (noai, TDM reservation) | yes | 12 |" in text
+    assert "where the source has the page | yes | 12 |" in text
     assert "2 of the 5 domains that the addresses lead to refused the use of at least one image" in text
     for heading in ("## 1. General information", "### 2.3 Data crawled and scraped", "### 3.1 Respect of reservations"):
         assert heading in text
+
+
+@pytest.mark.parametrize(("hosts", "shown"), [(1, 1), (10, 1), (11, 2), (25_000, 1_000)])
+def test_the_summary_lists_the_tenth_of_the_domains_that_has_the_most_images(
+    workspace: Workspace, hosts: int, shown: int
+) -> None:
+    manifest = workspace.read_json("shards/manifest.json")
+    largest = {f"host{number}.example": 30_000 - number for number in range(min(hosts, 1_000))}
+    found = Compliance(samples=2, hosts=HostTallies(hosts_in_set=hosts, largest=largest, samples=10**9))
+    composition = measure_composition(workspace, ["shards/00000.parquet"])
+    text = write_eu_summary(found, composition, CONFIG, manifest, sources=3, refused_by_pages=0)
+    rows = [line for line in text.splitlines() if line.startswith("| host")]
+    assert len(rows) == shown
+    assert rows[0].startswith("| host0.example | 30,000 |")
+    assert ("[to fill in] The template asks for the top tenth, 2,500 domains" in text) == (hosts == 25_000)
 
 
 def test_the_card_of_a_finished_set(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
