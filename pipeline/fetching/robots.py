@@ -49,10 +49,12 @@ async def fetch_robots(client: Client, origin: str, config: FetchConfig) -> Robo
 
 async def _rules(response: Response, config: FetchConfig) -> RobotRules:
     now, status = datetime.now(UTC), response.status
-    check_wall(status, response.headers, config.consent)
+    body = None
     if response.body is not None:
         with response.body as file:
             body = file.read()
+    check_wall(status, response.headers, config.consent)
+    if body is not None:
         check_page(body, status, config.consent)
         also_obey = product_tokens(config.also_obey)
         if len(body) <= LARGE_BYTES:
