@@ -29,7 +29,7 @@ from pipeline.consent.response_headers import statements_of_headers
 from pipeline.consent.robots_rules import read_usage_rules
 from pipeline.fetching.opt_out import refusal
 
-ROUNDS = 20
+ROUNDS = 10
 OTHER_FORMATS = ("PNG", "WEBP", "GIF", "AVIF", "TIFF")
 URLS = [f"https://img.example.com/images/{number}/photo-of-a-lake.jpg" for number in range(10_000)]
 AGENT = FetchConfig(allow_private_hosts=True).agent
