@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import BinaryIO
 
 import numpy as np
@@ -31,11 +31,14 @@ class Sample:
 
 
 class ShardReader:
-    """Random access to the samples of one local tar."""
+    """Random access to the samples of one local tar, which is open as long as its reader is used."""
 
     def __init__(self, file: BinaryIO, index: Index) -> None:
         self._file = file
         self._index = index
+
+    def __del__(self) -> None:
+        self._file.close()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -65,7 +68,7 @@ class ShardSet:
     def __init__(self, shards: tuple[CountedShard, ...], cache: ShardCache) -> None:
         self.shards = shards
         self.cache = cache
-        self._reader = lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open)
+        self._reader = lru_cache(maxsize=MAX_OPEN_SHARDS)(partial(_open, shards, cache))
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -89,9 +92,10 @@ class ShardSet:
         """
         return self._reader(shard)
 
-    def _open(self, number: int) -> ShardReader:
-        shard = self.shards[number]
-        return ShardReader(*self.cache.open(shard.path, shard.samples, shard.sha256))
+
+def _open(shards: tuple[CountedShard, ...], cache: ShardCache, number: int) -> ShardReader:
+    shard = shards[number]
+    return ShardReader(*cache.open(shard.path, shard.samples, shard.sha256))
 
 
 def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
