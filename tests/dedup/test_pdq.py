@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pdqhash
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from PIL import Image
 from support.shared_data import SHARED
 
 from dedup.decode import ImageDecodeError, decode_rgb
-from dedup.pdq import VIEWS, fingerprint, fingerprint_views
+from dedup.pdq import VIEWS, Fingerprint, fingerprint, fingerprint_views
 
 VECTORS = SHARED / "hashes" / "pdq_vectors.tar"
 
@@ -120,6 +121,21 @@ def test_any_image_has_a_fingerprint(rgb: np.ndarray) -> None:
     assert len(result.pdq) == 32
     assert 0 <= result.quality <= 100
     assert result == fingerprint(rgb.copy())
+
+
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
+    | st.builds(picture, st.integers(1, 400), st.integers(1, 400), st.integers(0, 99))
+)
+def test_the_bits_are_those_of_the_library(rgb: np.ndarray) -> None:
+    height, width, _ = rgb.shape
+    right, down = width * 1.5 / 512, height * 1.5 / 512
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    padded = np.pad(grey, ((0, int(np.ceil(down))), (0, int(np.ceil(right)))), mode="edge")
+    box = (right, down, width + right, height + down)
+    small = Image.fromarray(padded).resize((64, 64), Image.Resampling.BICUBIC, box=box).convert("RGB")
+    bits, quality = pdqhash.compute(np.asarray(small))
+    assert fingerprint(rgb) == Fingerprint(np.packbits(bits).tobytes(), quality)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
