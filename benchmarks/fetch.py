@@ -1,21 +1,25 @@
 """Time fetching against img2dataset: the same photos from a web server on this machine, shrunk to 256 px, into tars.
 
-    python -m benchmarks.fetch [--photos web small] [--images 4000] [--runs 3] [--processes N] [--threads 32]
+    python -m benchmarks.fetch [--webs web small faulty] [--images 4000] [--runs 5] [--processes N] [--threads 32]
 
 Both write the same kind of shard (JPEG quality 95, shorter side 256 px, SHA-256, EXIF); ours also checks addresses,
-robots.txt and opt-outs and computes PDQ hashes. Runs alternate, the median counts. CPU seconds are those of the whole
-process tree; the server has a process of its own and is not counted. The cost of a run over one image per process
-(mainly imports) is subtracted on both sides; the table also has the numbers with start-up. img2dataset is taken from
-WIT_IMG2DATASET_PYTHON (an interpreter that can import it) or installed from PyPI into .venv-img2dataset.
+robots.txt and opt-outs and computes PDQ hashes. Runs alternate; the median counts, with the lowest and the highest.
+CPU seconds (user and system) are those of the whole process tree; the server has a process of its own and is not
+counted. The cost of a run over one image per process (mainly imports) is subtracted on both sides; the table also has
+the numbers with start-up. Memory is that of the largest process. The stall is the longest time for which one step
+blocked our event loop. img2dataset is taken from WIT_IMG2DATASET_PYTHON (an interpreter that can import it) or
+installed from PyPI into .venv-img2dataset.
 
-Two sets of photos, from the folder of real data (WIT_SHARED_DATA), or generated ones where it is absent:
-  web    COCO's, re-encoded to the file sizes of the web: those of 14,734 JPEG files of Conceptual Captions (validation)
-         as served in January 2019, at 0.2 bytes per pixel (the median of Caltech 101's files); the main ratio
-  small  Caltech's photos and faces and COCO's, unchanged: three in four have some 300 x 200 pixels and 14 kB
+Three webs, of photos from the folder of real data (WIT_SHARED_DATA), or of generated ones where it is absent:
+  web     COCO's, re-encoded to the file sizes of the web: those of 14,734 JPEG files of Conceptual Captions
+          (validation) as served in January 2019, at 0.2 bytes per pixel (the median of Caltech 101's files); the main
+          ratio
+  small   Caltech's photos and faces and COCO's, unchanged: three in four have some 300 x 200 pixels and 14 kB
+  faulty  the photos of `web` on 20 servers: one takes 2 s to respond (5 % of the URLs), 20 % of the URLs are not found
+          and 10 % are of a server that refuses connections
 """
 
 import argparse
-import asyncio
 import io
 import json
 import os
@@ -27,21 +31,20 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import uvloop
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.photo_server import serving
 from pipeline.config import FetchConfig
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import PLAN, pair_uid
@@ -52,11 +55,11 @@ PHOTOS = {
     "web": ["coco_159.tar"],
     "small": ["caltech101_20_per_class.tar", "caltech_faces_crop_pairs.tar", "coco_159.tar"],
 }
+PHOTOS_OF = {"web": "web", "small": "small", "faulty": "web"}
 # The file sizes of the web in kB: the 2.5th, 7.5th ... 97.5th percentile.
 WEB_KILOBYTES = (21, 28, 34, 39, 44, 48, 53, 59, 65, 71, 78, 86, 95, 105, 119, 138, 167, 223, 322, 644)
 WEB_BYTES_PER_PIXEL = 0.2
 IMAGE_SIZE = 256
-STRIDE = 7919  # a prime: neighbours in the list are not neighbours in the tar
 
 IMG2DATASET = """
 import sys
@@ -71,15 +74,18 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a run; `images` is the number stored in tars."""
+    """The cost of a run; `images` is the number stored in tars, `peak_mb` the memory of the largest process."""
 
     images: int
     wall_s: float
     cpu_s: float
+    peak_mb: float = 0.0
+    stall_s: float = 0.0
 
     def without(self, start_up: "Cost") -> "Cost":
         """Return the cost without start-up."""
-        return Cost(self.images - start_up.images, self.wall_s - start_up.wall_s, self.cpu_s - start_up.cpu_s)
+        images, wall_s = self.images - start_up.images, self.wall_s - start_up.wall_s
+        return replace(self, images=images, wall_s=wall_s, cpu_s=self.cpu_s - start_up.cpu_s)
 
     @property
     def images_per_s(self) -> float:
@@ -97,8 +103,8 @@ class Measured:
     start_up: list[Cost]
     runs: list[Cost]
 
-    def medians(self) -> list[float]:
-        """Return images per CPU second and per second, without and with start-up."""
+    def figures(self) -> list[list[float]]:
+        """Return, for each run, images per CPU second and per second, without and with start-up."""
         start_up = Cost(
             self.start_up[0].images,
             statistics.median(cost.wall_s for cost in self.start_up),
@@ -106,18 +112,16 @@ class Measured:
         )
         bare = [run.without(start_up) for run in self.runs]
         return [
-            statistics.median(cost.images_per_cpu_second for cost in bare),
-            statistics.median(cost.images_per_s for cost in bare),
-            statistics.median(cost.images_per_cpu_second for cost in self.runs),
-            statistics.median(cost.images_per_s for cost in self.runs),
+            [one.images_per_cpu_second, one.images_per_s, run.images_per_cpu_second, run.images_per_s]
+            for one, run in zip(bare, self.runs, strict=True)
         ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", nargs="+", choices=sorted(PHOTOS), default=sorted(PHOTOS, reverse=True))
+    parser.add_argument("--webs", nargs="+", choices=list(PHOTOS_OF), default=list(PHOTOS_OF))
     parser.add_argument("--images", type=int, default=4_000)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--threads", type=int, default=32, help="of img2dataset, per process")
     parser.add_argument("--ours", metavar="FILE", help=argparse.SUPPRESS)
@@ -127,10 +131,12 @@ def main() -> None:
         return
     python = find_img2dataset()
     results = {}
-    for name in args.photos:
-        photos = load_photos(name)
-        with tempfile.TemporaryDirectory() as folder, serving(photos, Path(folder)) as port:
-            results[name] = compare(Arena(Path(folder), port, args.processes, args.threads, python), args)
+    for name in args.webs:
+        photos = load_photos(PHOTOS_OF[name])
+        with tempfile.TemporaryDirectory() as folder, serving(photos, Path(folder)) as ports:
+            results[name] = compare(
+                Arena(Path(folder), ports, args.processes, args.threads, python, name == "faulty"), args
+            )
         report(name, photos, results[name], args)
     print_json(results)
 
@@ -140,7 +146,7 @@ def compare(arena: "Arena", args: argparse.Namespace) -> dict[str, Measured]:
     measured = {"ours": Measured([], []), "img2dataset": Measured([], [])}
     for _ in range(args.runs):
         for name, run in {"ours": arena.run_ours, "img2dataset": arena.run_theirs}.items():
-            measured[name].start_up.append(run(args.processes))
+            measured[name].start_up.append(run(args.processes, is_start_up=True))
             measured[name].runs.append(run(args.images))
     return measured
 
@@ -187,85 +193,27 @@ def generate_photo(seed: int) -> bytes:
     return file.getvalue()
 
 
-class _Photos(asyncio.Protocol):
-    """A minimal HTTP server that keeps connections open: /N.jpg is a photo, everything else is not found."""
-
-    answers: list[bytes]
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._received = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        while (end := self._received.find(b"\r\n\r\n")) >= 0:
-            request, self._received = self._received[:end], self._received[end + 4 :]
-            self._answer(request)
-
-    def _answer(self, request: bytes) -> None:
-        name = request.split(b" ", 2)[1].removeprefix(b"/").removesuffix(b".jpg")
-        not_found = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-        known = name.isdigit()
-        self._transport.write(self.answers[int(name) * STRIDE % len(self.answers)] if known else not_found)
-        if b"onnection: close" in request:
-            self._transport.close()
-
-
-def serve(folder: str) -> None:
-    """Serve the photos in `folder`/photos.arrow; write the port to `folder`/port."""
-    with pa.ipc.open_file(pa.memory_map(f"{folder}/photos.arrow")) as file:
-        photos = file.read_all()["photo"].to_pylist()
-    head = "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
-    _Photos.answers = [head.format(len(photo)).encode() + photo for photo in photos]
-
-    async def run() -> None:
-        server = await asyncio.get_running_loop().create_server(_Photos, "127.0.0.1", 0, backlog=1_024)
-        port = server.sockets[0].getsockname()[1]
-        Path(folder, "port.tmp").write_text(str(port))
-        Path(folder, "port.tmp").rename(Path(folder, "port"))
-        await server.serve_forever()
-
-    uvloop.run(run())
-
-
-@contextmanager
-def serving(photos: list[bytes], folder: Path) -> Iterator[int]:
-    """Serve photos from another process; yield the port."""
-    table = pa.table({"photo": photos})
-    with pa.ipc.new_file(str(folder / "photos.arrow"), table.schema) as file:
-        file.write_table(table)
-    process = get_context("spawn").Process(target=serve, args=(str(folder),))
-    process.start()
-    while not (folder / "port").exists():
-        if not process.is_alive():
-            sys.exit("benchmarks.fetch: the web server did not start")
-        time.sleep(0.05)
-    try:
-        yield int((folder / "port").read_text())
-    finally:
-        process.terminate()
-        process.join()
-
-
 @dataclass(frozen=True)
 class Arena:
-    """The setting of both: same server, same list of URLs, same number of processes."""
+    """The setting of both: same servers, same list of URLs, same number of processes."""
 
     folder: Path
-    port: int
+    ports: list[int]
     processes: int
     threads: int
     img2dataset_python: Path
+    is_faulty: bool
 
-    def run_ours(self, images: int) -> Cost:
+    def run_ours(self, images: int, *, is_start_up: bool = False) -> Cost:
         out = self._fresh("ours")
-        pq.write_table(self._plan(images), out / "plan.parquet")
+        pq.write_table(self._plan(images, is_start_up), out / "plan.parquet")
         command = [sys.executable, "-m", "benchmarks.fetch", "--ours", out / "plan.parquet"]
-        return measure([*command, "--processes", str(self.processes)], out)
+        cost = measure([*command, "--processes", str(self.processes)], out)
+        return replace(cost, stall_s=max(float(path.read_text()) for path in out.glob("*.stall")))
 
-    def run_theirs(self, images: int) -> Cost:
+    def run_theirs(self, images: int, *, is_start_up: bool = False) -> Cost:
         out = self._fresh("theirs")
-        pq.write_table(self._plan(images).select(["url", "caption"]), self.folder / "urls.parquet")
+        pq.write_table(self._plan(images, is_start_up).select(["url", "caption"]), self.folder / "urls.parquet")
         (self.folder / "run.py").write_text(IMG2DATASET)
         per_shard = -(-images // self.processes)
         arguments = [self.folder / "urls.parquet", out, self.processes, self.threads, per_shard]
@@ -276,8 +224,17 @@ class Arena:
         (self.folder / name).mkdir()
         return self.folder / name
 
-    def _plan(self, images: int) -> pa.Table:
-        urls = [f"http://127.0.0.1:{self.port}/{number}.jpg" for number in range(images)]
+    def _url(self, number: int) -> str:
+        """Return the URL of an image: of the faulty web, of every 20 one is slow, four are not found, two refused."""
+        *ports, slow, refuses = self.ports
+        kind = number % 20 if self.is_faulty else 5
+        if kind in (1, 4, 11, 14):
+            return f"http://127.0.0.1:{ports[kind % len(ports)]}/gone/{number}.jpg"
+        port = {0: slow, 7: refuses, 17: refuses}.get(kind, ports[kind % len(ports)])
+        return f"http://127.0.0.1:{port}/{number}.jpg"
+
+    def _plan(self, images: int, is_start_up: bool) -> pa.Table:
+        urls = [self._url(20 * number + 5 if is_start_up else number) for number in range(images)]
         constant = {"caption": "a photo", "text_field": "alt", "page_url": "", "source": "benchmark", "language": "en"}
         rows = [
             constant | {"uid": pair_uid(url, "a photo"), "url": url, "query_ids": [1], "selected_by": [1]}
@@ -289,6 +246,7 @@ class Arena:
 def measure(command: list[object], out: Path) -> Cost:
     """Run a command that fills tars in `out`; measure its CPU time and that of all its children."""
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start compiles every module again
     started_s = time.monotonic()
     with (out / "log.txt").open("wb") as log:
         process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -301,7 +259,7 @@ def measure(command: list[object], out: Path) -> Cost:
     for path in out.glob("*.tar"):
         with tarfile.open(path) as tar:
             images += sum(member.name.endswith(".jpg") for member in tar)
-    return Cost(images, wall_s, usage.ru_utime + usage.ru_stime)
+    return Cost(images, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1_000)
 
 
 def fetch_all(plan_file: Path, processes: int) -> None:
@@ -326,6 +284,7 @@ def fetch_one(plan_file: Path, number: int, size: int, processes: int) -> None:
     stem = plan_file.parent / f"part-{number:05d}"
     with Fetcher(config, workers=processes) as fetcher, stem.with_suffix(".tar").open("wb") as tar:
         table = fetcher.fetch_part(plan, tar_stream=tar, scratch_dir=plan_file.parent)
+        stem.with_suffix(".stall").write_text(str(fetcher.stats.longest_stall_s))
     pq.write_table(table, stem.with_suffix(".parquet"))
 
 
@@ -342,34 +301,47 @@ def find_img2dataset() -> Path:
 
 
 def report(name: str, photos: list[bytes], measured: dict[str, Measured], args: argparse.Namespace) -> None:
-    """Print the table of one set of photos, and the machine."""
+    """Print the table of one web, and the machine."""
     kind = name if SHARED.is_dir() else f"{name}, generated"
     kilobytes = sum(map(len, photos)) / len(photos) / 1_000
     table = Table(title=f"{args.images} of {len(photos)} photos ({kind}, {kilobytes:.0f} kB each)")
     figures_of = ("images/CPU second", "images/s")
-    for column in ("", *figures_of, *(f"{figure}, with start-up" for figure in figures_of)):
+    for column in ("", *figures_of, *(f"{figure}, with start-up" for figure in figures_of), "images", "MB", "stall, s"):
         table.add_column(column, justify="right" if column else "left")
     for tool, runs in measured.items():
-        table.add_row(tool, *(f"{figure:,.0f}" for figure in runs.medians()))
-    table.add_row("ratio", *(f"{ratio:.2f}" for ratio in ratios_of(measured)))
-    console = Console()
+        peak_mb, stall_s = max(run.peak_mb for run in runs.runs), max(run.stall_s for run in runs.runs)
+        stored = sorted({run.images for run in runs.runs})
+        spreads = [in_words(column, 0) for column in zip(*runs.figures(), strict=True)]
+        stall = f"{stall_s:.2f}" if stall_s else ""
+        table.add_row(tool, *spreads, ", ".join(map(str, stored)), f"{peak_mb:.0f}", stall)
+    table.add_row("ratio", *(in_words(column, 2) for column in ratios_of(measured)))
+    console = Console(width=180)
     console.print(table)
     machine = f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
-    console.print(f"{args.processes} processes, median of {args.runs} runs; {machine}, load {os.getloadavg()[0]:.1f}")
+    console.print(
+        f"{args.processes} processes, median (lowest to highest) of {args.runs} rounds; {machine}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
 
 
-def ratios_of(measured: dict[str, Measured]) -> list[float]:
-    """Return ours over theirs, for each of the medians."""
-    pairs = zip(measured["ours"].medians(), measured["img2dataset"].medians(), strict=True)
-    return [ours / theirs for ours, theirs in pairs]
+def in_words(values: Sequence[float], digits: int) -> str:
+    """Return the median, the lowest and the highest value."""
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def ratios_of(measured: dict[str, Measured]) -> list[list[float]]:
+    """Return ours over theirs, for each of the figures, round by round."""
+    rounds = zip(measured["ours"].figures(), measured["img2dataset"].figures(), strict=True)
+    by_round = [[ours / theirs for ours, theirs in zip(*pair, strict=True)] for pair in rounds]
+    return [list(column) for column in zip(*by_round, strict=True)]
 
 
 def print_json(results: dict[str, dict[str, Measured]]) -> None:
-    """Print all ratios as one line; those of the first set of photos have no suffix."""
+    """Print the median of all ratios as one line; those of the first web have no suffix."""
     figures = {}
     for name, measured in results.items():
         suffix = f"_{name}" if figures else ""
-        per_cpu_second, per_s, per_cpu_second_all, per_s_all = ratios_of(measured)
+        per_cpu_second, per_s, per_cpu_second_all, per_s_all = map(statistics.median, ratios_of(measured))
         figures[f"ratio_images_per_cpu_second{suffix}"] = round(per_cpu_second, 3)
         figures[f"ratio_images_per_s{suffix}"] = round(per_s, 3)
         figures[f"ratio_images_per_cpu_second_with_start_up{suffix}"] = round(per_cpu_second_all, 3)
