@@ -6,7 +6,7 @@ Both write the same kind of shard (JPEG quality 95, shorter side 256 px, SHA-256
 robots.txt and opt-outs and computes PDQ hashes. Runs alternate; the median counts, with the lowest and the highest.
 CPU seconds (user and system) are those of the whole process tree; the server has a process of its own and is not
 counted. The cost of a run over one image per process (mainly imports) is subtracted on both sides; the table also has
-the numbers with start-up. Memory is that of the largest process. The stall is the longest time for which one step
+the numbers with start-up. Memory is that of all processes together. The stall is the longest time for which one step
 blocked our event loop. img2dataset is taken from WIT_IMG2DATASET_PYTHON (an interpreter that can import it) or
 installed from PyPI into .venv-img2dataset.
 
@@ -30,14 +30,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -74,7 +77,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a run; `images` is the number stored in tars, `peak_mb` the memory of the largest process."""
+    """The cost of a run; `images` is the number stored in tars, `peak_mb` the most memory of all processes."""
 
     images: int
     wall_s: float
@@ -250,16 +253,39 @@ def measure(command: list[object], out: Path) -> Cost:
     started_s = time.monotonic()
     with (out / "log.txt").open("wb") as log:
         process = subprocess.Popen([str(word) for word in command], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        memory = _Memory(process.pid)
+        memory.start()
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall_s = time.monotonic() - started_s
+    memory.join()
     if process.returncode:
         sys.exit(f"benchmarks.fetch: {command[0]} failed:\n{(out / 'log.txt').read_text()[-2_000:]}")
     images = 0
     for path in out.glob("*.tar"):
         with tarfile.open(path) as tar:
             images += sum(member.name.endswith(".jpg") for member in tar)
-    return Cost(images, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1_000)
+    return Cost(images, wall_s, usage.ru_utime + usage.ru_stime, memory.peak_mb)
+
+
+class _Memory(threading.Thread):
+    """Measures the most memory of a process and its children together, without what they share, until they end."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.peak_mb = 0.0
+        self._process = psutil.Process(pid)
+
+    def run(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            while self._process.status() != psutil.STATUS_ZOMBIE:
+                used = 0
+                for one in [self._process, *self._process.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        facts = one.memory_info()
+                        used += facts.rss - facts.shared
+                self.peak_mb = max(self.peak_mb, used / 1e6)
+                time.sleep(0.2)
 
 
 def fetch_all(plan_file: Path, processes: int) -> None:
