@@ -44,6 +44,7 @@ _MAGICS = {
     "WEBP": re.compile(rb"RIFF[\s\S]{4}WEBP"),
     "PPM": re.compile(rb"P[1-6]\s+[#\d]"),
 }
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}  # of the other formats it is their name
 _UNSUPPORTED_SIGNATURES = (
     b"\0\0\1\0",
     b"8BPS",
@@ -160,6 +161,12 @@ def upright(pixels: np.ndarray | Image.Image, turn: int) -> np.ndarray:
     if pixels.mode != "RGB":
         pixels = pixels.convert("RGB")
     return np.asarray(pixels if turn == 1 else pixels.transpose(ORIENTATIONS[turn]))
+
+
+def file_suffix(encoded: bytes) -> str:
+    """Return the suffix of the name of an image file, by its signature: jpg, png, webp, gif, bmp, tif, avif or ppm."""
+    file_format = _sniff(encoded)
+    return _SUFFIXES.get(file_format, file_format.lower())
 
 
 def _sniff(encoded: bytes) -> str:

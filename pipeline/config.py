@@ -122,6 +122,8 @@ class FetchConfig(Table):
     network: bool = True
     allow_private_hosts: bool = False
     gateway: str | None = None
+    resize: Literal["shorter_side", "longer_side", "center_crop", "pad", "none"] = "shorter_side"
+    format: Literal["jpg", "webp", "png", "original"] = "jpg"
     image_size: Annotated[int, Field(ge=16, le=4_096)] = 256
     jpeg_quality: Annotated[int, Field(ge=30, le=100)] = 95
     min_image_size: Count = 32
@@ -181,6 +183,21 @@ class FetchConfig(Table):
             raise ValueError('must be an https URL, such as "https://example.org", without spaces and quotes')
         return agent
 
+    @field_validator("resize", mode="before")
+    @classmethod
+    def _resize_is_not_of_img2dataset(cls, resize: object) -> object:
+        if isinstance(resize, str) and resize in _RESIZE_OF_IMG2DATASET:
+            raise ValueError(f'the name of this mode is "{_RESIZE_OF_IMG2DATASET[resize]}" here')
+        return resize
+
+    @model_validator(mode="after")
+    def _original_is_not_resized(self) -> Self:
+        if self.format == "original" and self.resize != "none":
+            raise ValueError(
+                'format = "original" keeps files as they are: set resize = "none" too, or choose another format'
+            )
+        return self
+
     def max_pairs(self, host: str) -> int | None:
         """Return how many pairs of a host may be planned; None where there is no limit."""
         named = (entry.max_pairs for entry in self.hosts if entry.max_pairs is not None and entry.matches(host))
@@ -209,6 +226,9 @@ class FetchConfig(Table):
     def content(self) -> dict[str, Any]:
         """Return the keys that change the stored images; the others only change how they are requested."""
         content = self.model_dump(exclude=set(PACING_KEYS), mode="json")
+        for key in LATER_KEYS:
+            if content[key] == type(self).model_fields[key].default:
+                del content[key]
         signals = content["consent"]
         return content | {"consent": {key: on for key, on in signals.items() if key not in BLOCK_LIST_KEYS}}
 
@@ -236,6 +256,16 @@ PACING_KEYS = frozenset(
 After a change of any other key, including keys that a newer version adds, everything is fetched again.
 """
 
+
+LATER_KEYS = frozenset({"resize", "format"})
+"""Keys that change the stored images, but not at their default, which is what earlier versions did."""
+
+_RESIZE_OF_IMG2DATASET = {
+    "no": "none",
+    "keep_ratio": "shorter_side",
+    "keep_ratio_largest": "longer_side",
+    "border": "pad",
+}
 
 BLOCK_LIST_KEYS = frozenset({"block_domains", "block_urls", "block_url_hashes", "block_image_hashes"})
 """Keys of `[fetch.consent]` that may change without fetching again: they are applied when shards are written."""

@@ -71,8 +71,8 @@ def decode_noted(
         decoded = _crashed(encoded, http_status, f"the process ended {crashes} times while it was decoded")
     else:
         decoded = (decode_apart if crashes else decode)(encoded, http_status, config, block_lists, consent, stated)
-    outcome, jpeg = decoded
-    return journal.add_outcome(url, consent.add_to(outcome), jpeg, consent.times)
+    outcome, image = decoded
+    return journal.add_outcome(url, consent.add_to(outcome), image, consent.times)
 
 
 def decode_apart(
@@ -157,7 +157,7 @@ def decode(
         creator=metadata.rights.creator,
         license_url=metadata.rights.license_url,
     )
-    return outcome, image.jpeg
+    return outcome, image.file
 
 
 def _check_hash(encoded: bytes, sha256: str, stated: Stated) -> None:

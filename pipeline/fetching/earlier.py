@@ -12,7 +12,7 @@ from pipeline.fetching.outcome import Outcome
 from pipeline.fetching.part import Part
 from pipeline.records import Reason
 
-_FACTS = [field.name for field in fields(Outcome) if field.name != "jpeg"]
+_FACTS = [field.name for field in fields(Outcome) if field.name != "image"]
 _ABOUT = ("image_bytes", "stated_hash")  # tables of earlier versions do not have them
 
 
@@ -40,7 +40,7 @@ def reuse(part: Part, earlier: EarlierPart) -> None:
             wanted[row["uid"]] = number, row
     with tarfile.open(fileobj=earlier.tar, mode="r|") as tar:
         for member in tar:
-            uid = member.name.removesuffix(".jpg")
+            uid = member.name.partition(".")[0]
             if uid in wanted:
                 number, row = wanted.pop(uid)
                 image = tar.extractfile(member)

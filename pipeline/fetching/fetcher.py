@@ -100,8 +100,9 @@ class Fetcher:
     ) -> pa.Table:
         """Fetch every distinct URL of `plan` (schema `PLAN`) once, and return one row per pair, in plan order.
 
-        Writes `<uid>.jpg` for each pair whose image is good into a tar on `tar_stream`, in plan order. `scratch_dir`
-        must be local and have room for the images of the part; nothing stays there. The table's schema is `FETCHED`.
+        Writes `<uid>.jpg` (or the suffix of another format) for each pair whose image is good into a tar on
+        `tar_stream`, in plan order. `scratch_dir` must be local and have room for the images of the part; nothing stays
+        there. The table's schema is `FETCHED`.
         URLs that `earlier` or `crawled` has, or `journal` had when it was opened, are not requested; the caller closes
         `journal`.
         `owns_hosts`: no other process has URLs of these hosts, so their limits need not be divided.

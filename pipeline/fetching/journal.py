@@ -34,7 +34,7 @@ _KEY, _OUTCOME, _ROBOTS, _DECODING, _OPENED = b"K", b"O", b"R", b"D", b"S"
 _FORMAT = 1
 _RULES = TypeAdapter(RobotRules)
 _CHECKED = TypeAdapter(Checked)
-_FACTS = [field.name for field in fields(Outcome) if field.name != "jpeg"]
+_FACTS = [field.name for field in fields(Outcome) if field.name != "image"]
 
 
 class Journal:
@@ -82,14 +82,14 @@ class Journal:
         self._file.close()
 
     def add_outcome(
-        self, url: str, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None
+        self, url: str, outcome: Outcome, image: bytes | None = None, checked: Checked | None = None
     ) -> Outcome:
         """Record the outcome of a URL; return it with the location of its image."""
         meta = encode_outcome(url, outcome, checked)
-        start = self._append(_OUTCOME, _META.pack(len(meta)), meta, jpeg or b"")
-        if jpeg is None:
+        start = self._append(_OUTCOME, _META.pack(len(meta)), meta, image or b"")
+        if image is None:
             return outcome
-        return replace(outcome, jpeg=(start + _META.size + len(meta), len(jpeg)))
+        return replace(outcome, image=(start + _META.size + len(meta), len(image)))
 
     def add_robots(self, origin: str, rules: RobotRules) -> None:
         """Record the rules of an authority, fetched just now."""
@@ -149,7 +149,7 @@ class Journal:
             self.checked[url] = checked
         offset = _META.size + size
         if len(payload) > offset:
-            outcome = replace(outcome, jpeg=(start + offset, len(payload) - offset))
+            outcome = replace(outcome, image=(start + offset, len(payload) - offset))
         self.outcomes[url] = outcome
         return url
 

@@ -43,7 +43,7 @@ class FetchFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The columns that fetching adds to a pair; `reason` is None exactly for a success. `jpeg` is (offset, length)."""
+    """The columns that fetching adds to a pair; `reason` is None exactly for a success. `image` is (offset, length)."""
 
     reason: Reason | None = None
     error_message: str | None = None
@@ -62,7 +62,7 @@ class Outcome:
     rights: str | None = None
     creator: str | None = None
     license_url: str | None = None
-    jpeg: tuple[int, int] | None = None
+    image: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
+from dedup.decode import file_suffix
 from pipeline.fetching.journal import Journal
 from pipeline.fetching.outcome import Checked, Outcome
 from pipeline.records import FETCHED, IMAGE_FACTS, LEDGER, RESIZE_REASONS
@@ -63,15 +64,15 @@ class Part:
         """Return the URLs that have no outcome yet, each with its number."""
         return [(n, url) for n, url in enumerate(self.urls) if self._outcomes[n] is None]
 
-    def finish(self, number: int, outcome: Outcome, jpeg: bytes | None = None, checked: Checked | None = None) -> None:
+    def finish(self, number: int, outcome: Outcome, image: bytes | None = None, checked: Checked | None = None) -> None:
         """Record the outcome of URL `number`, its image, and when consent was checked, if that was in this run."""
-        self.finish_kept(number, self.journal.add_outcome(self.urls[number], outcome, jpeg, checked), checked)
+        self.finish_kept(number, self.journal.add_outcome(self.urls[number], outcome, image, checked), checked)
 
-    def finish_url(self, url: str, outcome: Outcome, jpeg: bytes | None, checked: Checked | None) -> None:
+    def finish_url(self, url: str, outcome: Outcome, image: bytes | None, checked: Checked | None) -> None:
         """Record the outcome of a URL of the part that has none yet; pass over others."""
         number = self._number_of.get(url)
         if number is not None and self._outcomes[number] is None:
-            self.finish(number, outcome, jpeg, checked)
+            self.finish(number, outcome, image, checked)
 
     def finish_kept(self, number: int, outcome: Outcome, checked: Checked | None) -> None:
         """Record an outcome that is in the journal already."""
@@ -84,7 +85,7 @@ class Part:
     def results(self) -> Iterator[tuple[str, Outcome, Checked | None, bytes | None]]:
         """Yield each URL with its outcome, when consent was looked for, and its image."""
         for number, outcome in enumerate(self._finished()):
-            image = None if outcome.jpeg is None else self.journal.read(outcome.jpeg)
+            image = None if outcome.image is None else self.journal.read(outcome.image)
             yield self.urls[number], outcome, self._checked.get(number), image
 
     def write_tar(self, stream: BinaryIO) -> None:
@@ -92,8 +93,9 @@ class Part:
         outcomes = self._finished()
         with TarWriter(stream) as tar:
             for uid, number in zip(self._plan["uid"].to_pylist(), self._url_of_pair.to_pylist(), strict=True):
-                if (span := outcomes[number].jpeg) is not None:
-                    tar.add(f"{uid}.jpg", self.journal.read(span))
+                if (span := outcomes[number].image) is not None:
+                    file = self.journal.read(span)
+                    tar.add(f"{uid}.{file_suffix(file)}", file)
 
     def table(self) -> pa.Table:
         """Return the plan with the outcome of each pair, as `FETCHED`."""

@@ -19,12 +19,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dedup.eval_sets.read import IMAGE_SUFFIXES
 from pipeline.config import PairsConfig
 from pipeline.config_sources import SourceConfig
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Origin, SourceBatch
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "avif"})
 _MAX_TEXT_BYTES = 4 << 20
 _HASH_BYTES = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")

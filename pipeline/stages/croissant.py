@@ -8,9 +8,10 @@ same set gives the same file, so it has no date.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, FetchConfig
 from pipeline.config_table import public_path
 from pipeline.stages.compliance import Compliance, request_rates, signals_read
+from pipeline.stages.data_card import stored_form
 
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -93,9 +94,33 @@ def croissant(config: Config, manifest: Mapping[str, Any], compliance: Complianc
         "isLiveDataset": False,
         **_responsible_ai(config, compliance),
         "prov:wasGeneratedBy": _provenance(config, manifest),
-        "distribution": _distribution(manifest),
+        "distribution": _distribution(manifest, config.fetch.format),
         "recordSet": [_record_set()],
     }
+
+
+_IMAGES_OF: Mapping[str, Mapping[str, Any]] = {
+    "jpg": {"encodingFormat": "image/jpeg", "includes": "*.jpg"},
+    "webp": {"encodingFormat": "image/webp", "includes": "*.webp"},
+    "png": {"encodingFormat": "image/png", "includes": "*.png"},
+}
+_SUFFIXES = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "ppm")
+_ANY_IMAGES: Mapping[str, Any] = {"encodingFormat": "image/*", "includes": [f"*.{suffix}" for suffix in _SUFFIXES]}
+
+
+def _processing(fetch: FetchConfig) -> str:
+    """Return what was done with an image before it was stored."""
+    if fetch.format == "original":
+        return "None: the files are stored as they were served."
+    if fetch.resize == "shorter_side" and fetch.format == "jpg":
+        return f"Shrunk to a shorter side of {fetch.image_size} px, made upright, encoded as JPEG without metadata."
+    return f"Made upright, and stored without metadata: {stored_form(fetch)}."
+
+
+def _personal_information(fetch: FetchConfig) -> str:
+    if fetch.format == "original":
+        return "Images may show people. The files may hold GPS positions and names in their metadata."
+    return "Images may show people. GPS positions are not kept."
 
 
 def _responsible_ai(config: Config, found: Compliance) -> dict[str, Any]:
@@ -108,14 +133,14 @@ def _responsible_ai(config: Config, found: Compliance) -> dict[str, Any]:
         "rai:dataCollectionType": ["Web Scraping"],
         "rai:dataCollectionRawData": "Web pages and their images.",
         "rai:dataPreprocessingProtocol": [
-            f"Shrunk to a shorter side of {fetch.image_size} px, made upright, encoded as JPEG without metadata.",
+            _processing(fetch),
             "Exact and near duplicates are one sample.",
             f"Compared with evaluation sets: {evals}; matching pairs are {matches}.",
         ],
         "rai:dataLimitations": "Texts are as their authors wrote them; nothing was filtered for safety, faces or "
         "quality. Rights in the images stay with their owners.",
         "rai:dataUseCases": ["Training of image-text models."],
-        "rai:personalSensitiveInformation": ["Images may show people. GPS positions are not kept."],
+        "rai:personalSensitiveInformation": [_personal_information(fetch)],
         "rai:dataReleaseMaintenancePlan": "Owners' refusals are applied anew from block lists with each build.",
         "rai:dataAnnotationProtocol": f"Signals of consent that were heeded: {', '.join(heeded)}. Pairs refused: "
         f"{found.refused.total():,}.",
@@ -139,7 +164,7 @@ def _provenance(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _distribution(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _distribution(manifest: Mapping[str, Any], image_format: str) -> list[dict[str, Any]]:
     tars = [shard["tar"] for shard in manifest["shards"]]
     tables = [tar.removesuffix(".tar") + ".parquet" for tar in tars]
     kinds = {"application/x-tar": tars, "application/x-parquet": tables}
@@ -172,8 +197,7 @@ def _distribution(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
             "name": "images",
             "description": "The images of the pairs in the set.",
             "containedIn": [{"@id": name} for name in tars],
-            "encodingFormat": "image/jpeg",
-            "includes": "*.jpg",
+            **_IMAGES_OF.get(image_format, _ANY_IMAGES),
         },
     ]
 

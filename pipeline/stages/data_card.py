@@ -15,7 +15,7 @@ import orjson
 import pyarrow.compute as pc
 
 from pipeline.account import Account, StageAccount
-from pipeline.config import Config
+from pipeline.config import Config, FetchConfig
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
 
@@ -58,6 +58,23 @@ def measure_composition(workspace: Workspace, shards: Iterable[str]) -> Composit
     return composition
 
 
+def stored_form(fetch: FetchConfig) -> str:
+    """Return in words what is stored of an image."""
+    if fetch.format == "original":
+        return "the files as they were served, with all their metadata"
+    size = {
+        "shorter_side": f"shorter side at most {fetch.image_size} px",
+        "longer_side": f"longer side at most {fetch.image_size} px",
+        "center_crop": f"shorter side at most {fetch.image_size} px; of larger ones the square in the middle",
+        "pad": f"longer side at most {fetch.image_size} px; larger ones with white around them up to a square",
+        "none": "in their full size",
+    }[fetch.resize]
+    return f"{_FORMATS[fetch.format]}, {size}"
+
+
+_FORMATS = {"jpg": "JPEG", "webp": "WebP", "png": "PNG"}
+
+
 def write_data_card(
     composition: Composition,
     account: Account,
@@ -73,7 +90,7 @@ def write_data_card(
         f"{manifest['samples']:,} image-text pairs in {len(manifest['shards']):,} WebDataset shards, built with "
         f"wit-pipeline {manifest['code_version']}, seed {config.seed}.",
         "",
-        f"- Images: JPEG, shorter side at most {config.fetch.image_size} px.",
+        f"- Images: {stored_form(config.fetch)}.",
         f"- Balance: no query selects more than {config.balance.cap:,} pairs (CLIP section 2.2). Pairs that "
         f"other queries select may match it too: {_over_cap(composition, config.balance.cap)}.",
         f"- Duplicates: exact copies{_near(config)} are one sample; the others' captions are in `captions` "

@@ -36,6 +36,7 @@ DESCRIBED = pa.schema(
 )
 
 _BATCH = 64  # images in memory at a time
+_BATCH_BYTES = 1 << 28  # of their pixels, and one image more
 
 
 def load_detector(config: Config, base_dir: Path) -> Detector | None:
@@ -82,9 +83,9 @@ def _batches(tar: tarfile.TarFile) -> Iterator[tuple[list[str], list[np.ndarray]
     for member in tar:
         image = tar.extractfile(member)
         assert image is not None
-        uids.append(member.name.removesuffix(".jpg"))
+        uids.append(member.name.partition(".")[0])
         images.append(decode_rgb(image.read()))
-        if len(uids) == _BATCH:
+        if len(uids) == _BATCH or sum(one.size for one in images) > _BATCH_BYTES:
             yield uids, images
             uids, images = [], []
     if uids:
@@ -112,6 +113,7 @@ class DescribedPart:
     described: Described
     uids: list[str]  # by number
     tar: tarfile.TarFile
+    members: Mapping[str, tarfile.TarInfo]  # by uid
 
     @classmethod
     def read(cls, workspace: Workspace, name: str, uids: list[str], tar: tarfile.TarFile, dimensions: int) -> Self:
@@ -122,11 +124,12 @@ class DescribedPart:
         boxes = {number: Box(*row["box"]) for number, row in enumerate(rows) if row["box"]}
         whole = _matrix([row["vector"] for row in rows], dimensions)
         inner = _matrix([rows[number]["inner"] for number in boxes], dimensions)
-        return cls(Described(whole, boxes, inner), uids, tar)
+        members = {member.name.partition(".")[0]: member for member in tar}
+        return cls(Described(whole, boxes, inner), uids, tar, members)
 
     def pixels(self, number: int) -> np.ndarray:
         """Return the pixels of an image."""
-        image = self.tar.extractfile(f"{self.uids[number]}.jpg")
+        image = self.tar.extractfile(self.members[self.uids[number]])
         assert image is not None
         return decode_rgb(image.read())
 

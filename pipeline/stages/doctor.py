@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from pipeline.config import FetchConfig
 from pipeline.engine.units import read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import one_line
@@ -33,7 +34,9 @@ _OTHER_FILES = 64
 """Open files of a process beside its connections: modules, tars, logs."""
 _BYTES_PER_PAIR = 25_000
 """Of a planned pair in fetched/ and shards/ together, with links that fail: 256 px JPEGs of web photos."""
-_SCRATCH_BYTES_PER_PAIR = 25_000
+_FULL_SIZE_BYTES_PER_PAIR = 150_000
+"""The same of files in their full size: 118 kB each, half of the links fail."""
+_FORMAT_FACTORS = {"jpg": 1.0, "webp": 0.7, "png": 4.0, "original": 1.0}
 _FASTEST_CLOCK_S = 60.0
 _EARLIEST_YEAR = 2025
 _TIMEOUT_S = 10.0
@@ -117,11 +120,12 @@ def _clock_year() -> Finding:
 
 def _disks(project: Project) -> Iterator[Finding]:
     pairs = _planned_pairs(project.workspace)
-    scratch = _SCRATCH_BYTES_PER_PAIR * pairs // project.config.fetch.parts
+    per_pair = _bytes_per_pair(project.config.fetch)
+    scratch = per_pair * pairs // project.config.fetch.parts
     folders = {"temporary space": (tempfile.gettempdir(), scratch)}
     if project.workspace.is_local:
         done = sum(project.workspace.sizes("fetched").values()) + sum(project.workspace.sizes("shards").values())
-        folders["workspace disk"] = (_existing(project.workspace.path("")), max(0, _BYTES_PER_PAIR * pairs - done))
+        folders["workspace disk"] = (_existing(project.workspace.path("")), max(0, per_pair * pairs - done))
     keep = project.config.run.min_free_bytes
     for name, (folder, need) in folders.items():
         usage = shutil.disk_usage(folder)
@@ -138,6 +142,13 @@ def _disks(project: Project) -> Iterator[Finding]:
             yield Finding(name, Verdict.WARNING, found, f"{way_out} a larger disk")
         else:
             yield Finding(name, Verdict.OK, found)
+
+
+def _bytes_per_pair(fetch: FetchConfig) -> int:
+    """Return about how many bytes a planned pair takes in fetched/ and shards/ together, or while it is fetched."""
+    if fetch.resize == "none":
+        return round(_FULL_SIZE_BYTES_PER_PAIR * _FORMAT_FACTORS[fetch.format])
+    return round(_BYTES_PER_PAIR * _FORMAT_FACTORS[fetch.format] * max(1.0, (fetch.image_size / 256) ** 2))
 
 
 def _planned_pairs(workspace: Workspace) -> int:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, FetchConfig
 from pipeline.config_sources import SourceConfig
 from pipeline.consent.policy import Signal
 from pipeline.stages.compliance import Compliance, request_rates, signals_read
-from pipeline.stages.data_card import Composition
+from pipeline.stages.data_card import Composition, stored_form
 from pipeline.stages.host_tallies import HostTallies
 
 _TOP_FRACTION = 0.1  # of the domains, by content
@@ -75,6 +75,12 @@ def write_eu_summary(
     return "\n".join(lines)
 
 
+def _stored(fetch: FetchConfig) -> str:
+    if fetch.resize == "shorter_side" and fetch.format == "jpg":
+        return f"stored with a shorter side of at most {fetch.image_size} pixels"
+    return f"stored as {stored_form(fetch)}"
+
+
 def _general_information(
     compliance: Compliance, composition: Composition, config: Config, manifest: Mapping[str, Any]
 ) -> list[str]:
@@ -92,8 +98,7 @@ def _general_information(
         "- Modalities: images and text.",
         f"- Size, images: {samples:,} ({_size_range(samples)}).",
         f"- Size, text: {samples:,} image-text pairs, each with one text or more. [to fill in] The range in tokens.",
-        "- Types of content, images: photographs and graphics, stored with a shorter side of at most "
-        f"{config.fetch.image_size} pixels.",
+        f"- Types of content, images: photographs and graphics, {_stored(config.fetch)}.",
         "- Types of content, text: captions, alternative texts and titles of these images.",
         f"- Languages of the texts: {_languages(composition, manifest)}.",
         f"- Latest date of collection: {f'{last:%d %B %Y}' if last is not None else '[to fill in] not recorded'}.",

@@ -39,6 +39,7 @@ VERSION = 1
 
 _SCORED = pa.schema([("uid", pa.string()), ("reason", pa.string()), SCORE])
 _BATCH = 64  # images in memory at a time, decoded
+_BATCH_PIXELS = 1 << 26  # and one image more
 _SCORER = "trainer.scoring:open_scorer"  # by name: only the trainer imports torch
 
 
@@ -150,9 +151,10 @@ class _ScoreImages:
         rows = output.workspace.read_table(f"fetched/{name}.parquet")
         rows = rows.filter(pc.is_null(rows["reason"])).combine_chunks()
         place = {uid: row for row, uid in enumerate(rows["uid"].to_pylist())}
+        pixels = dict(zip(place, pc.multiply(rows["width"], rows["height"]).to_pylist(), strict=True))
         tables = [_SCORED.empty_table()]
         with output.workspace.open(f"fetched/{name}.tar") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for uids, images in _batches(tar):
+            for uids, images in _batches(tar, pixels):
                 batch = rows.take(pa.array([place[uid] for uid in uids])).combine_chunks().to_batches()[0]
                 tables.append(self._judge(batch, images))
         output.write_table(f"scored/{name}.parquet", pa.concat_tables(tables))
@@ -180,14 +182,15 @@ class _ScoreImages:
         return pa.table(columns, _SCORED)
 
 
-def _batches(tar: tarfile.TarFile) -> Iterator[tuple[list[str], list[bytes]]]:
+def _batches(tar: tarfile.TarFile, pixels: Mapping[str, int]) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Yield the images of a tar with their uids, some at a time; `pixels` are those of each image."""
     uids, images = list[str](), list[bytes]()
     for member in tar:
         image = tar.extractfile(member)
         assert image is not None
-        uids.append(member.name.removesuffix(".jpg"))
+        uids.append(member.name.partition(".")[0])
         images.append(image.read())
-        if len(uids) == _BATCH:
+        if len(uids) == _BATCH or sum(pixels[uid] for uid in uids) > _BATCH_PIXELS:
             yield uids, images
             uids, images = [], []
     if uids:

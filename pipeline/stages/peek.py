@@ -1,6 +1,5 @@
 """`wit peek`: some of the kept pairs at random, to look at."""
 
-import tarfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dedup.decode import decode_rgb
+from dedup.eval_sets.index import thumbnail
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
+from pipeline.records import LOCATION
 
-_COLUMNS = ["uid", "caption", "url", "language", "width", "height", "selected_by"]
+_COLUMNS = ["uid", "caption", "url", "language", "width", "height", "selected_by", *LOCATION.names]
+_MAX_SHOWN_BYTES = 200_000  # of a JPEG; larger ones, and other formats, are shown as thumbnails
+_THUMBNAIL_PX = 256
 
 
 def peek(workspace: Workspace, count: int, seed: int, queries: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
@@ -47,9 +51,8 @@ def _rows(workspace: Workspace, stem: str, places: list[int]) -> list[dict[str, 
     kept = table.filter(pc.equal(table["status"], "success"))
     columns = [*_COLUMNS, *(["score"] if "score" in kept.column_names else [])]
     rows = [{"score": None} | row for row in kept.select(columns).take(pa.array(places)).to_pylist()]
-    with workspace.open(f"shards/{stem}.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for row in rows:
-            image = tar.extractfile(f"{row['uid']}.jpg")
-            assert image is not None
-            row["jpeg"] = image.read()
+    ranges = [(f"shards/{row['shard']}", row["offset"], row["offset"] + row["size"]) for row in rows]
+    for row, image in zip(rows, workspace.read_ranges(ranges), strict=True):
+        is_shown = image.startswith(b"\xff\xd8") and len(image) <= _MAX_SHOWN_BYTES
+        row["jpeg"] = image if is_shown else thumbnail(decode_rgb(image, min_side=_THUMBNAIL_PX), _THUMBNAIL_PX)
     return rows

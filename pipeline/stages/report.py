@@ -4,7 +4,6 @@ Runs in one process: it reads only counts, a sample of shards, and the few image
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
+from dedup.decode import decode_rgb
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import outline, read_thumbnails, thumbnail
 from dedup.eval_sets.results import REQUIRED, results_folder
@@ -290,9 +289,8 @@ def _read_pairs(workspace: Workspace, wanted: Iterable[tuple[int, str]]) -> dict
     return found
 
 
-def _small(jpeg: bytes) -> bytes:
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return thumbnail(np.asarray(image.convert("RGB")), _THUMBNAIL_PX)
+def _small(image: bytes) -> bytes:
+    return thumbnail(decode_rgb(image), _THUMBNAIL_PX)
 
 
 def read_results(workspace: Workspace, name: str, index: pa.Table) -> dict[str, pa.Table]:

@@ -227,21 +227,22 @@ def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> dict[str, tupl
         TarWriter(cast(BinaryIO, out)) as tar,
     ):
         for member in fetched:
-            row = wanted.pop(member.name.split(".")[0], None)
+            row = wanted.pop(member.name.partition(".")[0], None)
             if row is not None:
                 image = fetched.extractfile(member)
                 assert image is not None
-                locations[row["uid"]] = _add_sample(tar, row, image.read())
+                suffix = member.name.partition(".")[2]
+                locations[row["uid"]] = _add_sample(tar, row, image.read(), suffix)
         source.check()
         if wanted:
             raise ValueError(f"{part.tar}: {len(wanted)} images are missing, the first is {min(wanted)}")
     return locations
 
 
-def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes) -> tuple[int, int]:
+def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes, suffix: str) -> tuple[int, int]:
     """Write one sample; return the offset and size of its image."""
     uid = row["uid"]
-    offset = tar.add(f"{uid}.jpg", image)
+    offset = tar.add(f"{uid}.{suffix}", image)
     tar.add(f"{uid}.txt", row["caption"].encode())
     tar.add(f"{uid}.json", orjson.dumps(row | {"pdq": row["pdq"].hex()}, option=orjson.OPT_SORT_KEYS))
     return offset, len(image)

@@ -58,7 +58,7 @@ def verdict(encoded: bytes) -> np.ndarray | str:
 
 def verdict_of_the_fetcher(encoded: bytes) -> np.ndarray | str:
     try:
-        return np.asarray(Image.open(io.BytesIO(store_image(encoded, config(image_size=SIDE)).jpeg)))
+        return np.asarray(Image.open(io.BytesIO(store_image(encoded, config(image_size=SIDE)).file)))
     except FetchFailure as failure:
         return failure.reason.value
 

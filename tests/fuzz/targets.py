@@ -115,7 +115,7 @@ def load_targets() -> dict[str, Target]:
 def _check_image(data: bytes) -> None:
     with suppress(FetchFailure):
         stored = store_image(data, _FETCH)
-        with Image.open(io.BytesIO(stored.jpeg)) as image:
+        with Image.open(io.BytesIO(stored.file)) as image:
             image.load()
 
 
@@ -233,7 +233,7 @@ def _check_journal(data: bytes) -> None:
         path = Path(folder, "part.journal")
         path.write_bytes(data)
         journal = Journal.open(path, "key", Path(folder))
-        images = [outcome.jpeg for outcome in journal.outcomes.values() if outcome.jpeg is not None]
+        images = [outcome.image for outcome in journal.outcomes.values() if outcome.image is not None]
         assert all(len(journal.read(span)) == span[1] for span in images)
         journal.close()
 

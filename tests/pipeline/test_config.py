@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import PACING_KEYS, Config, FetchConfig, load_config
+from pipeline.config import LATER_KEYS, PACING_KEYS, Config, FetchConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.project import Project
 
@@ -167,6 +167,8 @@ FETCH_CONTENT_KEYS = {
     "network",
     "allow_private_hosts",
     "agent",
+    "resize",
+    "format",
     "image_size",
     "jpeg_quality",
     "min_image_size",
@@ -183,7 +185,10 @@ FETCH_CONTENT_KEYS = {
 def test_each_fetch_key_either_changes_an_image_or_is_declared_harmless(tmp_path):
     assert FetchConfig.model_fields.keys() == FETCH_CONTENT_KEYS | PACING_KEYS
     assert not FETCH_CONTENT_KEYS & PACING_KEYS
-    assert load_config(write(tmp_path, SMALLEST)).fetch.content().keys() == FETCH_CONTENT_KEYS
+    assert load_config(write(tmp_path, SMALLEST)).fetch.content().keys() == FETCH_CONTENT_KEYS - LATER_KEYS
+    assert LATER_KEYS < FETCH_CONTENT_KEYS
+    changed = load_config(write(tmp_path, SMALLEST + 'resize = "none"\nformat = "png"')).fetch
+    assert changed.content().keys() == FETCH_CONTENT_KEYS
 
 
 def test_pacing_is_not_part_of_what_an_image_is(tmp_path):

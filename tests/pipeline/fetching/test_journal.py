@@ -42,12 +42,12 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     refusing = RobotRules("wit-pipeline", refused=(Reason.DNS_FAILED, "robots.txt: no", None))
     first.add_robots("http://a.example", RULES)
     first.add_robots("http://b.example", refusing)
-    assert kept.jpeg is not None
-    assert first.read(kept.jpeg) == b"jpeg"
+    assert kept.image is not None
+    assert first.read(kept.image) == b"jpeg"
     first.close()
     again = journal(tmp_path)
     assert again.outcomes == {"http://a.example/1": kept, "http://a.example/2": failed}
-    assert again.read(kept.jpeg) == b"jpeg"
+    assert again.read(kept.image) == b"jpeg"
     rules, at_s = again.robots["http://a.example"]
     assert (rules.allows("http://a.example/x"), rules.crawl_delay_s) == (False, 2)
     assert 0 <= time.time() - at_s < 600
@@ -61,11 +61,11 @@ def test_cut_at_any_byte_it_keeps_the_whole_records_and_goes_on(tmp_path: Path) 
         path.write_bytes(content[:cut])
         one = journal(tmp_path)
         assert len(one.outcomes) == sum(size <= cut for size in sizes)
-        place = one.add_outcome("http://new.example/", GOOD, b"new").jpeg
+        place = one.add_outcome("http://new.example/", GOOD, b"new").image
         one.close()
         again = journal(tmp_path)
-        assert again.outcomes["http://new.example/"].jpeg == place
-        assert again.read(again.outcomes["http://new.example/"].jpeg or (0, 0)) == b"new"
+        assert again.outcomes["http://new.example/"].image == place
+        assert again.read(again.outcomes["http://new.example/"].image or (0, 0)) == b"new"
         again.close()
 
 
@@ -74,14 +74,14 @@ def test_a_flipped_bit_ends_the_journal_and_never_changes_an_outcome(data: st.Da
     with tempfile.TemporaryDirectory() as name:
         path, _ = fill(Path(name))
         sound = journal(Path(name))
-        expected = {url: (outcome, sound.read(outcome.jpeg or (0, 0))) for url, outcome in sound.outcomes.items()}
+        expected = {url: (outcome, sound.read(outcome.image or (0, 0))) for url, outcome in sound.outcomes.items()}
         sound.close()
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
         one = journal(Path(name))
         for url, outcome in one.outcomes.items():
-            assert (outcome, one.read(outcome.jpeg or (0, 0))) == expected[url]
+            assert (outcome, one.read(outcome.image or (0, 0))) == expected[url]
         one.close()
 
 

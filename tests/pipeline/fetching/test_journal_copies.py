@@ -33,7 +33,8 @@ def add(journal: Journal, first: int, last: int) -> None:
 def images(path: Path, scratch: Path) -> dict[str, bytes | None]:
     journal = Journal.open(path, "key", scratch)
     return {
-        url: None if found.jpeg is None else journal.read(found.jpeg) for url, found in sorted(journal.outcomes.items())
+        url: None if found.image is None else journal.read(found.image)
+        for url, found in sorted(journal.outcomes.items())
     }
 
 
