@@ -36,6 +36,7 @@ PIPELINE_UPWARDS = (
     "private_folder",
     "paths",
     "config_table",
+    "config_fetch",
     "config_filters",
     "config_sources",
     "config",
@@ -60,6 +61,7 @@ PIPELINE_UPWARDS = (
 PIPELINE_ROOT = {
     "build",
     "config",
+    "config_fetch",
     "config_filters",
     "config_sources",
     "config_table",

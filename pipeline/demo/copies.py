@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from pipeline.config import FetchConfig
+from pipeline.config_fetch import FetchConfig
 from pipeline.demo.captions import LANGUAGES, english
 from pipeline.demo.drawing import draw, encode
 from pipeline.demo.ledger import Copies, Count, Fate, Overlap

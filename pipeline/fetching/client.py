@@ -16,16 +16,19 @@ from tempfile import SpooledTemporaryFile, gettempdir
 from typing import IO, Any, cast
 
 import aiohttp
+from aiohttp.abc import AbstractResolver
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from pipeline.config import FetchConfig
+from pipeline.config_fetch import FetchConfig
+from pipeline.errors import UserError
 from pipeline.fetching.addresses import PrivateAddressError, PublicResolver, Target, is_private_literal
 from pipeline.fetching.connection import MAX_HEAD_BYTES, MAX_HEADERS, PROGRESS, Connection, Progress
 from pipeline.fetching.content_coding import Inflater, UnsupportedCodingError, codings
 from pipeline.fetching.local_faults import local_fault
 from pipeline.fetching.outcome import FetchFailure
+from pipeline.fetching.resolver import NO_SERVER_RESPONDS, NameFailure, NameResolver
 from pipeline.fetching.signing import Signer
 from pipeline.project import code_version
 from pipeline.records import Reason
@@ -33,11 +36,12 @@ from pipeline.records import Reason
 Headers = CIMultiDictProxy[str] | CIMultiDict[str]
 
 _MEMORY_BYTES = 1 << 20  # a larger body is kept in a file until it is decoded
-_DNS_LIFETIME_S = 300
+_PROXY_REFUSES = 407
+_SERVER_ERROR = 500
+NO_PROXY = "the proxy of fetch.proxy cannot be contacted"
+_PROXY_IS_AWAY = (aiohttp.ClientProxyConnectionError, aiohttp.ClientConnectorDNSError)
+_OF_CONNECTING = (aiohttp.ClientConnectorError, aiohttp.ClientConnectorCertificateError)
 _EXPECTED = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-_DNS_ENTRIES = 10_000
-_NO_RESOLVER_RESPONDS = "no DNS server of this machine responds"
-_NO_RESOLVER = 11  # ARES_ECONNREFUSED: no DNS server of this machine could be contacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,19 @@ class Client:
         """Open no connection yet; `signer` signs every request."""
         self._config = config
         self._signer = signer
-        self._resolver: Any = aiohttp.AsyncResolver()
+        self._resolver = NameResolver(config.dns)
+        self._public = PublicResolver(self._resolver)
+        self._proxies = {scheme: config.proxy.url(scheme) for scheme in ("http", "https")}
         is_open = config.allow_private_hosts or config.gateway is not None  # a gateway may be on this machine
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            resolver=self._resolver if is_open else PublicResolver(self._resolver),
-            ttl_dns_cache=_DNS_LIFETIME_S,
-            dns_cache_max_size=_DNS_ENTRIES,
-        )
+        self._direct = self._open(self._resolver if is_open else self._public)
+        self._proxied = self._open(self._resolver)  # which resolves the names of proxies only
+
+    def _open(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        config = self._config
+        connector = aiohttp.TCPConnector(limit=0, resolver=resolver, use_dns_cache=False)  # `NameResolver` has one
         # aiohttp has no public way to set the protocol; a test fails if this has no effect.
         connector._factory = cast(Any, partial(Connection, asyncio.get_running_loop()))
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             headers={"User-Agent": user_agent(config), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.timeout_s / (config.retries + 1)),
@@ -86,7 +92,8 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        await self._direct.close()
+        await self._proxied.close()
         await self._resolver.close()
 
     async def get(
@@ -117,17 +124,34 @@ class Client:
             headers |= self._signer.headers(target, datetime.now(UTC))
         if close_connection:
             headers["Connection"] = "close"
-        progress = Progress()
+        proxy = self._proxies[target.scheme]
+        progress = Progress(is_proxied=proxy is not None)
         PROGRESS.set(progress)
+        session = self._direct if proxy is None else self._proxied
         with _failures(progress):
             async with asyncio.timeout(max(budget_s, 0)):
-                async with self._session.get(url, headers=headers, allow_redirects=False) as response:
+                if proxy is not None:
+                    await self._check_address(target.host)
+                async with session.get(url, headers=headers, allow_redirects=False, proxy=proxy) as response:
+                    if proxy is not None and response.status == _PROXY_REFUSES:
+                        raise _refusing_proxy()
                     progress.http_status = response.status
                     if not wants_body(response.status, response.headers):
                         return Response(response.status, response.headers, None)
                     progress.is_in_body = True
                     body = await _read(response, max_bytes, scratch_dir, truncate)
                     return Response(response.status, response.headers, body)
+
+    async def _check_address(self, host: str) -> None:
+        """Look up a name that a proxy is to connect to, which looks it up again. Literal addresses are checked already.
+
+        Raises:
+            PrivateAddressError: it has private addresses only.
+            NameFailure: it has none here.
+        """
+        config = self._config
+        if config.proxy.checks_addresses and not config.allow_private_hosts and not host.startswith("["):
+            await self._public.resolve(host)
 
     def _address(self, target: Target) -> tuple[URL, dict[str, str]]:
         """Return the URL to connect to for `target`, and the headers this takes."""
@@ -165,7 +189,14 @@ def _failures(progress: Progress) -> Iterator[None]:
 
 
 def _failure(error: Exception, progress: Progress) -> FetchFailure | None:
-    if not progress.is_sent:
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        if error.status == _PROXY_REFUSES:
+            raise _refusing_proxy() from error
+        message = f"the proxy responds with status {error.status}"
+        return FetchFailure(
+            Reason.CONNECT_FAILED, message, is_transient=error.status >= _SERVER_ERROR, is_before_request=True
+        )
+    if not progress.is_sent or isinstance(error, _OF_CONNECTING):  # a proxy is sent a request before
         return _failure_to_connect(error, progress)
     if isinstance(error, TimeoutError):
         where = "in the body" if progress.is_in_body else "before the headers"
@@ -181,7 +212,11 @@ def _failure(error: Exception, progress: Progress) -> FetchFailure | None:
 
 def _failure_to_connect(error: Exception, progress: Progress) -> FetchFailure | None:
     reason, cause, is_transient = Reason.CONNECT_FAILED, type(error).__name__, True
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    if progress.is_proxied and isinstance(error, _PROXY_IS_AWAY):
+        cause = NO_PROXY
+    elif isinstance(error, aiohttp.ClientConnectorDNSError):
+        reason, cause, is_transient = _dns_failure(error.os_error)
+    elif isinstance(error, PrivateAddressError | NameFailure):
         reason, cause, is_transient = _dns_failure(error)
     elif isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError):
         reason, cause, is_transient = Reason.TLS_FAILED, _tls_cause(error), False
@@ -194,17 +229,20 @@ def _failure_to_connect(error: Exception, progress: Progress) -> FetchFailure | 
         cause = _os_cause(error.os_error)
     elif not isinstance(error, _EXPECTED):
         return None
-    is_local = cause == _NO_RESOLVER_RESPONDS
+    is_local = cause in (NO_SERVER_RESPONDS, NO_PROXY)
     return FetchFailure(reason, cause, is_transient=is_transient, is_before_request=True, is_local=is_local)
 
 
-def _dns_failure(error: aiohttp.ClientConnectorDNSError) -> tuple[Reason, str, bool]:
-    if isinstance(error.os_error, PrivateAddressError):
-        return Reason.PRIVATE_ADDRESS, str(error.os_error), False
-    cause = error.os_error.__cause__
-    if cause is not None and cause.args[:1] == (_NO_RESOLVER,):
-        return Reason.DNS_FAILED, _NO_RESOLVER_RESPONDS, True
+def _dns_failure(error: OSError) -> tuple[Reason, str, bool]:
+    if isinstance(error, PrivateAddressError):
+        return Reason.PRIVATE_ADDRESS, str(error), False
+    if isinstance(error, NameFailure):
+        return Reason.DNS_FAILED, error.message, error.is_transient
     return Reason.DNS_FAILED, "the name does not resolve", True
+
+
+def _refusing_proxy() -> UserError:
+    return UserError("fetch stopped: the proxy refuses the user or password of fetch.proxy (status 407): correct them")
 
 
 def _tls_cause(error: aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError) -> str:

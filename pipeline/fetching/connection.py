@@ -31,6 +31,7 @@ _FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:([^\r\n]*)(?
 class Progress:
     """The progress of one request."""
 
+    is_proxied: bool = False
     is_connected: bool = False  # TCP; a TLS handshake may follow
     is_sent: bool = False  # or about to be
     is_reused: bool = False  # on a connection that served an earlier request

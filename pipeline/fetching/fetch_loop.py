@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from pipeline.config import FetchConfig
+from pipeline.config_fetch import FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
@@ -47,6 +47,7 @@ SHUT_FROM_S = 60.0  # a longer Retry-After opens the host's circuit breaker for 
 MAX_SHUT_S = 3600.0
 
 _TOO_MANY_REQUESTS = 429
+_OF_HOST = frozenset({Reason.TIMEOUT, Reason.TLS_FAILED, Reason.DNS_FAILED})  # failures of the host, not of one URL
 _TICK_S = 0.05
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
 
@@ -303,7 +304,7 @@ class FetchLoop:
         """Back off from a host that is failing or sent Retry-After."""
         now_s = self._loop.time()
         self._note_network(host, origin, failure)
-        is_of_host = failure.is_transient or failure.reason in (Reason.TIMEOUT, Reason.TLS_FAILED)
+        is_of_host = failure.is_transient or failure.reason in _OF_HOST
         self._schedule.record(host, now_s, is_failure=is_of_host)
         if failure.http_status == _TOO_MANY_REQUESTS:
             self._schedule.slow_down(host)

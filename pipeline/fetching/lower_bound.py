@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.config import FetchConfig
+from pipeline.config_fetch import FetchConfig
 from pipeline.fetching.host_rules import HostRules
 
 _SHOWN = 5

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import Config, FetchConfig
+from pipeline.config import Config
+from pipeline.config_fetch import FetchConfig
 from pipeline.consent.ai_crawlers import PRESET, preset_tokens
 from pipeline.consent.content_usage import ATTACH_DRAFT, VOCABULARY_DRAFT
 from pipeline.consent.policy import Signal

@@ -15,7 +15,8 @@ import orjson
 import pyarrow.compute as pc
 
 from pipeline.account import Account, StageAccount
-from pipeline.config import Config, FetchConfig
+from pipeline.config import Config
+from pipeline.config_fetch import FetchConfig
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
 

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from pipeline.config import FetchConfig
+from pipeline.config_fetch import FetchConfig
 from pipeline.engine.units import read_stage
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import one_line
+from pipeline.errors import ConfigError, one_line
 from pipeline.paths import expand_paths
 from pipeline.project import Project
 
@@ -77,6 +77,7 @@ def all_checks(project: Project, runner: str) -> Iterator[Finding]:
         lambda: _conditional_writes(project.workspace),
         lambda: _sources(project),
         lambda: _resolver(project),
+        lambda: _proxies(project),
         lambda: _contact(project),
         lambda: _clock_of_a_server(project),
         lambda: _java(runner),
@@ -223,6 +224,9 @@ def _sends(project: Project) -> bool:
 def _resolver(project: Project) -> Finding:
     if not _sends(project):
         return Finding("DNS", Verdict.SKIPPED, "no request needs it (fetch.network = false, or a gateway)")
+    proxy = project.config.fetch.proxy
+    if not proxy.checks_addresses and proxy.http is not None and proxy.https is not None:
+        return Finding("DNS", Verdict.SKIPPED, "the proxy looks names up")
     host = _contact_host(project) or "example.org"
     started_s = time.monotonic()
     try:
@@ -231,6 +235,29 @@ def _resolver(project: Project) -> Finding:
         advice = "check /etc/resolv.conf, and that this machine may contact its DNS servers"
         return Finding("DNS", Verdict.FAILED, f"{host} does not resolve: {error.strerror or error}", advice)
     return Finding("DNS", Verdict.OK, f"{host} resolves in {1000 * (time.monotonic() - started_s):.0f} ms")
+
+
+def _proxies(project: Project) -> Finding:
+    """Contact the proxies of `[fetch.proxy]`, and say where addresses are checked."""
+    proxy = project.config.fetch.proxy
+    try:
+        urls = {scheme: url for scheme in ("http", "https") if (url := proxy.url(scheme)) is not None}
+    except ConfigError as error:
+        return Finding("proxy", Verdict.FAILED, one_line(error), "set the variable where the build runs")
+    if not urls or not _sends(project):
+        return Finding("proxy", Verdict.SKIPPED, "none is configured")
+    for scheme, url in urls.items():
+        parts = urlsplit(url)
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 80), _TIMEOUT_S).close()
+        except OSError as error:
+            found = f"the one for {scheme} cannot be contacted: {one_line(error)}"
+            return Finding("proxy", Verdict.FAILED, found, "correct fetch.proxy")
+    if proxy.checks_addresses:
+        found = "names are looked up here, too, and private addresses refused; the proxy looks them up again"
+        return Finding("proxy", Verdict.OK, found)
+    found = "only the proxy looks names up: private addresses behind names are not refused here"
+    return Finding("proxy", Verdict.WARNING, found, "let the proxy refuse them, or set checks_addresses = true")
 
 
 def _contact_host(project: Project) -> str | None:

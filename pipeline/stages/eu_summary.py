@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from pipeline.config import Config, FetchConfig
+from pipeline.config import Config
+from pipeline.config_fetch import FetchConfig
 from pipeline.config_sources import SourceConfig
 from pipeline.consent.policy import Signal
 from pipeline.stages.compliance import Compliance, request_rates, signals_read

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import LATER_KEYS, PACING_KEYS, Config, FetchConfig, load_config
+from pipeline.config import Config, load_config
+from pipeline.config_fetch import LATER_KEYS, PACING_KEYS, FetchConfig
 from pipeline.errors import ConfigError
 from pipeline.project import Project
 
