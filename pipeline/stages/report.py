@@ -47,10 +47,11 @@ from pipeline.stages.compliance import compliance_json, consent_lines, measure_c
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
 from pipeline.stages.evals import max_distance_bits
+from pipeline.stages.pairs_page import write_pairs_page
 from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
 
-VERSION = 10
+VERSION = 11
 """Raise it when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
@@ -152,6 +153,8 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         (folder / "data_card.md").write_text(card)
         sources = write_sources_page(workspace, shards, len(manifest["shards"]))
         (folder / "sources.html").write_text(sources, encoding="utf-8", errors="replace")
+        pairs = write_pairs_page(workspace, shards, len(manifest["shards"]), config.seed, allowlist.queries)
+        (folder / "pairs.html").write_text(pairs, encoding="utf-8", errors="replace")
         (folder / "compliance.json").write_text(_json(compliance_json(compliance, config)))
         pq.write_table(balance, folder / "balance.parquet", compression="zstd")
         written = {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}
