@@ -119,7 +119,7 @@ def _chosen(settings: Settings, names: list[str] | None) -> tuple[EvalSetConfig,
 
 def _classify(settings: Settings, encoder: Encoder, sets: tuple[EvalSetConfig, ...]) -> None:
     published = read_prompts(Path(settings.evaluate.prompts)) if settings.evaluate.prompts else {}
-    table = Table("set", "metric", "zero-shot", "chance", "linear probe", "examples", title=encoder.name)
+    table = Table("set", "metric", "zero-shot", "chance", "linear probe", "examples", "prompts", title=encoder.name)
     written = []
     try:
         for source in sets:
@@ -133,7 +133,7 @@ def _classify(settings: Settings, encoder: Encoder, sets: tuple[EvalSetConfig, .
             finally:
                 table.add_row(
                     result.name, result.metric, _percent(result.value), _percent(result.chance), _percent(probe),
-                    _count(result),
+                    _count(result), result.prompts,
                 )  # fmt: skip
     finally:  # an error in the last set must not lose the results of the others
         if written:

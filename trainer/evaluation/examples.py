@@ -14,7 +14,7 @@ from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.read import read_examples
 from trainer.errors import TrainerError
 from trainer.evaluation.models import Encoder
-from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, plain_name
+from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, plain_name, wordnet_prompts
 
 Bools = NDArray[np.bool_]
 
@@ -90,7 +90,7 @@ def number_labels(name: str, labels: list[str], prompts: Prompts | None, *, seve
     A label is a class's name (case, spaces, "_" and "-" aside); or its number, from 0, or from 1 where all of 1 to the
     number of classes occur; or, if labels are codes such as WordNet ids, as many as there are classes, its rank in
     their order. With `several`, a label is a comma-separated list of classes. Without prompts the labels are the
-    classes.
+    classes, WordNet ids by their names.
 
     Raises:
         TrainerError: the labels do not match the classes, or could match them in two ways.
@@ -98,8 +98,7 @@ def number_labels(name: str, labels: list[str], prompts: Prompts | None, *, seve
     lists = [_parts(label) if several else [label.strip()] for label in labels]
     distinct = sorted({label for one in lists for label in one})
     if prompts is None:
-        _check_names(name, distinct)
-        prompts = Prompts(tuple((plain_name(label),) for label in distinct), PLAIN_TEMPLATES)
+        prompts = _prompts_of_labels(name, distinct)
         numbers = {label: number for number, label in enumerate(distinct)}
     else:
         numbers = _numbers(name, distinct, prompts)
@@ -107,6 +106,14 @@ def number_labels(name: str, labels: list[str], prompts: Prompts | None, *, seve
     for row, one in enumerate(lists):
         positive[row, [numbers[label] for label in one]] = True
     return prompts, positive
+
+
+def _prompts_of_labels(name: str, distinct: list[str]) -> Prompts:
+    """Return prompts whose classes are the labels, in their order."""
+    if all(map(_WORDNET_ID.fullmatch, distinct)) and (prompts := wordnet_prompts(distinct)) is not None:
+        return prompts
+    _check_names(name, distinct)
+    return Prompts(tuple((plain_name(label),) for label in distinct), PLAIN_TEMPLATES, "the labels")
 
 
 def _parts(label: str) -> list[str]:

@@ -1,8 +1,9 @@
 """Class names and prompt templates of evaluation sets.
 
-ImageNet's come with open_clip. Others are read from a file: JSON or TOML of `{set: {classes: [], templates: []}}`, or a
-Markdown file of `## Title` sections with Python lists `classes` and `templates`, the format of OpenAI's published
-prompts. A set without an entry is prompted with the names of its labels: "a photo of a {}."
+ImageNet's come with open_clip, also for WordNet ids of its classes (ImageNet-A, ImageNet-R). Others are read from a
+file: JSON or TOML of `{set: {classes: [], templates: []}}`, or a Markdown file of `## Title` sections with Python lists
+`classes` and `templates`, the format of OpenAI's published prompts. A set without an entry is prompted with the names
+of its labels: "a photo of a {}."
 """
 
 import ast
@@ -11,13 +12,18 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+from timm.data.imagenet_info import ImageNetInfo
 
 from dedup.eval_sets import find_set
 from trainer.errors import TrainerConfigError
+
+Origin = Literal["the paper's", "a file", "WordNet's names", "the labels"]
+"""Where prompts are from. The paper's: ImageNet's, or a file in the form of OpenAI's."""
 
 PLAIN_TEMPLATES = ("a photo of a {}.",)
 _SECTION = re.compile(r"^## (?P<title>.+?)\s*$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -38,6 +44,7 @@ class Prompts:
 
     classes: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
+    origin: Origin = "a file"
 
     def texts(self, label: int) -> list[str]:
         """Return every name of a class in every template."""
@@ -56,9 +63,39 @@ def find_prompts(name: str, published: Mapping[str, Prompts]) -> Prompts | None:
         if _slug(alias) in published:
             return published[_slug(alias)]
     if _slug(name) in _IMAGENET_CLASSES:
-        templates = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-        return Prompts(tuple((label,) for label in IMAGENET_CLASSNAMES), templates)
+        return Prompts(tuple((label,) for label in IMAGENET_CLASSNAMES), _imagenet_templates(), "the paper's")
     return None
+
+
+def wordnet_prompts(ids: list[str]) -> Prompts | None:
+    """Return ImageNet's templates with one class for each WordNet id, or None if some id has no name.
+
+    Classes of ImageNet have the name that CLIP gave them, others (of ImageNet Vid) all names that WordNet gives.
+    """
+    names, others = _imagenet_names(), _wordnet()
+    classes = [names.get(one) or others.get(one) for one in ids]
+    if not all(classes):
+        return None
+    origin: Origin = "the paper's" if names.keys() >= set(ids) else "WordNet's names"
+    return Prompts(tuple(found for found in classes if found), _imagenet_templates(), origin)
+
+
+def _imagenet_templates() -> tuple[str, ...]:
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+@cache
+def _imagenet_names() -> dict[str, tuple[str, ...]]:
+    """Return CLIP's name of each class of ImageNet by its WordNet id; both lists are in the order of the ids."""
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    return {one: (name,) for one, name in zip(ids, IMAGENET_CLASSNAMES, strict=True)}
+
+
+@cache
+def _wordnet() -> dict[str, tuple[str, ...]]:
+    """Return the names of 21,841 WordNet ids, those of the whole of ImageNet."""
+    info = ImageNetInfo("imagenet-22k")
+    return {one: tuple(info.label_name_to_description(one).split(", ")) for one in info.label_names()}
 
 
 def read_prompts(path: Path) -> dict[str, Prompts]:
@@ -73,7 +110,8 @@ def read_prompts(path: Path) -> dict[str, Prompts]:
             entries = _read_markdown(text)
         else:
             entries = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        prompts = {_slug(name): _checked(entry) for name, entry in entries.items()}
+        origin: Origin = "the paper's" if path.suffix == ".md" else "a file"
+        prompts = {_slug(name): _checked(entry, origin) for name, entry in entries.items()}
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TrainerConfigError(f"cannot read prompts from {path}: {error}") from error
     if not prompts:
@@ -90,7 +128,7 @@ def _read_markdown(text: str) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _checked(entry: Any) -> Prompts:
+def _checked(entry: Any, origin: Origin) -> Prompts:
     classes, templates = entry["classes"], entry["templates"]
     names = [[entry] if isinstance(entry, str) else entry for entry in classes]
     if not all(isinstance(part, list) and part for part in (classes, templates, *names)):
@@ -100,7 +138,7 @@ def _checked(entry: Any) -> Prompts:
             raise ValueError(f"{text!r} is not a valid string")
     if not all("{}" in template for template in templates):
         raise ValueError("every template must contain {}")
-    return Prompts(tuple(map(tuple, names)), tuple(templates))
+    return Prompts(tuple(map(tuple, names)), tuple(templates), origin)
 
 
 def _slug(name: str) -> str:

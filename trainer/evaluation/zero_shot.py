@@ -33,7 +33,7 @@ from trainer.evaluation.metrics import (
     shown_name,
 )
 from trainer.evaluation.models import Encoder
-from trainer.evaluation.prompts import Prompts
+from trainer.evaluation.prompts import Origin, Prompts
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class ZeroShotResult:
     examples: int
     left_out: int
     classes: int
+    prompts: Origin
     table: pa.Table  # RESULTS
 
 
@@ -85,6 +86,7 @@ def zero_shot(
         examples=len(scores),
         left_out=examples.left_out,
         classes=len(prompts.classes),
+        prompts=prompts.origin,
         table=table,
     )
 

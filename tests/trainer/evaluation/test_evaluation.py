@@ -20,6 +20,7 @@ from PIL import Image
 from support.processes import TINY, tiny_settings
 from support.scene_shards import COLOURS, draw_scene, scene_of, write_scene_shards
 from support.shared_data import SHARED
+from timm.data.imagenet_info import ImageNetInfo
 
 from dedup.eval_sets import known_sets
 from dedup.eval_sets.config import EvalSetConfig
@@ -30,7 +31,7 @@ from trainer.errors import TrainerConfigError, TrainerError
 from trainer.evaluation.__main__ import main
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.models import Encoder, open_encoder, without_projection
-from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts
+from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, find_prompts, read_prompts, wordnet_prompts
 from trainer.evaluation.retrieval import _best_rank_per_image, _ranks, retrieve
 from trainer.evaluation.zero_shot import classifier, write_results, zero_shot
 from trainer.shard_cache import ShardCache
@@ -198,13 +199,45 @@ def test_names_may_be_spelt_in_several_ways(label: str, name: str):
 
 
 def test_labels_that_are_not_names_need_prompts():
-    for name, labels in (("imagenet-a", ["n01443537", "n01498041"]), ("cifar10", ["0", "1"]), ("pets", ["-1"])):
+    for name, labels in (("imagenet-a", ["n01443537", "n99999999"]), ("cifar10", ["0", "1"]), ("pets", ["-1"])):
         with pytest.raises(
             TrainerError, match=rf"{name}: label '{labels[0]}' is not a name .* file of evaluate\.prompts"
         ):
             number_labels(name, labels, None, several=False)
     prompts, _ = number_labels("mnist", ["7", "3"], None, several=False)
     assert prompts.classes == (("3",), ("7",))
+
+
+def test_wordnet_ids_have_the_names_of_imagenet_or_of_wordnet():
+    prompts, positive = number_labels("imagenet-a", ["n01498041", "n01443537", "n01498041"], None, several=False)
+    assert prompts.classes == (("goldfish",), ("stingray",))
+    assert positive.argmax(axis=1).tolist() == [1, 0, 1]
+    imagenet = find_prompts("imagenet", {})
+    assert imagenet is not None
+    assert (prompts.templates, prompts.origin) == (imagenet.templates, "the paper's")
+    prompts, _ = number_labels("imagenet-vid", ["n02691156", "n01443537"], None, several=False)
+    assert prompts.classes == (("goldfish",), ("airplane", "aeroplane", "plane"))
+    assert prompts.origin == "WordNet's names"
+
+
+def test_ids_and_names_of_imagenet_are_in_one_order():
+    """CLIP's name of a class is mostly one of WordNet's; with a shift by one almost none would be."""
+    info = ImageNetInfo("imagenet-1k")
+    prompts = wordnet_prompts(info.label_names())
+    assert prompts is not None
+    known = [
+        name.lower() in info.label_name_to_description(one).lower()
+        for one, (name,) in zip(info.label_names(), prompts.classes, strict=True)
+    ]
+    assert all(sum(known[start : start + 100]) > 50 for start in range(0, 1_000, 100))
+
+
+def test_prompts_say_where_they_are_from(tmp_path: Path):
+    (tmp_path / "prompts.md").write_text("## Pets\n\nclasses = [\n'cat',\n]\n\ntemplates = [\n'a {}.',\n]\n")
+    (tmp_path / "own.json").write_text('{"pets": {"classes": ["cat"], "templates": ["a {}."]}}')
+    found = [read_prompts(tmp_path / name)["pets"].origin for name in ("prompts.md", "own.json")]
+    assert found == ["the paper's", "a file"]
+    assert number_labels("pets", ["cat"], None, several=False)[0].origin == "the labels"
 
 
 def test_an_example_may_have_several_classes():
