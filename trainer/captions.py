@@ -1,10 +1,11 @@
-"""Which captions a sample has: its txt, and texts or lists of texts in its json; and which of them a visit uses."""
+"""Which captions a sample has: its txt, texts or lists of texts in its json or its annotations; and which are used."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
+from trainer.annotations import PREFIX
 from trainer.shards import Sample
 
 Choice = Literal["first", "any"]
@@ -12,7 +13,7 @@ Choice = Literal["first", "any"]
 
 @dataclass(frozen=True)
 class CaptionRule:
-    """`keys` are "txt" or keys of the json; none: the `captions` of the json if it lists any, else the txt.
+    """`keys` are "txt", keys of the json or of annotations; none: the json's `captions` if it lists any, else the txt.
 
     `choice`: the first caption, or one drawn at each visit. With neither keys nor a draw, only the txt is read.
     """
@@ -23,7 +24,13 @@ class CaptionRule:
     @property
     def reads_json(self) -> bool:
         """Whether the sample's json is needed."""
-        return any(key != "txt" for key in self.keys) if self.keys else self.choice == "any"
+        of_json = [key for key in self.keys if key != "txt" and key not in self.annotations]
+        return bool(of_json) if self.keys else self.choice == "any"
+
+    @property
+    def annotations(self) -> tuple[str, ...]:
+        """The keys of annotations."""
+        return tuple(key for key in self.keys if key.startswith(PREFIX))
 
     def captions(self, sample: Sample) -> list[str]:
         """Return the sample's captions that are not blank, in the order of the keys."""
@@ -38,7 +45,7 @@ def stored_captions(sample: Sample) -> list[str]:
 
 
 def _captions_of(sample: Sample, keys: tuple[str, ...]) -> list[str]:
-    metadata = _json(sample) if sample.json else {}
+    metadata = (_json(sample) if sample.json else {}) | sample.annotations
     return _stripped([text for key in keys for text in (_txt(sample) if key == "txt" else _texts(metadata.get(key)))])
 
 

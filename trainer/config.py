@@ -64,7 +64,7 @@ class TrainConfig(Table):
     resize: Literal["auto", "device", "worker"] = "auto"  # auto: on the device if that is a GPU
     crop_scale: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 1.0)
     captions: Literal["first", "any"] = "first"
-    caption_keys: tuple[str, ...] = Field(default=(), strict=False)  # "txt" or keys of the json
+    caption_keys: tuple[str, ...] = Field(default=(), strict=False)  # "txt", keys of the json, or of annotations
     balance_cap: Positive | None = None  # MetaCLIP's online balancing: expected maximum of pairs per query and epoch
     balance_rule: Literal["metaclip", "at_most"] = "metaclip"
     max_broken_share: Fraction = 0.01

@@ -8,7 +8,7 @@ its shard.
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dedup.decode import DecodeFailure, ImageDecodeError, decode_rgb
+from trainer.annotations import annotations_of
 from trainer.captions import CaptionRule
 from trainer.errors import TrainerError
 from trainer.order import Int64s, SamplePositions, rank_offsets, uniform
@@ -130,6 +131,9 @@ class PairDataset(Dataset[Batch | TrainerError]):
         reader, rule = self._shards.reader(shard), view.rule(shard)
         for number in (*range(wanted, len(reader)), *range(wanted)):
             sample = reader.read(number, with_json=rule.reads_json)
+            if rule.annotations:
+                path = self._shards.shards[shard].path
+                sample = replace(sample, annotations=annotations_of(path, number, len(reader), rule.annotations))
             caption = self._caption(rule, rule.captions(sample), epoch, shard, number)
             crop = (
                 "no_caption"

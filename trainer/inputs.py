@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.annotations import parse_key
 from trainer.capped_draw import CappedDraw
 from trainer.captions import CaptionRule
 from trainer.config import Settings, TrainConfig, TrainSet
@@ -79,7 +80,10 @@ def open_inputs(settings: Settings, world: World, *, resizes_on_device: bool) ->
 
 
 def _rule(config: TrainConfig, one: TrainSet) -> CaptionRule:
-    return CaptionRule(one.captions or config.captions, one.caption_keys or config.caption_keys)
+    rule = CaptionRule(one.captions or config.captions, one.caption_keys or config.caption_keys)
+    for key in rule.annotations:
+        parse_key(key)
+    return rule
 
 
 def _first_of(rule: CaptionRule) -> CaptionRule:

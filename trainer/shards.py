@@ -6,9 +6,9 @@ Reads the shards of this project and any WebDataset of `KEY.jpg`, `KEY.txt`, `KE
 import json
 import os
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ class Sample:
     image: bytes | None
     text: bytes | None
     json: bytes | None
+    annotations: dict[str, Any] = field(default_factory=dict)  # by their key, where captions are read from them
 
 
 class ShardReader:

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import torch
@@ -167,6 +170,49 @@ def test_any_caption_is_drawn_anew_each_epoch(scenes: Path, tmp_path: Path):
         drawn[epoch, place] = [first_words[tuple(row[:2].tolist())] for row in tokens]
     assert set(np.unique(drawn)) == {0, 1, 2}
     assert (drawn[0] != drawn[1]).mean() == pytest.approx(2 / 3, abs=0.12)
+
+
+def _annotate(workspace: Path, shard: int, columns: dict[str, list[Any]]) -> None:
+    path = workspace / "annotations" / "recaptions" / f"{shard:05d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_captions_of_annotations_are_those_of_their_sample(tmp_path: Path):
+    """Also where the wanted sample is broken and the next one takes its place; without a value, the txt is used."""
+    counts = (5, 4)
+    write_scene_shards(tmp_path / "shards", counts, {"jpg": {2: b""}})
+    texts = [[f"text {n}" if n != 3 else None for n in range(5)], [f"text {n}" for n in range(5, 9)]]
+    for shard, column in enumerate(texts):
+        _annotate(tmp_path, shard, {"uid": [str(n) for n in range(len(column))], "text": column})
+    shards = _shards(tmp_path / "shards", tmp_path / "cache")
+    rule = CaptionRule("first", ("annotations/recaptions.text", "txt"))
+    assert not rule.reads_json
+    batch = PairDataset(shards, Preprocessing(16, 16, seed=1, captions=(rule,))).batch(
+        SampleOrder(shards.counts, seed=1).at(np.arange(9))
+    )
+    found = [texts[s][i] or f"a {' '.join(scene_of(3))}" for s, i in zip(batch.shards, batch.indices, strict=True)]
+    assert f"a {' '.join(scene_of(3))}" in found
+    assert torch.equal(batch.tokens, tokenize(found, 16))
+    assert batch.broken == {"no_image": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "rows", "message"),
+    [
+        ("annotations/recaptions.text", 2, r"recaptions\.text has 2 rows for the 3 samples of .*: run `wit annotate`"),
+        ("annotations/recaptions.other", 3, r"00000\.parquet has no column 'other'; it has text"),
+        ("annotations/absent.text", 3, r"no annotations 'absent' for .*00000\.tar: run `wit annotate absent`"),
+        ("annotations/recaptions", 3, r"'annotations/recaptions' must be annotations/NAME\.COLUMN"),
+    ],
+)
+def test_annotations_that_do_not_fit_stop_the_run(tmp_path: Path, key: str, rows: int, message: str):
+    write_scene_shards(tmp_path / "shards", (3,))
+    _annotate(tmp_path, 0, {"text": ["a"] * rows})
+    shards = _shards(tmp_path / "shards", tmp_path / "cache")
+    pairs = PairDataset(shards, Preprocessing(16, 16, seed=1, captions=(CaptionRule("first", (key,)),)))
+    with pytest.raises(TrainerError, match=message):
+        pairs.batch(SampleOrder(shards.counts, seed=1).at(np.arange(3)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 60), (60, 100), (64, 64), (900, 700)])
