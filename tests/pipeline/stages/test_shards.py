@@ -123,6 +123,24 @@ def test_every_reader_sees_the_kept_pairs_and_only_those(tmp_path):
     assert names == [f"{uid}.{kind}" for uid in kept[:2] for kind in ("jpg", "txt", "json")]
 
 
+def open_clip_caption(metadata: dict, keys: str) -> str:
+    """What open_clip's `--json-text-key a;b` (its main branch) reads: the first of the keys whose value is a text."""
+    values = [metadata.get(key.strip()) for key in keys.split(";")]
+    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), "")
+
+
+def test_open_clip_reads_the_caption_by_its_json_key(tmp_path):
+    """It passes over lists, such as `captions`."""
+    make_shards(tmp_path)
+    with tarfile.open(tmp_path / "shards/00000.tar") as tar:
+        members = {name: tar.extractfile(name).read() for name in tar.getnames()}
+    for name in (name for name in members if name.endswith(".json")):
+        metadata, text = json.loads(members[name]), members[name.replace(".json", ".txt")].decode()
+        assert open_clip_caption(metadata, "caption") == open_clip_caption(metadata, "captions; caption") == text
+        assert metadata["captions"] == [text, "another"]
+        assert open_clip_caption(metadata, "captions") == ""
+
+
 def test_the_table_says_where_each_image_lies(tmp_path):
     make_shards(tmp_path)
     for part in range(2):
