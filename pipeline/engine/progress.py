@@ -61,19 +61,20 @@ class StepProgress:
     show: "Progress"
     interval_s: float = 1.0
     started_s: float = field(default_factory=time.monotonic)
-    finished: dict[str, Counted] = field(default_factory=dict)
-    rows: int = 0
+    done: int = 0  # with the resumed ones
+    last: str | None = None  # a unit that was finished
+    rows: int = 0  # without those of resumed units
     counts: Counter[str] = field(default_factory=Counter)
 
-    def advance(self, unit: str, result: Counted) -> None:
-        self.finished[unit] = result
-        self.counts.update(result.counts)
-        self.rows += result.counts.get("inputs", 0)
+    def advance(self, units: int, counts: Mapping[str, int], last: str | None) -> None:
+        """Take how many units were finished since the step began, their counts together, and one of them."""
+        self.done, self.counts, self.last = min(len(self.resumed) + units, self.total), Counter(counts), last
+        self.rows = self.counts["inputs"]
         self.show.draw(self)
 
     def finish(self, done: Mapping[str, Counted]) -> None:
         """Take the exact results of all units, including resumed ones, and print the last line."""
-        self.finished = dict(done)
+        self.done, self.last = len(done), next(reversed(list(done)), None)
         self.rows = sum(m.counts.get("inputs", 0) for name, m in done.items() if name not in self.resumed)
         self.counts = Counter()
         for result in done.values():
@@ -87,7 +88,7 @@ class StepProgress:
     @property
     def state(self) -> StepState:
         elapsed_s = time.monotonic() - self.started_s
-        done, now = len(self.finished), len(self.finished.keys() - self.resumed)
+        done, now = self.done, self.done - len(self.resumed)
         return StepState(
             step=self.name,
             units=self.total,
@@ -154,8 +155,7 @@ class Progress:
     @contextmanager
     def step(self, name: str, total: int, resumed: Mapping[str, Counted]) -> Iterator[StepProgress]:
         """Show one step while the block runs."""
-        step = StepProgress(name, total, frozenset(resumed), self)
-        step.finished = dict(resumed)
+        step = StepProgress(name, total, frozenset(resumed), self, done=len(resumed))
         self.publish(step, at_once=len(resumed) < total)
         if self._console is None:
             yield step
@@ -196,6 +196,5 @@ class Progress:
     def _write_json(self, event: str, step: StepProgress) -> None:
         assert self._json is not None
         stage = self._stage_of.get(first := step.name.partition("/")[0], first)
-        unit = next(reversed(step.finished), None)
-        self._json.write(json_line("info", event, stage=stage, unit=unit, **asdict(step.state)) + "\n")
+        self._json.write(json_line("info", event, stage=stage, unit=step.last, **asdict(step.state)) + "\n")
         self._json.flush()

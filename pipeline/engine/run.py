@@ -5,31 +5,39 @@ A bundle that a runner repeats finds its markers and does nothing, so nothing he
 
 import copy
 import logging
-import pickle
 import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.utils.shared import Shared
 
 from pipeline.beam.runner import run_pipeline
 from pipeline.engine.disk_space import short_of_space, wait_for_space
+from pipeline.engine.job import REPORT_EVERY_S_IN_STORES, Job, Reporter, Slice, read_reports
 from pipeline.engine.progress import Progress, StepProgress
-from pipeline.engine.units import Marker, Prepare, Unit, UnitOutput, discard_stale, read_marker, write_marker
+from pipeline.engine.units import (
+    Marker,
+    Prepare,
+    Unit,
+    UnitOutput,
+    Work,
+    discard_stale,
+    read_marker,
+    write_marker,
+)
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_UNITS_PER_PACK = 1_000
 
 
 class Reduction(Protocol):
@@ -50,18 +58,28 @@ class Build:
 
 
 class _RunUnit(beam.DoFn):
-    def __init__(self, step: str, root: str, prepare: Prepare, at_once: int, min_free_bytes: int) -> None:
-        self._step, self._root, self._prepare, self._at_once = step, root, prepare, at_once
+    def __init__(self, step: str, root: str, job: Job, at_once: int, min_free_bytes: int) -> None:
+        self._step, self._root, self._job, self._at_once = step, root, job, at_once
         self._min_free_bytes = min_free_bytes
         self._shared = Shared()
 
     def setup(self) -> None:
         self._workspace = Workspace(self._root)
-        self._work = self._shared.acquire(self._prepare.open)
+        self._work = self._shared.acquire(self._open)
+        self._reporter = Reporter(self._workspace, self._job)
 
-    def process(self, chain: list[Unit]) -> Iterator[str]:
-        run_in_order(self._run, chain, self._at_once)
-        yield from (unit.name for unit in chain)
+    def _open(self) -> Work:
+        prepare: Prepare = pickler.loads(self._job.read_work(self._workspace))
+        return prepare.open()
+
+    def process(self, part: Slice) -> Iterator[int]:
+        chains = self._job.read(self._workspace, part)
+        for chain in chains:
+            run_in_order(self._run, chain, self._at_once)
+        yield len(chains)
+
+    def finish_bundle(self) -> None:
+        self._reporter.flush()
 
     def _run(self, unit: Unit) -> None:
         marker = read_marker(self._workspace, self._step, unit.name)
@@ -70,6 +88,7 @@ class _RunUnit(beam.DoFn):
             output = UnitOutput(self._workspace)
             counts = self._work.run(unit.payload, output)
             write_marker(self._workspace, self._step, unit, output, counts)
+            self._reporter.add(unit.name, counts)
 
 
 Item = TypeVar("Item")
@@ -124,8 +143,7 @@ def run_units(
             todo = [unit for unit in units if unit.name not in done]
             if not todo:
                 break
-            with _watching(build, step, todo, bar):
-                _run_on_beam(build, step, todo, prepare, at_once)
+            _run_on_beam(build, step, todo, prepare, at_once, bar)
             done = discard_stale(build.workspace, step, units)
         else:
             _check_done(step, units, done)
@@ -169,8 +187,10 @@ def _check_done(step: str, units: Sequence[Unit], done: Mapping[str, Marker]) ->
             )
 
 
-def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepare, at_once: int) -> None:
-    chains = _chains(units)
+def _run_on_beam(
+    build: Build, step: str, units: Sequence[Unit], prepare: Prepare, at_once: int, bar: StepProgress
+) -> None:
+    job = Job.write(build.workspace, _chains(units), pickler.dumps(prepare))
 
     def wire(pipeline: beam.Pipeline) -> None:
         (
@@ -178,13 +198,17 @@ def _run_on_beam(build: Build, step: str, units: Sequence[Unit], prepare: Prepar
             # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The input of
             # the second would be in random order, which Spark cannot recompute when a worker dies, so the job would
             # fail.
-            | "Packs" >> beam.Create(_packs(chains), reshuffle=False)
-            | "Units" >> beam.FlatMap(_unpack)
+            | "Packs" >> beam.Create(job.packs, reshuffle=False)
+            | "Slices" >> beam.FlatMap(job.slices)
             | "Spread" >> beam.Reshuffle()
-            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, prepare, at_once, build.min_free_bytes))
+            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, job, at_once, build.min_free_bytes))
         )
 
-    run_pipeline(wire, build.options if len(chains) > 1 else _in_this_process(build.options))
+    try:
+        with _watching(build, job, bar):
+            run_pipeline(wire, build.options if job.chains > 1 else _in_this_process(build.options))
+    finally:
+        job.remove(build.workspace)
 
 
 def _chains(units: Sequence[Unit]) -> list[list[Unit]]:
@@ -193,16 +217,6 @@ def _chains(units: Sequence[Unit]) -> list[list[Unit]]:
     for number, unit in enumerate(units):
         chains.setdefault(f"chain {unit.chain}" if unit.chain else f"unit {number}", []).append(unit)
     return list(chains.values())
-
-
-def _packs(chains: Sequence[list[Unit]]) -> list[bytes]:
-    """Pickle units, many together: they are part of the job's graph, which Dataflow limits to 10 MB."""
-    packs = (chains[start : start + _UNITS_PER_PACK] for start in range(0, len(chains), _UNITS_PER_PACK))
-    return [zlib.compress(pickle.dumps(pack)) for pack in packs]
-
-
-def _unpack(pack: bytes) -> list[list[Unit]]:
-    return cast(list[list[Unit]], pickle.loads(zlib.decompress(pack)))
 
 
 def _in_this_process(options: PipelineOptions) -> PipelineOptions:
@@ -215,27 +229,26 @@ def _in_this_process(options: PipelineOptions) -> PipelineOptions:
 
 
 @contextmanager
-def _watching(build: Build, step: str, todo: Sequence[Unit], bar: StepProgress) -> Iterator[None]:
-    """Report finished units while a pipeline runs: markers are data, so this works on every runner."""
+def _watching(build: Build, job: Job, bar: StepProgress) -> Iterator[None]:
+    """Report finished units while a pipeline runs: reports are data, so this works on every runner."""
     workspace = build.workspace
+    interval_s = bar.interval_s if workspace.is_local else REPORT_EVERY_S_IN_STORES
     stop = threading.Event()
-    seen: set[str] = set()
-    wanted = {unit.name: unit.digest for unit in todo}
+    seen = 0
 
     def watch() -> None:
-        while not stop.wait(bar.interval_s):
+        nonlocal seen
+        while not stop.wait(interval_s):
             try:
-                listed = {name.split("/")[-1][: -len(".json")] for name in workspace.sizes(f".wit/{step}")}
-                for name in sorted((wanted.keys() & listed) - seen):
-                    marker = read_marker(workspace, step, name)
-                    if marker is not None and marker.digest == wanted[name]:
-                        seen.add(name)
-                        bar.advance(name, marker)
+                reported = read_reports(workspace, job)
+                if reported.units > seen:
+                    seen = reported.units
+                    bar.advance(*reported)
                 bar.heartbeat(paused=short_of_space(workspace, build.min_free_bytes))
             except (OSError, ValueError) as error:  # an error while reading progress must not stop the work
-                logger.debug("progress of %s: %s", step, error)
+                logger.debug("progress of %s: %s", bar.name, error)
 
-    thread = threading.Thread(target=watch, name=f"progress-{step}", daemon=True)
+    thread = threading.Thread(target=watch, name=f"progress-{bar.name}", daemon=True)
     thread.start()
     try:
         yield

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.engine.marker_files import PACKED_FROM, MarkerFiles, read_marker_files, write_pack
 from pipeline.engine.workspace import FileFacts, HashingFile, Workspace
 from pipeline.errors import one_line
 
@@ -47,7 +48,7 @@ class Unit:
     chain: str = ""  # units of one chain run in one process, in their order; without one a unit runs anywhere
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Marker:
     """A finished unit: its output files, and the counts of its rows, with the keys `inputs`, `kept` and the reasons."""
 
@@ -176,20 +177,22 @@ def read_marker(workspace: Workspace, step: str, unit: str) -> Marker | None:
 
 def read_markers(workspace: Workspace, step: str) -> dict[str, Marker]:
     """Return unit name -> marker of every finished unit of a step."""
-    found = {unit: _parse(marker_name(step, unit), content) for unit, content in _read_step(workspace, step).items()}
+    found = {_unit(step, name): _parse(name, content) for name, content in _read_step(workspace, step).contents.items()}
     return {unit: marker for unit, marker in found.items() if marker is not None}
 
 
 def read_all_markers(workspace: Workspace) -> dict[str, Marker]:
     """Return marker name -> marker of every finished unit of every step."""
-    found = {name: _parse(name, content) for name, content in workspace.read_jsons(_STATE).items()}
+    found = {name: _parse(name, content) for name, content in read_marker_files(workspace, _STATE).contents.items()}
     return {name: marker for name, marker in found.items() if marker is not None}
 
 
-def _read_step(workspace: Workspace, step: str) -> dict[str, bytes]:
-    prefix = marker_name(step, "")[: -len(".json")]
-    found = workspace.read_jsons(prefix.rstrip("/"))
-    return {name[len(prefix) : -len(".json")]: content for name, content in found.items()}
+def _read_step(workspace: Workspace, step: str) -> MarkerFiles:
+    return read_marker_files(workspace, f"{_STATE}/{step}")
+
+
+def _unit(step: str, name: str) -> str:
+    return name[len(f"{_STATE}/{step}/") : -len(".json")]
 
 
 def _parse(name: str, content: bytes) -> Marker | None:
@@ -262,8 +265,10 @@ def discard_stale(workspace: Workspace, step: str, units: Sequence[Unit], only: 
     one unit and leave the others alone.
     """
     if only is None:
-        contents = _read_step(workspace, step)
+        files = _read_step(workspace, step)
+        contents = {_unit(step, name): content for name, content in files.contents.items()}
     else:
+        files = None
         try:
             contents = {only: workspace.read_bytes(marker_name(step, only))}
         except FileNotFoundError:
@@ -274,6 +279,8 @@ def discard_stale(workspace: Workspace, step: str, units: Sequence[Unit], only: 
     lost = sorted(markers.keys() - done.keys())
     workspace.remove(file for name in lost for file in markers[name].outputs)
     workspace.remove(marker_name(step, name) for name in sorted(contents.keys() - done.keys()))
+    if files is not None and len(files.read) >= PACKED_FROM:
+        write_pack(workspace, f"{_STATE}/{step}", files)
     return done
 
 

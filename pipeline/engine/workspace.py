@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
@@ -27,12 +27,19 @@ _TMP = f"{_STATE}/tmp"
 _COPY_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """The facts of a finished file: its size, and the SHA-256 of its bytes in hex."""
 
     bytes: int
     sha256: str
+
+
+class FileVersion(NamedTuple):
+    """The size of a file, and a text that another file of the same name does not have; "" where a store has none."""
+
+    bytes: int
+    tag: str
 
 
 class HashingFile:
@@ -127,10 +134,17 @@ class Workspace:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return name -> size of every file under `folder`, recursively; empty if the folder does not exist."""
+        return {name: version.bytes for name, version in self.versions(folder).items()}
+
+    def versions(self, folder: str) -> dict[str, FileVersion]:
+        """Return name -> version of every file under `folder`, recursively; empty if the folder does not exist."""
+        if self.is_local:
+            start = len(self._base) + 1
+            return {path[start:]: version for path, version in sorted(_local_versions(self.path(folder)))}
         if not self.exists(folder):
             return {}
         found = self.fs.find(self.path(folder), detail=True)
-        return {path[len(self._base) + 1 :]: int(info["size"]) for path, info in found.items()}
+        return {path[len(self._base) + 1 :]: FileVersion(int(info["size"]), _tag(info)) for path, info in found.items()}
 
     def open(self, name: str) -> BinaryIO:
         return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
@@ -151,10 +165,14 @@ class Workspace:
     def read_jsons(self, folder: str) -> dict[str, bytes]:
         """Return name -> content of every .json file under `folder`, read together if the store supports it."""
         names = sorted(name for name in self.sizes(folder) if name.endswith(".json"))
-        if not names:
-            return {}
-        contents = self.fs.cat_ranges([self.path(name) for name in names], None, None, on_error="raise")
-        return dict(zip(names, contents, strict=True))
+        return dict(zip(names, self.read_files(names), strict=True))
+
+    def read_files(self, names: Sequence[str]) -> list[bytes]:
+        """Return the contents of files, read together if the store supports it."""
+        if self.is_local:
+            return [Path(self.path(name)).read_bytes() for name in names]
+        found = self.fs.cat_ranges([self.path(name) for name in names], None, None, on_error="raise") if names else []
+        return cast(list[bytes], found)
 
     @contextmanager
     def open_checked(self, name: str, sha256: str) -> Iterator[CheckedFile]:
@@ -279,6 +297,13 @@ class Workspace:
             self.remove([to])
             self.fs.mv(self.path(name), self.path(to))
 
+    def copy(self, names: Mapping[str, str]) -> None:
+        """Copy files, from each key to its value; together if the store supports it. A killed copy may be partial."""
+        for to in names.values() if self._renames else ():
+            self.fs.makedirs(self.path(to).rsplit("/", 1)[0], exist_ok=True)
+        if names:
+            self.fs.copy([self.path(name) for name in names], [self.path(to) for to in names.values()])
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove the files that exist, in any order; together if the store supports it."""
         names = list(names)
@@ -310,6 +335,31 @@ class Workspace:
     def remove_temporary_files(self) -> None:
         """Remove the unfinished files of a killed run; only while no build is running."""
         self.remove_folder(_TMP)
+
+
+def _local_versions(path: str) -> Iterator[tuple[str, FileVersion]]:
+    """Yield the files under a path in any order: of a million, several times faster than through fsspec."""
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from _local_versions(entry.path)
+                    continue
+                with suppress(FileNotFoundError):  # removed since
+                    yield entry.path, _version(entry.stat())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:  # the path, or what its folder should be, is a file
+        with suppress(NotADirectoryError):
+            yield path, _version(os.stat(path))
+
+
+def _version(facts: os.stat_result) -> FileVersion:
+    return FileVersion(facts.st_size, f"{facts.st_ino}-{facts.st_mtime_ns}")
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    return str(next((info[key] for key in ("ETag", "etag", "mtime", "updated", "created") if info.get(key)), ""))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ _OURS = (
 )
 _WITHOUT_MARKERS = re.compile(
     r"consent/(withdrawn\.txt|takedowns\.jsonl|takedown/(refilled/)?[a-z_]+\.txt)|evals/[^/]+/results/.*"
-    r"|shards/takedowns\.jsonl|\.wit/.*\.json"
+    r"|shards/takedowns\.jsonl|\.wit/.*\.json|\.wit/.*/markers\.packed"
 )
 _WRITTEN_BY_US = re.compile(r".*\.(tar|parquet|rows)|.*_stats\.json|\.wit/.*")
 """Files with other names in these folders are notes of users."""

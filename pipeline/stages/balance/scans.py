@@ -84,6 +84,32 @@ class QueryHashes:
         return query_hashes(Allowlist.load(self.allowlist).queries, self.seed)
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """`count` tasks of a scan, each some files: listed in a file, because jobs have limits."""
+
+    root: str
+    name: str
+    count: int
+
+    @classmethod
+    def write(cls, workspace: Workspace, name: str, files: Sequence[str]) -> "Tasks":
+        count = min(_SCAN_TASKS, len(files))
+        listed = pa.table({"task": np.arange(len(files)) % max(1, count), "file": pa.array(files, pa.string())})
+        UnitOutput(workspace).write_table(name, listed)
+        return cls(workspace.root, name, count)
+
+    def files(self, task: int) -> list[str]:
+        listed = Workspace(self.root).read_table(self.name, ["file"], filters=[("task", "==", task)])
+        return [str(name) for name in listed["file"].to_pylist()]
+
+    def read(self, task: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield columns of the files of a task, some rows at a time."""
+        workspace = Workspace(self.root)
+        for name in self.files(task):
+            yield from workspace.read_batches(name, columns)
+
+
 def find_balance(
     build: Build, step: str, files: Sequence[str], groups: Groups, keys: GroupHashes, *, cap: int, inputs: str
 ) -> Balance:
@@ -91,11 +117,11 @@ def find_balance(
 
     `inputs` is a digest of the files' content; a finished scan of the same inputs is not repeated.
     """
-    root, queries = build.workspace.root, len(groups.queries)
-    tasks = [list(files[i::_SCAN_TASKS]) for i in range(min(_SCAN_TASKS, len(files)))]
+    queries = len(groups.queries)
+    tasks = Tasks.write(build.workspace, f".wit/{step}/tasks.parquet", files)
     unit_digest = digest(inputs, groups.sha256)
     name = f".wit/{step}/counts.parquet"
-    run_reduction(build, f"{step}/count", Unit("counts", unit_digest), name, _CountScan(root, tasks, queries))
+    run_reduction(build, f"{step}/count", Unit("counts", unit_digest), name, _CountScan(tasks, queries))
     counts = build.workspace.read_table(name)["count"].to_numpy()
 
     thresholds = Thresholds.unlimited(queries)
@@ -108,7 +134,7 @@ def find_balance(
     while len(windows.head):
         name = f".wit/{step}/thresholds-{attempt}.parquet"
         unit = Unit(f"thresholds-{attempt}", digest(unit_digest, keys.seed, cap, attempt))
-        scan = _Scan(root, tasks, windows, cap, keys, WindowCount)
+        scan = _Scan(tasks, windows, cap, keys, WindowCount)
         run_reduction(build, f"{step}/select-{attempt}", unit, name, scan)
         found = build.workspace.read_table(name)
         missed = found["missed"].to_numpy(zero_copy_only=False)
@@ -126,7 +152,7 @@ def _narrow(
     build: Build,
     step: str,
     windows: Windows,
-    tasks: list[list[str]],
+    tasks: Tasks,
     counts: np.ndarray,
     keys: GroupHashes,
     *,
@@ -140,19 +166,13 @@ def _narrow(
     while ((inside > few) & (windows.low < windows.high)).any():
         name = f".wit/{step}/windows-{attempt}.parquet"
         unit = Unit(f"windows-{attempt}", digest(unit_digest, keys.seed, cap, attempt))
-        scan = _Scan(build.workspace.root, tasks, windows, cap, keys, WindowHistogram)
+        scan = _Scan(tasks, windows, cap, keys, WindowHistogram)
         run_reduction(build, f"{step}/narrow-{attempt}", unit, name, scan)
         found = build.workspace.read_table(name)
         windows = Windows(*(found[column].to_numpy() for column in ("query", "low", "high")))
         inside = found["inside"].to_numpy()
         attempt += 1
     return windows
-
-
-def _read_batches(root: str, files: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
-    workspace = Workspace(root)
-    for name in files:
-        yield from workspace.read_batches(name, columns)
 
 
 def matched_columns(ranking: Ranking) -> list[str]:
@@ -172,25 +192,22 @@ def matches_of(pairs: pa.Table, keys: np.ndarray, ranking: Ranking) -> Matches:
 class _CountScan:
     """Scan 1: matches per query."""
 
-    root: str
-    tasks: list[list[str]]
+    tasks: Tasks
     queries: int
 
     def wire(self, pipeline: beam.Pipeline) -> "beam.pvalue.PCollection[Any]":
         return (
             pipeline
-            | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
+            | "Tasks" >> beam.Create(range(self.tasks.count), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Count" >> beam.Map(self._count)
             | "Sum" >> beam.CombineGlobally(self._sum)
             | "Table" >> beam.Map(lambda counts: pa.table({"count": counts}))
         )
 
-    def _count(self, files: list[str]) -> np.ndarray:
-        return self._sum(
-            count_matches(batch.column("query_ids"), self.queries)
-            for batch in _read_batches(self.root, files, ["query_ids"])
-        )
+    def _count(self, task: int) -> np.ndarray:
+        batches = self.tasks.read(task, ["query_ids"])
+        return self._sum(count_matches(batch.column("query_ids"), self.queries) for batch in batches)
 
     def _sum(self, vectors: Iterable[np.ndarray]) -> np.ndarray:
         total = np.zeros(self.queries, np.int64)
@@ -206,8 +223,7 @@ _Found = WindowCount | WindowHistogram
 class _Scan:
     """Scan 2: read every key of the head queries, to determine the cap-th smallest or to narrow its window."""
 
-    root: str
-    tasks: list[list[str]]
+    tasks: Tasks
     windows: Windows
     cap: int
     keys: GroupHashes
@@ -216,9 +232,9 @@ class _Scan:
     def wire(self, pipeline: beam.Pipeline) -> "beam.pvalue.PCollection[Any]":
         return (
             pipeline
-            | "Tasks" >> beam.Create(self.tasks, reshuffle=False)
+            | "Tasks" >> beam.Create(range(self.tasks.count), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Look" >> beam.ParDo(_Look(self.root, self.windows, self._bounds(), self.keys, self.kind))
+            | "Look" >> beam.ParDo(_Look(self.tasks, self.windows, self._bounds(), self.keys, self.kind))
             | "Total" >> beam.CombinePerKey(_Total(self.kind).add)
             | "Find" >> beam.MapTuple(self._find)
             | "Join" >> beam.CombineGlobally(_concat)
@@ -241,18 +257,18 @@ class _Look(beam.DoFn):
     """Scan the keys of some files; the result is cut into buckets of head queries."""
 
     def __init__(
-        self, root: str, windows: Windows, bounds: list[tuple[int, int]], keys: GroupHashes, kind: type[_Found]
+        self, tasks: Tasks, windows: Windows, bounds: list[tuple[int, int]], keys: GroupHashes, kind: type[_Found]
     ) -> None:
-        self._root, self._windows, self._bounds, self._hashes, self._kind = root, windows, bounds, keys, kind
+        self._tasks, self._windows, self._bounds, self._hashes, self._kind = tasks, windows, bounds, keys, kind
         self._shared = Shared()
 
     def setup(self) -> None:
         self._keys = self._shared.acquire(lambda: _Held(self._hashes.load())).keys
 
-    def process(self, files: list[str]) -> Iterator[tuple[int, _Found]]:
+    def process(self, task: int) -> Iterator[tuple[int, _Found]]:
         matches = (
             matches_of(pa.Table.from_batches([batch]), self._keys, self._hashes.ranking)
-            for batch in _read_batches(self._root, files, matched_columns(self._hashes.ranking))
+            for batch in self._tasks.read(task, matched_columns(self._hashes.ranking))
         )
         found = self._kind.of(matches, self._windows)
         if len(found.below):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.beam.runner import parse_beam_options
 from pipeline.engine.progress import Progress
-from pipeline.engine.run import Build, _chains, _packs, _unpack, run_in_order, run_reduction, run_units
+from pipeline.engine.run import Build, _chains, run_in_order, run_reduction, run_units
 from pipeline.engine.units import (
     Unit,
     UnitOutput,
@@ -241,11 +241,51 @@ def test_a_unit_that_never_leaves_a_result_is_named(build):
         run_units(build, "step", units(3), LeaveNothing())
 
 
-def test_ten_thousands_of_units_fit_into_the_graph_of_a_job(build, log):
-    many = [Unit(f"part-{n:05d}", digest(n), FetchedPart(n, f"part-{n:05d}")) for n in range(40_000)]
-    packs = _packs(_chains(many))
-    assert [unit for pack in packs for chain in _unpack(pack) for unit in chain] == many
-    assert sum(map(len, packs)) < 3_000_000  # Dataflow takes 10 MB, and JSON has a third more
+def test_the_graph_of_a_job_does_not_grow_with_its_units(build, log, monkeypatch):
+    sizes = []
+
+    def note(wire, options):
+        pipeline = beam.Pipeline(options=options)
+        wire(pipeline)
+        sizes.append(len(pipeline.to_runner_api().SerializeToString()))
+        raise UserError("stopped")
+
+    monkeypatch.setattr("pipeline.engine.run.run_pipeline", note)
+    for count in (2, 40_000):
+        many = [Unit(f"part-{n:05d}", digest(n), FetchedPart(n, f"part-{n:05d}")) for n in range(count)]
+        with pytest.raises(UserError):
+            run_units(build, "step", many, WriteAndLog(str(log)))
+    assert sizes[1] < sizes[0] + 10_000
+    assert build.workspace.sizes("") == {}
+
+
+def test_a_resume_reads_the_markers_that_changed_since_they_were_packed(build, log, monkeypatch):
+    monkeypatch.setattr("pipeline.engine.units.PACKED_FROM", 3)
+    read: list[str] = []
+    read_files = Workspace.read_files
+
+    def note(workspace, names):
+        read.extend(name for name in names if name.endswith(".json"))
+        return read_files(workspace, names)
+
+    monkeypatch.setattr(Workspace, "read_files", note)
+    first = run_units(build, "step", units(1, 2, 3, 4), WriteAndLog(str(log)))
+    read.clear()
+    assert run_units(build, "step", units(1, 2, 3, 4), WriteAndLog(str(log))) == first
+    assert read == []
+    marker = Path(build.workspace.root) / ".wit/step/u3.json"
+    content = marker.read_bytes()
+    marker.unlink()
+    marker.write_bytes(content.replace(b'"kept": 3', b'"kept": 2'))
+    assert read_markers(build.workspace, "step")["u3"].counts["kept"] == 2
+    assert read == [".wit/step/u3.json"]
+    (Path(build.workspace.root) / ".wit/step/markers.packed").write_bytes(b"PAR1 damaged")
+    read.clear()
+    assert set(read_markers(build.workspace, "step")) == {"u1", "u2", "u3", "u4"}
+    assert len(read) == 4
+    marker.unlink()
+    run_units(build, "step", units(1, 2, 3, 4), WriteAndLog(str(log)))
+    assert runs(log) == [1, 2, 3, 3, 4]
 
 
 def test_units_of_a_chain_run_in_their_order_and_others_as_ever(build, log):

@@ -1,0 +1,45 @@
+"""A job in files: every chain is in exactly one slice, and reports of workers add up."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.engine import job
+from pipeline.engine.job import Job, Reporter, read_reports
+from pipeline.engine.units import Unit
+from pipeline.engine.workspace import Workspace
+
+
+@settings(deadline=None, max_examples=40)
+@given(chains=st.integers(0, 40), per_pack=st.integers(1, 9), slices=st.integers(1, 50))
+def test_every_chain_is_in_one_slice(tmp_path_factory, chains, per_pack, slices):
+    workspace = Workspace(str(tmp_path_factory.mktemp("w")))
+    made = [[Unit(f"u{n}-{i}", "d", n) for i in range(n % 3 + 1)] for n in range(chains)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(job, "_CHAINS_PER_PACK", per_pack)
+        patched.setattr(job, "_SLICES", slices)
+        written = Job.write(workspace, made, b"work")
+        cut = [part for pack in written.packs for part in written.slices(pack)]
+        assert [chain for part in cut for chain in written.read(workspace, part)] == made
+        assert len(cut) <= slices + len(written.packs)
+    assert written.read_work(workspace) == b"work"
+    written.remove(workspace)
+    assert workspace.sizes("") == {}
+
+
+def test_reports_of_workers_add_up(tmp_path, monkeypatch):
+    workspace = Workspace(str(tmp_path))
+    written = Job.write(workspace, [], b"")
+    assert read_reports(workspace, written) == (0, {}, None)
+    monkeypatch.setattr(job, "REPORT_EVERY_S", 0.0)
+    now, later = Reporter(workspace, written), Reporter(workspace, written)
+    later._every_s = 3_600
+    for number in range(3):
+        now.add(f"u{number}", {"inputs": 10, "kept": number})
+        later.add(f"v{number}", {"inputs": 1, "lost": 1})
+    units, counts, _ = read_reports(workspace, written)
+    assert (units, counts) == (3, {"inputs": 30, "kept": 3})
+    later.flush()
+    units, counts, last = read_reports(workspace, written)
+    assert (units, counts) == (6, {"inputs": 33, "kept": 3, "lost": 3})
+    assert last in ("u2", "v2")
