@@ -3,7 +3,8 @@
 Beam's local runner keeps every shuffled byte in memory (about four times the payload), and each cluster shuffles
 differently. So rows are spilled: each unit writes one file with its rows sorted into buckets, and the unit of a bucket
 reads its range of bytes, and nothing else, from all those files. Memory is one chunk when writing and one bucket when
-reading; the result is the same on every runner and can be resumed.
+reading; the result is the same on every runner and can be resumed. There are at most MAX_BUCKETS buckets, which keeps
+the number of ranges small; where they would not fit in memory, a unit sorts its bucket into pieces on its own disk.
 
 A spilled file of n buckets begins with n + 1 offsets (int64, little-endian): bucket b is the bytes from offset b to
 offset b + 1: `_CHECKED` and a CRC-32 (4 bytes, little-endian) of what follows, Arrow IPC record batches one after the
@@ -12,7 +13,9 @@ other. Earlier versions wrote buckets without the first two.
 
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import IO
 
@@ -35,42 +38,58 @@ def spill(
     output: UnitOutput, name: str, schema: pa.Schema, buckets: int, batches: Iterable[tuple[pa.Table, np.ndarray]]
 ) -> int:
     """Write rows sorted into buckets; return the number of rows. Each batch comes with the bucket of every row."""
-    rows = 0
-    pieces: list[list[tuple[int, int]]] = [[] for _ in range(buckets)]  # per bucket, (start, end) in the scratch file
+    with _sorted(schema, buckets, batches) as held, output.create(name) as out:
+        check_bytes = len(_CHECKED) + _CRC_BYTES
+        sizes = [held.size(bucket) + check_bytes * bool(held.pieces[bucket]) for bucket in range(buckets)]
+        header = _OFFSET.itemsize * (buckets + 1)
+        out.write((header + np.cumsum([0, *sizes])).astype(_OFFSET).tobytes())
+        for bucket in range(buckets):
+            if held.pieces[bucket]:
+                crc = 0
+                for content in held.read(bucket):
+                    crc = zlib.crc32(content, crc)
+                out.write(_CHECKED + crc.to_bytes(_CRC_BYTES, "little"))
+            for content in held.read(bucket):
+                out.write(content)
+        return held.rows
+
+
+@dataclass
+class _Sorted:
+    """Rows in a scratch file: of each bucket, the pieces (start, end) of the file that hold its rows, in order."""
+
+    scratch: IO[bytes]
+    pieces: list[list[tuple[int, int]]]
+    rows: int = 0
+
+    def size(self, bucket: int) -> int:
+        return sum(end - start for start, end in self.pieces[bucket])
+
+    def read(self, bucket: int) -> Iterator[bytes]:
+        for start, end in self.pieces[bucket]:
+            self.scratch.seek(start)
+            yield self.scratch.read(end - start)
+
+
+@contextmanager
+def _sorted(schema: pa.Schema, buckets: int, batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[_Sorted]:
+    """Sort rows into buckets, chunk by chunk; what is more than a chunk goes to this machine's disk."""
     with (
         tempfile.SpooledTemporaryFile(max_size=CHUNK_BYTES, prefix="wit-spill-") as scratch,
         pa.ipc.new_stream(scratch, schema, options=_COMPRESSED) as writer,
     ):
+        held = _Sorted(scratch, [[] for _ in range(buckets)])
         writer.write_batch(pa.RecordBatch.from_pylist([], schema))  # a writer's first batch comes after the schema
         for table, numbers in _chunks(batches):
             order = np.argsort(numbers, kind="stable")
-            rows += len(order)
+            held.rows += len(order)
             (ordered,) = table.cast(schema).combine_chunks().take(pa.array(order)).combine_chunks().to_batches()
             edges = [0, *(np.flatnonzero(np.diff(numbers[order])) + 1), len(order)]
             for start, end in pairwise(map(int, edges)):
                 at = scratch.tell()
                 writer.write_batch(ordered.slice(start, end - start))
-                pieces[numbers[order[start]]].append((at, scratch.tell()))
-        check_bytes = len(_CHECKED) + _CRC_BYTES
-        sizes = [sum(end - start for start, end in of_bucket) + check_bytes * bool(of_bucket) for of_bucket in pieces]
-        header = _OFFSET.itemsize * (buckets + 1)
-        with output.create(name) as out:
-            out.write((header + np.cumsum([0, *sizes])).astype(_OFFSET).tobytes())
-            for of_bucket in pieces:
-                if of_bucket:
-                    crc = 0
-                    for content in _read_pieces(scratch, of_bucket):
-                        crc = zlib.crc32(content, crc)
-                    out.write(_CHECKED + crc.to_bytes(_CRC_BYTES, "little"))
-                for content in _read_pieces(scratch, of_bucket):
-                    out.write(content)
-    return rows
-
-
-def _read_pieces(scratch: IO[bytes], pieces: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    for start, end in pieces:
-        scratch.seek(start)
-        yield scratch.read(end - start)
+                held.pieces[numbers[order[start]]].append((at, scratch.tell()))
+        yield held
 
 
 def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa.Table, np.ndarray]]:
@@ -97,15 +116,69 @@ def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.S
     Raises:
         DamagedFileError: a file is not what was written.
     """
+    filled = _filled(workspace, names, bucket)
+    return pa.Table.from_batches(_read(workspace, filled, schema), schema)
+
+
+def gather_pieces(
+    workspace: Workspace,
+    names: Sequence[str],
+    bucket: int,
+    schema: pa.Schema,
+    pieces: range,
+    piece_of: Callable[[pa.Table], np.ndarray],
+) -> Iterator[pa.Table]:
+    """Yield the rows of one bucket piece by piece, one in memory at a time, each in the order of `gather`.
+
+    `piece_of` returns the piece of each row. The bucket is sorted on this machine's disk: so buckets, of which there
+    are at most MAX_BUCKETS, may be of any size.
+
+    Raises:
+        DamagedFileError: a file is not what was written.
+    """
+    if len(pieces) == 1:
+        yield gather(workspace, names, bucket, schema)
+        return
+
+    def routed() -> Iterator[tuple[pa.Table, np.ndarray]]:
+        for ranges in _by_bytes(_filled(workspace, names, bucket)):
+            table = pa.Table.from_batches(_read(workspace, ranges, schema), schema)
+            yield table, piece_of(table) - pieces.start
+
+    with _sorted(schema, len(pieces), routed()) as held:
+        for piece in range(len(pieces)):
+            batches = [batch for content in held.read(piece) for batch in _decoded("scratch", content, schema)]
+            yield pa.Table.from_batches(batches, schema)
+
+
+_Range = tuple[str, int, int]
+
+
+def _filled(workspace: Workspace, names: Sequence[str], bucket: int) -> list[_Range]:
+    """Return the ranges of bytes of a bucket, of the files that have rows of it."""
     at = _OFFSET.itemsize * bucket
     edges = workspace.read_ranges([(name, at, at + 2 * _OFFSET.itemsize) for name in names])
     folders = {name.rpartition("/")[0] for name in names}
     sizes = {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
     ranges = [(name, *_span(name, edge, sizes[name])) for name, edge in zip(names, edges, strict=True)]
-    filled = [(name, start, end) for name, start, end in ranges if start < end]
-    found = zip(filled, workspace.read_ranges(filled), strict=True)
-    batches = [batch for (name, start, end), content in found for batch in _batches(name, content, end - start, schema)]
-    return pa.Table.from_batches(batches, schema)
+    return [(name, start, end) for name, start, end in ranges if start < end]
+
+
+def _by_bytes(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
+    """Group ranges that are read together, of about CHUNK_BYTES."""
+    group: list[_Range] = []
+    for name, start, end in ranges:
+        group.append((name, start, end))
+        if sum(stop - first for _, first, stop in group) >= CHUNK_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read(workspace: Workspace, ranges: Sequence[_Range], schema: pa.Schema) -> list[pa.RecordBatch]:
+    found = zip(ranges, workspace.read_ranges(ranges), strict=True)
+    return [batch for (name, start, end), content in found for batch in _batches(name, content, end - start, schema)]
 
 
 def _span(name: str, edge: bytes, size: int) -> tuple[int, int]:
@@ -116,7 +189,6 @@ def _span(name: str, edge: bytes, size: int) -> tuple[int, int]:
 
 
 def _batches(name: str, content: bytes, size: int, schema: pa.Schema) -> list[pa.RecordBatch]:
-    found = []
     encoded = memoryview(content)
     if content.startswith(_CHECKED):
         head = len(_CHECKED) + _CRC_BYTES
@@ -124,6 +196,11 @@ def _batches(name: str, content: bytes, size: int, schema: pa.Schema) -> list[pa
         encoded = encoded[head:]
         if len(content) != size or zlib.crc32(encoded) != crc:
             raise DamagedFileError.of(name, "its checksum does not match")
+    return _decoded(name, encoded, schema)
+
+
+def _decoded(name: str, encoded: bytes | memoryview, schema: pa.Schema) -> list[pa.RecordBatch]:
+    found = []
     try:
         with pa.BufferReader(encoded) as reader:
             while reader.tell() < len(encoded):
@@ -131,6 +208,25 @@ def _batches(name: str, content: bytes, size: int, schema: pa.Schema) -> list[pa
     except (pa.ArrowInvalid, OSError, EOFError) as error:
         raise DamagedFileError.of(name, one_line(error)) from error
     return found
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """`count` pieces of a set, each small enough for memory, in order in at most MAX_BUCKETS buckets."""
+
+    count: int
+
+    @property
+    def buckets(self) -> int:
+        return min(self.count, MAX_BUCKETS)
+
+    def bucket_of(self, piece: np.ndarray) -> np.ndarray:
+        """Return the bucket of each piece, (n,) int32."""
+        return bucket_of_part(piece, self.count, self.buckets)
+
+    def of_bucket(self, bucket: int) -> range:
+        first, end = (-(-number * self.count // self.buckets) for number in (bucket, bucket + 1))
+        return range(first, end)
 
 
 def bucket_of_part(part: np.ndarray, parts: int, buckets: int) -> np.ndarray:

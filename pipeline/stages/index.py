@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import MAX_BUCKETS, gather, spill
+from pipeline.engine.shuffle import MAX_BUCKETS, gather_pieces, spill
 from pipeline.engine.units import (
     Marker,
     Stateless,
@@ -34,6 +35,7 @@ VERSION = 1
 INDEX = pa.schema([("key", pa.uint64()), ("kind", pa.int8()), ("file", pa.int32())])
 _ROWS_PER_FILE = 100_000
 _FILES_PER_UNIT = 64
+_ROWS_AT_ONCE = 10_000_000  # 13 bytes each, and twice that to sort them
 
 
 class Kind(IntEnum):
@@ -58,7 +60,8 @@ def run_index(build: Build, pairs: Mapping[str, Marker], fetched: Mapping[str, M
     spilled = run_units(build, "index/spill", units, Stateless(_SpillKeys(buckets)))
     names = [name for marker in spilled.values() for name in marker.outputs]
     units = [Unit(f"{bucket:05d}", digest(stage_digest, bucket), bucket) for bucket in range(buckets)]
-    sorted_ = run_units(build, "index/sort", units, Stateless(_SortKeys(names)))
+    pieces = max(1, math.ceil(rows / (buckets * _ROWS_AT_ONCE)))
+    sorted_ = run_units(build, "index/sort", units, Stateless(_SortKeys(names, buckets, pieces)))
     outputs = {name: facts for marker in sorted_.values() for name, facts in marker.outputs.items()}
     finish_stage(build.workspace, "index", stage_digest, outputs, {"inputs": rows, "kept": rows})
 
@@ -112,12 +115,29 @@ def _bucket(keys: np.ndarray, buckets: int) -> np.ndarray:
 @dataclass(frozen=True)
 class _SortKeys:
     spilled: list[str]
+    buckets: int
+    pieces: int  # of a file, that are in memory one after the other
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        rows = gather(output.workspace, self.spilled, bucket, INDEX)
-        rows = rows.sort_by([("key", "ascending"), ("kind", "ascending"), ("file", "ascending")])
-        output.write_table(f"index/{bucket:05d}.parquet", rows)
-        return {"inputs": rows.num_rows, "kept": rows.num_rows}
+        order = [("key", "ascending"), ("kind", "ascending"), ("file", "ascending")]
+        piece_of = partial(self._piece_of, bucket=bucket)
+        pieces = gather_pieces(output.workspace, self.spilled, bucket, INDEX, range(self.pieces), piece_of)
+        rows = 0
+
+        def batches() -> Iterator[pa.Table]:
+            nonlocal rows
+            for piece in pieces:
+                rows += piece.num_rows
+                yield piece.sort_by(order)
+
+        output.write_batches(f"index/{bucket:05d}.parquet", INDEX, batches())
+        return {"inputs": rows, "kept": rows}
+
+    def _piece_of(self, rows: pa.Table, bucket: int) -> np.ndarray:
+        """Return the piece of each key of a bucket: smaller keys are in earlier pieces."""
+        first, end = ((-(-number * (1 << 16) // self.buckets)) << 16 for number in (bucket, bucket + 1))
+        place = (rows["key"].to_numpy() >> np.uint64(32)).astype(np.int64) - first
+        return (place * self.pieces // (end - first)).astype(np.int32)
 
 
 def look_up(workspace: Workspace, kind: Kind, value: str) -> list[str] | None:

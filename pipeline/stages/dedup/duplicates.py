@@ -4,6 +4,7 @@ dedup/duplicates.py has the rules; here they are applied to a set larger than me
 of the steps, settle.py what follows from the edges.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from dedup.duplicates import Comparison, band_values, find_edges
 from dedup.overlap import hash_matrix
 from pipeline.config import DedupConfig
-from pipeline.engine.shuffle import gather, spill
+from pipeline.engine.shuffle import Pieces, gather_pieces, spill
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
@@ -80,13 +81,13 @@ class PartGroup:
 
 @dataclass(frozen=True)
 class SpillImages:
-    buckets: int
+    pieces: Pieces
     seed: int
     remove_evals: bool
 
     def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         batches = (self._routed(output.workspace, part) for part in group.parts)
-        rows = spill(output, group.rows(".wit/dedup/images"), _IMAGES, self.buckets, batches)
+        rows = spill(output, group.rows(".wit/dedup/images"), _IMAGES, self.pieces.buckets, batches)
         return {"inputs": rows, "kept": rows}
 
     def _routed(self, workspace: Workspace, part: FetchedPart) -> tuple[pa.Table, np.ndarray]:
@@ -99,7 +100,7 @@ class SpillImages:
         ranked = ranked.append_column("url_hash", pa.array(hashes, pa.binary(8)))
         ranked = ranked.append_column("rank", pa.array(survivor_ranks(packed, self.seed)))
         ranked = ranked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), images.num_rows))
-        return ranked.select(_IMAGES.names), bucket_of_hash(ranked["pdq"], self.buckets)
+        return ranked.select(_IMAGES.names), self.pieces.bucket_of(piece_of_hash(ranked["pdq"], self.pieces.count))
 
 
 def survivor_ranks(uids: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
@@ -108,10 +109,16 @@ def survivor_ranks(uids: pa.Array | pa.ChunkedArray, seed: int) -> np.ndarray:
     return priorities(np.broadcast_to(query_hashes(["\0survivor"], seed), len(high)), high, low)
 
 
-def bucket_of_hash(hashes: pa.ChunkedArray, buckets: int) -> np.ndarray:
-    """Return the bucket of each PDQ hash, (n,) int32; equal hashes share one."""
+def piece_of_hash(hashes: pa.ChunkedArray, pieces: int) -> np.ndarray:
+    """Return the piece of each PDQ hash, (n,) int32; equal hashes share one."""
     words = hash_matrix(hashes).view("<u8")
-    return (np.bitwise_xor.reduce(words, axis=1) % np.uint64(buckets)).astype(np.int32)
+    return (np.bitwise_xor.reduce(words, axis=1) % np.uint64(pieces)).astype(np.int32)
+
+
+def piece_of_band(bands: np.ndarray, values: np.ndarray, pieces: int) -> np.ndarray:
+    """Return the piece of each value of a band, (n,) int32."""
+    mixed = (values.astype(np.uint64) + (bands.astype(np.uint64) << np.uint64(16))) * np.uint64(0x9E3779B97F4A7C15)
+    return ((mixed >> np.uint64(32)) % np.uint64(pieces)).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -120,14 +127,43 @@ class GroupImages:
 
     images: list[str]
     config: DedupConfig
-    band_buckets: int
+    pieces: Pieces
+    band_pieces: Pieces
     settle_buckets: int
     max_urls: int | None  # of one file; more make it a placeholder
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        whole = gather(output.workspace, self.images, bucket, _IMAGES).sort_by(
-            [("rank", "ascending"), ("uid", "ascending")]
-        )
+        losers, rows = [PACKED_DUPLICATES.empty_table()], [0]
+        banded = self._banded(output.workspace, bucket, losers, rows)
+        spill(output, f".wit/dedup/banded/{bucket:05d}.rows", _BANDED, self.band_pieces.buckets, banded)
+        lost = pa.concat_tables(losers)
+        by_survivor = bucket_of_uid(pc.coalesce(lost["survivor"], lost["uid"]), self.settle_buckets)
+        name = f".wit/dedup/losers/{bucket:05d}.rows"
+        spill(output, name, PACKED_DUPLICATES, self.settle_buckets, [(lost, by_survivor)])
+        return {"inputs": sum(rows), "kept": sum(rows)}
+
+    def _banded(
+        self, workspace: Workspace, bucket: int, losers: list[pa.Table], rows: list[int]
+    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yield what stays, once for each band; note what goes."""
+        pieces = self.pieces.of_bucket(bucket)
+        for images in gather_pieces(workspace, self.images, bucket, _IMAGES, pieces, self._piece_of):
+            rows.append(images.num_rows)
+            kept, lost = self._group(images)
+            losers.append(lost)
+            values = band_values(hash_matrix(kept["pdq"]), self.config.max_distance_bits)  # (n, bands)
+            for band in range(values.shape[1]):
+                bands = np.full(kept.num_rows, band, np.int32)
+                piece = piece_of_band(bands, values[:, band], self.band_pieces.count)
+                table = kept.append_column("band", pa.array(bands)).select(_BANDED.names)
+                yield table, self.band_pieces.bucket_of(piece)
+
+    def _piece_of(self, images: pa.Table) -> np.ndarray:
+        return piece_of_hash(images["pdq"], self.pieces.count)
+
+    def _group(self, images: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Return the images to compare by their bands, and PACKED_DUPLICATES of those that go."""
+        whole = images.sort_by([("rank", "ascending"), ("uid", "ascending")])
         is_placeholder = files_of_many_urls(whole, self.max_urls)
         rows = whole.filter(pa.array(~is_placeholder))
         comparable = rows["pdq_quality"].to_numpy() >= self.config.min_quality
@@ -141,23 +177,8 @@ class GroupImages:
         is_same_url = (first_of_each(rows["url_hash"]) != places) & (exact != places)
         reasons = np.where(is_same_url, Reason.OTHER_CAPTION_OF_SAME_IMAGE, reasons)
         losers = _duplicates(rows.filter(pa.array(lost)), rows.take(survivor[lost]), reasons[lost])
-        losers = pa.concat_tables([losers, _placeholders(whole.filter(pa.array(is_placeholder)))])
-        by_survivor = bucket_of_uid(pc.coalesce(losers["survivor"], losers["uid"]), self.settle_buckets)
-        name = f".wit/dedup/losers/{bucket:05d}.rows"
-        spill(output, name, PACKED_DUPLICATES, self.settle_buckets, [(losers, by_survivor)])
-        kept = rows.filter(pa.array(~lost & comparable))
-        spill(output, f".wit/dedup/banded/{bucket:05d}.rows", _BANDED, self.band_buckets, self._banded(kept))
-        return {"inputs": whole.num_rows, "kept": whole.num_rows}
-
-    def _banded(self, rows: pa.Table) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        values = band_values(hash_matrix(rows["pdq"]), self.config.max_distance_bits)  # (n, bands)
-        for band in range(values.shape[1]):
-            table = rows.append_column("band", pa.repeat(pa.scalar(band, pa.int32()), rows.num_rows))
-            mixed = (values[:, band].astype(np.uint64) + np.uint64(band << 16)) * np.uint64(0x9E3779B97F4A7C15)
-            yield (
-                table.select(_BANDED.names),
-                ((mixed >> np.uint64(32)) % np.uint64(self.band_buckets)).astype(np.int32),
-            )
+        placeholders = _placeholders(whole.filter(pa.array(is_placeholder)))
+        return rows.filter(pa.array(~lost & comparable)), pa.concat_tables([losers, placeholders])
 
 
 def files_of_many_urls(images: pa.Table, limit: int | None) -> np.ndarray:
@@ -206,27 +227,39 @@ class CompareBands:
 
     banded: list[str]
     max_distance_bits: int
+    pieces: Pieces
     settle_buckets: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        by_rank = [("rank", "ascending"), ("uid", "ascending")]
-        rows = gather(output.workspace, self.banded, bucket, _BANDED).sort_by(by_rank)
-        blocks = find_edges(rows["band"].to_numpy(), hash_matrix(rows["pdq"]), self.max_distance_bits)
-        images = rows.select(["uid", "rank", "part"]).combine_chunks()
-        listeners, limited = [LISTENERS.empty_table()], [0]
-        edges = self._routed(images, blocks, listeners, limited)
+        listeners, counts = [LISTENERS.empty_table()], Counter(inputs=0, kept=0)
+        edges = self._edges(output.workspace, bucket, listeners, counts)
         spill(output, f".wit/dedup/edges/{bucket:05d}.rows", EDGES, self.settle_buckets, edges)
         waiting = distinct_listeners(pa.concat_tables(listeners))
         by_uid = [(waiting, bucket_of_uid(waiting["uid"], self.settle_buckets))]
         spill(output, f".wit/dedup/listeners/{bucket:05d}.rows", LISTENERS, self.settle_buckets, by_uid)
-        return {"inputs": rows.num_rows, "kept": rows.num_rows, "limited": sum(limited)}
+        return counts
+
+    def _edges(
+        self, workspace: Workspace, bucket: int, listeners: list[pa.Table], counts: Counter[str]
+    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        pieces = self.pieces.of_bucket(bucket)
+        for piece in gather_pieces(workspace, self.banded, bucket, _BANDED, pieces, self._piece_of):
+            rows = piece.sort_by([("rank", "ascending"), ("uid", "ascending")])
+            counts.update(inputs=rows.num_rows, kept=rows.num_rows)
+            blocks = find_edges(rows["band"].to_numpy(), hash_matrix(rows["pdq"]), self.max_distance_bits)
+            yield from self._routed(rows.select(["uid", "rank", "part"]).combine_chunks(), blocks, listeners, counts)
+
+    def _piece_of(self, rows: pa.Table) -> np.ndarray:
+        bands = rows["band"].to_numpy()
+        values = band_values(hash_matrix(rows["pdq"]), self.max_distance_bits)
+        return piece_of_band(bands, values[np.arange(len(bands)), bands], self.pieces.count)
 
     def _routed(
-        self, images: pa.Table, blocks: Iterable[Comparison], listeners: list[pa.Table], limited: list[int]
+        self, images: pa.Table, blocks: Iterable[Comparison], listeners: list[pa.Table], counts: Counter[str]
     ) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Yield EDGES with the bucket of the worse image; note who listens to the better one, and the limits."""
-        for (first, second, distances), rows in blocks:
-            limited.append(rows)
+        for (first, second, distances), limited in blocks:
+            counts["limited"] += limited
             if not len(first):
                 continue
             better, worse = images.take(pa.array(first)), images.take(pa.array(second))

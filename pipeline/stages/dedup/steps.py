@@ -31,7 +31,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import MAX_BUCKETS, group_of_part
+from pipeline.engine.shuffle import MAX_BUCKETS, Pieces, group_of_part
 from pipeline.engine.units import (
     Marker,
     Prepare,
@@ -64,9 +64,9 @@ from queries.allowlist import Allowlist
 VERSION = 6
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
-_IMAGES_PER_BUCKET = 50_000
-_IMAGES_PER_BAND_BUCKET = 12_500
-"""Every image is in 16 or 32 band buckets."""
+_IMAGES_PER_PIECE = 50_000
+_IMAGES_PER_BAND_PIECE = 12_500
+"""Every image is in 16 or 32 pieces of bands."""
 _IMAGES_PER_SETTLE_BUCKET = 500_000
 """Some 100 bytes for each edge of an image to a better one, of which it has at most 64."""
 _IMAGES_PER_RANGE = 4_000_000
@@ -161,12 +161,12 @@ class _Stage:
     taken: BlockFiles
 
     @property
-    def buckets(self) -> int:
-        return min(max(1, math.ceil(self.images / _IMAGES_PER_BUCKET)), MAX_BUCKETS)
+    def pieces(self) -> Pieces:
+        return Pieces(max(1, math.ceil(self.images / _IMAGES_PER_PIECE)))
 
     @property
-    def band_buckets(self) -> int:
-        return min(max(1, math.ceil(self.images / _IMAGES_PER_BAND_BUCKET)), MAX_BUCKETS)
+    def band_pieces(self) -> Pieces:
+        return Pieces(max(1, math.ceil(self.images / _IMAGES_PER_BAND_PIECE)))
 
     @property
     def settle_buckets(self) -> int:
@@ -177,7 +177,8 @@ class _Stage:
         return max(1, min(len(self.parts), math.ceil(self.images / _IMAGES_PER_RANGE)))
 
     def _run(self, step: str, payloads: Mapping[str, object], prepare: Prepare) -> dict[str, Marker]:
-        units = [Unit(name, digest(self.stage_digest, step, name), payload) for name, payload in payloads.items()]
+        cut = [self.pieces.count, self.band_pieces.count]
+        units = [Unit(name, digest(self.stage_digest, cut, step, name), payload) for name, payload in payloads.items()]
         return run_units(self.build, f"dedup/{step}", units, prepare)
 
     def _parts(self) -> dict[str, FetchedPart]:
@@ -195,21 +196,20 @@ class _Stage:
         return self._run("overlap", self._parts(), prepare)
 
     def group(self) -> dict[str, Marker]:
-        spilling = SpillImages(self.buckets, self.config.seed, self.config.dedup.evals == "remove")
+        spilling = SpillImages(self.pieces, self.config.seed, self.config.dedup.evals == "remove")
         spilled = self._run("spill", self._groups(), Stateless(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
         max_urls = self.config.filters.max_urls_per_image
-        grouping = GroupImages(names, self.config.dedup, self.band_buckets, self.settle_buckets, max_urls)
-        return self._run("group", _numbers(self.buckets), Stateless(grouping))
+        grouping = GroupImages(names, self.config.dedup, self.pieces, self.band_pieces, self.settle_buckets, max_urls)
+        return self._run("group", _numbers(self.pieces.buckets), Stateless(grouping))
 
     def compare(self, grouped: Mapping[str, Marker]) -> Resolved:
         """Decide about near and exact duplicates; return where they are spilled, by ranges of parts."""
         rounds, limits = 0, Counter[str]()
         if self.config.dedup.near_duplicates:
-            comparing = CompareBands(
-                _outputs(grouped, "banded"), self.config.dedup.max_distance_bits, self.settle_buckets
-            )
-            compared = self._run("compare", _numbers(self.band_buckets), Stateless(comparing))
+            banded, max_distance_bits = _outputs(grouped, "banded"), self.config.dedup.max_distance_bits
+            comparing = CompareBands(banded, max_distance_bits, self.band_pieces, self.settle_buckets)
+            compared = self._run("compare", _numbers(self.band_pieces.buckets), Stateless(comparing))
             rounds, limits["edges_not_kept"] = self._settle(compared)
             limits["images_not_compared_with_all"] = add_counts(compared.values())["limited"]
         following = FollowSurvivors(_outputs(grouped, "losers"), rounds, len(self.parts), self.ranges)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import shuffle
-from pipeline.engine.shuffle import gather, spill
+from pipeline.engine.shuffle import Pieces, gather, gather_pieces, spill
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 
@@ -38,6 +39,44 @@ def test_every_row_lands_in_its_bucket(tmp_path_factory, files, chunk_bytes):
         found = gather(workspace, names, bucket, SCHEMA)
         assert found["n"].to_pylist() == rows
         assert found["words"].to_pylist() == [[str(r)] for r in rows]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.integers(0, 22), max_size=40), max_size=5),
+    st.integers(1, 23),
+    st.integers(1, 9),
+    st.integers(1, 1_000),
+)
+def test_two_levels_give_each_piece_what_one_level_gives(tmp_path_factory, files, count, most_buckets, chunk_bytes):
+    workspace = Workspace(str(tmp_path_factory.mktemp("w")))
+    tables = [
+        pa.table([[number % count for number in file], [[f"{i}-{n}"] for n in range(len(file))]], schema=SCHEMA)
+        for i, file in enumerate(files)
+    ]
+
+    def piece_of(rows: pa.Table) -> np.ndarray:
+        return rows["n"].to_numpy().astype(np.int32)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shuffle, "CHUNK_BYTES", chunk_bytes)
+        patched.setattr(shuffle, "MAX_BUCKETS", most_buckets)
+        pieces = Pieces(count)
+        assert pieces.buckets <= most_buckets
+        for i, table in enumerate(tables):
+            one = [(table, piece_of(table))] if table.num_rows else []
+            two = [(table, pieces.bucket_of(piece_of(table)))] if table.num_rows else []
+            spill(UnitOutput(workspace), f"one/{i}.rows", SCHEMA, count, one)
+            spill(UnitOutput(workspace), f"two/{i}.rows", SCHEMA, pieces.buckets, two)
+        seen = 0
+        for bucket in range(pieces.buckets):
+            names = [f"two/{i}.rows" for i in range(len(files))]
+            found = gather_pieces(workspace, names, bucket, SCHEMA, pieces.of_bucket(bucket), piece_of)
+            for piece, rows in zip(pieces.of_bucket(bucket), found, strict=True):
+                expected = gather(workspace, [f"one/{i}.rows" for i in range(len(files))], piece, SCHEMA)
+                assert rows.equals(expected)
+                seen += 1
+        assert seen == count
 
 
 def test_a_bucket_is_read_without_the_rest_of_the_file(tmp_path, monkeypatch):

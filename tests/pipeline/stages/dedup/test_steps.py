@@ -199,11 +199,14 @@ def test_sorting_some_parts_at_a_time_changes_nothing(tmp_path, monkeypatch):
     assert tables[0].equals(tables[0].sort_by([("part", "ascending"), ("uid", "ascending")]))
 
 
-def test_units_of_several_parts_decide_the_same(tmp_path, monkeypatch):
+def test_units_of_several_parts_and_pieces_decide_the_same(tmp_path, monkeypatch):
     rows = make_rows(random_images(np.random.default_rng(5), 120))
     trees = []
     for most_groups in (1_024, 3):
         monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", most_groups)
+        if most_groups == 3:  # and buckets in several pieces
+            monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_PIECE", 7)
+            monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_BAND_PIECE", 2)
         folder = tmp_path / str(most_groups)
         folder.mkdir()
         workspace, _ = run_stage(folder, rows, 7)
