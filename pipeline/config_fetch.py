@@ -152,7 +152,7 @@ _CRAWLER_PRESET = "ai-crawlers"  # in fetch.also_obey: the tokens of pipeline/co
 class FetchConfig(Table):
     """`[fetch]`: how images are requested and stored."""
 
-    parts: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    parts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None  # None: by the plan's size
     contact: str | None = None
     agent: Annotated[str, Field(pattern=r"^[A-Za-z_-]+$")] = "wit-pipeline"  # the robots.txt product token
     also_obey: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_. -]+$")], ...] = Field(

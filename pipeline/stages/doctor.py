@@ -29,6 +29,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, one_line
 from pipeline.paths import expand_paths
 from pipeline.project import Project
+from pipeline.stages.plan_parts import plan_parts
 
 _OTHER_FILES = 64
 """Open files of a process beside its connections: modules, tars, logs."""
@@ -122,7 +123,7 @@ def _clock_year() -> Finding:
 def _disks(project: Project) -> Iterator[Finding]:
     pairs = _planned_pairs(project.workspace)
     per_pair = _bytes_per_pair(project.config.fetch)
-    scratch = per_pair * pairs // project.config.fetch.parts
+    scratch = per_pair * pairs // (project.config.fetch.parts or plan_parts(pairs))
     folders = {"temporary space": (tempfile.gettempdir(), scratch)}
     if project.workspace.is_local:
         done = sum(project.workspace.sizes("fetched").values()) + sum(project.workspace.sizes("shards").values())

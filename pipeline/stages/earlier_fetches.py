@@ -3,7 +3,7 @@
 While another plan is fetched, or failures are requested again, the parts fetched before lie in EARLIER.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +15,12 @@ from pipeline.engine.units import Marker, digest, marker_name, read_markers, uni
 from pipeline.engine.workspace import Workspace
 from pipeline.fetching.retry import Retry
 from pipeline.sources import expand_paths, file_versions
+from pipeline.stages.plan import part_names
 
 FROM_ARCHIVES = "archives-"
 EARLIER = ".wit/earlier"
 """While a plan is fetched, the parts fetched for earlier plans: <settings>/<part>.<plan>.tar, .parquet and .json, their
-marker with sizes and checksums."""
+marker with sizes and checksums. Where the number of parts follows the size of a plan, <plan> begins with it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class FetchSettings:
     archives: tuple[str, ...]
     recorded: str
     name: str
+    are_parts_stated: bool
 
     @classmethod
     def of(cls, config: Config, base_dir: Path, version: int) -> "FetchSettings":
@@ -37,12 +39,28 @@ class FetchSettings:
         content = config.fetch.content() | {"archives": recorded}
         unit_digest = digest(version, content, config.fetch.parts, config.seed)
         is_from_web = config.fetch.network and config.requests_images
-        return cls(tuple(archives), recorded, ("web-" if is_from_web else FROM_ARCHIVES) + unit_digest)
+        name = ("web-" if is_from_web else FROM_ARCHIVES) + unit_digest
+        return cls(tuple(archives), recorded, name, config.fetch.parts is not None)
 
     @property
     def short_name(self) -> str:
         """Return the beginning of the name, which tells these settings from others well enough."""
         return self.name[:12]
+
+    def part_digests(self, plan: Marker) -> dict[str, str]:
+        """Return file of a plan's part -> the digest of the fetched part, in the order of parts."""
+        names = part_names(plan)
+        count = "" if self.are_parts_stated else f"{len(names)}-"
+        return {name: f"{self.name}-{count}{plan.outputs[name].sha256}" for name in names}
+
+    def ledgers(self, units: Mapping[str, str]) -> dict[str, str]:
+        """Return ledger of a part -> its copy, for part -> unit of parts that move away.
+
+        Only where a part's URLs can come into parts of another number: else their ledgers stay in place.
+        """
+        if self.are_parts_stated:
+            return {}
+        return {f"consent/{part}.parquet": ledger_of(f"{EARLIER}/{self.name}/{unit}") for part, unit in units.items()}
 
     def owns(self, marker: Marker) -> bool:
         return marker.digest.startswith(f"{self.name}-")
@@ -54,12 +72,33 @@ class FetchSettings:
 
     def reuse_unit(self, part: str, marker: Marker) -> str:
         """Return the name of the unit that a part is then."""
-        return f"{part}.{marker.digest[-16:]}"
+        return f"{part}.{self._count(marker)}{marker.digest[-16:]}"
+
+    def retry_unit(self, part: str, marker: Marker) -> str:
+        """Return the same of a part whose failures are requested again for one plan."""
+        return f"{part}.{self._count(marker)}{marker.outputs[f'fetched/{part}.parquet'].sha256[:16]}"
+
+    def _count(self, marker: Marker) -> str:
+        return "" if self.are_parts_stated else marker.digest.removeprefix(f"{self.name}-").split("-")[0] + "-"
+
+    def parts_after(self, table: str, parts: int) -> range:
+        """Return which of `parts` parts have URLs of a part that lies in EARLIER, by its name without suffix.
+
+        A part is the remainder of a URL's hash; where the number of parts is not stated, it is a power of two.
+        """
+        part, version = table.rpartition("/")[2].split(".")
+        number, before = int(part.rpartition("-")[2]), parts if self.are_parts_stated else int(version.split("-")[0])
+        return range(number % min(before, parts), parts, min(before, parts))
 
     @property
     def reuse_step(self) -> str:
         """The step of these units: their markers lie beside the files."""
         return f"{EARLIER.removeprefix('.wit/')}/{self.name}"
+
+
+def ledger_of(table: str) -> str:
+    """Return the name of the ledger of a part that lies in EARLIER, by its name without suffix."""
+    return f"{table}.consent"
 
 
 def stash_for_reuse(workspace: Workspace, settings: FetchSettings, wanted: Mapping[str, str]) -> None:
@@ -73,6 +112,7 @@ def stash_for_reuse(workspace: Workspace, settings: FetchSettings, wanted: Mappi
     moves: dict[str, str] = {}
     stale, moved_back = [], []
     aside: dict[str, Marker] = {}
+    units: dict[str, str] = {}
     for name, marker in markers.items():
         targets = {file: settings.reuse_path(file, marker) for file in marker.outputs}
         present = [file for file, facts in marker.outputs.items() if in_place.get(file) == facts.bytes]
@@ -82,12 +122,19 @@ def stash_for_reuse(workspace: Workspace, settings: FetchSettings, wanted: Mappi
             moved_back.append(marker_name(settings.reuse_step, settings.reuse_unit(name, marker)))
         elif {*present, *moved} == targets.keys():
             moves |= {file: targets[file] for file in present}
-            aside[settings.reuse_unit(name, marker)] = _moved(marker, targets)
+            units[name] = settings.reuse_unit(name, marker)
+            aside[units[name]] = _moved(marker, targets)
             stale.append(marker_name("fetched", name))
     workspace.remove(moved_back)
+    _copy_ledgers(workspace, settings, units)
     workspace.move(moves)
     _mark(workspace, settings, aside)
     workspace.remove(stale)
+
+
+def _copy_ledgers(workspace: Workspace, settings: FetchSettings, units: Mapping[str, str]) -> None:
+    present = workspace.sizes("consent")
+    workspace.copy({name: to for name, to in settings.ledgers(units).items() if name in present})
 
 
 def _moved(marker: Marker, targets: Mapping[str, str]) -> Marker:
@@ -99,14 +146,18 @@ def _mark(workspace: Workspace, settings: FetchSettings, aside: Mapping[str, Mar
         marker.write(workspace, settings.reuse_step, unit)
 
 
-def earlier_parts(workspace: Workspace, settings: FetchSettings) -> dict[str, tuple[str, ...]]:
-    """Return part -> its stored results, without suffixes: several if a build was stopped and its config changed."""
+def earlier_parts(workspace: Workspace, settings: FetchSettings, parts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return part -> its stored results, without suffixes: several if a build was stopped and its config changed.
+
+    `parts` are the names of all parts of the plan, in order.
+    """
     folder = f"{EARLIER}/{settings.name}"
     names = workspace.sizes(folder).keys()
     found: dict[str, list[str]] = {}
     for table in sorted(name.removesuffix(".parquet") for name in names if name.endswith(".parquet")):
         if f"{table}.tar" in names:
-            found.setdefault(unit_of(table), []).append(table)
+            for part in settings.parts_after(table, len(parts)):
+                found.setdefault(parts[part], []).append(table)
     return {part: tuple(names) for part, names in found.items()}
 
 
@@ -115,7 +166,7 @@ def stash_for_retry(workspace: Workspace, settings: FetchSettings, retry: Retry)
 
     A build that is stopped and goes on without `retry` takes the failures from there again.
     """
-    count, moves, stale, aside = 0, dict[str, str](), list[str](), dict[str, Marker]()
+    count, moves, stale, aside, units = 0, dict[str, str](), list[str](), dict[str, Marker](), dict[str, str]()
     for name, marker in read_markers(workspace, "fetched").items():
         if not settings.owns(marker) or not any(marker.counts.get(reason) for reason in retry.reasons):
             continue
@@ -123,11 +174,12 @@ def stash_for_retry(workspace: Workspace, settings: FetchSettings, retry: Retry)
         if urls:
             count += len(urls)
             folder = f"{EARLIER}/{settings.name}"
-            version = marker.outputs[f"fetched/{name}.parquet"].sha256[:16]
-            targets = {file: f"{folder}/{name}.{version}.{file.rpartition('.')[2]}" for file in marker.outputs}
+            unit = units[name] = settings.retry_unit(name, marker)
+            targets = {file: f"{folder}/{unit}.{file.rpartition('.')[2]}" for file in marker.outputs}
             moves |= targets
-            aside[f"{name}.{version}"] = _moved(marker, targets)
+            aside[unit] = _moved(marker, targets)
             stale.append(marker_name("fetched", name))
+    _copy_ledgers(workspace, settings, units)
     workspace.move(moves)
     _mark(workspace, settings, aside)
     workspace.remove(stale)
@@ -153,5 +205,6 @@ def open_earlier(workspace: Workspace, name: str) -> tuple[pa.Table, BinaryIO]:
 
 def retried_urls(workspace: Workspace, table: str, part: str, retry: Retry) -> frozenset[str]:
     """Return the URLs of a fetched part that are requested again."""
-    rows, name = workspace.read_table(f"{table}.parquet", ["url", "reason"]), f"consent/{part}.parquet"
+    rows = workspace.read_table(f"{table}.parquet", ["url", "reason"])
+    name = ledger_of(table) if workspace.exists(ledger_of(table)) else f"consent/{part}.parquet"
     return frozenset(retry.urls(rows, workspace.read_table(name) if workspace.exists(name) else None))

@@ -65,13 +65,14 @@ from pipeline.stages.earlier_fetches import (
     FROM_ARCHIVES,
     FetchSettings,
     earlier_parts,
+    ledger_of,
     open_earlier,
     retried_urls,
     stash_for_retry,
     stash_for_reuse,
 )
 from pipeline.stages.journals import JOURNALS, Journals
-from pipeline.stages.ledger import keep_ledger
+from pipeline.stages.ledger import drop_ledgers, keep_ledger
 from pipeline.stages.plan import part_names, read_hosts
 from pipeline.stages.source_files import source_files
 
@@ -107,7 +108,7 @@ def run_fetched(
     also those that failed for its reasons.
     """
     settings = FetchSettings.of(config, base_dir, VERSION)
-    digests = {name: f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
+    digests = settings.part_digests(plan)
     if refetch:
         build.workspace.remove_folder(EARLIER)
     else:
@@ -117,7 +118,7 @@ def run_fetched(
     if retry is not None:
         count = stash_for_retry(build.workspace, settings, retry)
         build.progress.say(f"retry          {count:,} URLs that failed with {', '.join(retry.reasons)}")
-    earlier = earlier_parts(build.workspace, settings)
+    earlier = earlier_parts(build.workspace, settings, [unit_of(name) for name in digests])
     parts = [
         _PlannedPart(
             number,
@@ -146,6 +147,7 @@ def run_fetched(
         for step in ("fetched", *([crawl_step(crawl.name)] if crawl is not None else [])):
             _withdraw_silent(build.workspace, step)
         raise
+    drop_ledgers(build.workspace, markers.keys())
     build.workspace.remove_folder(EARLIER)
     build.workspace.remove_folder(JOURNALS)
     remove_crawls(build.workspace)
@@ -342,7 +344,9 @@ class _FetchPart:
                 scratch_dir=Path(scratch),
                 earlier=part.open_earlier(workspace),
                 crawled=self.crawl.outcomes(workspace, part.number) if self.crawl is not None else (),
-                keep_ledger=partial(keep_ledger, workspace, f"consent/{stem}.parquet", plan),
+                keep_ledger=partial(
+                    keep_ledger, workspace, f"consent/{stem}.parquet", plan, earlier=[*map(ledger_of, part.earlier)]
+                ),
                 journal=journal,
                 owns_hosts=self.crawl is None,
             )

@@ -18,7 +18,6 @@ from pipeline.fetching.block_files import find_takedowns
 from pipeline.shards.manifest import read_manifest
 from pipeline.stages.earlier_fetches import EARLIER, FetchSettings
 from pipeline.stages.fetched import VERSION as FETCHED_VERSION
-from pipeline.stages.plan import part_names
 from pipeline.stages.takedown import Request, keep_request
 
 VERSION = 1
@@ -110,11 +109,15 @@ def seed_fetched(
     """
     settings = FetchSettings.of(config, base_dir, FETCHED_VERSION)
     done = {name: marker.digest for name, marker in read_markers(workspace, "fetched").items()}
-    wanted = {unit_of(name): f"{settings.name}-{plan.outputs[name].sha256}" for name in part_names(plan)}
+    wanted = [(unit_of(name), unit_digest) for name, unit_digest in settings.part_digests(plan).items()]
+    missing = [done.get(part) != unit_digest for part, unit_digest in wanted]
     present = workspace.sizes(EARLIER)
     for other in others:
         for name, marker in sorted(read_markers(other, "fetched").items()):
-            if not settings.owns(marker) or name not in wanted or done.get(name) == wanted[name]:
+            if not settings.owns(marker):
+                continue
+            parts = settings.parts_after(settings.reuse_unit(name, marker), len(missing))
+            if not any(missing[part] for part in parts):
                 continue
             for file, facts in sorted(marker.outputs.items()):
                 target = settings.reuse_path(file, marker)

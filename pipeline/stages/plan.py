@@ -8,7 +8,8 @@ Steps, each a pipeline over files (scratch results are under `.wit/plan/` until 
     count    candidate parts -> matches per query                 } stages/balance/scans.py
     select   candidate parts -> the largest key each query takes  }
     hosts-n  candidate parts -> those without what is over the caps of hosts, then count and select again (host_cap.py)
-    write    candidate part -> plan part: the pairs that some query selects
+    size     candidate parts -> how many pairs some query selects, if no `fetch.parts` is stated (plan_parts.py)
+    write    candidate parts -> plan parts: the pairs that some query selects
     hosts    plan parts -> the largest hosts (host_counts.py)
 
 All pairs of a URL are in one part, so a URL is requested once; and each part is a random sample of the whole.
@@ -17,7 +18,7 @@ All pairs of a URL are in one part, so a URL is requested once; and each part is
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import MAX_BUCKETS, bucket_of_part, gather, spill
+from pipeline.engine.shuffle import Pieces, gather, gather_pieces, spill
 from pipeline.engine.units import (
     Marker,
     Stateless,
@@ -37,7 +38,6 @@ from pipeline.engine.units import (
     digest,
     finish_stage,
     finished_stage,
-    unit_of,
 )
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses
@@ -53,13 +53,17 @@ from pipeline.stages.balance.scans import (
 from pipeline.stages.host_cap import Round
 from pipeline.stages.host_counts import spill_hosts, sum_hosts, tally_hosts
 from pipeline.stages.pairs import pair_files
+from pipeline.stages.plan_parts import PartCut, candidate_parts, count_planned, cut_parts, plan_parts, rows_of_parts
 from queries.allowlist import Allowlist
 
 VERSION = 4
 """Raise it when the same pairs would give another plan, or scratch files have another format."""
 
-_SPILL_ROWS = 2_000_000
-"""Pairs files are spilled together until they hold this many rows: fewer, larger files to gather from."""
+_SPILL_ROWS, _MOST_SPILLED = 2_000_000, 4_096
+"""Pairs files are spilled together until they hold this many rows, or more if there would be too many files to gather
+from."""
+
+_USES_AT_ONCE = 20_000_000  # of captions, 20 bytes each
 
 MOST_HOSTS = 100_000
 """Of hosts that plan/hosts.parquet has: those with most pairs."""
@@ -72,7 +76,7 @@ _ROUTED = PAIRS.append(pa.field("part", pa.int32())).append(pa.field("url_hash",
 def run_plan(
     build: Build, config: Config, allowlist: Allowlist, keys: QueryHashes, pairs: Mapping[str, Marker]
 ) -> Marker:
-    """Fill plan/ with `fetch.parts` parts and `balance.parquet`; return the stage's marker."""
+    """Fill plan/ with its parts and `balance.parquet`; return the stage's marker."""
     files = pair_files(pairs)
     stage_digest = digest(
         VERSION,
@@ -86,17 +90,17 @@ def run_plan(
     )
     done = finished_stage(build.workspace, "plan", stage_digest)
     if done is not None:
-        build.progress.say(f"plan           {config.fetch.parts} parts already done")
+        build.progress.say(f"plan           {len(part_names(done))} parts already done")
         return done
     counts = Counter(inputs=add_counts(pairs.values())["kept"])
-    candidates = _candidates(build, config, pairs, stage_digest)
+    candidates = _candidates(build, config, pairs, counts["inputs"], stage_digest)
     for reason in (Reason.DUPLICATE_PAIR, Reason.FREQUENT_CAPTION):
         counts[reason] = add_counts(candidates.values())[reason]
 
-    names = [name for marker in candidates.values() for name in sorted(marker.outputs)]
+    names = _in_order(name for marker in candidates.values() for name in marker.outputs)
     balanced = _balance(build, config, allowlist, keys, names, stage_digest)
     counts.update(balanced.counts)
-    written = _write_plan(build, balanced.names, balanced.select, stage_digest)
+    written = _write_plan(build, config, balanced, stage_digest)
     counts.update({k: n for k, n in add_counts(written.values()).items() if k != "inputs"})
     outputs = {n: facts for marker in written.values() for n, facts in marker.outputs.items() if n.startswith("plan/")}
     outputs |= write_balance(build.workspace, "plan/balance.parquet", balanced.matched, plan_cap(config))
@@ -122,40 +126,48 @@ def plan_cap(config: Config) -> int:
 
 def part_names(plan: Marker) -> list[str]:
     """Return the plan's parts, in order."""
-    return sorted(name for name in plan.outputs if name.startswith("plan/part-"))
+    return _in_order(name for name in plan.outputs if name.startswith("plan/part-"))
 
 
-def _candidates(build: Build, config: Config, pairs: Mapping[str, Marker], stage_digest: str) -> dict[str, Marker]:
-    parts = config.fetch.parts
-    buckets = min(parts, MAX_BUCKETS)
-    groups = {f"{i:05d}": names for i, names in enumerate(_groups(pairs))}
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Return the files of parts in the order of their numbers, which have five digits or, from 100,000 on, more."""
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def _candidates(
+    build: Build, config: Config, pairs: Mapping[str, Marker], rows: int, stage_digest: str
+) -> dict[str, Marker]:
+    parts = Pieces(candidate_parts(rows, config.fetch.parts))
+    inputs = digest(stage_digest, parts.count)
+    groups = {f"{i:05d}": names for i, names in enumerate(_groups(pairs, max(_SPILL_ROWS, rows // _MOST_SPILLED)))}
 
     def of_groups(step: str, work: Work) -> list[str]:
-        units = [Unit(name, digest(stage_digest, names), _Spill(name, names)) for name, names in groups.items()]
+        units = [Unit(name, digest(inputs, names), _Spill(name, names)) for name, names in groups.items()]
         return _files_of(run_units(build, f"plan/{step}", units, Stateless(work)))
 
     def of_buckets(step: str, work: Work) -> dict[str, Marker]:
-        units = [Unit(f"{bucket:05d}", digest(stage_digest, bucket), bucket) for bucket in range(buckets)]
+        units = [Unit(f"{bucket:05d}", digest(inputs, bucket), bucket) for bucket in range(parts.buckets)]
         return run_units(build, f"plan/{step}", units, Stateless(work))
 
     frequent: list[str] = []
     if (limit := config.filters.max_images_per_caption) is not None:
-        uses = of_groups("captions", _SpillCaptions(parts, buckets, config.seed, limit))
-        frequent = _files_of(of_buckets("frequent", _FindFrequent(uses, buckets, limit)))
-    spilled = of_groups("spill", _SpillPairs(parts, buckets, config.seed))
-    return of_buckets("gather", _GatherParts(spilled, parts, buckets, frequent, config.seed))
+        uses = of_groups("captions", _SpillCaptions(parts, config.seed, limit))
+        pieces = -(-rows // (parts.buckets * _USES_AT_ONCE)) or 1
+        frequent = _files_of(of_buckets("frequent", _FindFrequent(uses, parts.buckets, pieces, limit)))
+    spilled = of_groups("spill", _SpillPairs(parts, config.seed))
+    return of_buckets("gather", _GatherParts(spilled, parts, frequent, config.seed))
 
 
 def _files_of(markers: Mapping[str, Marker]) -> list[str]:
     return [name for marker in markers.values() for name in marker.outputs]
 
 
-def _groups(pairs: Mapping[str, Marker]) -> list[list[str]]:
-    """Group pairs files, in order, into lists of about _SPILL_ROWS rows."""
+def _groups(pairs: Mapping[str, Marker], group_rows: int) -> list[list[str]]:
+    """Group pairs files, in order, into lists of about `group_rows` rows."""
     groups: list[list[str]] = []
-    rows = _SPILL_ROWS
+    rows = group_rows
     for marker in pairs.values():
-        if rows >= _SPILL_ROWS:
+        if rows >= group_rows:
             groups.append([])
             rows = 0
         groups[-1].extend(pair_files({"": marker}))
@@ -181,13 +193,16 @@ class _Spill:
 
 @dataclass(frozen=True)
 class _SpillPairs:
-    parts: int
-    buckets: int
+    parts: Pieces
     seed: int
 
     def run(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
         rows = spill(
-            output, f".wit/plan/spilled/{task.name}.rows", _ROUTED, self.buckets, self._routed(output.workspace, task)
+            output,
+            f".wit/plan/spilled/{task.name}.rows",
+            _ROUTED,
+            self.parts.buckets,
+            self._routed(output.workspace, task),
         )
         return {"inputs": rows, "kept": rows}
 
@@ -196,17 +211,16 @@ class _SpillPairs:
             for batch in workspace.read_batches(name, PAIRS.names):
                 table = pa.Table.from_batches([batch])
                 hashes = url_hashes(table["url"].to_pylist(), self.seed)
-                part = (hashes % np.uint64(self.parts)).astype(np.int32)
+                part = (hashes % np.uint64(self.parts.count)).astype(np.int32)
                 table = table.append_column("part", pa.array(part)).append_column("url_hash", pa.array(hashes))
-                yield table, bucket_of_part(part, self.parts, self.buckets)
+                yield table, self.parts.bucket_of(part)
 
 
 @dataclass(frozen=True)
 class _SpillCaptions:
     """Bring the uses of each caption together, as few as tell whether it is too frequent."""
 
-    parts: int
-    buckets: int
+    parts: Pieces
     seed: int
     limit: int
 
@@ -220,15 +234,16 @@ class _SpillCaptions:
                 if sum(table.num_rows for table in held) >= _SPILL_ROWS:
                     held = [needed_uses(pa.concat_tables(held), self.limit)]
         needed = needed_uses(pa.concat_tables(held), self.limit)
-        bucket = (needed["caption_hash"].to_numpy() % np.uint64(self.buckets)).astype(np.int32)
-        spill(output, f".wit/plan/captions/{task.name}.rows", CAPTION_USES, self.buckets, [(needed, bucket)])
+        buckets = self.parts.buckets
+        bucket = (needed["caption_hash"].to_numpy() % np.uint64(buckets)).astype(np.int32)
+        spill(output, f".wit/plan/captions/{task.name}.rows", CAPTION_USES, buckets, [(needed, bucket)])
         return {"inputs": rows, "kept": rows}
 
     def _uses(self, batch: pa.RecordBatch) -> pa.Table:
         urls = url_hashes(batch.column("url").to_pylist(), self.seed)
-        part = (urls % np.uint64(self.parts)).astype(np.int32)
+        part = (urls % np.uint64(self.parts.count)).astype(np.int32)
         captions = url_hashes(batch.column("caption").to_pylist(), self.seed)
-        return pa.table([captions, urls, bucket_of_part(part, self.parts, self.buckets)], CAPTION_USES)
+        return pa.table([captions, urls, self.parts.bucket_of(part)], CAPTION_USES)
 
 
 @dataclass(frozen=True)
@@ -237,41 +252,51 @@ class _FindFrequent:
 
     uses: list[str]
     buckets: int
+    pieces: int
     limit: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        found = frequent_captions(gather(output.workspace, self.uses, bucket, CAPTION_USES), self.limit)
-        routed = [(found, found["bucket"].to_numpy())]
-        spill(output, f".wit/plan/frequent/{bucket:05d}.rows", FREQUENT, self.buckets, routed)
-        return {"inputs": found.num_rows, "kept": found.num_rows}
+        pieces = gather_pieces(output.workspace, self.uses, bucket, CAPTION_USES, range(self.pieces), self._piece_of)
+        found = (frequent_captions(uses, self.limit) for uses in pieces)
+        routed = ((captions, captions["bucket"].to_numpy()) for captions in found)
+        rows = spill(output, f".wit/plan/frequent/{bucket:05d}.rows", FREQUENT, self.buckets, routed)
+        return {"inputs": rows, "kept": rows}
+
+    def _piece_of(self, uses: pa.Table) -> np.ndarray:
+        """All hashes of captions of a bucket have the same remainder; their quotients differ."""
+        quotients = uses["caption_hash"].to_numpy() // np.uint64(self.buckets)
+        return (quotients % np.uint64(self.pieces)).astype(np.int32)
 
 
 @dataclass(frozen=True)
 class _GatherParts:
     spilled: list[str]
-    parts: int
-    buckets: int
+    parts: Pieces
     frequent: list[str]
     seed: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        table = gather(output.workspace, self.spilled, bucket, _ROUTED)
-        counts = Counter(inputs=table.num_rows, kept=0)
+        counts = Counter(inputs=0, kept=0)
         frequent = gather(output.workspace, self.frequent, bucket, FREQUENT)["caption_hash"].to_numpy()
-        in_bucket = bucket_of_part(np.arange(self.parts), self.parts, self.buckets) == bucket
-        for part in np.flatnonzero(in_bucket):
-            of_part = table.filter(pc.equal(table["part"], int(part)))
+        parts = self.parts.of_bucket(bucket)
+        tables = gather_pieces(output.workspace, self.spilled, bucket, _ROUTED, parts, _part_of)
+        for part, of_part in zip(parts, tables, strict=True):
             unique = drop_repeats(of_part)
             kept = self._without(unique, frequent) if len(frequent) else unique
             output.write_table(f".wit/plan/candidates/part-{part:05d}.parquet", kept.select(PAIRS.names))
             counts[Reason.DUPLICATE_PAIR] += of_part.num_rows - unique.num_rows
             counts[Reason.FREQUENT_CAPTION] += unique.num_rows - kept.num_rows
-            counts["kept"] += kept.num_rows
+            counts.update(inputs=of_part.num_rows, kept=kept.num_rows)
         return counts
 
     def _without(self, pairs: pa.Table, frequent: np.ndarray) -> pa.Table:
         captions = url_hashes(pairs["caption"].to_pylist(), self.seed)
         return pairs.filter(pa.array(~np.isin(captions, frequent)))
+
+
+def _part_of(rows: pa.Table) -> np.ndarray:
+    """Return the column `part`, (n,) int32."""
+    return np.asarray(rows["part"].to_numpy())
 
 
 def drop_repeats(pairs: pa.Table) -> pa.Table:
@@ -323,9 +348,11 @@ def _balance(
         attempt += 1
 
 
-def _write_plan(build: Build, candidates: Sequence[str], select: OpenSelect, stage_digest: str) -> dict[str, Marker]:
-    units = [Unit(unit_of(name), digest(stage_digest, name), name) for name in candidates]
-    return run_units(build, "plan/write", units, _OpenWrite(select, len(candidates)))
+def _write_plan(build: Build, config: Config, balanced: _Balanced, stage_digest: str) -> dict[str, Marker]:
+    parts = config.fetch.parts or plan_parts(count_planned(build, balanced.names, balanced.select, stage_digest))
+    cuts = cut_parts(_in_order(balanced.names), parts)
+    units = [Unit(cut.name, digest(stage_digest, cut.candidates), cut) for cut in cuts]
+    return run_units(build, "plan/write", units, _OpenWrite(balanced.select, parts, config.seed))
 
 
 def _write_hosts(build: Build, written: Mapping[str, Marker], stage_digest: str) -> dict[str, FileFacts]:
@@ -340,22 +367,35 @@ def _write_hosts(build: Build, written: Mapping[str, Marker], stage_digest: str)
 class _OpenWrite:
     select: OpenSelect
     parts: int
+    seed: int
 
     def open(self) -> Work:
-        return _WritePart(self.select.open(), self.parts)
+        return _WriteParts(self.select.open(), self.parts, self.seed)
 
 
 @dataclass(frozen=True)
-class _WritePart:
+class _WriteParts:
     select: SelectQueries
     parts: int
+    seed: int
 
-    def run(self, candidates: str, output: UnitOutput) -> Mapping[str, int]:
-        table = output.workspace.read_table(candidates)
-        chosen = self.select.select(table)
-        planned = table.append_column("selected_by", chosen).filter(pc.greater(pc.list_value_length(chosen), 0))
-        name = unit_of(candidates)
-        output.write_table(f"plan/{name}.parquet", planned.cast(PLAN))
-        spill_hosts(output, f"{_HOSTS}/{name}.rows", tally_hosts(planned["url"]), self.parts)
-        kept = planned.num_rows
-        return {"inputs": table.num_rows, "kept": kept, Reason.OVER_CAP: table.num_rows - kept}
+    def run(self, cut: PartCut, output: UnitOutput) -> Mapping[str, int]:
+        counts, tables = Counter[str](), []
+        for candidates in cut.candidates:
+            table = output.workspace.read_table(candidates)
+            chosen = self.select.select(table)
+            tables.append(
+                table.append_column("selected_by", chosen).filter(pc.greater(pc.list_value_length(chosen), 0))
+            )
+            counts["inputs"] += table.num_rows
+        planned = pa.concat_tables(tables)
+        for part, rows in zip(cut.parts, self._split(planned, cut), strict=True):
+            output.write_table(f"plan/part-{part:05d}.parquet", rows.cast(PLAN))
+            spill_hosts(output, f"{_HOSTS}/part-{part:05d}.rows", tally_hosts(rows["url"]), self.parts)
+        counts.update({"kept": planned.num_rows, Reason.OVER_CAP: counts["inputs"] - planned.num_rows})
+        return counts
+
+    def _split(self, planned: pa.Table, cut: PartCut) -> list[pa.Table]:
+        if cut.is_whole:
+            return [planned]
+        return rows_of_parts(planned, url_hashes(planned["url"].to_pylist(), self.seed), cut, self.parts)

@@ -7,18 +7,20 @@ yet, every table of pairs/ is looked through.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from pipeline.config import Config
+from pipeline.engine.units import read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError
 from pipeline.fetching.block_files import find_takedowns, read_block_lists
 from pipeline.records import Reason
 from pipeline.stages.index import Kind, look_up
-from pipeline.stages.plan import url_hashes
+from pipeline.stages.plan import part_names, url_hashes
 from pipeline.web.urls import normalize_url
 from queries.allowlist import Allowlist
 
@@ -88,6 +90,12 @@ class Trace:
             for uid in sorted(set(rows["uid"].to_pylist())):
                 yield from self._rows(Kind.UID, "uid", uid)
 
+    @cached_property
+    def _parts(self) -> int:
+        """The number of parts; any number while nothing is planned."""
+        plan = read_stage(self.workspace, "plan")
+        return 1 if plan is None else len(part_names(plan))
+
     def _tables(self, folder: str) -> list[str]:
         return sorted(name for name in self.workspace.sizes(folder) if name.endswith(".parquet"))
 
@@ -95,7 +103,7 @@ class Trace:
         record: Record = {f"pairs.{name}": pair[name] for name in ("uid", "url", "caption", "text_field", "page_url")}
         record |= {"pairs.source": pair["source"], "pairs.language": pair["language"]}
         record["pairs.queries"] = self._queries(pair["query_ids"])
-        part = int(url_hashes([pair["url"]], self.config.seed)[0] % self.config.fetch.parts)
+        part = int(url_hashes([pair["url"]], self.config.seed)[0] % self._parts)
         planned = self._row(f"plan/part-{part:05d}.parquet", pair["uid"])
         if planned is None:
             if self.workspace.exists("plan/balance.parquet"):

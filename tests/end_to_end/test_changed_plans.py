@@ -48,6 +48,11 @@ def fresh(config: Path, web: ImageServer, folder: Path, cap: int) -> tuple[Path,
     return folder / "work", asked
 
 
+def _with_consent(work: Path) -> dict[str, list[str]]:
+    """Return part -> the URLs of which the ledger has when consent was looked for."""
+    return {path.name: pq.read_table(path)["url"].to_pylist() for path in (work / "consent").glob("*.parquet")}
+
+
 def test_another_cap_asks_only_for_what_is_new(project: Path, web: ImageServer, tmp_path: Path) -> None:
     _, asked_at_15 = fresh(project, web, tmp_path / "15", 15)
     small, asked_at_5 = fresh(project, web, tmp_path / "5", 5)
@@ -58,6 +63,24 @@ def test_another_cap_asks_only_for_what_is_new(project: Path, web: ImageServer, 
     assert tree(project.parent / "work") == tree(large)
     assert build(project, web, cap=5) == []
     assert tree(project.parent / "work") == tree(small)
+
+
+def test_a_plan_that_outgrows_its_parts_asks_only_for_what_is_new(
+    tmp_path: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.plan_parts.PAIRS_PER_PART", 20)
+    project = make_web_project(tmp_path / "project", IMAGES, web, parts=None)
+    asked: set[str] = set()
+    numbers = []
+    for cap in (5, 30, 5, 2):
+        requests = build(project, web, cap=cap)
+        whole, asked_fresh = fresh(project, web, tmp_path / str(len(numbers)), cap)
+        assert requests == sorted(set(asked_fresh) - asked)
+        assert tree(project.parent / "work") == tree(whole)
+        assert _with_consent(project.parent / "work") == _with_consent(whole)
+        asked = set(asked_fresh)  # what was fetched for the plan before is kept for the next one
+        numbers.append(len(list((whole / "fetched").glob("*.tar"))))
+    assert numbers[1] > numbers[0] == numbers[2] > numbers[3]
 
 
 @pytest.mark.parametrize("units_done", [0, 3])

@@ -68,10 +68,11 @@ def make_pages(count: int, images_per_page: int = 10) -> dict[str, bytes]:
     return pages
 
 
-def make_project(folder: Path, count: int = 120, *, parts: int = 6, files: int = 3, **fetch: object) -> Path:
+def make_project(folder: Path, count: int = 120, *, parts: int | None = 6, files: int = 3, **fetch: object) -> Path:
     """Write WARC files, an evaluation set, an allowlist and a config into `folder`; return the config's path.
 
-    `fetch` overrides keys of `[fetch]`; without any, images come from the archives and nothing leaves the machine.
+    `fetch` overrides keys of `[fetch]`, None leaves one out; without any, images come from the archives and nothing
+    leaves the machine.
     """
     from queries.allowlist import import_allowlist
 
@@ -92,7 +93,7 @@ def make_project(folder: Path, count: int = 120, *, parts: int = 6, files: int =
         'workspace = "work"\nseed = 3\n[allowlist]\npath = "queries.parquet"\n'
         '[[sources]]\nkind = "warc"\npaths = ["web-*.warc.gz"]\n'
         "[balance]\ncap = 15\nslack = 1.5\n[fetch]\n"
-        + "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
+        + "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None)
         + '[[evals]]\nname = "shapes"\nkind = "folder"\npath = "evals"\n'
     )
     return config

@@ -17,8 +17,8 @@ from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
 from pipeline.beam.spark.job_server import cached_beam_jar, java, runnable_jar
 from pipeline.errors import ConfigError
 
-# A cluster job takes at most this many cores unless `spark.cores.max` says otherwise: it is the default number of fetch
-# parts, so more would be idle, and per-host limits can only be divided by a known number.
+# A cluster job takes at most this many cores unless `spark.cores.max` says otherwise: a fetch is cut by host for a
+# known number of processes.
 DEFAULT_CORES = 16
 
 # Beam reads options of the Java runner from the job server, and drops those that the job server does not know.

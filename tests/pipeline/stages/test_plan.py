@@ -12,11 +12,12 @@ from pipeline.config import Config
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput
-from pipeline.engine.workspace import Workspace
+from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.records import PAIRS, PLAN, Reason, pair_uid
 from pipeline.stages.balance.exact import priorities, query_hashes, uid_numbers
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.plan import part_names, run_plan
+from pipeline.stages.plan_parts import candidate_parts, plan_parts
 from queries.allowlist import Allowlist, import_allowlist
 
 SEED = 9
@@ -57,11 +58,12 @@ def run(
     *,
     cap: int,
     slack: float = 1.5,
-    parts: int = 3,
+    parts: int | None = 3,
     beam: tuple = (),
     fetch: dict | None = None,
     **filters,
 ):
+    tmp_path.mkdir(exist_ok=True)
     workspace = Workspace(str(tmp_path / "work"))
     (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
     path = str(tmp_path / "queries.parquet")
@@ -77,7 +79,7 @@ def run(
             "seed": SEED,
             "allowlist": {"path": "queries.parquet"},
             "sources": [{"kind": "warc", "paths": ["x"]}],
-            "fetch": {"network": False, "parts": parts} | (fetch or {}),
+            "fetch": {"network": False} | ({} if parts is None else {"parts": parts}) | (fetch or {}),
             "balance": {"cap": cap, "slack": slack},
             "filters": filters,
         }
@@ -122,6 +124,57 @@ def test_the_plan_is_what_the_rules_say(tmp_path, cap):
     balance = workspace.read_table("plan/balance.parquet")
     found = Counter(q for row in {r["uid"]: r for r in rows}.values() for q in row["query_ids"])
     assert balance["matched"].to_pylist() == [found[q] for q in range(len(QUERIES))]
+
+
+@pytest.mark.parametrize("cap", [1, 20, 1000])
+@pytest.mark.parametrize("budgets", [{}, {"max_pairs_per_host": 30}])
+def test_without_a_number_of_parts_the_plan_is_that_of_the_number_its_size_gives(tmp_path, monkeypatch, cap, budgets):
+    monkeypatch.setattr("pipeline.stages.plan_parts.PAIRS_PER_PART", 8)
+    rows = make_pairs(400)
+    files = [rows[:150], rows[150:151], [], rows[151:]]
+    workspace, marker, tables = run(tmp_path / "by size", files, cap=cap, parts=None, fetch=budgets)
+    assert len(tables) == plan_parts(marker.counts["kept"])
+    stated, same, _ = run(tmp_path / "stated", files, cap=cap, parts=len(tables), fetch=budgets)
+    assert marker.outputs == same.outputs
+    assert marker.counts == same.counts
+    assert workspace.sizes("plan") == stated.sizes("plan")
+
+
+@pytest.mark.parametrize("parts", [3, None])
+def test_candidates_that_do_not_fit_in_memory_give_the_same_plan(tmp_path, monkeypatch, parts):
+    rows = make_pairs(400)
+    files = [rows[:150], rows[150:151], [], rows[151:]]
+    _, marker, _ = run(tmp_path / "whole", files, cap=20, parts=parts, max_images_per_caption=60)
+    monkeypatch.setattr("pipeline.stages.plan_parts._CANDIDATES_PER_PART", 15)
+    monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", 5)
+    monkeypatch.setattr("pipeline.stages.plan._USES_AT_ONCE", 12)
+    _, same, _ = run(tmp_path / "pieces", files, cap=20, parts=parts, max_images_per_caption=60)
+    assert same.outputs == marker.outputs
+    assert same.counts == marker.counts
+
+
+@pytest.mark.parametrize("candidates", [0, 5_000, 10**6, 5 * 10**9, 292 * 10**9])
+@pytest.mark.parametrize("parts", [None, 1, 7, 4_096])
+def test_candidates_are_cut_into_pieces_that_fit(candidates, parts):
+    number = candidate_parts(candidates, parts)
+    assert candidates / number <= 1_000_000
+    assert number % (parts or 1) == 0
+    assert number <= 2**19
+
+
+@pytest.mark.parametrize(
+    ("planned", "parts"), [(0, 1), (10_000, 1), (10_001, 2), (400_000_000, 65_536), (10**12, 2**19)]
+)
+def test_a_part_has_5000_to_10000_pairs(planned, parts):
+    assert plan_parts(planned) == parts
+
+
+def test_parts_are_in_the_order_of_their_numbers():
+    outputs = {f"plan/part-{number:05d}.parquet": FileFacts(0, "") for number in (100_001, 0, 99_999, 10_000, 100_000)}
+    numbers = [
+        int(name[10:-8]) for name in part_names(Marker("", outputs | {"plan/hosts.parquet": FileFacts(0, "")}, {}))
+    ]
+    assert numbers == [0, 10_000, 99_999, 100_000, 100_001]
 
 
 @pytest.mark.parametrize("limit", [1, 60, 1000])
