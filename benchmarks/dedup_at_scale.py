@@ -3,8 +3,8 @@
     python -m benchmarks.dedup_at_scale [--images 20000000] [--folder DIR]
 
 Every eighth image is a copy of an earlier one: a third of these have the same file, the others a fingerprint 1 to 15
-bits away. The rest have random fingerprints, which fill all buckets alike. Rows have URLs, captions and three of 500,000
-queries each, as fetched/ has them; evaluation sets are left out. Everything runs in this process, so `peak MiB` is that
+bits away. The rest have random fingerprints, which fill all buckets alike. Each row has three of 500,000 queries;
+evaluation sets are left out. Everything runs in this process, so `peak MiB` is that
 of a worker and of the driver together. The table has what each step took and left; the last line is JSON.
 """
 
@@ -12,17 +12,14 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.steps import largest, noting_steps
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
-from pipeline.engine import run as engine
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, Unit, UnitOutput, read_markers, write_marker
@@ -91,40 +88,6 @@ def make_fetched(workspace: Workspace, parts: int) -> dict[str, Marker]:
     }
 
 
-def peak_mib() -> int:
-    """Return the peak memory of this process since the last call."""
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(peak.split()[1]) >> 10
-
-
-class Steps:
-    """Notes what each step takes."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.rows: list[dict[str, object]] = []
-
-    @contextmanager
-    def noted(self, name: str) -> Iterator[None]:
-        start_s, cpu_s = time.perf_counter(), time.process_time()
-        peak_mib()
-        yield
-        wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
-        sizes = self.workspace.sizes(".wit/dedup") | self.workspace.sizes("dedup")
-        row = {
-            "step": name,
-            "wall_s": round(wall_s, 1),
-            "cpu_s": round(cpu_s, 1),
-            "peak_mib": peak_mib(),
-            "files": len(sizes),
-            "gb": round(sum(sizes.values()) / 1e9, 3),
-        }
-        self.rows.append(row)
-        print("| {step} | {wall_s} | {cpu_s} | {peak_mib} | {files} | {gb} |".format(**row), flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000_000)
@@ -150,26 +113,17 @@ def main() -> None:
                 "balance": {"cap": 500},
             }
         )
-        build, steps = Build(workspace, parse_beam_options([]), Progress(None)), Steps(workspace)
-        print("| step | wall s | CPU s | peak MiB | files after it | GB after it |\n|---|---|---|---|---|---|")
-        run_on_beam = engine._run_on_beam
-
-        def noting(build, step, *rest):  # type: ignore[no-untyped-def]
-            with steps.noted(step):
-                run_on_beam(build, step, *rest)
-
+        build = Build(workspace, parse_beam_options([]), Progress(None))
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
         allowlist = Allowlist.load(str(queries))
-        with patch.object(engine, "_run_on_beam", noting):
+        with noting_steps(workspace, ("dedup", ".wit/dedup")) as steps:
             marker = run_dedup(build, config, folder, allowlist, QueryHashes(str(queries), 5), fetched, {})
         found = {
             "images": parts * PART_ROWS,
             "wall_s": round(time.perf_counter() - start_s),
             "cpu_s": round(time.process_time() - start_cpu_s),
             "cpu_us_per_image": round(1e6 * (time.process_time() - start_cpu_s) / (parts * PART_ROWS), 1),
-            "peak_mib": max(int(str(row["peak_mib"])) for row in steps.rows),
-            "most_gb": max(float(str(row["gb"])) for row in steps.rows),
-            "most_files": max(int(str(row["files"])) for row in steps.rows),
+            **largest(steps),
             "counts": dict(marker.counts),
         }
         print(json.dumps(found))

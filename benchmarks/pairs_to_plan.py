@@ -20,6 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.steps import noting_steps
+from pipeline.engine.units import read_markers, read_stage
+from pipeline.engine.workspace import Workspace
+
 FILES = 8
 _LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
@@ -62,13 +66,30 @@ def run_build(config: Path) -> dict[str, float]:
     folder = config.parent
     main(["queries", "import", str(folder / "words.txt"), "--out", str(folder / "queries.parquet")])
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    code = main(["build", "-c", str(config), "--to", "plan", "--quiet"])
+    workspace = Workspace(str(folder / "work"))
+    with noting_steps(workspace, ("pairs", "plan", ".wit/plan")) as costs:
+        code = main(["build", "-c", str(config), "--to", "pairs", "--quiet"])
+        pairs_cpu_s = time.process_time() - start_cpu_s
+        pairs_bytes = sum(workspace.sizes("pairs").values())
+        code = code or main(["build", "-c", str(config), "--to", "plan", "--quiet"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pairs, plan = (
+        sum(m.counts["kept"] for m in read_markers(workspace, "pairs").values()),
+        read_stage(workspace, "plan"),
+    )
+    assert plan is not None
     return {
         "exit": code,
         "wall_s": time.perf_counter() - start_s,
         "cpu_s": time.process_time() - start_cpu_s,
         "peak_mib": peak,
+        "pairs_cpu_s": pairs_cpu_s,
+        "pairs": pairs,
+        "planned": plan.counts["kept"],
+        "bytes_per_pair": pairs_bytes / pairs,
+        "bytes_per_planned": sum(f.bytes for n, f in plan.outputs.items() if "part-" in n) / plan.counts["kept"],
+        "scratch_bytes_per_pair": max(cost.gb for cost in costs) * 1e9 / pairs - pairs_bytes / pairs,
+        "step_peak_mib": max(cost.peak_mib for cost in costs),
     }
 
 

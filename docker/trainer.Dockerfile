@@ -5,7 +5,7 @@ FROM python:3.11-slim
 # For train.compile: Triton compiles the launchers of its kernels with a C compiler at run time.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/wit
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY queries queries
 COPY pipeline pipeline
 COPY dedup dedup

@@ -22,7 +22,7 @@ PAIRS_PER_PART = 10_000
 _MOST_PARTS = 1 << 19
 _MOST_CANDIDATE_PARTS = 1 << 16  # unless that makes them too large
 _CANDIDATES_PER_PART = 1_000_000
-"""The most, which are read at a time: at some 1,500 bytes each with the copies that sorting makes."""
+"""The most, which are read at a time: at some 850 bytes each with the copies that sorting makes."""
 
 
 def candidate_parts(candidates: int, parts: int | None) -> int:
