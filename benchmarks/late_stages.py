@@ -42,7 +42,7 @@ def photos() -> list[bytes]:
 def main() -> None:
     originals = photos()
     start_s = time.process_time()
-    images = [store_image(encoded, FetchConfig()).jpeg for encoded in originals]
+    images = [store_image(encoded, FetchConfig()).file for encoded in originals]
     store_s = time.process_time() - start_s
     with tempfile.TemporaryDirectory(prefix="wit-late-") as folder:
         workspace = Workspace(folder)
