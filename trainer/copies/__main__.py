@@ -15,6 +15,8 @@ from trainer.copies.photos import read_held_out, read_photos
 from trainer.copies.train import Recipe, train
 from trainer.errors import TrainerError
 
+_DECIDING = ("pairs", "batch", "side", "large_share", "learning_rate", "seed")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 1 failed, 2 wrong usage."""
@@ -50,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     parser.add_argument("--checkpoint-minutes", type=float, default=10.0, help="time between checkpoints (default: 10)")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     recipe = Recipe(
@@ -74,12 +75,24 @@ def main(arguments: list[str] | None = None) -> int:
             workers=options.workers,
             checkpoint_minutes=options.checkpoint_minutes,
         )
-        model = finish(checkpoint, held_out, options.out, command=shlex.join(["wit", "dedup", "train", *given]))
+        model = finish(checkpoint, held_out, options.out, command=_command(parser, options))
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"model: {model}")
     return 0
+
+
+def _command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """Return the command for the model's metadata: only what decides the weights, and no folders of this machine."""
+    words = ["wit", "dedup", "train", *(shard.name for shard in options.shards)]
+    if options.hold_out:
+        words += ["--hold-out", *options.hold_out]
+    for name in _DECIDING:
+        value = getattr(options, name)
+        if value != parser.get_default(name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def test_a_training_ends_in_a_detector_that_the_pipeline_opens(shard, tmp_path, 
     assert str(out / "copy.onnx") in capsys.readouterr().out
     detector = Detector.load(out / "copy.onnx")
     assert 0 < detector.card.propose <= detector.card.sure <= 1
+    facts = detector._running.get_modelmeta().custom_metadata_map
+    assert facts["wit.command"] == "wit dedup train photos.tar --hold-out held --pairs 24 --batch 8 --side 64"
     assert "| crop 80% |" in (out / "card.md").read_text()
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert (last["step"], last["pairs"]) == (3, 24)
