@@ -17,9 +17,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from dedup.copies.control import control_images
+from dedup.control import CONTROL_IMAGES, CONTROL_SET, Control, control_table, index_control
 from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
@@ -28,15 +27,12 @@ from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
 from dedup.eval_sets.index import EvalSummary, index_eval_set, outline, read_thumbnails, read_vectors, thumbnail
 from dedup.eval_sets.read import IMAGE_SUFFIXES, read_examples
-from dedup.measure import PLANTED, Control, Recall, measure_recall, spread_pictures
+from dedup.measure import PLANTED, Recall, measure_recall, spread_pictures
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence
 from dedup.pdq import fingerprint
 from dedup.published import Published, derive, write_published
 from dedup.report import EvalReport, Evidence, ReportData, write_report
 from dedup.reviews import Reviews
-
-CONTROL_IMAGES = 100
-"""Rendered images that nothing should match."""
 
 _BATCH = 64  # images of the second set in memory
 _EVIDENCE = 48
@@ -103,13 +99,14 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
     folder = out / "index" / name
     with tempfile.TemporaryDirectory(prefix="wit-overlap-") as scratch:
         matches = _Matches.load(folder, settings)
-        controlled = _Matches.load(_write_control(Path(scratch), settings), settings)
+        index_control(CONTROL_IMAGES, Path(scratch), settings.detector)
+        controlled = _Matches.load(Path(scratch) / CONTROL_SET, settings)
         counts: Counter[str] = Counter()
-        tables, false = [], set[str]()
+        tables, false = [], [OVERLAP.empty_table()]
         for batch in _decoded(second, counts):
             described = Described.of(settings.detector, [one.picture for one in batch]) if settings.detector else None
             tables.append(matches.find(batch, described))
-            false |= set(controlled.find(batch, described)["eval_id"].to_pylist())
+            false.append(controlled.find(batch, described))
             _keep_thumbnails(batch, tables[-1]["uid"].to_pylist(), Path(scratch))
         if not counts["kept"]:
             raise DedupError(f"{second.path}: no readable image found")
@@ -122,13 +119,19 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         published = Published(name, index, kept, planted=recall.table() if recall else PLANTED.empty_table())
         report = _report(published, folder, Path(scratch), settings)
     images = counts.pop("kept")
-    control = Control(CONTROL_IMAGES, images, len(false))
+    rendered = control_table(controlled.index.eval_ids, pa.concat_tables(false))
+    control = Control.of(rendered, images)
     compared = Compared(report, images, dict(counts), control, recall)
     data = ReportData(
-        _facts(first, second, compared, settings), (), (report,), settings.min_quality, detector=bool(settings.detector)
+        _facts(first, second, compared, settings),
+        (),
+        (report,),
+        settings.min_quality,
+        detector=bool(settings.detector),
+        control=control,
     )
     write_report(data, out)
-    write_published([published], out, source=second.path.resolve().name)
+    write_published([published], out, source=second.path.resolve().name, control=rendered)
     if settings.reviews:
         (out / "reviews.json").write_text(Reviews.read(settings.reviews).to_json(), encoding="utf-8")
     else:
@@ -138,32 +141,20 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
 
 
 def _facts(first: Source, second: Source, compared: Compared, settings: Settings) -> tuple[tuple[str, str], ...]:
-    control = compared.control
-    facts = [
+    return (
         ("Evaluation set", str(first.path)),
         ("Compared with", f"{second.path}, {compared.images:,} images"),
         ("Detector of edited copies", settings.detector_name),
-        ("Negative control", f"{control.matches} of {control.pictures:,} rendered images matched (expected: 0)"),
-    ]
-    return tuple(facts)
+    )
 
 
 def _measured_json(compared: Compared) -> dict[str, Any]:
     recall, corrected = compared.recall, compared.report.corrected
     return {
-        "control": vars(compared.control),
+        "control": compared.control.to_json(),
         "recall": recall.to_json() if recall else None,
         "corrected_fraction": dict(zip(("value", "low", "high"), corrected, strict=True)) if corrected else None,
     }
-
-
-def _write_control(scratch: Path, settings: Settings) -> Path:
-    """Index the negative control under `scratch`; return the folder of its index."""
-    (scratch / "control").mkdir()
-    for number, picture in enumerate(control_images(CONTROL_IMAGES, seed=0)):
-        Image.fromarray(picture).save(scratch / "control" / f"{number:05d}.png")
-    index_eval_set("control", "folder", scratch / "control", scratch / "index", detector=settings.detector)
-    return scratch / "index" / "control"
 
 
 def _measure(matches: "_Matches", first: Source, summary: EvalSummary, settings: Settings) -> Recall:

@@ -1,8 +1,7 @@
-"""Measure the recall of a comparison on planted copies, and its false matches on images that cannot have copies.
+"""Measure the recall of a comparison on planted copies.
 
-Recall: examples of the evaluation set itself are edited in every way of `dedup.copies.edits`, and processed in the
-same way as the images of the other set. Negative control: freshly rendered images are used as a set that cannot have
-leaked; any match with them is false.
+Examples of the evaluation set itself are edited in every way of `dedup.copies.edits`, and processed in the same way as
+the images of the other set.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -83,15 +82,6 @@ class Recall:
         if not rows:
             return None
         return cls({row["kind"]: (row["found"], row["planted"]) for row in rows}, rows[0]["confused"])
-
-
-@dataclass(frozen=True)
-class Control:
-    """The negative control: how many of its rendered `pictures` matched one of the `images`."""
-
-    pictures: int
-    images: int
-    matches: int
 
 
 def measure_recall(find: Find, images: Mapping[str, np.ndarray]) -> Recall:

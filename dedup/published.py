@@ -4,6 +4,7 @@ examples.parquet      every example of every set: whether it could be read, and 
 overlap.parquet       every matching pair, with what the match rests on (`PAIRS`)
 planted.parquet       planted edits of each set, and how many of them were found (`PLANTINGS`)
 results.parquet       whether each evaluated model is correct on each example (`RESULTS`)
+control.parquet       every rendered image of the negative control, and what matches it (`CONTROL`)
 contamination.csv     a line per set, with the columns of the CONDA contamination database
 <set>.clean_ids.txt, <set>.overlap_ids.txt   readable examples without and with a copy, one a line
 """
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.control import CONTROL, Control
 from dedup.errors import DedupError
 from dedup.eval_sets import find_set
 from dedup.measure import PLANTED, Recall
@@ -90,7 +92,9 @@ def accuracies(published: Published) -> tuple[ModelAccuracy, ...]:
     return tuple(scores)
 
 
-def write_published(sets: Sequence[Published], out_dir: Path, *, source: str) -> None:
+def write_published(
+    sets: Sequence[Published], out_dir: Path, *, source: str, control: pa.Table | None = None
+) -> None:
     """Write the tables of all sets, the lists of ids, and contamination.csv; `source` names the searched dataset."""
     examples, pairs, results = [EXAMPLES.empty_table()], [PAIRS.empty_table()], [RESULTS.empty_table()]
     planted = [PLANTINGS.empty_table()]
@@ -105,7 +109,7 @@ def write_published(sets: Sequence[Published], out_dir: Path, *, source: str) ->
         _write_lines(out_dir / f"{one.name}.overlap_ids.txt", ids.filter(overlaps).to_pylist())
         _write_lines(out_dir / f"{one.name}.clean_ids.txt", ids.filter(pc.invert(overlaps)).to_pylist())
     files = {"examples": examples, "overlap": pairs, "results": results, "planted": planted}
-    for name, tables in files.items():
+    for name, tables in (files | ({} if control is None else {"control": [control]})).items():
         partial = out_dir / f"{name}.parquet.tmp"
         pq.write_table(pa.concat_tables(tables), partial, compression="zstd")
         partial.replace(out_dir / f"{name}.parquet")
@@ -118,16 +122,26 @@ def read_published(folder: Path) -> dict[str, Published]:
     Raises:
         DedupError: a table is missing or is not one.
     """
-    tables = {}
     schemas = {"examples": EXAMPLES, "overlap": PAIRS, "results": RESULTS, "planted": PLANTINGS}
-    for name, schema in schemas.items():
-        file = folder / f"{name}.parquet"
-        try:
-            tables[name] = pq.read_table(file, columns=schema.names).cast(schema)
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            raise DedupError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
+    tables = {name: _read(folder / f"{name}.parquet", schema) for name, schema in schemas.items()}
     names = pc.unique(tables["examples"]["eval"]).to_pylist()
     return {name: _one(name, *(_of(table, "eval", name) for table in tables.values())) for name in names}
+
+
+def read_control(folder: Path, images: int) -> Control:
+    """Return the negative control as its table has it; `images` were compared with it.
+
+    Raises:
+        DedupError: the table is missing or is not one.
+    """
+    return Control.of(_read(folder / "control.parquet", CONTROL), images)
+
+
+def _read(file: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=schema.names).cast(schema)
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise DedupError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def _one(name: str, examples: pa.Table, pairs: pa.Table, results: pa.Table, planted: pa.Table) -> Published:

@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dedup import charts
+from dedup.control import Control
 from dedup.eval_sets import EvalSet, find_set, registered
 from dedup.measure import Recall
 from dedup.overlap import OverlapSummary
@@ -31,7 +32,7 @@ from dedup.statistics import SIGNIFICANCE, Proportion, SplitAccuracy, bonferroni
 
 MIN_SETS = 5
 """The median of fewer sets is not reported."""
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _CAPTION_CHARS = 400
 
 
@@ -185,6 +186,7 @@ class ReportData:
     tail: tuple[QueryRow, ...] = ()
     queries: str = ""  # all of them, for the page's search: `query_search.encode_queries`
     detector: bool = False  # whether a copy detector searched for edited copies
+    control: Control | None = None
     refused: Mapping[str, int] | None = None  # pairs by the opt-out signal or block list that excluded them
 
     @property
@@ -213,6 +215,7 @@ def render_json(data: ReportData) -> str:
         "overall": overall(data),
         "min_quality": data.min_quality,
         "detector": data.detector,
+        "control": data.control.to_json() if data.control else None,
         "refused": None if data.refused is None else dict(data.refused),
         "sets": [_set_json(report, tests) for report in data.evals],
         "not_measured": [known.name for known in data.not_measured],

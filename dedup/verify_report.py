@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from dedup.errors import DedupError
 from dedup.overlap import pick_evidence
-from dedup.published import Published, derive, read_published
+from dedup.published import Published, derive, read_control, read_published
 from dedup.report import (
     FORMAT_VERSION,
     Balance,
@@ -54,6 +54,8 @@ def verify_report(folder: Path) -> list[str]:
     reviews = Reviews.read([path for path in [folder / "reviews.json"] if path.exists()])
     try:
         data = _derived(told, published, reviews)
+        if told["control"] is not None:
+            data = replace(data, control=read_control(folder, told["control"]["images"]))
         missing = sorted({one["name"] for one in told["sets"]} ^ set(published))
         problems = [f"{name}: in only one of overlap.json and examples.parquet" for name in missing]
         problems += _differences("overlap.json", told, json.loads(render_json(data)))

@@ -69,6 +69,10 @@ class Account:
                 )
         return found
 
+    def inputs_of(self, stage: str) -> int:
+        """Return the rows that a stage read; 0 if it has not run."""
+        return next((line.inputs for line in self.stages if line.stage == stage), 0)
+
     def emptied_by(self) -> StageAccount | None:
         """Return the first stage that kept nothing, if any: the dataset is then empty, although no stage failed."""
         return next((stage for stage in self.stages if not stage.kept), None)

@@ -56,6 +56,7 @@ class DedupConfig(Table):
     eval_max_distance_bits: Annotated[int, Field(ge=0, le=31)] = 31
     min_quality: Annotated[int, Field(ge=0, le=100)] = 50
     planted: Annotated[int, Field(ge=0)] = 0  # images of each evaluation set edited in 66 ways, to measure recall
+    control: Annotated[int, Field(ge=0, le=10_000)] = 100  # rendered images that nothing may match; 0: none
     detector: str = "pdq"  # or "copy", or the path of an .onnx model, for edited copies of evaluation images
 
     @field_validator("detector")

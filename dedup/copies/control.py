@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 
-def control_images(count: int, seed: int) -> list[np.ndarray]:
-    """Return RGB images of 160 to 256 pixels a side: shapes over gradients, with texture, as busy as photos."""
-    return [_render(random.Random(f"control:{seed}:{number}")) for number in range(count)]
+def control_image(number: int, seed: int) -> np.ndarray:
+    """Return an RGB image of 160 to 256 pixels a side: shapes over gradients, with texture, as busy as a photo."""
+    return _render(random.Random(f"control:{seed}:{number}"))
 
 
 def _render(chance: random.Random) -> np.ndarray:

@@ -72,6 +72,7 @@ class EvalIndexes:
     sha256: Mapping[str, str]  # of each file of the sets
     digest: str
     detector: Detector | None = None
+    folder: str = "evals"
 
     @property
     def names(self) -> list[str]:
@@ -94,7 +95,7 @@ class EvalIndexes:
         return CopyFinder(detector, index, lambda row: decode_rgb(thumbnails[row].as_py()))
 
     def _read(self, workspace: Workspace, name: str, table: str) -> pa.Table:
-        file = f"evals/{name}/{table}.parquet"
+        file = f"{self.folder}/{name}/{table}.parquet"
         return workspace.read_table(file, sha256=self.sha256[file])
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.control import CONTROL_SET, Control, control_table
 from dedup.decode import decode_rgb
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import outline, read_thumbnails, thumbnail
@@ -120,6 +121,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     published = [
         read_measured(workspace, evaluation.name, measured=config.dedup.planted > 0) for evaluation in config.evals
     ]
+    control = _read_control(workspace)
     data = ReportData(
         facts=_facts(config, allowlist, manifest),
         stages=tuple(StageFlow(s.stage, s.inputs, s.kept, s.reasons) for s in account.stages),
@@ -129,6 +131,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         ),
         min_quality=config.dedup.min_quality,
         detector=config.dedup.detector != "pdq",
+        control=None if control is None else Control.of(control, account.inputs_of("dedup")),
         refused=dict(compliance.refused),
         balance=Balance.of(
             balance["matched"].to_numpy(),
@@ -148,7 +151,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
     with scratch_folder("report") as scratch:
         folder = Path(scratch)
         write_report(data, folder)
-        write_published(published, folder, source="this dataset")
+        write_published(published, folder, source="this dataset", control=control)
         (folder / "accounting.json").write_text(_account_json(account))
         (folder / "data_card.md").write_text(card)
         sources = write_sources_page(workspace, shards, len(manifest["shards"]))
@@ -232,6 +235,14 @@ def read_measured(workspace: Workspace, name: str, *, measured: bool) -> Publish
     planted = f"measured/{name}.parquet"
     recall = workspace.read_table(planted) if measured else PLANTED.empty_table()
     return Published(name, index, pairs, read_results(workspace, name, index), recall)
+
+
+def _read_control(workspace: Workspace) -> pa.Table | None:
+    """Return the negative control and its matches; None if the build has none."""
+    if not workspace.exists("dedup/control.parquet"):
+        return None
+    index = workspace.read_table(f"control/{CONTROL_SET}/index.parquet", ["eval_id"])
+    return control_table(index["eval_id"], workspace.read_table("dedup/control.parquet", ["eval_id", "uid"]))
 
 
 def _eval_report(

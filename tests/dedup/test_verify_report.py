@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dedup.control import CONTROL, Control
 from dedup.errors import DedupError
 from dedup.measure import Recall
 from dedup.overlap import OVERLAP, pick_evidence
@@ -77,6 +78,7 @@ def folder(tmp_path: Path) -> Path:
     )
     (tmp_path / "reviews.json").write_text(reviews.to_json())
     evals = tuple(replace(derive(one, 31, 50, evidence, reviews), evidence_limit=EVIDENCE) for one in sets)
+    control = pa.table([["a.png", "b.png", "c.png"], [["u1", "u2"], [], []]], CONTROL)
     data = ReportData(
         facts=(("Seed", "7"), ("Pairs", "1,234")),
         stages=(StageFlow("pool", 10, 6, {"no_match": 4}),),
@@ -85,10 +87,11 @@ def folder(tmp_path: Path) -> Path:
         balance=Balance.of(np.array([1, 5, 90]), np.array([1, 5, 20]), 20, np.array([1, 5, 30]), 40),
         head=(QueryRow("cat", 90, 30, 20),),
         detector=True,
+        control=Control.of(control, 77),
         refused={"robots.txt": 3},
     )
     write_report(data, tmp_path)
-    write_published(sets, tmp_path, source="data")
+    write_published(sets, tmp_path, source="data", control=control)
     (tmp_path / "accounting.json").write_text(json.dumps({"stages": [dict(vars(s)) for s in data.stages]}))
     return tmp_path
 
@@ -165,6 +168,18 @@ def test_a_missing_row_is_found(folder: Path, table: str):
     assert any(problem.startswith("overlap.json: sets: cifar10") for problem in verify_report(folder))
 
 
+def test_the_negative_control_is_derived_from_its_table(folder: Path):
+    told = json.loads((folder / "overlap.json").read_text())["control"]
+    assert (told["pictures"], told["images"], told["matches"]) == (3, 77, 1)
+    assert "rate of false matches 33.3" in (folder / "index.html").read_text()
+    rows = pq.read_table(folder / "control.parquet")
+    pq.write_table(rows.slice(1), folder / "control.parquet")
+    assert "overlap.json: control: matches is 1, but the tables give 0" in verify_report(folder)
+    (folder / "control.parquet").unlink()
+    with pytest.raises(DedupError, match=r"control\.parquet: cannot be read"):
+        verify_report(folder)
+
+
 def test_the_account_is_compared(folder: Path):
     (folder / "accounting.json").write_text(json.dumps({"stages": [{"stage": "pool", "inputs": 11, "kept": 6}]}))
     assert "account: pool: inputs differs between overlap.json and accounting.json" in verify_report(folder)
@@ -174,8 +189,8 @@ def test_the_account_is_compared(folder: Path):
     ("file", "content"),
     [
         ("overlap.json", b"[]"),
+        ("overlap.json", b'{"format": 5}'),
         ("overlap.json", b'{"format": 4}'),
-        ("overlap.json", b'{"format": 3}'),
         ("overlap.parquet", b"no parquet"),
         ("examples.parquet", None),
         ("index.html", b"\xff"),

@@ -22,6 +22,7 @@ from pipeline.engine.units import UnitOutput, Work
 from pipeline.engine.workspace import Workspace
 from pipeline.fetching.block_files import BlockFiles, read_block_lists
 from pipeline.records import DECISIONS, Reason
+from pipeline.stages import control
 from pipeline.stages.balance.ranking import Ranking
 from pipeline.stages.balance.scans import OpenSelect, SelectQueries, matched_columns
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
@@ -42,17 +43,20 @@ _LOST_CAPTIONS = pa.schema([("survivor", pa.string()), ("uid", pa.string()), ("c
 class OpenOverlap:
     root: str
     indexes: EvalIndexes
+    control: EvalIndexes
     min_quality: int
 
     def open(self) -> Work:
-        return FindOverlap(self.indexes.load(Workspace(self.root)), self.min_quality, self.indexes.detector)
+        sets = {one.name: one for one in self.indexes.load(Workspace(self.root))}
+        sets |= {control.OVERLAP: one for one in self.control.load(Workspace(self.root))}
+        return FindOverlap(sets, self.min_quality, self.indexes.detector)
 
 
 @dataclass(frozen=True)
 class FindOverlap:
-    """Compare every fetched image of a part with every evaluation set."""
+    """Compare every fetched image of a part with every evaluation set, by name, and the negative control."""
 
-    sets: list[LoadedEval]
+    sets: Mapping[str, LoadedEval]
     min_quality: int
     detector: Detector | None
 
@@ -74,10 +78,10 @@ class FindOverlap:
 
     def _find(self, images: pa.Table, described: DescribedPart | None) -> list[pa.Table]:
         found = [_OVERLAP.empty_table()]
-        for loaded in self.sets:
+        for name, loaded in self.sets.items():
             matches = loaded.find(images, self.min_quality, described)
             found.append(
-                matches.append_column("eval", pa.repeat(loaded.name, matches.num_rows))
+                matches.append_column("eval", pa.repeat(name, matches.num_rows))
                 .select(_OVERLAP.names)
                 .cast(_OVERLAP)
             )
@@ -241,7 +245,7 @@ def _mark_overlap(workspace: Workspace, part: FetchedPart, kept: pa.ChunkedArray
 
 @dataclass(frozen=True)
 class CollectOverlap:
-    """Join the overlap rows of all parts with one evaluation set."""
+    """Join the overlap rows of all parts with one evaluation set, or with the negative control."""
 
     marked: list[str]
 
@@ -253,5 +257,5 @@ class CollectOverlap:
         found = pa.concat_tables(tables).sort_by(
             [("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")]
         )
-        output.write_table(f"dedup/overlap/{name}.parquet", found)
+        output.write_table("dedup/control.parquet" if name == control.OVERLAP else f"dedup/overlap/{name}.parquet", found)
         return {"inputs": found.num_rows, "kept": found.num_rows}

@@ -20,6 +20,7 @@ from pipeline.engine.shuffle import Pieces, gather_pieces, spill
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
+from pipeline.stages import control
 from pipeline.stages.balance.exact import PACKED_UID, pack_uids, priorities, query_hashes, uid_numbers
 from pipeline.stages.dedup.settle import EDGES, LISTENERS, PACKED_DUPLICATES, bucket_of_uid, distinct_listeners
 
@@ -64,7 +65,9 @@ def successes(workspace: Workspace, part: FetchedPart, columns: list[str]) -> pa
 
 
 def in_evals(workspace: Workspace, part: FetchedPart) -> pa.ChunkedArray:
-    return workspace.read_table(part.file(".wit/dedup/overlap"), ["uid"])["uid"]
+    """Return the uids of the images that match an evaluation set; the negative control is not one."""
+    overlap = workspace.read_table(part.file(".wit/dedup/overlap"), ["eval", "uid"])
+    return overlap.filter(pc.not_equal(overlap["eval"], control.OVERLAP))["uid"]
 
 
 @dataclass(frozen=True)

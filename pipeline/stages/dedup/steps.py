@@ -12,7 +12,7 @@ Steps (scratch results are under `.wit/dedup/` until the stage is done):
     survive    fetched parts -> the pairs that are not duplicates
     count, select                                            } stages/balance/scans.py, with the final cap
     decide     fetched parts -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
-    collect    evaluation set -> dedup/overlap/<name>.parquet
+    collect    evaluation set -> dedup/overlap/<name>.parquet, negative control -> dedup/control.parquet
 
 If there are many parts, a unit has several of them. Decisions are data: nothing is deleted here; the shards stage
 applies them.
@@ -44,6 +44,7 @@ from pipeline.engine.units import (
 )
 from pipeline.fetching.block_files import REFILLED, BlockFiles, contents_of, find_takedowns
 from pipeline.records import Reason
+from pipeline.stages import control
 from pipeline.stages.balance.ranking import RANDOM, Ranking
 from pipeline.stages.balance.scans import (
     Balance,
@@ -61,7 +62,7 @@ from pipeline.stages.evals import EvalIndexes, run_evals
 from pipeline.stages.measured import run_measured
 from queries.allowlist import Allowlist
 
-VERSION = 6
+VERSION = 7
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_PIECE = 50_000
@@ -91,6 +92,7 @@ def run_dedup(
     if detector and config.evals:
         run_described(build, detector, fetched)
     run_measured(build, config, base_dir, indexes)
+    controls = control.run_control(build, config, detector)
     taken = find_takedowns(build.workspace, REFILLED)
     content = sorted(
         (name, f.sha256)
@@ -104,13 +106,14 @@ def run_dedup(
     limit = config.filters.max_urls_per_image
     limited = [] if limit is None else [{"max_urls": limit}]
     refilled = [contents_of(taken)] if taken else []
-    stage_digest = digest(*decides, allowlist.sha256, *ranked, *limited, *refilled)
+    stage_digest = digest(*decides, controls.digest, allowlist.sha256, *ranked, *limited, *refilled)
     done = finished_stage(build.workspace, "dedup", stage_digest)
     if done is not None:
         build.progress.say("dedup          already done")
         return done
     images = add_counts((filtered or fetched).values())["kept"]
-    stage = _Stage(build, config, indexes, list(fetched), bool(filtered), keys.ranking, images, stage_digest, taken)
+    parts, ranking = list(fetched), keys.ranking
+    stage = _Stage(build, config, indexes, controls, parts, bool(filtered), ranking, images, stage_digest, taken)
     stage.overlap()
     duplicates = stage.write(stage.compare(stage.group()))
     survivors = stage.survive()
@@ -153,6 +156,7 @@ class _Stage:
     build: Build
     config: Config
     indexes: EvalIndexes
+    controls: EvalIndexes
     parts: list[str]
     is_filtered: bool
     ranking: Ranking
@@ -192,7 +196,7 @@ class _Stage:
         return {group.name: group for group in groups}
 
     def overlap(self) -> dict[str, Marker]:
-        prepare = OpenOverlap(self.build.workspace.root, self.indexes, self.config.dedup.min_quality)
+        prepare = OpenOverlap(self.build.workspace.root, self.indexes, self.controls, self.config.dedup.min_quality)
         return self._run("overlap", self._parts(), prepare)
 
     def group(self) -> dict[str, Marker]:
@@ -252,4 +256,5 @@ class _Stage:
 
     def collect(self) -> dict[str, Marker]:
         marked = [f".wit/dedup/marked/{name}.parquet" for name in self._groups()]
-        return self._run("collect", {name: name for name in self.indexes.names}, Stateless(CollectOverlap(marked)))
+        names = [*self.indexes.names, *([control.OVERLAP] if self.controls.names else [])]
+        return self._run("collect", {name: name for name in names}, Stateless(CollectOverlap(marked)))

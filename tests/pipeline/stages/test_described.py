@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from support.copies import save_model, scene
 
+from dedup.copies.control import control_image
 from dedup.copies.edits import EDITS
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint
@@ -62,7 +63,9 @@ def fetched_part(workspace: Workspace, files: dict[str, bytes]) -> Marker:
     return Marker("d", output.files, {"inputs": len(rows) + 1, "kept": len(rows)})
 
 
-def run(folder: Path, detector: str, files: dict[str, bytes], planted: int = 0) -> Workspace:
+def run(
+    folder: Path, detector: str, files: dict[str, bytes], planted: int = 0, control: int = 3, evals: str = "report"
+) -> Workspace:
     workspace = Workspace(str(folder / "work"))
     (folder / "queries.txt").write_text("query\n")
     path = str(folder / "queries.parquet")
@@ -73,7 +76,7 @@ def run(folder: Path, detector: str, files: dict[str, bytes], planted: int = 0) 
             "allowlist": {"path": "queries.parquet"},
             "sources": [{"kind": "warc", "paths": ["x"]}],
             "fetch": {"network": False, "parts": 1},
-            "dedup": {"detector": detector, "planted": planted},
+            "dedup": {"detector": detector, "planted": planted, "control": control, "evals": evals},
             "evals": [{"name": "scenes", "kind": "folder", "path": "scenes"}],
         }
     )
@@ -193,3 +196,26 @@ def test_planted_edits_measure_the_recall_of_a_build(folder, files, monkeypatch)
         assert {kind: row["planted"] for kind, row in rows.items()} == dict.fromkeys(kinds, 3)
         assert (rows["same"]["found"], rows["crop 80%"]["found"], rows["flip"]["found"]) == (3, crops, 3)
         assert rows["same"]["confused"] == 0
+
+
+@pytest.mark.parametrize("detector", ["model.onnx", "pdq"])
+def test_matches_of_the_negative_control_are_counted_and_remove_nothing(folder, files, detector):
+    leaked = {"a rendered image": jpeg(control_image(1, 0))}
+    workspace = run(folder, detector, files | leaked, evals="remove")
+    (row,) = workspace.read_table("dedup/control.parquet").to_pylist()
+    uid = pair_uid("http://example.org/a rendered image", "a rendered image")
+    assert (row["eval_id"], row["uid"], row["kept"]) == ("00001.png", uid, True)
+    decisions = {one["uid"]: one["reason"] for one in workspace.read_table("dedup/decisions/part-00000.parquet").to_pylist()}
+    assert decisions[uid] is None
+    same = pair_uid("http://example.org/same", "same")
+    assert decisions[same] == "eval_overlap"
+    assert not workspace.exists("dedup/overlap/_control.parquet")
+
+
+def test_without_copies_the_negative_control_matches_nothing_and_can_be_switched_off(folder, files, tmp_path):
+    for part in ("scenes", "model.onnx"):
+        (tmp_path / part).symlink_to(folder / part)
+    workspace = run(tmp_path, "model.onnx", files)
+    assert workspace.read_table("dedup/control.parquet").num_rows == 0
+    assert workspace.read_table("control/rendered/index.parquet").num_rows == 3
+    assert not run(tmp_path, "model.onnx", files, control=0).exists("dedup/control.parquet")
