@@ -116,6 +116,7 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         kept = overlap.append_column("kept", pa.repeat(True, overlap.num_rows))
         index = pq.read_table(folder / "index.parquet", columns=["eval_id", "reason", "quality"])
         recall = _measure(matches, first, summary, settings) if settings.planted else None
+        index = index.append_column("long_captions", pa.nulls(index.num_rows, pa.int32()))
         published = Published(name, index, kept, planted=recall.table() if recall else PLANTED.empty_table())
         report = _report(published, folder, Path(scratch), settings)
     images = counts.pop("kept")

@@ -2,6 +2,7 @@
 
 examples.parquet      every example of every set: whether it could be read, and its PDQ quality (`EXAMPLES`)
 overlap.parquet       every matching pair, with what the match rests on (`PAIRS`)
+captions.parquet      every pair whose caption is that of an example (`CAPTION_PAIRS`)
 planted.parquet       planted edits of each set, and how many of them were found (`PLANTINGS`)
 results.parquet       whether each evaluated model is correct on each example (`RESULTS`)
 control.parquet       every rendered image of the negative control, and what matches it (`CONTROL`)
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.captions import CAPTION_OVERLAP, summarise_captions
 from dedup.control import CONTROL, Control
 from dedup.errors import DedupError
 from dedup.eval_sets import find_set
@@ -29,8 +31,15 @@ from dedup.reviews import Reviews
 from dedup.statistics import contamination, split_accuracy
 
 EXAMPLES = pa.schema(
-    [("eval", pa.string()), ("eval_id", pa.string()), ("reason", pa.string()), ("quality", pa.int32())]
+    [
+        ("eval", pa.string()),
+        ("eval_id", pa.string()),
+        ("reason", pa.string()),
+        ("quality", pa.int32()),
+        ("long_captions", pa.int32()),  # captions long enough to compare; null for an example without any
+    ]
 )
+CAPTION_PAIRS = pa.schema([pa.field("eval", pa.string()), *CAPTION_OVERLAP, pa.field("kept", pa.bool_())])
 PLANTINGS = pa.schema([pa.field("eval", pa.string()), *PLANTED])
 PAIRS = pa.schema([pa.field("eval", pa.string()), *OVERLAP, pa.field("kept", pa.bool_())])
 RESULTS = pa.schema([("eval", pa.string()), ("model", pa.string()), ("eval_id", pa.string()), ("correct", pa.bool_())])
@@ -45,6 +54,7 @@ class Published:
     pairs: pa.Table
     results: Mapping[str, pa.Table] = field(default_factory=dict)  # by model
     planted: pa.Table = field(default_factory=PLANTED.empty_table)
+    captions: pa.Table | None = None  # None: the set has no captions
 
     @property
     def readable(self) -> pa.Table:
@@ -78,6 +88,9 @@ def derive(
         accuracies=accuracies(published),
         judged=reviews.of([(published.name, pair.eval_id, pair.uid) for pair in shown]),
         recall=Recall.of(published.planted),
+        captions=None
+        if published.captions is None
+        else summarise_captions(readable["long_captions"], published.captions),
     )
 
 
@@ -92,23 +105,29 @@ def accuracies(published: Published) -> tuple[ModelAccuracy, ...]:
     return tuple(scores)
 
 
-def write_published(
-    sets: Sequence[Published], out_dir: Path, *, source: str, control: pa.Table | None = None
-) -> None:
+def write_published(sets: Sequence[Published], out_dir: Path, *, source: str, control: pa.Table | None = None) -> None:
     """Write the tables of all sets, the lists of ids, and contamination.csv; `source` names the searched dataset."""
     examples, pairs, results = [EXAMPLES.empty_table()], [PAIRS.empty_table()], [RESULTS.empty_table()]
-    planted = [PLANTINGS.empty_table()]
+    planted, captions = [PLANTINGS.empty_table()], [CAPTION_PAIRS.empty_table()]
     for one in sets:
         examples.append(_named(one.examples, EXAMPLES, {"eval": one.name}))
         pairs.append(_named(one.pairs, PAIRS, {"eval": one.name}))
         results += [_named(t, RESULTS, {"eval": one.name, "model": m}) for m, t in sorted(one.results.items())]
         planted.append(_named(one.planted, PLANTINGS, {"eval": one.name}))
+        if one.captions is not None:
+            captions.append(_named(one.captions, CAPTION_PAIRS, {"eval": one.name}))
         found = one.overlapping()
         ids = one.readable["eval_id"]
         overlaps = pc.is_in(ids, found)
         _write_lines(out_dir / f"{one.name}.overlap_ids.txt", ids.filter(overlaps).to_pylist())
         _write_lines(out_dir / f"{one.name}.clean_ids.txt", ids.filter(pc.invert(overlaps)).to_pylist())
-    files = {"examples": examples, "overlap": pairs, "results": results, "planted": planted}
+    files = {
+        "examples": examples,
+        "overlap": pairs,
+        "results": results,
+        "planted": planted,
+        "captions": captions,
+    }
     for name, tables in (files | ({} if control is None else {"control": [control]})).items():
         partial = out_dir / f"{name}.parquet.tmp"
         pq.write_table(pa.concat_tables(tables), partial, compression="zstd")
@@ -122,7 +141,13 @@ def read_published(folder: Path) -> dict[str, Published]:
     Raises:
         DedupError: a table is missing or is not one.
     """
-    schemas = {"examples": EXAMPLES, "overlap": PAIRS, "results": RESULTS, "planted": PLANTINGS}
+    schemas = {
+        "examples": EXAMPLES,
+        "overlap": PAIRS,
+        "results": RESULTS,
+        "planted": PLANTINGS,
+        "captions": CAPTION_PAIRS,
+    }
     tables = {name: _read(folder / f"{name}.parquet", schema) for name, schema in schemas.items()}
     names = pc.unique(tables["examples"]["eval"]).to_pylist()
     return {name: _one(name, *(_of(table, "eval", name) for table in tables.values())) for name in names}
@@ -144,9 +169,13 @@ def _read(file: Path, schema: pa.Schema) -> pa.Table:
         raise DedupError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _one(name: str, examples: pa.Table, pairs: pa.Table, results: pa.Table, planted: pa.Table) -> Published:
+def _one(
+    name: str, examples: pa.Table, pairs: pa.Table, results: pa.Table, planted: pa.Table, captions: pa.Table
+) -> Published:
     models = pc.unique(results["model"]).to_pylist()
-    return Published(name, examples, pairs, {model: _of(results, "model", model) for model in models}, planted)
+    by_model = {model: _of(results, "model", model) for model in models}
+    has_captions = examples["long_captions"].null_count < examples.num_rows
+    return Published(name, examples, pairs, by_model, planted, captions if has_captions else None)
 
 
 def _of(table: pa.Table, column: str, value: str) -> pa.Table:

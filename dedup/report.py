@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dedup import charts
+from dedup.captions import CaptionSummary
 from dedup.control import Control
 from dedup.eval_sets import EvalSet, find_set, registered
 from dedup.measure import Recall
@@ -147,6 +148,7 @@ class EvalReport:
     evidence_limit: int = 24  # pairs that the evidence was picked up to
     judged: Judged | None = None  # what people said of the evidence
     recall: Recall | None = None  # of edits of the set's own images, planted in this run
+    captions: CaptionSummary | None = None  # None: the set has no captions
 
     @property
     def known(self) -> EvalSet | None:
@@ -260,6 +262,7 @@ def render_html(data: ReportData) -> str:
             data=data,
             overall=overall(data),
             sets=[_set_view(report) for report in data.evals],
+            captioned=any(report.captions for report in data.evals),
             axis_end=charts.round_ceiling(max(map(_largest_share, data.evals), default=0)),
             balance=_balance_view(data.balance),
             scores=_score_rows(data, tests),
@@ -394,6 +397,9 @@ def _set_json(report: EvalReport, tests: Counter[str]) -> dict[str, Any]:
         if report.judged is None
         else vars(report.judged) | {"precision": _proportion_json(report.judged.precision)},
         "recall": None if report.recall is None else report.recall.to_json(),
+        "captions": None
+        if report.captions is None
+        else vars(report.captions) | {"share": _proportion_json(report.captions.share)},
         "corrected_fraction": None if report.corrected is None else list(report.corrected),
         "evidence": [
             {name: value for name, value in vars(pair).items() if not name.endswith("_jpeg")}

@@ -115,7 +115,8 @@ def _check_inputs(project: Project) -> None:
     for evaluation in project.config.evals:
         path, kind = project.resolve(evaluation.path), evaluation.kind
         try:
-            next(read_examples(kind, path, image_column=evaluation.image, label_column=evaluation.label), None)
+            columns = {"label_column": evaluation.label, "caption_column": evaluation.caption}
+            next(read_examples(kind, path, image_column=evaluation.image, **columns), None)
         except Exception as error:  # any error of a store: missing package, credentials or network
             raise ConfigError(f"evals: {evaluation.name}: {one_line(error)}") from None
 

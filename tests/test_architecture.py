@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "queries": {"queries"},
-    "dedup": {"dedup", "queries.parquet_pages", "queries.redact"},
+    "dedup": {"dedup", "queries.normal_form", "queries.parquet_pages", "queries.redact"},
     "pipeline": {"pipeline", "queries", "dedup"},
     "trainer": {
         "trainer",

@@ -17,4 +17,5 @@ class EvalSetConfig(BaseModel):
     path: str
     image: str = "image"  # parquet: the column of encoded image bytes (or the HF struct with a `bytes` field)
     label: str | None = None  # parquet: the column of class names; webdataset: the field of the json
+    caption: str | None = None  # parquet: the column of captions; webdataset: a field of the json, or "txt"
     max_distance_bits: Annotated[int, Field(ge=0, le=31)] | None = None  # overrides dedup.eval_max_distance_bits

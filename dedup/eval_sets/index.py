@@ -3,8 +3,9 @@
     <out_dir>/<name>/index.parquet       one row per example, unreadable ones included (`INDEX`)
     <out_dir>/<name>/thumbnails.parquet  eval_id and a small JPEG, in small row groups, to be picked from by row
     <out_dir>/<name>/vectors.parquet     eval_id and the descriptors of all views (docs/copies.md), with a detector only
+    <out_dir>/<name>/captions.parquet    eval_id and a caption (`CAPTIONS`), if the set has captions
 
-Both appear whole or not at all, index.parquet last; equal images give equal bytes.
+They appear whole or not at all, index.parquet last; equal images give equal bytes.
 """
 
 import hashlib
@@ -50,6 +51,9 @@ INDEX = pa.schema(
 
 VECTORS = pa.schema([("eval_id", pa.string()), ("vectors", pa.binary())])  # of the readable examples, in their order
 
+CAPTIONS = pa.schema([("eval_id", pa.string()), ("caption", pa.string())])
+"""The captions of the readable examples, in their order; an example may have several."""
+
 _DETECTOR_KEY = b"wit.detector"  # in the metadata of vectors.parquet: the SHA-256 of the model
 _THUMBNAILS = pa.schema([("eval_id", pa.string()), ("jpeg", pa.binary())])
 _THUMBNAIL_PX = 160  # at which copies are verified
@@ -83,6 +87,7 @@ def index_eval_set(
     *,
     image_column: str = "image",
     label_column: str | None = None,
+    caption_column: str | None = None,
     detector: Detector | None = None,
     on_progress: Callable[[int], object] = lambda examples: None,
 ) -> EvalSummary:
@@ -91,18 +96,22 @@ def index_eval_set(
     `on_progress` is called with the number of examples done so far, every 128.
     Raises `FileNotFoundError` or `DedupError` with one line if there is nothing to index.
     """
-    examples = read_examples(kind, os.fspath(path), image_column=image_column, label_column=label_column)
+    examples = read_examples(
+        kind, os.fspath(path), image_column=image_column, label_column=label_column, caption_column=caption_column
+    )
     counts: Counter[str] = Counter()
     folder = out_dir / name
     with ExitStack() as stack:
         index = stack.enter_context(_replacing(folder / "index.parquet"))
         thumbnails = stack.enter_context(_replacing(folder / "thumbnails.parquet"))
         vectors = stack.enter_context(_replacing(folder / "vectors.parquet")) if detector else None
+        captions = stack.enter_context(_replacing(folder / "captions.parquet")) if caption_column else None
         with ExitStack() as writers:
             output = _Output(
                 writers.enter_context(_writer(index, INDEX)),
                 writers.enter_context(_writer(thumbnails, _THUMBNAILS)),
                 writers.enter_context(_writer(vectors, _vectors_schema(detector))) if vectors and detector else None,
+                writers.enter_context(_writer(captions, CAPTIONS)) if captions else None,
             )
             _write(_measured(examples, detector), output, counts, on_progress)
         return _summary(name, os.fspath(path), counts)
@@ -174,6 +183,7 @@ class _Output:
     facts: pq.ParquetWriter
     thumbnails: pq.ParquetWriter
     vectors: pq.ParquetWriter | None
+    captions: pq.ParquetWriter | None
 
 
 @dataclass(frozen=True)
@@ -181,6 +191,7 @@ class _Measured:
     row: dict[str, Any]  # of the index
     jpeg: bytes = b""
     vectors: bytes = b""
+    captions: tuple[str, ...] = ()
 
 
 def _measured(examples: Iterable[Example], detector: Detector | None) -> Iterator[list[_Measured]]:
@@ -215,7 +226,7 @@ def _measure(detector: Detector | None, example: Example) -> _Measured:
     height, width = rgb.shape[:2]
     facts = {"width": width, "height": height, "quality": fingerprint(rgb).quality, "views": views}
     vectors = describe_views(detector, [rgb]).tobytes() if detector else b""
-    return _Measured(row | facts, thumbnail(rgb), vectors)
+    return _Measured(row | facts, thumbnail(rgb), vectors, example.captions)
 
 
 def _write(
@@ -230,6 +241,9 @@ def _write(
         output.thumbnails.write_table(pa.table([ids, [one.jpeg for one in shown]], _THUMBNAILS))
         if output.vectors:
             output.vectors.write_table(pa.table([ids, [one.vectors for one in shown]], VECTORS))
+        if output.captions:
+            texts = [(one.row["eval_id"], caption) for one in shown for caption in one.captions]
+            output.captions.write_table(pa.table([list(c) for c in zip(*texts, strict=True)] or [[], []], CAPTIONS))
         if len(rows) >= _INDEX_ROWS:
             output.facts.write_table(pa.Table.from_pylist(rows, INDEX))
             rows = []

@@ -52,14 +52,21 @@ class Example:
     label: str | None
     encoded: bytes
     failure: Failure = ""
+    captions: tuple[str, ...] = ()
 
 
 def read_examples(
-    kind: str, path: str, *, image_column: str = "image", label_column: str | None = None
+    kind: str,
+    path: str,
+    *,
+    image_column: str = "image",
+    label_column: str | None = None,
+    caption_column: str | None = None,
 ) -> Iterator[Example]:
     """Yield the examples in a fixed order.
 
     `label_column` names the column (parquet) or the json field (webdataset) of the class; "label" if there is one.
+    `caption_column` names those of the captions, a text or a list of texts; of webdataset also "txt", the text file.
     Bytes of a name that are not UTF-8 become `\\xff`; a repeated name gets the suffix `#2`.
     Raises `FileNotFoundError` if the path does not exist, `DedupError` if it is not of this `kind`.
     """
@@ -67,13 +74,32 @@ def read_examples(
         fs, root = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
         raise DedupError(f"{path}: {error}") from error
+    if kind == "folder" and caption_column is not None:
+        raise DedupError(f"{path}: a folder has no captions; kinds 'webdataset' and 'parquet' do")
     if kind == "folder":
         return _named(_read_folder(fs, root))
     if kind == "webdataset":
-        return _named(_read_webdataset(fs, root, label_column or "label"))
+        return _named(_read_webdataset(fs, root, _Fields(label_column or "label", caption_column)))
     if kind == "parquet":
-        return _named(_read_parquet(fs, root, image_column, label_column))
+        return _named(_read_parquet(fs, root, _Columns(image_column, label_column, caption_column)))
     raise DedupError(f"unknown kind {kind!r}: choose one of {', '.join(get_args(Kind))}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """Fields of the json files of a WebDataset."""
+
+    label: str
+    caption: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Columns of Parquet files."""
+
+    image: str
+    label: str | None
+    caption: str | None
 
 
 def _named(examples: Iterator[Example]) -> Iterator[Example]:
@@ -86,7 +112,8 @@ def _named(examples: Iterator[Example]) -> Iterator[Example]:
             number += 1
             unique = f"{name}#{number}"
         seen.add(unique)
-        yield replace(example, eval_id=unique, label=example.label and _as_text(example.label))
+        captions = tuple(map(_as_text, example.captions))
+        yield replace(example, eval_id=unique, label=example.label and _as_text(example.label), captions=captions)
 
 
 def _as_text(name: str) -> str:
@@ -108,6 +135,12 @@ def _label_text(label: Any, names: Mapping[int, str]) -> str | None:
     if isinstance(label, int):  # True and False, too: 1 and 0
         return names.get(label, str(int(label)))
     return None if label is None else str(label)
+
+
+def _captions(value: Any) -> tuple[str, ...]:
+    """Return the captions in a field: a text or a list of texts, without empty ones."""
+    texts = value if isinstance(value, list) else [value]
+    return tuple(text for text in texts if isinstance(text, str) and text.strip())
 
 
 def _read_folder(fs: Any, root: str) -> Iterator[Example]:
@@ -158,7 +191,7 @@ def _is_regular(fs: Any, file: str) -> bool:
         return False
 
 
-def _read_webdataset(fs: Any, root: str, label_field: str) -> Iterator[Example]:
+def _read_webdataset(fs: Any, root: str, fields: _Fields) -> Iterator[Example]:
     for name, file in _files(fs, root, (".tar", ".tar.gz", ".tgz")):
         tar_name = name.split(".tar")[0]
         with _opened(fs, file) as stream:
@@ -167,7 +200,7 @@ def _read_webdataset(fs: Any, root: str, label_field: str) -> Iterator[Example]:
                     if isinstance(sample, Stray):
                         yield Example(f"{tar_name}/{sample.name}", None, b"", "other_file")
                     else:
-                        yield from _examples_of_sample(tar_name, sample, label_field)
+                        yield from _examples_of_sample(tar_name, sample, fields)
             except tarfile.TarError as error:
                 raise DedupError(f"{file}: damaged tar file ({error}); copy it again") from error
 
@@ -177,11 +210,11 @@ def _limit_bytes(suffix: str) -> int:
     return MAX_EXAMPLE_BYTES if kind in IMAGE_SUFFIXES else MAX_LABEL_BYTES if kind in ("cls", "json", "txt") else 0
 
 
-def _examples_of_sample(tar_name: str, sample: Sample, label_field: str) -> Iterator[Example]:
+def _examples_of_sample(tar_name: str, sample: Sample, fields: _Fields) -> Iterator[Example]:
     """Yield each image of a sample; if there are several, their names include the suffix.
 
-    A label belongs to the image of the same name: `0.left.cls` to `0.left.jpg`. `0.cls` belongs to `0.jpg`, or to all
-    images if there is none of that name.
+    A label or caption belongs to the image of the same name: `0.left.cls` to `0.left.jpg`. `0.cls` belongs to `0.jpg`,
+    or to all images if there is none of that name.
     """
     eval_id = f"{tar_name}/{sample.key}"
     texts = {
@@ -191,16 +224,19 @@ def _examples_of_sample(tar_name: str, sample: Sample, label_field: str) -> Iter
     }
     images = [member for member in sample.members if _is_image(member.suffix)]
     if not images and not sample.is_part:
-        yield Example(eval_id, _label_of(texts, "", label_field), b"", "no_image")
+        yield Example(eval_id, _label_of(texts, "", fields.label), b"", "no_image")
     is_shared = not any("." not in image.suffix for image in images)
     for image in images:
         part = posixpath.splitext(image.suffix.lower())[0] + "." if "." in image.suffix else ""
-        label = _label_of(texts, part, label_field)
+        label = _label_of(texts, part, fields.label)
+        captions = _captions_of(texts, part, fields.caption)
         if label is None and is_shared:
-            label = _label_of(texts, "", label_field)
+            label = _label_of(texts, "", fields.label)
+        if not captions and is_shared:
+            captions = _captions_of(texts, "", fields.caption)
         is_only = len(images) == 1 and not sample.is_part
         name = eval_id if is_only else f"{eval_id}.{image.suffix}"
-        yield Example(name, label, image.content or b"", "too_large" if image.content is None else "")
+        yield Example(name, label, image.content or b"", "too_large" if image.content is None else "", captions)
 
 
 def _is_image(suffix: str) -> bool:
@@ -210,25 +246,36 @@ def _is_image(suffix: str) -> bool:
 def _label_of(texts: Mapping[str, bytes], part: str, label_field: str) -> str | None:
     if (content := texts.get(f"{part}cls")) is not None:
         return content.decode("utf-8", "replace").strip()
-    if (content := texts.get(f"{part}json")) is not None:
-        try:
-            fields = json.loads(content)
-        except (ValueError, RecursionError):
-            fields = None
-        if isinstance(fields, dict) and (text := _label_text(fields.get(label_field), {})) is not None:
-            return text
+    if (text := _label_text(_json_field(texts, part, label_field), {})) is not None:
+        return text
     content = texts.get(f"{part}txt")
     return None if content is None else content.decode("utf-8", "replace").strip()
 
 
-def _read_parquet(fs: Any, root: str, image_column: str, label_column: str | None) -> Iterator[Example]:
+def _json_field(texts: Mapping[str, bytes], part: str, field: str) -> Any:
+    try:
+        fields = json.loads(texts.get(f"{part}json", b"null"))
+    except (ValueError, RecursionError):
+        return None
+    return fields.get(field) if isinstance(fields, dict) else None
+
+
+def _captions_of(texts: Mapping[str, bytes], part: str, field: str | None) -> tuple[str, ...]:
+    if field is None:
+        return ()
+    if field == "txt":
+        return _captions(texts.get(f"{part}txt", b"").decode("utf-8", "replace").strip())
+    return _captions(_json_field(texts, part, field))
+
+
+def _read_parquet(fs: Any, root: str, columns: _Columns) -> Iterator[Example]:
     for name, file in _files(fs, root, (".parquet",)):
         with _opened(fs, file) as stream:
             try:
                 parquet = GuardedParquet(stream, _IMAGES)
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DedupError(f"{file}: not a parquet file ({_first_line(error)})") from error
-            examples = _read_table(parquet, name.removesuffix(".parquet"), file, image_column, label_column)
+            examples = _read_table(parquet, name.removesuffix(".parquet"), file, columns)
             try:
                 yield from examples
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -241,24 +288,26 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
-def _read_table(
-    parquet: GuardedParquet, name: str, file: str, image_column: str, label_column: str | None
-) -> Iterator[Example]:
+def _read_table(parquet: GuardedParquet, name: str, file: str, columns: _Columns) -> Iterator[Example]:
     schema = parquet.schema
-    for column in (image_column, label_column):
+    for column in (columns.image, columns.label, columns.caption):
         if column is not None and column not in schema.names:
             raise DedupError(f"{file}: no column {column!r}; its columns are {', '.join(schema.names)}")
-    label_column = label_column or ("label" if "label" in schema.names else None)
-    _check_image_type(schema.field(image_column).type, file, image_column)
+    label_column = columns.label or ("label" if "label" in schema.names else None)
+    _check_image_type(schema.field(columns.image).type, file, columns.image)
     class_names = _class_names(schema, label_column)
-    columns = [image_column] if label_column is None else [image_column, label_column]
+    wanted = dict.fromkeys(filter(None, (columns.image, label_column, columns.caption)))
     row = 0
-    for batch in parquet.batches(columns):
-        labels = [None] * len(batch) if label_column is None else batch.column(label_column).to_pylist()
-        for image, label in zip(_images(batch.column(image_column)), labels, strict=True):
+    for batch in parquet.batches(list(wanted)):
+        labels, captions = (_values(batch, column) for column in (label_column, columns.caption))
+        for image, label, texts in zip(_images(batch.column(columns.image)), labels, captions, strict=True):
             text = _label_text(label, class_names)
-            yield Example(f"{name}/{row:07d}", text, *image)
+            yield Example(f"{name}/{row:07d}", text, *image, captions=_captions(texts))
             row += 1
+
+
+def _values(batch: pa.RecordBatch, column: str | None) -> list[Any]:
+    return [None] * len(batch) if column is None else batch.column(column).to_pylist()
 
 
 def _images(column: pa.Array) -> Iterator[tuple[bytes, Failure]]:

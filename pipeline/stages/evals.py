@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from dedup.captions import CAPTION_OVERLAP, CaptionIndex, find_caption_overlap
 from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
@@ -56,12 +57,17 @@ class LoadedEval:
     max_distance_bits: int
     index: EvalIndex
     copies: CopyFinder | None
+    captions: CaptionIndex | None = None
 
     def find(self, images: pa.Table, min_quality: int, part: "DescribedImages | None") -> pa.Table:
         """Return the overlap rows of images, such as those of a fetched part; see `dedup.overlap.find_overlap`."""
         copies = self.copies.find(part.described, part.pixels) if self.copies and part else []
         bits = self.max_distance_bits
         return find_overlap(images, self.index, max_distance_bits=bits, min_quality=min_quality, copies=copies)
+
+    def find_captions(self, pairs: pa.Table) -> pa.Table:
+        """Return the rows of pairs (uid, caption) whose captions are the set's, if it has any: `CAPTION_OVERLAP`."""
+        return find_caption_overlap(pairs, self.captions) if self.captions else CAPTION_OVERLAP.empty_table()
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,12 @@ class EvalIndexes:
         """Read the index of a set, on a worker."""
         index = EvalIndex.load(self._read(workspace, name, "index"))
         copies = self._copy_finder(workspace, name, self.detector) if self.detector else None
-        return LoadedEval(name, self.distances_bits[name], index, copies)
+        captions = CaptionIndex.build(self._read(workspace, name, "captions")) if self.has_captions(name) else None
+        return LoadedEval(name, self.distances_bits[name], index, copies, captions)
+
+    def has_captions(self, name: str) -> bool:
+        """Return whether a set has captions to compare with."""
+        return f"{self.folder}/{name}/captions.parquet" in self.sha256
 
     def _copy_finder(self, workspace: Workspace, name: str, detector: Detector) -> CopyFinder:
         rows = read_vectors(self._read(workspace, name, "vectors"), detector)
@@ -143,6 +154,7 @@ class _IndexSet:
                     Path(scratch),
                     image_column=config.image,
                     label_column=config.label,
+                    caption_column=config.caption,
                     detector=self.detector,
                 )
             except (FileNotFoundError, DedupError) as error:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.captions import count_long
 from dedup.control import CONTROL_SET, Control, control_table
 from dedup.decode import decode_rgb
 from dedup.eval_sets.config import EvalSetConfig
@@ -52,7 +53,7 @@ from pipeline.stages.pairs_page import write_pairs_page
 from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
 
-VERSION = 11
+VERSION = 13
 """Raise it when the same build would give another report."""
 
 EVIDENCE_PER_SET = 24
@@ -231,10 +232,17 @@ def _read_reviews(workspace: Workspace) -> Reviews:
 def read_measured(workspace: Workspace, name: str, *, measured: bool) -> Published:
     """Return the examples of a set, their copies, what models make of them, and the recall if it was measured."""
     index = workspace.read_table(f"evals/{name}/index.parquet", ["eval_id", "reason", "quality"])
-    pairs = without(workspace.read_table(f"dedup/overlap/{name}.parquet"), left_since(workspace))
+    left = left_since(workspace)
+    pairs = without(workspace.read_table(f"dedup/overlap/{name}.parquet"), left)
+    captions = None
+    long_captions = pa.nulls(index.num_rows, pa.int32())
+    if workspace.exists(f"dedup/captions/{name}.parquet"):
+        captions = without(workspace.read_table(f"dedup/captions/{name}.parquet"), left)
+        long_captions = count_long(index["eval_id"], workspace.read_table(f"evals/{name}/captions.parquet"))
+    index = index.append_column("long_captions", long_captions)
     planted = f"measured/{name}.parquet"
     recall = workspace.read_table(planted) if measured else PLANTED.empty_table()
-    return Published(name, index, pairs, read_results(workspace, name, index), recall)
+    return Published(name, index, pairs, read_results(workspace, name, index), recall, captions)
 
 
 def _read_control(workspace: Workspace) -> pa.Table | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dedup.captions import CAPTION_OVERLAP
 from dedup.copies.detector import Detector
 from dedup.overlap import OVERLAP
 from pipeline.consent.block_lists import BlockLists
@@ -34,7 +35,8 @@ MAX_CAPTIONS = 64
 """The maximum of captions that a survivor keeps: one placeholder image had a hundred thousand."""
 
 _OVERLAP = pa.schema([pa.field("eval", pa.string()), *OVERLAP])
-_MARKED = _OVERLAP.append(pa.field("kept", pa.bool_())).append(pa.field("part", pa.int32()))
+
+_CAPTIONS = pa.schema([pa.field("eval", pa.string()), *CAPTION_OVERLAP])
 
 _LOST_CAPTIONS = pa.schema([("survivor", pa.string()), ("uid", pa.string()), ("caption", pa.string())])
 
@@ -47,8 +49,10 @@ class OpenOverlap:
     min_quality: int
 
     def open(self) -> Work:
-        sets = {one.name: one for one in self.indexes.load(Workspace(self.root))}
-        sets |= {control.OVERLAP: one for one in self.control.load(Workspace(self.root))}
+        workspace = Workspace(self.root)
+        sets = {one.name: one for one in self.indexes.load(workspace)}
+        for one in self.control.load(workspace):
+            sets[control.OVERLAP] = one
         return FindOverlap(sets, self.min_quality, self.indexes.detector)
 
 
@@ -61,10 +65,12 @@ class FindOverlap:
     detector: Detector | None
 
     def run(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
-        images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256"])
+        images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256", "caption"])
         with self._described(part, output.workspace, images["uid"].to_pylist()) as described:
             found = self._find(images, described)
         output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables(found))
+        texts = [_named(one.find_captions(images), name, _CAPTIONS) for name, one in self.sets.items()]
+        output.write_table(part.file(".wit/dedup/texts"), pa.concat_tables([_CAPTIONS.empty_table(), *texts]))
         return {"inputs": images.num_rows, "kept": images.num_rows}
 
     @contextmanager
@@ -79,13 +85,12 @@ class FindOverlap:
     def _find(self, images: pa.Table, described: DescribedPart | None) -> list[pa.Table]:
         found = [_OVERLAP.empty_table()]
         for name, loaded in self.sets.items():
-            matches = loaded.find(images, self.min_quality, described)
-            found.append(
-                matches.append_column("eval", pa.repeat(name, matches.num_rows))
-                .select(_OVERLAP.names)
-                .cast(_OVERLAP)
-            )
+            found.append(_named(loaded.find(images, self.min_quality, described), name, _OVERLAP))
         return found
+
+
+def _named(matches: pa.Table, name: str, schema: pa.Schema) -> pa.Table:
+    return matches.append_column("eval", pa.repeat(name, matches.num_rows)).select(schema.names).cast(schema)
 
 
 @dataclass(frozen=True)
@@ -196,15 +201,19 @@ class _Decide:
         )
         duplicates = duplicates_of(output.workspace, group)
         counts = Counter[str]()
-        marked = [_MARKED.empty_table()]
+        images, texts = [], []
         for part in group.parts:
-            marked.append(self._decide(part, duplicates, lost, output, counts))
-        output.write_table(f".wit/dedup/marked/{group.name}.parquet", pa.concat_tables(marked))
+            kept = self._decide(part, duplicates, lost, output, counts)
+            images.append(_marked(output.workspace, part, ".wit/dedup/overlap", kept))
+            texts.append(_marked(output.workspace, part, ".wit/dedup/texts", kept))
+        output.write_table(f".wit/dedup/marked/{group.name}.parquet", pa.concat_tables(images))
+        output.write_table(f".wit/dedup/marked_texts/{group.name}.parquet", pa.concat_tables(texts))
         return counts
 
     def _decide(
         self, part: FetchedPart, duplicates: pa.Table, lost: pa.Table, output: UnitOutput, counts: Counter[str]
-    ) -> pa.Table:
+    ) -> pa.Array:
+        """Write the decisions about a part; return the uids of the pairs that stay."""
         rows = successes(output.workspace, part, [*matched_columns(self.select.ranking), "caption", *_LISTED_BY])
         outcome = drop_reasons(output.workspace, part, rows, duplicates, self.remove_evals, self.taken)
         survives = pc.is_null(outcome["reason"])
@@ -222,7 +231,7 @@ class _Decide:
         output.write_table(part.file("dedup/decisions"), pa.table(columns).cast(DECISIONS))
         counts.update({"inputs": rows.num_rows, "kept": pc.sum(kept).as_py() or 0})
         counts[Reason.OVER_FINAL_CAP] += pc.sum(over).as_py() or 0
-        return _mark_overlap(output.workspace, part, rows["uid"].filter(kept))
+        return rows["uid"].filter(kept).combine_chunks()
 
 
 def _captions(rows: pa.Table, lost: pa.Table, kept: pa.ChunkedArray) -> pa.Array:
@@ -235,27 +244,42 @@ def _captions(rows: pa.Table, lost: pa.Table, kept: pa.ChunkedArray) -> pa.Array
     return pa.array(lists, pa.list_(pa.string()))
 
 
-def _mark_overlap(workspace: Workspace, part: FetchedPart, kept: pa.ChunkedArray) -> pa.Table:
-    """Return the overlap rows of a part; `kept` is whether the pair stays in the set."""
-    overlap = workspace.read_table(part.file(".wit/dedup/overlap"))
-    marked = overlap.append_column("kept", pc.is_in(overlap["uid"], kept.combine_chunks()))
-    marked = marked.append_column("part", pa.repeat(pa.scalar(part.number, pa.int32()), overlap.num_rows))
-    return marked.cast(_MARKED)
+def _marked(workspace: Workspace, part: FetchedPart, folder: str, kept: pa.Array) -> pa.Table:
+    """Return the matches of a part in a folder; the column `kept` is whether the pair stays in the set."""
+    matches = workspace.read_table(part.file(folder))
+    marked = matches.append_column(pa.field("kept", pa.bool_()), pc.is_in(matches["uid"], kept))
+    number = pa.repeat(pa.scalar(part.number, pa.int32()), matches.num_rows)
+    return marked.append_column(pa.field("part", pa.int32()), number)
 
 
 @dataclass(frozen=True)
 class CollectOverlap:
-    """Join the overlap rows of all parts with one evaluation set, or with the negative control."""
+    """Join the matching images of all parts with one evaluation set, or with the negative control."""
 
     marked: list[str]
 
     def run(self, name: str, output: UnitOutput) -> Mapping[str, int]:
-        tables = []
-        for name_of_group in self.marked:
-            rows = output.workspace.read_table(name_of_group)
-            tables.append(rows.filter(pc.equal(rows["eval"], name)).drop_columns(["eval"]))
-        found = pa.concat_tables(tables).sort_by(
-            [("eval_id", "ascending"), ("distance", "ascending"), ("uid", "ascending")]
-        )
-        output.write_table("dedup/control.parquet" if name == control.OVERLAP else f"dedup/overlap/{name}.parquet", found)
+        found = _joined(output.workspace, self.marked, name, ["eval_id", "distance", "uid"])
+        file = "dedup/control.parquet" if name == control.OVERLAP else f"dedup/overlap/{name}.parquet"
+        output.write_table(file, found)
         return {"inputs": found.num_rows, "kept": found.num_rows}
+
+
+@dataclass(frozen=True)
+class CollectCaptions:
+    """Join the matching captions of all parts with one evaluation set."""
+
+    marked: list[str]
+
+    def run(self, name: str, output: UnitOutput) -> Mapping[str, int]:
+        found = _joined(output.workspace, self.marked, name, ["eval_id", "uid"])
+        output.write_table(f"dedup/captions/{name}.parquet", found)
+        return {"inputs": found.num_rows, "kept": found.num_rows}
+
+
+def _joined(workspace: Workspace, marked: list[str], name: str, order: list[str]) -> pa.Table:
+    tables = []
+    for name_of_group in marked:
+        rows = workspace.read_table(name_of_group)
+        tables.append(rows.filter(pc.equal(rows["eval"], name)).drop_columns(["eval"]))
+    return pa.concat_tables(tables).sort_by([(column, "ascending") for column in order])

@@ -2,7 +2,7 @@
 
 Steps (scratch results are under `.wit/dedup/` until the stage is done):
 
-    overlap    fetched part -> matches with every evaluation set, before anything is removed
+    overlap    fetched part -> matches with every evaluation set, of images and captions, before anything is removed
     spill      fetched parts -> image facts, in buckets of equal fingerprints
     group      bucket -> exact duplicates; one row per distinct fingerprint, in buckets of equal hash bands
     compare    band bucket -> edges: fingerprints within `max_distance_bits`, verified; in buckets of uids
@@ -13,6 +13,7 @@ Steps (scratch results are under `.wit/dedup/` until the stage is done):
     count, select                                            } stages/balance/scans.py, with the final cap
     decide     fetched parts -> dedup/decisions/part-*.parquet, and its overlap rows with `kept`
     collect    evaluation set -> dedup/overlap/<name>.parquet, negative control -> dedup/control.parquet
+    captions   evaluation set with captions -> dedup/captions/<name>.parquet
 
 If there are many parts, a unit has several of them. Decisions are data: nothing is deleted here; the shards stage
 applies them.
@@ -54,7 +55,7 @@ from pipeline.stages.balance.scans import (
     save_thresholds,
     write_balance,
 )
-from pipeline.stages.dedup.decisions import CollectOverlap, OpenDecide, OpenOverlap, OpenSurvivors
+from pipeline.stages.dedup.decisions import CollectCaptions, CollectOverlap, OpenDecide, OpenOverlap, OpenSurvivors
 from pipeline.stages.dedup.duplicates import CompareBands, FetchedPart, GroupImages, PartGroup, SpillImages
 from pipeline.stages.dedup.settle import FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
 from pipeline.stages.described import load_detector, run_described
@@ -62,7 +63,7 @@ from pipeline.stages.evals import EvalIndexes, run_evals
 from pipeline.stages.measured import run_measured
 from queries.allowlist import Allowlist
 
-VERSION = 7
+VERSION = 8
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_PIECE = 50_000
@@ -120,10 +121,10 @@ def run_dedup(
     files = [f".wit/dedup/survivors/{part}.parquet" for part in stage.parts]
     balance = find_balance(build, "dedup", files, allowlist, keys, cap=config.balance.cap, inputs=stage_digest)
     decided = stage.decide(balance, keys)
-    collected = stage.collect()
+    collected, captions = stage.collect(), stage.collect_captions()
     outputs = {
         name: facts
-        for markers in (duplicates, decided, collected)
+        for markers in (duplicates, decided, collected, captions)
         for m in markers.values()
         for name, facts in m.outputs.items()
         if not name.startswith(".wit/")
@@ -258,3 +259,8 @@ class _Stage:
         marked = [f".wit/dedup/marked/{name}.parquet" for name in self._groups()]
         names = [*self.indexes.names, *([control.OVERLAP] if self.controls.names else [])]
         return self._run("collect", {name: name for name in names}, Stateless(CollectOverlap(marked)))
+
+    def collect_captions(self) -> dict[str, Marker]:
+        marked = [f".wit/dedup/marked_texts/{name}.parquet" for name in self._groups()]
+        names = [name for name in self.indexes.names if self.indexes.has_captions(name)]
+        return self._run("collect-captions", {name: name for name in names}, Stateless(CollectCaptions(marked)))

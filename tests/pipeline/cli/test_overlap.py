@@ -82,7 +82,13 @@ def test_recall_and_false_matches_are_measured(sets, monkeypatch):
     monkeypatch.setattr("dedup.measure.UNSEEN_EDITS", {"screen lines": UNSEEN_EDITS["screen lines"]})
     out = run(sets, "b", "--plant", "3", "--detector", str(sets / "model.onnx"))
     told = json.loads((out / "measured.json").read_text())
-    assert told["control"] == {"pictures": 5, "images": 7, "matches": 0, "rate": 0, "high": pytest.approx(0.5218, abs=1e-4)}
+    assert told["control"] == {
+        "pictures": 5,
+        "images": 7,
+        "matches": 0,
+        "rate": 0,
+        "high": pytest.approx(0.5218, abs=1e-4),
+    }
     assert pq.read_table(out / "control.parquet")["uids"].to_pylist() == [[]] * 5
     assert told["recall"] == {
         "tuned": 1,

@@ -1,12 +1,14 @@
 """Edited copies of evaluation images are found from fetched images on: described once, verified, reported."""
 
 import hashlib
+import json
 import random
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.copies import save_model, scene
@@ -15,18 +17,22 @@ from dedup.copies.control import control_image
 from dedup.copies.edits import EDITS
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint
+from dedup.published import derive
+from dedup.report import ReportData, render_html
+from dedup.reviews import Reviews
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput, read_markers
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.records import FETCHED, pair_uid
 from pipeline.shards.tar import TarWriter
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup.steps import run_dedup
 from pipeline.stages.described import load_detector
+from pipeline.stages.report import read_measured
 from queries.allowlist import Allowlist, import_allowlist
 
 METADATA = {"wit.side": 16, "wit.sure": 0.999, "wit.propose": 0.2}
@@ -64,7 +70,13 @@ def fetched_part(workspace: Workspace, files: dict[str, bytes]) -> Marker:
 
 
 def run(
-    folder: Path, detector: str, files: dict[str, bytes], planted: int = 0, control: int = 3, evals: str = "report"
+    folder: Path,
+    detector: str,
+    files: dict[str, bytes],
+    planted: int = 0,
+    control: int = 3,
+    evals: str = "report",
+    **evaluation: str,
 ) -> Workspace:
     workspace = Workspace(str(folder / "work"))
     (folder / "queries.txt").write_text("query\n")
@@ -77,7 +89,7 @@ def run(
             "sources": [{"kind": "warc", "paths": ["x"]}],
             "fetch": {"network": False, "parts": 1},
             "dedup": {"detector": detector, "planted": planted, "control": control, "evals": evals},
-            "evals": [{"name": "scenes", "kind": "folder", "path": "scenes"}],
+            "evals": [{"name": "scenes", "kind": "folder", "path": "scenes"} | evaluation],
         }
     )
     fetched = {"part-00000": fetched_part(workspace, files)}
@@ -205,7 +217,9 @@ def test_matches_of_the_negative_control_are_counted_and_remove_nothing(folder, 
     (row,) = workspace.read_table("dedup/control.parquet").to_pylist()
     uid = pair_uid("http://example.org/a rendered image", "a rendered image")
     assert (row["eval_id"], row["uid"], row["kept"]) == ("00001.png", uid, True)
-    decisions = {one["uid"]: one["reason"] for one in workspace.read_table("dedup/decisions/part-00000.parquet").to_pylist()}
+    decisions = {
+        one["uid"]: one["reason"] for one in workspace.read_table("dedup/decisions/part-00000.parquet").to_pylist()
+    }
     assert decisions[uid] is None
     same = pair_uid("http://example.org/same", "same")
     assert decisions[same] == "eval_overlap"
@@ -219,3 +233,38 @@ def test_without_copies_the_negative_control_matches_nothing_and_can_be_switched
     assert workspace.read_table("dedup/control.parquet").num_rows == 0
     assert workspace.read_table("control/rendered/index.parquet").num_rows == 3
     assert not run(tmp_path, "model.onnx", files, control=0).exists("dedup/control.parquet")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_captions_of_the_set_are_found_with_other_images_too(folder, files, tmp_path, kind):
+    text = "A dog and a cat sit in front of a red house"
+    captions = [[text, "A dog."], ["Two boats on the river below the old town"], ["A short one"]]
+    images = [jpeg(scene(number)) for number in range(3)]
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": images, "caption": captions}), tmp_path / "set.parquet")
+    else:
+        with open(tmp_path / "set.tar", "wb") as stream, TarWriter(stream) as tar:
+            for number, (image, texts) in enumerate(zip(images, captions, strict=True)):
+                tar.add(f"{number}.jpg", image)
+                tar.add(f"{number}.json", json.dumps({"caption": texts}).encode())
+    path = "set.parquet" if kind == "parquet" else "set.tar"
+    found = {f"{text}!!": files["stranger 0"], "Two boats on a river": files["stranger 1"], "same": files["same"]}
+    workspace = run(tmp_path, "pdq", found, kind=kind, path=path, caption="caption")
+    (row,) = workspace.read_table("dedup/captions/scenes.parquet").to_pylist()
+    assert (row["eval_caption"], row["caption"], row["containment"]) == (text, f"{text}!!", 1)
+    assert row["uid"] == pair_uid(f"http://example.org/{text}!!", f"{text}!!")
+    assert row["kept"]
+    published = read_measured(workspace, "scenes", measured=False)
+    assert published.examples["long_captions"].to_pylist() == [1, 1, 0]
+    report = derive(published, 31, 50, lambda pairs: (), Reviews({}))
+    assert (report.captions.overlap, report.captions.compared, report.captions.too_short) == (1, 2, 1)
+    assert report.summary.overlap == 1  # "same" is an image of the set, under a caption that is not
+    data = ReportData((), (), (report,), 50)
+    assert ">1 of 2, 50.0" in render_html(data)
+    assert text in render_html(data)
+
+
+def test_a_folder_has_no_captions(folder, files, tmp_path):
+    (tmp_path / "scenes").symlink_to(folder / "scenes")
+    with pytest.raises(UserError, match="a folder has no captions"):
+        run(tmp_path, "pdq", files, caption="caption")
