@@ -68,7 +68,7 @@ class Drawing:
 
     @classmethod
     def fit(cls, detector: Detector, tars: list[Path], photos: int) -> "Drawing":
-        files = (file for path in tars for file in read_images(path))
+        files = (file for path in tars for _, file in read_images(path))
         pictures = [shrunk(decode_rgb(file)) for file, _ in zip(files, range(photos), strict=False)]
         views = describe_views(detector, pictures).reshape(len(pictures), len(VIEWS), -1)[:, :6] / detector.scale
         images = views.mean(1)

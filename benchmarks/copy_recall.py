@@ -4,7 +4,8 @@
 
 The photos of the tars are the references; some of them, spread evenly, are edited in every way of `dedup.copies.edits`.
 A detector's threshold is the highest score of any edited photo with another photo ("zero"), or that of one pair of
-strangers in a million ("1e-6"). Photos that are copies of an earlier one by PDQ are left out first.
+strangers in a million ("1e-6"). The photo that a collage or an insert shows as well is no stranger. Photos that are
+copies of an earlier one by PDQ are left out first; name other ones with --leave-out.
 """
 
 import argparse
@@ -35,11 +36,16 @@ NAMES = (*EDITS, *UNSEEN_EDITS)
 
 @dataclass
 class Photos:
-    """References, and edits of some of them: query q is reference `own[q]` after edit `kinds[q]`."""
+    """References, and edits of some of them: query q is reference `own[q]` after edit `kinds[q]`.
 
+    Some edits show the reference `other[q]` as well.
+    """
+
+    names: list[str]
     references: list[np.ndarray]
     queries: list[np.ndarray]
     own: np.ndarray
+    other: np.ndarray
     kinds: np.ndarray
 
 
@@ -48,14 +54,15 @@ def main() -> None:
     parser.add_argument("tars", nargs="+", type=Path)
     parser.add_argument("--bases", type=int, default=121)
     parser.add_argument("--base-tars", type=int, default=99, help="edit only photos of the first N tars")
+    parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="photos that are there twice")
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--hashes", action="store_true", help="measure PDQ and pHash too")
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--propose", type=float, help="look at pairs from this cosine; default: the detector's")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    photos = make_photos(arguments.tars, arguments.bases, arguments.base_tars)
-    strangers = len(photos.queries) * (len(photos.references) - 1)
+    photos = make_photos(arguments.tars, arguments.bases, arguments.base_tars, set(arguments.leave_out))
+    strangers = len(photos.queries) * (len(photos.references) - 2)
     print(f"{len(photos.references)} references, {len(photos.queries)} edited photos, {strangers:,} pairs of strangers")
     columns: dict[str, np.ndarray] = {}
     figures: dict[str, object] = {"strangers": strangers, "references": len(photos.references)}
@@ -78,12 +85,15 @@ def main() -> None:
     report(columns, photos, figures, arguments.out)
 
 
-def make_photos(tars: list[Path], bases: int, base_tars: int) -> Photos:
-    references, first = [], None
+def make_photos(tars: list[Path], bases: int, base_tars: int, left_out: set[str]) -> Photos:
+    names, references, first = [], [], None
     for place, path in enumerate(tars):
         if place == base_tars:
             first = len(references)
-        references += [shrunk(decode_rgb(file)) for file in images(path)]
+        for name, file in images(path):
+            if name not in left_out:
+                names.append(name)
+                references.append(shrunk(decode_rgb(file)))
     first = len(references) if first is None else first
     hashes = np.stack([np.stack([as_row(pdq) for _, pdq in fingerprint_views(photo)]) for photo in references])
     kept = []
@@ -92,23 +102,24 @@ def make_photos(tars: list[Path], bases: int, base_tars: int) -> Photos:
         if near.min() > 40:
             kept.append(row)
     editable = [place for place, row in enumerate(kept) if row < first]
-    references = [references[row] for row in kept]
+    references, names = [references[row] for row in kept], [names[row] for row in kept]
     chosen = sorted(editable, key=lambda place: hash_of(str(place)))[:bases]
-    queries, own, kinds = [], [], []
+    queries, own, others, kinds = [], [], [], []
     for kind, name in enumerate(NAMES):
         for place in chosen:
-            other = references[(place * 7919 + 13) % len(references)]
-            queries.append(decode_rgb(edited(name, references[place], other, str(place))))
+            other = (place * 7919 + 13) % len(references)
+            queries.append(decode_rgb(edited(name, references[place], references[other], str(place))))
             own.append(place)
+            others.append(other)
             kinds.append(kind)
-    return Photos(references, queries, np.array(own), np.array(kinds))
+    return Photos(names, references, queries, np.array(own), np.array(others), np.array(kinds))
 
 
-def images(path: Path) -> Iterator[bytes]:
+def images(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as tar:
         for member in tar:
             if member.isfile() and member.name.lower().endswith((".jpg", ".jpeg", ".png")):
-                yield tar.extractfile(member).read()
+                yield member.name, tar.extractfile(member).read()
 
 
 def shrunk(photo: np.ndarray) -> np.ndarray:
@@ -168,6 +179,7 @@ def recalls(name: str, similarity: np.ndarray, photos: Photos, figures: dict[str
     own = similarity[rows, photos.own].copy()
     strangers = similarity.copy()
     strangers[rows, photos.own] = -np.inf
+    strangers[rows, photos.other] = -np.inf
     highest = np.partition(strangers.ravel(), -1000)[-1000:]
     highest.sort()
     zero = highest[-1]
@@ -190,7 +202,7 @@ def verified(
     """Accept the queries above `sure`, and those of the nearest candidates that agree on the pixels."""
     found = np.zeros(len(photos.queries), bool)
     proposed = np.zeros(len(photos.queries), bool)
-    false: dict[tuple[int, int], list[str]] = {}
+    false: dict[tuple[str, str], list[str]] = {}
     cosines: list[list[float]] = []  # kind and cosine of what was found: recall at any higher --propose
     pairs, strangers = 0, 0
     taken: dict[tuple[int, bool, bool], object] = {}
@@ -218,8 +230,10 @@ def verified(
             if accepted and own:
                 found[query] = True
                 cosines.append([int(photos.kinds[query]), round(float(similarity[query, row]), 4)])
-            elif accepted:
-                false.setdefault((int(photos.own[query]), row), []).append(NAMES[photos.kinds[query]])
+            elif accepted and row != photos.other[query]:
+                false.setdefault((photos.names[photos.own[query]], photos.names[row]), []).append(
+                    NAMES[photos.kinds[query]]
+                )
     figures["verify_ms_a_query"] = (time.process_time() - began) / len(photos.queries) * 1000
     figures["found_at"] = cosines
     figures["verified_pairs"] = pairs

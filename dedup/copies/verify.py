@@ -18,8 +18,10 @@ from dedup.copies.small import best_window, is_small
 LONG_SIDE = 160  # pixels, at which features are taken
 MAX_POINTS = 160
 RATIO = 0.85
-MIN_INLIERS = 5
-MIN_PROBABILITY = 0.75
+MIN_INLIERS = 8
+MIN_INLIER_SHARE = 0.5
+"""Of the matched points: in repeating patterns (stripes, checks) many points match, and few of them follow one map."""
+MIN_PROBABILITY = 0.85
 
 _INLIER_PIXELS = 3.0
 _SCALES = (0.15, 6.0)  # of a plausible map, smallest and largest
@@ -135,7 +137,7 @@ def align_features(evaluation: Features, web: Features, *, mirrored: bool) -> Al
     if small < _SCALES[0] or large > _SCALES[1] or large / small > _MAX_STRETCH or np.linalg.det(matrix[:, :2]) < 0:
         return None
     inliers = int(inside.sum())
-    if inliers < MIN_INLIERS:
+    if inliers < max(MIN_INLIERS, MIN_INLIER_SHARE * len(pairs)):
         return None
     in_pixels = matrix.copy()
     in_pixels[:, :2] *= web.scale / evaluation.scale

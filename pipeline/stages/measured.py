@@ -25,7 +25,7 @@ from pipeline.paths import resolve_path
 from pipeline.sources import file_versions
 from pipeline.stages.evals import EvalIndexes, LoadedEval
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same set would give other counts."""
 
 

@@ -15,6 +15,7 @@ from support.copies import save_model, scene
 
 from dedup.copies.control import control_image
 from dedup.copies.edits import EDITS
+from dedup.copies.verify import MIN_PROBABILITY
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint
 from dedup.published import derive
@@ -140,7 +141,7 @@ def test_planted_copies_are_found_with_what_was_done_to_them(folder, files):
         row = found[name]
         assert row["distance"] > 31
         assert row["inliers"] >= 5
-        assert row["probability"] >= 0.75
+        assert row["probability"] >= MIN_PROBABILITY
         assert len(row["corners"]) == 8
         assert 0.2 <= row["cosine"] <= 1.01
 
