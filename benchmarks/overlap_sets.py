@@ -105,6 +105,7 @@ def make(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
     (out / "queries.txt").write_text("photo\n")
     import_allowlist(str(out / "queries.txt"), str(out / "queries.parquet"))
     tables = "".join(f'[[evals]]\nname = "{name}"\nkind = "folder"\npath = "evals/{name}"\n' for name in sets)
+    tables = tables.replace('path = "evals/digits"\n', 'path = "evals/digits"\nmin_probability = 0.998\n')
     (out / "wit.toml").write_text(_CONFIG.format(planted=arguments.plant) + tables)
     return planted
 

@@ -22,6 +22,7 @@ from dedup.control import CONTROL_IMAGES, CONTROL_SET, Control, control_table, i
 from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
+from dedup.copies.verify import MIN_PROBABILITY
 from dedup.copies.views import VIEWS
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
@@ -73,6 +74,7 @@ class Settings:
     detector_name: str
     max_distance_bits: int = 31
     min_quality: int = 50
+    min_probability: float = MIN_PROBABILITY  # that two aligned images are copies
     planted: int = 0  # examples that are edited in every way, to measure the recall
     reviews: tuple[Path, ...] = ()  # files that the page of an earlier run saved
 
@@ -177,7 +179,8 @@ def _finder(folder: Path, settings: Settings) -> CopyFinder | None:
         return None
     rows = read_vectors(pq.read_table(folder / "vectors.parquet"), detector)
     jpegs = pq.read_table(folder / "thumbnails.parquet")["jpeg"].combine_chunks()
-    return CopyFinder(detector, VectorIndex.build(rows, len(VIEWS)), lambda row: decode_rgb(jpegs[row].as_py()))
+    index = VectorIndex.build(rows, len(VIEWS))
+    return CopyFinder(detector, index, lambda row: decode_rgb(jpegs[row].as_py()), settings.min_probability)
 
 
 class _Image(NamedTuple):
@@ -264,4 +267,5 @@ def _report(published: Published, folder: Path, scratch: Path, settings: Setting
 
     bits, quality = settings.max_distance_bits, settings.min_quality
     derived = derive(published, bits, quality, evidence, Reviews.read(settings.reviews))
-    return replace(derived, evidence_limit=_EVIDENCE)
+    least = settings.min_probability if settings.detector else None
+    return replace(derived, evidence_limit=_EVIDENCE, min_probability=least)

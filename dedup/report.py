@@ -148,6 +148,7 @@ class EvalReport:
     evidence_limit: int = 24  # pairs that the evidence was picked up to
     judged: Judged | None = None  # what people said of the evidence
     recall: Recall | None = None  # of edits of the set's own images, planted in this run
+    min_probability: float | None = None  # of an edited copy; None without a copy detector
     captions: CaptionSummary | None = None  # None: the set has no captions
 
     @property
@@ -389,6 +390,7 @@ def _set_json(report: EvalReport, tests: Counter[str]) -> dict[str, Any]:
         "left_out": dict(report.left_out),
         "flat": report.flat,
         "max_distance_bits": report.max_distance_bits,
+        "min_probability": report.min_probability,
         **vars(report.summary),
         "share": _proportion_json(report.share),
         "accuracies": scores,

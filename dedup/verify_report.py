@@ -124,7 +124,7 @@ def _derived_set(told: Mapping[str, Any], published: Published, min_quality: int
         )
 
     derived = derive(published, told["max_distance_bits"], min_quality, evidence, reviews)
-    return replace(derived, evidence_limit=told["evidence_limit"])
+    return replace(derived, evidence_limit=told["evidence_limit"], min_probability=told["min_probability"])
 
 
 def _differences(name: str, told: Any, derived: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from dedup.copies.detector import Detector
 from dedup.copies.search import VectorIndex
 from dedup.copies.small import is_small
 from dedup.copies.transform import Transform
-from dedup.copies.verify import Alignment, Features, align_features, align_small, features, mirrored
+from dedup.copies.verify import MIN_PROBABILITY, Alignment, Features, align_features, align_small, features, mirrored
 from dedup.copies.views import VIEWS, Box, content_box, evaluation_views, shrink
 
 MOST_CANDIDATES = 3
@@ -66,8 +66,14 @@ def describe_views(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarr
 class CopyFinder:
     """An evaluation set to compare images with; `pixels(n)` returns its example n as RGB, at any size."""
 
-    def __init__(self, detector: Detector, index: VectorIndex, pixels: Callable[[int], np.ndarray]) -> None:
-        self.detector, self.index, self._pixels = detector, index, pixels
+    def __init__(
+        self,
+        detector: Detector,
+        index: VectorIndex,
+        pixels: Callable[[int], np.ndarray],
+        min_probability: float = MIN_PROBABILITY,
+    ) -> None:
+        self.detector, self.index, self._pixels, self._min_probability = detector, index, pixels, min_probability
         self._features = lru_cache(_FEATURES_KEPT)(self._take_features)
 
     def find(self, web: Described, pixels: Callable[[int], np.ndarray]) -> list[Copy]:
@@ -93,7 +99,7 @@ class CopyFinder:
             known = self._pixels(row)
             if is_small(known):
                 window = align_small(255 - known if inverted else known, rgb)
-                alignment = window if window.is_copy else None
+                alignment = window if window.probability >= self._min_probability else None
             else:
                 alignment = self._align(row, web, inverted)
             if alignment is None and cosine < self.detector.card.sure:
@@ -106,7 +112,7 @@ class CopyFinder:
     def _align(self, row: int, web: Features, inverted: bool) -> Alignment | None:
         """Return the better alignment of the two mirror images that proves a copy, or None."""
         found = [align_features(self._features(row, flip, inverted), web, mirrored=flip) for flip in (False, True)]
-        proofs = [one for one in found if one is not None and one.is_copy]
+        proofs = [one for one in found if one is not None and one.probability >= self._min_probability]
         return max(proofs, key=lambda one: one.probability, default=None)
 
     def _size(self, row: int) -> tuple[int, int]:

@@ -19,3 +19,4 @@ class EvalSetConfig(BaseModel):
     label: str | None = None  # parquet: the column of class names; webdataset: the field of the json
     caption: str | None = None  # parquet: the column of captions; webdataset: a field of the json, or "txt"
     max_distance_bits: Annotated[int, Field(ge=0, le=31)] | None = None  # overrides dedup.eval_max_distance_bits
+    min_probability: Annotated[float, Field(ge=0.5, le=1)] | None = None  # of an edited copy, for sets of look-alikes

@@ -23,6 +23,7 @@ class EvalSet:
     test_images: int | None = None
     clip_overlap_percent: float | None = None
     max_distance_bits: int | None = None
+    min_probability: float | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -56,3 +57,9 @@ def threshold_bits(name: str, default: int) -> int:
     """Return the PDQ distance up to which images match a set: `default`, or the registry's if that is stricter."""
     known = find_set(name)
     return default if known is None or known.max_distance_bits is None else min(default, known.max_distance_bits)
+
+
+def threshold_probability(name: str, default: float) -> float:
+    """Return the minimum probability of an edited copy: `default`, or the registry's if that is stricter."""
+    known = find_set(name)
+    return default if known is None or known.min_probability is None else max(default, known.min_probability)

@@ -39,6 +39,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="maximum PDQ distance of a match, 0 to 31 (default: 31)",
     )
     parser.add_argument(
+        "--min-probability",
+        type=float,
+        metavar="P",
+        help="minimum probability of an edited copy, 0.5 to 1 (default: 0.85); look-alikes such as digits need 0.998",
+    )
+    parser.add_argument(
         "--plant",
         type=int,
         default=0,
@@ -57,12 +63,16 @@ def _overlap(args: argparse.Namespace) -> int:
 
     try:
         detector = _load(args.detector)
+        if args.min_probability is not None and not 0.5 <= args.min_probability <= 1:
+            raise UserError(f"--min-probability {args.min_probability}: it must lie between 0.5 and 1")
+        least = {} if args.min_probability is None else {"min_probability": args.min_probability}
         settings = Settings(
             detector,
             Path(args.detector).name,
             max_distance_bits=args.max_distance_bits,
             planted=args.plant,
             reviews=tuple(args.reviews),
+            **least,
         )
         compared = compare_sets(Source.of(args.a), Source.of(args.b), args.out, settings)
     except (FileNotFoundError, DedupError) as error:

@@ -1,7 +1,7 @@
 """Evaluation sets -> evals/<name>/: fingerprints and thumbnails, computed once per set by dedup/eval_sets/index.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,10 +12,11 @@ from dedup.captions import CAPTION_OVERLAP, CaptionIndex, find_caption_overlap
 from dedup.copies.detector import Detector
 from dedup.copies.match import CopyFinder, Described
 from dedup.copies.search import VectorIndex
+from dedup.copies.verify import MIN_PROBABILITY
 from dedup.copies.views import VIEWS
 from dedup.decode import decode_rgb
 from dedup.errors import DedupError
-from dedup.eval_sets import threshold_bits
+from dedup.eval_sets import threshold_bits, threshold_probability
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.index import index_eval_set, read_vectors
 from dedup.overlap import EvalIndex, find_overlap
@@ -79,6 +80,7 @@ class EvalIndexes:
     digest: str
     detector: Detector | None = None
     folder: str = "evals"
+    probabilities: Mapping[str, float] = field(default_factory=dict)  # other minimums than MIN_PROBABILITY, by set
 
     @property
     def names(self) -> list[str]:
@@ -103,7 +105,8 @@ class EvalIndexes:
         rows = read_vectors(self._read(workspace, name, "vectors"), detector)
         thumbnails = self._read(workspace, name, "thumbnails")["jpeg"]
         index = VectorIndex.build(rows, len(VIEWS))
-        return CopyFinder(detector, index, lambda row: decode_rgb(thumbnails[row].as_py()))
+        least = self.probabilities.get(name, MIN_PROBABILITY)
+        return CopyFinder(detector, index, lambda row: decode_rgb(thumbnails[row].as_py()), least)
 
     def _read(self, workspace: Workspace, name: str, table: str) -> pa.Table:
         file = f"{self.folder}/{name}/{table}.parquet"
@@ -118,7 +121,9 @@ def run_evals(build: Build, config: Config, base_dir: Path, detector: Detector |
     markers = run_units(build, "evals", units, Stateless(_IndexSet(detector)))
     hashes = {name: f.sha256 for m in markers.values() for name, f in m.outputs.items()}
     bits = {e.name: max_distance_bits(config, e) for e in config.evals}
-    return EvalIndexes(bits, hashes, digest(sorted(hashes.items()), bits), detector)
+    probabilities = {e.name: min_probability(e) for e in config.evals} if detector else {}
+    contents = digest(sorted(hashes.items()), bits, probabilities)
+    return EvalIndexes(bits, hashes, contents, detector, probabilities=probabilities)
 
 
 def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
@@ -128,11 +133,18 @@ def max_distance_bits(config: Config, evaluation: EvalSetConfig) -> int:
     return threshold_bits(evaluation.name, config.dedup.eval_max_distance_bits)
 
 
+def min_probability(evaluation: EvalSetConfig) -> float:
+    """Return the probability from which an aligned image is a copy: the set's own key, else the registry's."""
+    if evaluation.min_probability is not None:
+        return evaluation.min_probability
+    return threshold_probability(evaluation.name, MIN_PROBABILITY)
+
+
 def _unit(evaluation: EvalSetConfig, base_dir: Path, detector: Detector | None) -> Unit:
     path = resolve_path(evaluation.path, base_dir)
     unit_digest = digest(
         VERSION,
-        evaluation.model_dump(exclude={"path", "max_distance_bits"}),
+        evaluation.model_dump(exclude={"path", "max_distance_bits", "min_probability"}),
         file_versions(path),
         detector and detector.sha256,
     )

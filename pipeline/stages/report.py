@@ -48,7 +48,7 @@ from pipeline.stages.annotate import read_annotations
 from pipeline.stages.compliance import compliance_json, consent_lines, measure_compliance
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write_data_card
-from pipeline.stages.evals import max_distance_bits
+from pipeline.stages.evals import max_distance_bits, min_probability
 from pipeline.stages.pairs_page import write_pairs_page
 from pipeline.stages.sources_page import write_sources_page
 from queries.allowlist import Allowlist
@@ -264,7 +264,8 @@ def _eval_report(
 
     bits = max_distance_bits(config, evaluation)
     derived = derive(published, bits, config.dedup.min_quality, evidence, reviews)
-    return replace(derived, evidence_limit=EVIDENCE_PER_SET)
+    probability = None if config.dedup.detector == "pdq" else min_probability(evaluation)
+    return replace(derived, evidence_limit=EVIDENCE_PER_SET, min_probability=probability)
 
 
 def _evidence(workspace: Workspace, name: str, picked: pa.Table, index: pa.Table) -> tuple[Evidence, ...]:

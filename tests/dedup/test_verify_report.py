@@ -85,7 +85,9 @@ def folder(tmp_path: Path) -> Path:
         {"ada": dict(zip(shown, verdicts, strict=True)), "bob": {shown[0]: "same", shown[1]: "different"}}
     )
     (tmp_path / "reviews.json").write_text(reviews.to_json())
-    evals = tuple(replace(derive(one, 31, 50, evidence, reviews), evidence_limit=EVIDENCE) for one in sets)
+    evals = tuple(
+        replace(derive(one, 31, 50, evidence, reviews), evidence_limit=EVIDENCE, min_probability=0.85) for one in sets
+    )
     control = pa.table([["a.png", "b.png", "c.png"], [["u1", "u2"], [], []]], CONTROL)
     data = ReportData(
         facts=(("Seed", "7"), ("Pairs", "1,234")),

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dedup.eval_sets import EvalSet, find_set, known_sets, registered, threshold_bits
+from dedup.eval_sets import EvalSet, find_set, known_sets, registered, threshold_bits, threshold_probability
 
 # Named in section 5 of the CLIP paper or in its figure 17.
 STATED = {
@@ -55,3 +55,10 @@ def test_an_unknown_metric_is_refused() -> None:
 )
 def test_the_registry_can_only_be_stricter(name: str, default: int, bits: int) -> None:
     assert threshold_bits(name, default) == bits
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "least"), [("mnist", 0.85, 0.998), ("mnist", 0.9999, 0.9999), ("cifar10", 0.85, 0.85)]
+)
+def test_the_registry_is_stricter_for_look_alikes(name: str, default: float, least: float) -> None:
+    assert threshold_probability(name, default) == least

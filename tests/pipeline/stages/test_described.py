@@ -146,6 +146,17 @@ def test_planted_copies_are_found_with_what_was_done_to_them(folder, files):
         assert 0.2 <= row["cosine"] <= 1.01
 
 
+def test_a_set_of_look_alikes_has_a_stricter_threshold(folder, files, tmp_path):
+    for part in ("scenes", "model.onnx"):
+        (tmp_path / part).symlink_to(folder / part)
+    usual = overlap(run(folder, "model.onnx", files))
+    least = sorted(row["probability"] for row in usual.values() if row["probability"])[len(usual) // 2]
+    workspace = run(tmp_path, "model.onnx", files, min_probability=least)
+    strict = overlap(workspace)
+    assert {name for name, row in usual.items() if (row["probability"] or 0) >= least} <= strict.keys() < usual.keys()
+    assert all(row["probability"] is None or row["probability"] >= least for row in strict.values())
+
+
 def test_pdq_alone_finds_the_whole_pictures(folder, files):
     found = overlap(run(folder, "pdq", files))
     assert {"same", "flip"} <= found.keys() < set(PLANTED)
