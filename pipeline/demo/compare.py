@@ -156,11 +156,15 @@ def _overlaps(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
         for overlap in overlaps:
             yield Verdict(f"overlap with {name}", overlap.kind, len(overlap.matches), _found(found, overlap), 0)
         yield Verdict(f"overlap with {name}", "anything else", 0, 0, len(found.keys() - planted))
+    control = pq.read_table(finished.workspace / "dedup" / "control.parquet")
+    yield Verdict("overlap with rendered images", "anything", 0, 0, control.num_rows)
 
 
 def _found(found: Mapping[tuple[str, str], Mapping[str, Any]], overlap: Overlap) -> int:
     """Count the planted copies that were found and are marked as part of the final set."""
     rows = [found[match] for match in overlap.matches.items() if match in found]
+    if overlap.is_edited:  # any of the views may be the nearest
+        return sum(row["kept"] and row["degree"] == "edited" for row in rows)
     mirrored = overlap.kind.startswith("mirrored")
     return sum(row["kept"] and (row["view"] == "mirror") == mirrored for row in rows)
 

@@ -3,10 +3,13 @@
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageEnhance
 
+from dedup.copies.edits import edited
 from pipeline.config_fetch import FetchConfig
 from pipeline.demo.captions import LANGUAGES, english
 from pipeline.demo.drawing import draw, encode
@@ -23,6 +26,14 @@ IMAGE_SIZE = 128
 """The demo's `fetch.image_size`, in pixels."""
 _COPIES_OF_EACH_KIND = 12
 _NEAR_BITS = 10  # well within `dedup.max_distance_bits`
+_EDITS = (
+    ("cropped copy", "crop 80%"),
+    ("copy with a border", "border 10% black"),
+    ("screenshot of it", "screenshot"),
+    ("rotated copy", "rotate 8"),
+    ("copy under a sticker", "sticker 30%"),
+)
+"""Kinds of copies that only the copy detector finds, and their names in dedup/copies/edits.py."""
 _FETCH = FetchConfig(network=False, image_size=IMAGE_SIZE)
 
 
@@ -145,12 +156,14 @@ def plant_evals(web: Publisher, directory: Path) -> None:
         (f"{label}/{number:02d}.png", s) for label, scenes in classes.items() for number, s in enumerate(scenes)
     ]
     web.rng.shuffle(examples)
-    for kind, copy in (
-        ("exact copy", lambda url, picture: web.body(url, encode(picture, "PNG"), "image/png")),
-        ("recompressed copy", lambda url, picture: web.body(url, encode(picture, "JPEG", 50))),
-        ("smaller copy", lambda url, picture: web.body(url, encode(_smaller(picture), "JPEG"))),
-        ("mirrored copy", lambda url, picture: web.body(url, encode(_mirrored(picture), "JPEG"))),
-    ):
+    copies: list[tuple[str, bool, Callable[[str, Image.Image], None]]] = [
+        ("exact copy", False, lambda url, picture: web.body(url, encode(picture, "PNG"), "image/png")),
+        ("recompressed copy", False, lambda url, picture: web.body(url, encode(picture, "JPEG", 50))),
+        ("smaller copy", False, lambda url, picture: web.body(url, encode(_smaller(picture), "JPEG"))),
+        ("mirrored copy", False, lambda url, picture: web.body(url, encode(_mirrored(picture), "JPEG"))),
+        *((kind, True, partial(_edited_copy, web, name)) for kind, name in _EDITS),
+    ]
+    for kind, is_edited, copy in copies:
         matches = {}
         for number in range(_COPIES_OF_EACH_KIND):
             eval_id, scene = examples.pop()
@@ -161,11 +174,16 @@ def plant_evals(web: Publisher, directory: Path) -> None:
             copy(mention.url, draw(scene))
             web.mention(web.rng.choice(PAGE_HOSTS), mention)
             matches[mention.uid] = eval_id
-        web.ledger.overlaps.append(Overlap(kind, OBJECTS_SET, matches))
+        web.ledger.overlaps.append(Overlap(kind, OBJECTS_SET, matches, is_edited))
     web.ledger.eval_sets = {
         OBJECTS_SET: len(classes) * OBJECTS_PER_CLASS,
         SHAPES_SET: len(SHAPES) * len(COLOURS),
     }
+
+
+def _edited_copy(web: Publisher, name: str, url: str, picture: Image.Image) -> None:
+    rgb = np.asarray(picture)
+    web.body(url, edited(name, rgb, rgb, url))
 
 
 def _things() -> list[Thing]:

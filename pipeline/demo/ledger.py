@@ -47,6 +47,7 @@ class Overlap:
     kind: str
     eval_set: str
     matches: dict[str, str]
+    is_edited: bool = False  # beyond what a perceptual hash finds
 
 
 @dataclass

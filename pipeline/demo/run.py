@@ -61,16 +61,19 @@ host_interval_s = 0.0
 
 [dedup]
 evals = "report"                        # or "remove"
+detector = "copy"                       # also finds crops, borders, screenshots, rotations, overlays; or "pdq"
 
 [[evals]]
 name = "objects"                        # some of its images are on the simulated web
 kind = "folder"                         # evals/objects/CLASS/*.png
 path = "evals/objects"
+min_probability = 0.88                  # of an edited copy; -> remove: drawn scenes look more alike than photos
 
 [[evals]]
 name = "shapes"                         # none of its images are
 kind = "folder"
 path = "evals/shapes"
+min_probability = 0.88
 """
 
 

@@ -27,6 +27,7 @@ LEDGER = Ledger(
     overlaps=[
         Overlap("exact copy", "objects", {"eval1": "red/1.png"}),
         Overlap("mirrored copy", "objects", {"eval2": "red/2.png"}),
+        Overlap("cropped copy", "objects", {"eval3": "red/3.png"}, is_edited=True),
     ],
     ordinary=["plain1", "plain2", "plain3", "plain4"],
     requests={"http://a.example/moved": 2},
@@ -49,6 +50,11 @@ def row(uid: str, reason: str | None = None) -> dict[str, Any]:
     }
 
 
+EVAL1 = ("eval1", "red/1.png", "upright", True, "equal bytes")
+EVAL2 = ("eval2", "red/2.png", "mirror", True, "edited")
+EVAL3 = ("eval3", "red/3.png", "flip", True, "edited")
+
+
 @dataclass
 class Made:
     """What a build of LEDGER's world should leave; tests spoil one thing each."""
@@ -65,20 +71,20 @@ class Made:
             row("near2", "near_duplicate"),
             row("eval1"),
             row("eval2"),
+            row("eval3"),
             row("plain1"),
             row("plain2"),
             row("plain3", "over_final_cap"),
         ]
     )
     duplicates: dict[str, str] = field(default_factory=lambda: {"same1": "same2", "same3": "same2", "near2": "near1"})
-    overlap: list[tuple[str, str, str, bool]] = field(
-        default_factory=lambda: [("eval1", "red/1.png", "upright", True), ("eval2", "red/2.png", "mirror", True)]
-    )
-    unplanted_overlap: list[tuple[str, str, str, bool]] = field(default_factory=list)
+    overlap: list[tuple[str, str, str, bool, str]] = field(default_factory=lambda: [EVAL1, EVAL2, EVAL3])
+    unplanted_overlap: list[tuple[str, str, str, bool, str]] = field(default_factory=list)
+    control: list[str] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(
         default_factory=lambda: [
-            {"stage": "pairs", "inputs": 19, "kept": 14, "reasons": {"no_match": 5}},
-            {"stage": "plan", "inputs": 14, "kept": 13, "reasons": {"over_cap": 1}},
+            {"stage": "pairs", "inputs": 20, "kept": 15, "reasons": {"no_match": 5}},
+            {"stage": "plan", "inputs": 15, "kept": 14, "reasons": {"over_cap": 1}},
         ]
     )
     requests: dict[str, int] = field(
@@ -100,12 +106,12 @@ class Made:
         duplicates = {"uid": list(self.duplicates), "survivor": list(self.duplicates.values())}
         pq.write_table(pa.table(duplicates), workspace / "dedup" / "duplicates.parquet")
         for name, rows in (("objects", self.overlap), ("shapes", self.unplanted_overlap)):
-            columns = list(zip(*rows, strict=True)) or [[]] * 4
-            kinds = (pa.string(), pa.string(), pa.string(), pa.bool_())
-            table = pa.table(
-                [pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], ["uid", "eval_id", "view", "kept"]
-            )
+            columns = list(zip(*rows, strict=True)) or [[]] * 5
+            kinds = (pa.string(), pa.string(), pa.string(), pa.bool_(), pa.string())
+            names = ["uid", "eval_id", "view", "kept", "degree"]
+            table = pa.table([pa.array(c, k) for c, k in zip(columns, kinds, strict=True)], names)
             pq.write_table(table, workspace / "dedup" / "overlap" / f"{name}.parquet")
+        pq.write_table(pa.table({"uid": pa.array(self.control, pa.string())}), workspace / "dedup" / "control.parquet")
         (workspace / "report" / "accounting.json").write_text(json.dumps({"stages": self.stages}))
         (workspace / "report" / "index.html").write_text(self.html)
 
@@ -126,7 +132,7 @@ def test_a_right_build_is_accepted_and_counted(tmp_path: Path) -> None:
     assert planted[("fetch", "dead link")] == 2
     assert planted[("duplicates", "same file")] == 2
     assert planted[("fetch", "ordinary image")] == 3, "the fourth was not planned: over the cap"
-    assert planted[("laws", "pair is a sample")] == 7
+    assert planted[("laws", "pair is a sample")] == 8
 
 
 def set_reason(uid: str, reason: str | None) -> Callable[[Made], None]:
@@ -164,11 +170,13 @@ def select(uid: str, selected_by: list[int]) -> Callable[[Made], None]:
         (set_reason("same1", "near_duplicate"), "smaller", 0, 1),
         (change(duplicates={"same1": "same2", "same3": "near1", "near2": "near1"}), "same file", 1, 0),
         (set_reason("near1", "near_duplicate"), "smaller", 1, 0),
-        (change(overlap=[("eval2", "red/2.png", "mirror", True)]), "exact copy", 1, 0),
-        (change(overlap=[("eval1", "red/7.png", "upright", True)]), "anything else", 0, 1),
-        (change(unplanted_overlap=[("plain1", "wavy/1.png", "upright", True)]), "anything else", 0, 1),
+        (change(overlap=[EVAL2, EVAL3]), "exact copy", 1, 0),
+        (change(overlap=[EVAL1, EVAL2, EVAL3, ("eval1", "red/7.png", *EVAL1[2:])]), "anything else", 0, 1),
+        (change(overlap=[EVAL1, EVAL2, (*EVAL3[:4], "re-encoded")]), "cropped copy", 1, 0),
+        (change(control=["plain1"]), "anything", 0, 1),
+        (change(unplanted_overlap=[("plain1", "wavy/1.png", *EVAL1[2:])]), "anything else", 0, 1),
         (
-            change(overlap=[("eval1", "red/1.png", "upright", False), ("eval2", "red/2.png", "upright", True)]),
+            change(overlap=[EVAL1, ("eval2", "red/2.png", "upright", True, "edited"), EVAL3]),
             "mirrored copy",
             1,
             0,
@@ -192,7 +200,7 @@ def select(uid: str, selected_by: list[int]) -> Callable[[Made], None]:
         (select("plain2", [0, 5]), "query selects all or 2", 0, 1),
         (change(requests={"http://a.example/x": 2}), "URL is requested as often as planned", 1, 0),
         (change(requests={"http://a.example/private": 1}), "protected URL is never requested", 1, 0),
-        (change(members=["moved.jpg", "moved.txt", "moved.json"]), "pair is a sample", 6, 1),
+        (change(members=["moved.jpg", "moved.txt", "moved.json"]), "pair is a sample", 7, 1),
         (change(html='<p><script>document.title="planted"</script>'), "report page without foreign markup", 1, 0),
     ],
 )

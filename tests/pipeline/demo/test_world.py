@@ -178,8 +178,8 @@ def test_copies_are_near_as_they_are_stored_too(tmp_path: Path) -> None:
 
 
 def test_eval_copies_show_the_eval_image(world: Path, site: Site, ledger: Ledger, url_of: dict[str, str]) -> None:
-    assert [overlap.eval_set for overlap in ledger.overlaps] == ["objects"] * 4
-    for overlap in ledger.overlaps:
+    assert [overlap.eval_set for overlap in ledger.overlaps] == ["objects"] * 9
+    for overlap in ledger.overlaps[:4]:
         for uid, eval_id in overlap.matches.items():
             example = (world / "evals" / overlap.eval_set / eval_id).read_bytes()
             copy = body(site, url_of[uid])
@@ -188,6 +188,20 @@ def test_eval_copies_show_the_eval_image(world: Path, site: Site, ledger: Ledger
             view = "mirror" if overlap.kind == "mirrored copy" else "upright"
             wanted = int.from_bytes(dict(fingerprint_views(decode_rgb(example)))[view], "big")
             assert (pdq(copy) ^ wanted).bit_count() <= 12, overlap.kind
+
+
+def test_edited_copies_are_beyond_a_perceptual_hash(
+    world: Path, site: Site, ledger: Ledger, url_of: dict[str, str]
+) -> None:
+    edited = [overlap for overlap in ledger.overlaps if overlap.is_edited]
+    assert len(edited) == 5
+    for overlap in edited:
+        far = []
+        for uid, eval_id in overlap.matches.items():
+            views = fingerprint_views(decode_rgb((world / "evals" / overlap.eval_set / eval_id).read_bytes()))
+            copy = pdq(body(site, url_of[uid]))
+            far.append(min((copy ^ int.from_bytes(view, "big")).bit_count() for _, view in views) > 31)
+        assert sum(far) > len(far) / 2, overlap.kind
 
 
 def test_nothing_else_looks_alike(world: Path, site: Site, ledger: Ledger, url_of: dict[str, str]) -> None:
