@@ -96,9 +96,12 @@ _RATE_LIMITS = re.compile(
 """What stores say that limit the rate: S3, Google Cloud Storage, Azure, HTTP 429."""
 
 
-def system_error(error: OSError) -> UserError:
+def system_error(error: OSError | MemoryError) -> UserError:
     """Return the error of a command that an error of the system ended; of a full disk, also with what to do."""
     line = one_line(error)
+    if isinstance(error, MemoryError):
+        line = "" if line == "MemoryError" else f": {line}"
+        return ShortageError(f"MemoryError{line}; this machine has too little memory, finished work is kept")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ShortageError(f"{line}: free space and run again; finished work is kept")
     if error.errno in _SHORT:

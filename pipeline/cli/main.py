@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except OSError as error:  # its message names the file; all other exceptions are bugs
+    except (OSError, MemoryError) as error:  # its message names the file; all other exceptions are bugs
         failure = system_error(error)
         _print_error(str(failure), failure.exit_code, is_json)
         return failure.exit_code
