@@ -52,7 +52,7 @@ class Journal:
         self._size_bytes = self._replay(key)
         os.ftruncate(file.fileno(), self._size_bytes)
         if not self._size_bytes:
-            self._append(_KEY, _encode({"format": _FORMAT, "key": key}))
+            self._append(_KEY, _encode(_header(key)))
         self._append(_OPENED)
 
     @classmethod
@@ -126,7 +126,7 @@ class Journal:
         for kind, payload, start in _records(self._file):
             if (end == 0) != (kind == _KEY):
                 return 0
-            if kind == _KEY and _decode(payload) != {"format": _FORMAT, "key": key}:
+            if kind == _KEY and _decode(payload) != _header(key):
                 return 0
             if kind == _OUTCOME:
                 url = self._replay_outcome(payload, start)
@@ -155,6 +155,11 @@ class Journal:
 
     def _replay_robots(self, facts: dict[str, Any]) -> None:
         self.robots[facts["origin"]] = _RULES.validate_json(json.dumps(facts["rules"])), facts["at_s"]
+
+
+def _header(key: str) -> dict[str, Any]:
+    """Return what a journal begins with: one of other settings, or of a version that knows other facts, is cleared."""
+    return {"format": _FORMAT, "facts": _FACTS, "key": key}
 
 
 def encode_outcome(url: str, outcome: Outcome, checked: Checked | None) -> bytes:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_other_settings_start_anew(tmp_path: Path) -> None:
     assert not other.outcomes
     other.close()
     assert not journal(tmp_path).outcomes
+
+
+def test_a_version_that_knows_other_facts_of_an_outcome_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipeline.fetching.journal._FACTS", ["reason", "refused_by", "pdq"])
+        fill(tmp_path)
+    with closing(journal(tmp_path)) as opened:
+        assert not opened.outcomes
 
 
 def test_two_processes_at_one_unit_do_not_share_a_journal(tmp_path: Path) -> None:
