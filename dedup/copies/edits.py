@@ -24,8 +24,12 @@ def edited(name: str, photo: Photo, other: Photo, seed: str, quality: int = 90) 
     Raises:
         KeyError: no edit has this name.
     """
-    edit = EDITS.get(name) or UNSEEN_EDITS[name]
-    image = edit(photo, other, random.Random(f"{name}:{seed}"))
+    return edited_by(EDITS.get(name) or UNSEEN_EDITS[name], photo, other, f"{name}:{seed}", quality)
+
+
+def edited_by(edit: Edit, photo: Photo, other: Photo, seed: str, quality: int = 90) -> bytes:
+    """Return the JPEG file of a photo that `edit` has changed; the same arguments give the same file."""
+    image = edit(photo, other, random.Random(seed))
     _, file = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return file.tobytes()
 

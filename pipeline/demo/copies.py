@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from dedup.copies.edits import edited
+from dedup.copies.drawing import stickers
+from dedup.copies.edits import EDITS, Edit, edited_by
 from pipeline.config_fetch import FetchConfig
 from pipeline.demo.captions import LANGUAGES, english
 from pipeline.demo.drawing import draw, encode
@@ -26,14 +27,14 @@ IMAGE_SIZE = 128
 """The demo's `fetch.image_size`, in pixels."""
 _COPIES_OF_EACH_KIND = 12
 _NEAR_BITS = 10  # well within `dedup.max_distance_bits`
-_EDITS = (
-    ("cropped copy", "crop 80%"),
-    ("copy with a border", "border 10% black"),
-    ("screenshot of it", "screenshot"),
-    ("rotated copy", "rotate 8"),
-    ("copy under a sticker", "sticker 30%"),
-)
-"""Kinds of copies that only the copy detector finds, and their names in dedup/copies/edits.py."""
+_EDITS = {
+    "cropped copy": EDITS["crop 80%"],
+    "copy with a border": EDITS["border 10% black"],
+    "screenshot of it": EDITS["screenshot"],
+    "rotated copy": EDITS["rotate 8"],
+    "copy under a sticker": stickers(1, 0.15),  # larger ones hide most of a drawn scene
+}
+"""Kinds of copies that only the copy detector finds."""
 _FETCH = FetchConfig(network=False, image_size=IMAGE_SIZE)
 
 
@@ -161,7 +162,7 @@ def plant_evals(web: Publisher, directory: Path) -> None:
         ("recompressed copy", False, lambda url, picture: web.body(url, encode(picture, "JPEG", 50))),
         ("smaller copy", False, lambda url, picture: web.body(url, encode(_smaller(picture), "JPEG"))),
         ("mirrored copy", False, lambda url, picture: web.body(url, encode(_mirrored(picture), "JPEG"))),
-        *((kind, True, partial(_edited_copy, web, name)) for kind, name in _EDITS),
+        *((kind, True, partial(_edited_copy, web, kind, edit)) for kind, edit in _EDITS.items()),
     ]
     for kind, is_edited, copy in copies:
         matches = {}
@@ -181,9 +182,9 @@ def plant_evals(web: Publisher, directory: Path) -> None:
     }
 
 
-def _edited_copy(web: Publisher, name: str, url: str, picture: Image.Image) -> None:
+def _edited_copy(web: Publisher, kind: str, edit: Edit, url: str, picture: Image.Image) -> None:
     rgb = np.asarray(picture)
-    web.body(url, edited(name, rgb, rgb, url))
+    web.body(url, edited_by(edit, rgb, rgb, f"{kind}:{url}"))
 
 
 def _things() -> list[Thing]:
