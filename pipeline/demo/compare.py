@@ -164,7 +164,7 @@ def _found(found: Mapping[tuple[str, str], Mapping[str, Any]], overlap: Overlap)
     """Count the planted copies that were found and are marked as part of the final set."""
     rows = [found[match] for match in overlap.matches.items() if match in found]
     if overlap.is_edited:  # any of the views may be the nearest
-        return sum(row["kept"] and row["degree"] == "edited" for row in rows)
+        return sum(row["kept"] for row in rows)
     mirrored = overlap.kind.startswith("mirrored")
     return sum(row["kept"] and (row["view"] == "mirror") == mirrored for row in rows)
 

@@ -34,7 +34,7 @@ _EDITS = {
     "rotated copy": EDITS["rotate 8"],
     "copy under a sticker": stickers(1, 0.15),  # larger ones hide most of a drawn scene
 }
-"""Kinds of copies that only the copy detector finds."""
+"""Kinds of edited copies; most are found by the copy detector only."""
 _FETCH = FetchConfig(network=False, image_size=IMAGE_SIZE)
 
 

@@ -52,6 +52,11 @@ class StoredImage:
     pdq: bytes
     pdq_quality: int
 
+    @property
+    def jpeg(self) -> bytes:
+        """The stored file by its earlier name, from when every image was stored as JPEG."""
+        return self.file
+
 
 def store_image(encoded: bytes, config: FetchConfig, keeps_bytes: bool = False) -> StoredImage:
     """Return the image to store for the file `encoded`; with `keeps_bytes` its own pixels, if their size is right.

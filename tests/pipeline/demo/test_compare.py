@@ -172,7 +172,7 @@ def select(uid: str, selected_by: list[int]) -> Callable[[Made], None]:
         (set_reason("near1", "near_duplicate"), "smaller", 1, 0),
         (change(overlap=[EVAL2, EVAL3]), "exact copy", 1, 0),
         (change(overlap=[EVAL1, EVAL2, EVAL3, ("eval1", "red/7.png", *EVAL1[2:])]), "anything else", 0, 1),
-        (change(overlap=[EVAL1, EVAL2, (*EVAL3[:4], "re-encoded")]), "cropped copy", 1, 0),
+        (change(overlap=[EVAL1, EVAL2]), "cropped copy", 1, 0),
         (change(control=["plain1"]), "anything", 0, 1),
         (change(unplanted_overlap=[("plain1", "wavy/1.png", *EVAL1[2:])]), "anything else", 0, 1),
         (
