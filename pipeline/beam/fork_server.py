@@ -32,6 +32,7 @@ Work = Callable[[list[str]], None]
 
 _LENGTH_BYTES = 4
 _CODE_BYTES = 2
+_BACKLOG = 1_024  # workers that wait to be accepted
 _END_TIMEOUT_S = 5
 _KILLED = 128
 """Added to the number of the signal that ended a fork, as shells do."""
@@ -91,7 +92,7 @@ def _connect_in(folder: Path, address: Path, ending: int, work: Work, modules: S
         address.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(address))
-        listener.listen(1024)
+        listener.listen(_BACKLOG)
     if os.fork() == 0:
         connection.close()
         _exit_after(lambda: _serve(listener, address, ending, work, modules))
@@ -123,9 +124,7 @@ def _receive(connection: socket.socket) -> tuple[Request, list[int]]:
 def _serve(listener: socket.socket, address: Path, ending: int, work: Work, modules: Sequence[str]) -> None:
     """Fork a worker per connection until the process of the pidfd `ending` ends."""
     os.setsid()  # Ctrl-C is for the driver
-    listener.listen(
-        1024
-    )  # again, in this process: those who connect see the process id of the last caller, see end_server
+    listener.listen(_BACKLOG)  # again: `end_server` sees the process that called it last
     _silence()
     selector = selectors.DefaultSelector()
     try:
