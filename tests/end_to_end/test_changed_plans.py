@@ -53,6 +53,20 @@ def _with_consent(work: Path) -> dict[str, list[str]]:
     return {path.name: pq.read_table(path)["url"].to_pylist() for path in (work / "consent").glob("*.parquet")}
 
 
+def stop_fetching(project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, units_done: int = 0) -> None:
+    """Change the cap, so that the images of the earlier plan are put aside, and stop after some units of the fetch."""
+    run_units = fetched.run_units
+
+    def stop(build, step, units, prepare, **options):
+        run_units(build, step, units[:units_done], prepare, **options)
+        raise UserError("stopped")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fetched, "run_units", stop)
+        with pytest.raises(AssertionError):
+            build(project, web, cap=5)
+
+
 def test_another_cap_asks_only_for_what_is_new(project: Path, web: ImageServer, tmp_path: Path) -> None:
     _, asked_at_15 = fresh(project, web, tmp_path / "15", 15)
     small, asked_at_5 = fresh(project, web, tmp_path / "5", 5)
@@ -88,16 +102,7 @@ def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
     project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, units_done: int
 ) -> None:
     before = tree(project.parent / "work")
-
-    def stop(build, step, units, prepare, **options):
-        run_units(build, step, units[:units_done], prepare, **options)
-        raise UserError("stopped")
-
-    run_units = fetched.run_units
-    with monkeypatch.context() as stopped:
-        stopped.setattr(fetched, "run_units", stop)
-        with pytest.raises(AssertionError):
-            build(project, web, cap=5)
+    stop_fetching(project, web, monkeypatch, units_done)
     assert build(project, web, cap=15) == []
     assert tree(project.parent / "work") == before
 
@@ -105,13 +110,7 @@ def test_a_change_that_is_stopped_and_taken_back_costs_nothing(
 def test_a_flipped_bit_of_an_earlier_plan_is_not_reused(
     project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stop(build, step, units, prepare, **options):
-        raise UserError("stopped")
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(fetched, "run_units", stop)
-        with pytest.raises(AssertionError):
-            build(project, web, cap=5)
+    stop_fetching(project, web, monkeypatch)
     assert main(["verify", "-c", str(project)]) == 0
     aside = sorted((project.parent / "work/.wit/earlier").rglob("part-*.tar"))
     content = bytearray(aside[0].read_bytes())
@@ -132,13 +131,7 @@ def test_a_flipped_bit_of_an_earlier_plan_is_not_reused(
 def test_a_change_that_is_stopped_lends_nothing_to_other_settings(
     project: Path, web: ImageServer, monkeypatch: pytest.MonkeyPatch, refetch: tuple[str, ...]
 ) -> None:
-    def stop(build, step, units, prepare, **options):
-        raise UserError("stopped")
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(fetched, "run_units", stop)
-        with pytest.raises(AssertionError):
-            build(project, web, cap=5)
+    stop_fetching(project, web, monkeypatch)
     project.write_text(project.read_text().replace("image_size = 64", "image_size = 32"))
     if not refetch:
         assert main(["build", "-c", str(project), "--quiet"]) == 1
