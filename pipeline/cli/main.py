@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from dedup.errors import DedupError
 from pipeline.cli import annotate as cli_annotate
+from pipeline.cli import build as cli_build
 from pipeline.cli import card as cli_card
 from pipeline.cli import consent as cli_consent
 from pipeline.cli import demo as cli_demo
@@ -28,13 +28,14 @@ from pipeline.cli import metrics as cli_metrics
 from pipeline.cli import overlap as cli_overlap
 from pipeline.cli import peek as cli_peek
 from pipeline.cli import publish as cli_publish
+from pipeline.cli import report as cli_report
 from pipeline.cli import status as cli_status
 from pipeline.cli import takedown as cli_takedown
 from pipeline.cli import train as cli_train
+from pipeline.cli import verify as cli_verify
 from pipeline.cli import why as cli_why
-from pipeline.cli.arguments import add_config
-from pipeline.errors import EXIT_CODES, NOT_WHOLE, ConfigError, UserError, system_error
-from pipeline.project import STAGES, Project, code_version
+from pipeline.errors import EXIT_CODES, UserError, system_error
+from pipeline.project import code_version
 from queries.errors import InputError
 from queries.redact import redact
 
@@ -146,13 +147,6 @@ def _show_warnings() -> None:
     ours.propagate = False
 
 
-def _warn_in_json() -> None:
-    from pipeline.engine.json_log import JsonFormatter
-
-    for handler in logging.getLogger("pipeline").handlers:
-        handler.setFormatter(JsonFormatter())
-
-
 class _WithoutSecrets(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -202,13 +196,13 @@ def _parser(first: Sequence[str]) -> argparse.ArgumentParser:
     cli_demo.add_parser(commands)
     _add_group("queries", commands, first)
     _add_group("sources", commands, first)
-    _add_build(commands)
+    cli_build.add_parser(commands)
     cli_doctor.add_parser(commands)
     cli_forecast.add_parser(commands)
     cli_status.add_parser(commands)
-    _add_verify(commands)
+    cli_verify.add_parser(commands)
     _add_group("evals", commands, first)
-    _add_report(commands)
+    cli_report.add_parser(commands)
     cli_peek.add_parser(commands)
     cli_card.add_parser(commands)
     cli_why.add_parser(commands)
@@ -247,159 +241,3 @@ def _add_group(
         import_module(f"pipeline.cli.{name}").add_parser(commands)
     else:
         commands.add_parser(name, help=_GROUPS[name])
-
-
-def _add_build(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    build = commands.add_parser(
-        "build",
-        help="build the dataset; run it again to resume",
-        description="Run the stages in order. Work that is done with the same configuration is skipped.",
-        epilog="All other options are passed to Beam, for example --runner SparkRunner --spark_master_url local[4], or "
-        "--direct_running_mode multi_processing --direct_num_workers 8. Unknown options are an error.",
-        allow_abbrev=False,
-    )
-    add_config(build)
-    build.add_argument("--to", choices=STAGES, default=STAGES[-1], help="the last stage to run (default: report)")
-    build.add_argument(
-        "--refetch",
-        action="store_true",
-        help="fetch again everything that was fetched for another plan or with other settings",
-    )
-    build.add_argument(
-        "--retry",
-        metavar="REASONS",
-        help="request again what failed for these reasons, separated by commas, such as timeout,dns_failed",
-    )
-    build.add_argument(
-        "--retry-older-than",
-        metavar="TIME",
-        default="1h",
-        help="with --retry: only failures at least this old, such as 12h or 7d (default: 1h)",
-    )
-    build.add_argument("--quiet", action="store_true", help="do not show progress")
-    build.add_argument(
-        "--log-format",
-        choices=("text", "json"),
-        default="text",
-        help="how progress and warnings are written to stderr; json: one object a line, for programs",
-    )
-    build.set_defaults(func=_build, takes_beam_options=True)
-
-
-def _add_verify(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    verify = commands.add_parser(
-        "verify",
-        help="compare all files with their checksums",
-        description="Read every file of a workspace, or of a set of shards, and compare it with the size and SHA-256 "
-        "that were recorded when it was written. Exit 6 if one differs.",
-        allow_abbrev=False,
-    )
-    add_config(verify)
-    verify.add_argument(
-        "--shards", metavar="DIR", help="verify a folder of shards with manifest.json, not a workspace; also a URL"
-    )
-    verify.add_argument(
-        "--discard",
-        action="store_true",
-        help="delete the damaged files of a workspace: the next build writes them again (fetched/ from the web)",
-    )
-    verify.set_defaults(func=_verify)
-
-
-def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    report = commands.add_parser(
-        "report",
-        help="write report/ again from a finished build; `wit report verify FOLDER` checks a report",
-        description="Write report/ again from a finished build. `wit report verify FOLDER` derives every number of a "
-        "report (of a build or of `wit overlap`) from the tables published in its folder, and names those that differ.",
-    )
-    report.add_argument("action", nargs="?", choices=["write", "verify"], default="write")
-    report.add_argument("folder", nargs="?", type=Path, help="verify: the report's folder")
-    report.add_argument(
-        "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved"
-    )
-    add_config(report)
-    report.set_defaults(func=_report)
-
-
-def _build(args: argparse.Namespace) -> int:
-    project = Project.load(args.config)  # before Beam, which takes seconds to import
-    from pipeline.beam.options import parse_beam_options
-    from pipeline.build import run_build
-    from pipeline.engine.progress import Progress
-    from pipeline.fetching.retry import Retry
-
-    retry = Retry.parse(args.retry, args.retry_older_than) if args.retry is not None else None
-    options = parse_beam_options(args.beam_args)
-    if args.log_format == "json":
-        _warn_in_json()
-    _warn_of_this_machine(project)
-    progress = Progress(None) if args.quiet else Progress(sys.stderr, as_json=args.log_format == "json")
-    account = run_build(project, options, to=args.to, refetch=args.refetch, retry=retry, progress=progress)
-    cli_status.print_account(account)
-    if args.to == STAGES[-1]:
-        from pipeline.engine.units import add_counts, read_markers
-        from pipeline.stages.forecast import compare_with_outcome
-
-        fetched = add_counts(read_markers(project.workspace, "fetched").values())
-        for line in compare_with_outcome(project.workspace, fetched):
-            print(line)
-    return 0
-
-
-def _warn_of_this_machine(project: Project) -> None:
-    from pipeline.stages.doctor import Verdict, quick_checks
-
-    for finding in quick_checks(project):
-        if finding.verdict in (Verdict.WARNING, Verdict.FAILED):
-            logging.getLogger("pipeline").warning("%s: %s: %s", finding.check, finding.found, finding.advice)
-
-
-def _verify(args: argparse.Namespace) -> int:
-    from pipeline.engine.lock import build_lock
-    from pipeline.engine.units import withdraw
-    from pipeline.shards.verify import verify_shards, verify_workspace
-
-    if args.shards is not None:
-        if args.discard:
-            raise ConfigError("--discard works only on a workspace: copy damaged shards again from their source")
-        verdict = verify_shards(args.shards)
-    else:
-        workspace = Project.load(args.config).workspace
-        verdict = verify_workspace(workspace)
-        if args.discard and verdict.problems:
-            with build_lock(workspace):
-                for file in verdict.problems:
-                    withdraw(workspace, file)
-    for file, problem in verdict.problems.items():
-        print(redact(f"wit: {file} {problem}"), file=sys.stderr)
-    print(f"{verdict.files:,} files, {verdict.bytes:,} bytes: {len(verdict.problems) or 'none'} damaged")
-    if verdict.problems and args.shards is None:
-        way_out = "run `wit build` to write them again" if args.discard else "add --discard, then run `wit build`"
-        print(f"wit: {way_out}", file=sys.stderr)
-    return NOT_WHOLE if verdict.problems else 0
-
-
-def _verify_report(folder: Path | None) -> int:
-    from dedup.verify_report import verify_report
-
-    if folder is None:
-        raise UserError("wit report verify: name the report's folder")
-    problems = verify_report(folder)
-    for problem in problems:
-        print(f"wit: {problem}", file=sys.stderr)
-    if not problems:
-        print(f"{folder}: every number follows from the published tables")
-    return 1 if problems else 0
-
-
-def _report(args: argparse.Namespace) -> int:
-    if args.action == "verify":
-        return _verify_report(args.folder)
-    if args.folder:
-        raise UserError("wit report write: takes no folder; it writes report/ of the workspace in the config")
-    project = Project.load(args.config)
-    from pipeline.stages.report import write_reports
-
-    print(redact(write_reports(project.workspace, project.config, project.load_allowlist(), args.reviews)))
-    return 0
