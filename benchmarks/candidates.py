@@ -20,7 +20,7 @@ from pipeline.engine.shuffle import gather, spill
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import PAIRS
-from pipeline.stages.plan import _ROUTED, drop_repeats
+from pipeline.stages.plan_candidates import _ROUTED, drop_repeats
 
 
 def make_rows(count: int) -> pa.Table:

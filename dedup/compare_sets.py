@@ -32,7 +32,8 @@ from dedup.measure import PLANTED, Recall, measure_recall, spread_pictures
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence
 from dedup.pdq import fingerprint
 from dedup.published import Published, derive, write_published
-from dedup.report import EvalReport, Evidence, ReportData, write_report
+from dedup.report import write_report
+from dedup.report_data import EvalReport, Evidence, ReportData
 from dedup.reviews import Reviews
 
 _BATCH = 64  # images of the second set in memory

@@ -26,7 +26,7 @@ from dedup.errors import DedupError
 from dedup.eval_sets import find_set
 from dedup.measure import PLANTED, Recall
 from dedup.overlap import OVERLAP, summarise_overlap
-from dedup.report import EvalReport, Evidence, ModelAccuracy
+from dedup.report_data import EvalReport, Evidence, ModelAccuracy
 from dedup.reviews import Reviews
 from dedup.statistics import contamination, split_accuracy
 

@@ -20,17 +20,8 @@ import pyarrow as pa
 from dedup.errors import DedupError
 from dedup.overlap import pick_evidence
 from dedup.published import Published, derive, read_control, read_published
-from dedup.report import (
-    FORMAT_VERSION,
-    Balance,
-    EvalReport,
-    Evidence,
-    QueryRow,
-    ReportData,
-    StageFlow,
-    render_html,
-    render_json,
-)
+from dedup.report import FORMAT_VERSION, render_html, render_json
+from dedup.report_data import Balance, EvalReport, Evidence, QueryRow, ReportData, StageFlow
 from dedup.reviews import Reviews
 
 _NO_TEXTS = {"label": None, "caption": "", "url": "", "page_url": ""}  # of a pair that overlap.json does not show

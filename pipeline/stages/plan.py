@@ -15,10 +15,9 @@ Steps, each a pipeline over files (scratch results are under `.wit/plan/` until 
 All pairs of a URL are in one part, so a URL is requested once; and each part is a random sample of the whole.
 """
 
-import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +26,8 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import Pieces, gather, gather_pieces, spill
 from pipeline.engine.units import (
     Marker,
-    Stateless,
     Unit,
     UnitOutput,
     Work,
@@ -40,8 +37,7 @@ from pipeline.engine.units import (
     finished_stage,
 )
 from pipeline.engine.workspace import FileFacts, Workspace
-from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses
-from pipeline.records import PAIRS, PLAN, Reason
+from pipeline.records import PLAN, Reason
 from pipeline.stages.balance.scans import (
     OpenSelect,
     QueryHashes,
@@ -53,24 +49,17 @@ from pipeline.stages.balance.scans import (
 from pipeline.stages.host_cap import Round
 from pipeline.stages.host_counts import spill_hosts, sum_hosts, tally_hosts
 from pipeline.stages.pairs import pair_files
-from pipeline.stages.plan_parts import PartCut, candidate_parts, count_planned, cut_parts, plan_parts, rows_of_parts
+from pipeline.stages.plan_candidates import url_hashes, write_candidates
+from pipeline.stages.plan_parts import PartCut, count_planned, cut_parts, plan_parts, rows_of_parts
 from queries.allowlist import Allowlist
 
 VERSION = 4
 """Raise it when the same pairs would give another plan, or scratch files have another format."""
 
-_SPILL_ROWS, _MOST_SPILLED = 2_000_000, 4_096
-"""Pairs files are spilled together until they hold this many rows, or more if there would be too many files to gather
-from."""
-
-_USES_AT_ONCE = 20_000_000  # of captions, 20 bytes each
-
 MOST_HOSTS = 100_000
 """Of hosts that plan/hosts.parquet has: those with most pairs."""
 
 _HOSTS = ".wit/plan/of-hosts"
-
-_ROUTED = PAIRS.append(pa.field("part", pa.int32())).append(pa.field("url_hash", pa.uint64()))
 
 
 def run_plan(
@@ -93,7 +82,7 @@ def run_plan(
         build.progress.say(f"plan           {len(part_names(done))} parts already done")
         return done
     counts = Counter(inputs=add_counts(pairs.values())["kept"])
-    candidates = _candidates(build, config, pairs, counts["inputs"], stage_digest)
+    candidates = write_candidates(build, config, pairs, counts["inputs"], stage_digest)
     for reason in (Reason.DUPLICATE_PAIR, Reason.FREQUENT_CAPTION):
         counts[reason] = add_counts(candidates.values())[reason]
 
@@ -132,185 +121,6 @@ def part_names(plan: Marker) -> list[str]:
 def _in_order(names: Iterable[str]) -> list[str]:
     """Return the files of parts in the order of their numbers, which have five digits or, from 100,000 on, more."""
     return sorted(names, key=lambda name: (len(name), name))
-
-
-def _candidates(
-    build: Build, config: Config, pairs: Mapping[str, Marker], rows: int, stage_digest: str
-) -> dict[str, Marker]:
-    parts = Pieces(candidate_parts(rows, config.fetch.parts))
-    inputs = digest(stage_digest, parts.count)
-    groups = {f"{i:05d}": names for i, names in enumerate(_groups(pairs, max(_SPILL_ROWS, rows // _MOST_SPILLED)))}
-
-    def of_groups(step: str, work: Work) -> list[str]:
-        units = [Unit(name, digest(inputs, names), _Spill(name, names)) for name, names in groups.items()]
-        return _files_of(run_units(build, f"plan/{step}", units, Stateless(work)))
-
-    def of_buckets(step: str, work: Work) -> dict[str, Marker]:
-        units = [Unit(f"{bucket:05d}", digest(inputs, bucket), bucket) for bucket in range(parts.buckets)]
-        return run_units(build, f"plan/{step}", units, Stateless(work))
-
-    frequent: list[str] = []
-    if (limit := config.filters.max_images_per_caption) is not None:
-        uses = of_groups("captions", _SpillCaptions(parts, config.seed, limit))
-        pieces = -(-rows // (parts.buckets * _USES_AT_ONCE)) or 1
-        frequent = _files_of(of_buckets("frequent", _FindFrequent(uses, parts.buckets, pieces, limit)))
-    spilled = of_groups("spill", _SpillPairs(parts, config.seed))
-    return of_buckets("gather", _GatherParts(spilled, parts, frequent, config.seed))
-
-
-def _files_of(markers: Mapping[str, Marker]) -> list[str]:
-    return [name for marker in markers.values() for name in marker.outputs]
-
-
-def _groups(pairs: Mapping[str, Marker], group_rows: int) -> list[list[str]]:
-    """Group pairs files, in order, into lists of about `group_rows` rows."""
-    groups: list[list[str]] = []
-    rows = group_rows
-    for marker in pairs.values():
-        if rows >= group_rows:
-            groups.append([])
-            rows = 0
-        groups[-1].extend(pair_files({"": marker}))
-        rows += marker.counts["kept"]
-    return groups
-
-
-def url_hashes(urls: Sequence[str], seed: int) -> np.ndarray:
-    """Return a keyed 64-bit hash of each URL, (n,) uint64: it determines the part and the order in it.
-
-    Also that of other texts: captions.
-    """
-    key = seed.to_bytes(8, "little")
-    joined = b"".join(hashlib.blake2b(url.encode(), digest_size=8, key=key).digest() for url in urls)
-    return np.frombuffer(joined, dtype="<u8")
-
-
-@dataclass(frozen=True)
-class _Spill:
-    name: str
-    files: list[str]
-
-
-@dataclass(frozen=True)
-class _SpillPairs:
-    parts: Pieces
-    seed: int
-
-    def run(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
-        rows = spill(
-            output,
-            f".wit/plan/spilled/{task.name}.rows",
-            _ROUTED,
-            self.parts.buckets,
-            self._routed(output.workspace, task),
-        )
-        return {"inputs": rows, "kept": rows}
-
-    def _routed(self, workspace: Workspace, task: _Spill) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        for name in task.files:
-            for batch in workspace.read_batches(name, PAIRS.names):
-                table = pa.Table.from_batches([batch])
-                hashes = url_hashes(table["url"].to_pylist(), self.seed)
-                part = (hashes % np.uint64(self.parts.count)).astype(np.int32)
-                table = table.append_column("part", pa.array(part)).append_column("url_hash", pa.array(hashes))
-                yield table, self.parts.bucket_of(part)
-
-
-@dataclass(frozen=True)
-class _SpillCaptions:
-    """Bring the uses of each caption together, as few as tell whether it is too frequent."""
-
-    parts: Pieces
-    seed: int
-    limit: int
-
-    def run(self, task: _Spill, output: UnitOutput) -> Mapping[str, int]:
-        rows = 0
-        held = [CAPTION_USES.empty_table()]
-        for name in task.files:
-            for batch in output.workspace.read_batches(name, ["url", "caption"]):
-                rows += batch.num_rows
-                held.append(self._uses(batch))
-                if sum(table.num_rows for table in held) >= _SPILL_ROWS:
-                    held = [needed_uses(pa.concat_tables(held), self.limit)]
-        needed = needed_uses(pa.concat_tables(held), self.limit)
-        buckets = self.parts.buckets
-        bucket = (needed["caption_hash"].to_numpy() % np.uint64(buckets)).astype(np.int32)
-        spill(output, f".wit/plan/captions/{task.name}.rows", CAPTION_USES, buckets, [(needed, bucket)])
-        return {"inputs": rows, "kept": rows}
-
-    def _uses(self, batch: pa.RecordBatch) -> pa.Table:
-        urls = url_hashes(batch.column("url").to_pylist(), self.seed)
-        part = (urls % np.uint64(self.parts.count)).astype(np.int32)
-        captions = url_hashes(batch.column("caption").to_pylist(), self.seed)
-        return pa.table([captions, urls, self.parts.bucket_of(part)], CAPTION_USES)
-
-
-@dataclass(frozen=True)
-class _FindFrequent:
-    """Send the captions of too many images to the buckets of parts that have them."""
-
-    uses: list[str]
-    buckets: int
-    pieces: int
-    limit: int
-
-    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        pieces = gather_pieces(output.workspace, self.uses, bucket, CAPTION_USES, range(self.pieces), self._piece_of)
-        found = (frequent_captions(uses, self.limit) for uses in pieces)
-        routed = ((captions, captions["bucket"].to_numpy()) for captions in found)
-        rows = spill(output, f".wit/plan/frequent/{bucket:05d}.rows", FREQUENT, self.buckets, routed)
-        return {"inputs": rows, "kept": rows}
-
-    def _piece_of(self, uses: pa.Table) -> np.ndarray:
-        """All hashes of captions of a bucket have the same remainder; their quotients differ."""
-        quotients = uses["caption_hash"].to_numpy() // np.uint64(self.buckets)
-        return (quotients % np.uint64(self.pieces)).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class _GatherParts:
-    spilled: list[str]
-    parts: Pieces
-    frequent: list[str]
-    seed: int
-
-    def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        counts = Counter(inputs=0, kept=0)
-        frequent = gather(output.workspace, self.frequent, bucket, FREQUENT)["caption_hash"].to_numpy()
-        parts = self.parts.of_bucket(bucket)
-        tables = gather_pieces(output.workspace, self.spilled, bucket, _ROUTED, parts, _part_of)
-        for part, of_part in zip(parts, tables, strict=True):
-            unique = drop_repeats(of_part)
-            kept = self._without(unique, frequent) if len(frequent) else unique
-            output.write_table(f".wit/plan/candidates/part-{part:05d}.parquet", kept.select(PAIRS.names))
-            counts[Reason.DUPLICATE_PAIR] += of_part.num_rows - unique.num_rows
-            counts[Reason.FREQUENT_CAPTION] += unique.num_rows - kept.num_rows
-            counts.update(inputs=of_part.num_rows, kept=kept.num_rows)
-        return counts
-
-    def _without(self, pairs: pa.Table, frequent: np.ndarray) -> pa.Table:
-        captions = url_hashes(pairs["caption"].to_pylist(), self.seed)
-        return pairs.filter(pa.array(~np.isin(captions, frequent)))
-
-
-def _part_of(rows: pa.Table) -> np.ndarray:
-    """Return the column `part`, (n,) int32."""
-    return np.asarray(rows["part"].to_numpy())
-
-
-def drop_repeats(pairs: pa.Table) -> pa.Table:
-    """Sort pairs by (URL hash, uid) and keep each uid once: the row with the smallest page, source, field and offset.
-
-    One whose image is in the source's own file comes before one whose image is on the web (null).
-    """
-    order = ["url_hash", "uid", "image_bytes", "page_url", "source", "text_field", "source_offset"]
-    pairs = pairs.sort_by([(name, "ascending") for name in order]).combine_chunks()
-    uids = pairs["uid"]
-    if len(uids) < 2:
-        return pairs
-    first = pc.not_equal(uids[1:].combine_chunks(), uids[:-1].combine_chunks())
-    return pairs.filter(pa.concat_arrays([pa.array([True]), first]))
 
 
 @dataclass(frozen=True)

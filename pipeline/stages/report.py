@@ -25,15 +25,8 @@ from dedup.measure import PLANTED
 from dedup.overlap import pick_evidence
 from dedup.published import Published, derive, write_published
 from dedup.query_search import encode_queries
-from dedup.report import (
-    Balance,
-    EvalReport,
-    Evidence,
-    QueryRow,
-    ReportData,
-    StageFlow,
-    write_report,
-)
+from dedup.report import write_report
+from dedup.report_data import Balance, EvalReport, Evidence, QueryRow, ReportData, StageFlow
 from dedup.reviews import Reviews
 from pipeline.account import Account, read_account
 from pipeline.config import Config

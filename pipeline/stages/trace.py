@@ -20,7 +20,8 @@ from pipeline.errors import UserError
 from pipeline.fetching.block_files import find_takedowns, read_block_lists
 from pipeline.records import Reason
 from pipeline.stages.index import Kind, look_up
-from pipeline.stages.plan import part_names, url_hashes
+from pipeline.stages.plan import part_names
+from pipeline.stages.plan_candidates import url_hashes
 from pipeline.web.urls import normalize_url
 from queries.allowlist import Allowlist
 

@@ -11,7 +11,8 @@ import pytest
 
 from dedup.overlap import OverlapSummary
 from dedup.query_search import decode_queries, encode_queries
-from dedup.report import Balance, EvalReport, Evidence, ReportData, render_html
+from dedup.report import render_html
+from dedup.report_data import Balance, EvalReport, Evidence, ReportData
 
 SCRIPT = Path(__file__).parents[2] / "dedup/templates/queries.js"
 QUERIES = ["dog", "red house", "tab\there", "cat", "Straße", "猫", "dogma"]

@@ -21,21 +21,8 @@ from PIL import Image
 
 from dedup.eval_sets import registered
 from dedup.overlap import OverlapSummary
-from dedup.report import (
-    Balance,
-    EvalReport,
-    Evidence,
-    ModelAccuracy,
-    QueryRow,
-    ReportData,
-    StageFlow,
-    overall,
-    percent,
-    render_html,
-    render_json,
-    web_url,
-    write_report,
-)
+from dedup.report import overall, percent, render_html, render_json, web_url, write_report
+from dedup.report_data import Balance, EvalReport, Evidence, ModelAccuracy, QueryRow, ReportData, StageFlow
 from dedup.statistics import contamination, split_accuracy
 
 

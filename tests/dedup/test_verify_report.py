@@ -18,7 +18,8 @@ from dedup.errors import DedupError
 from dedup.measure import Recall
 from dedup.overlap import OVERLAP, pick_evidence
 from dedup.published import Published, derive, write_published
-from dedup.report import Balance, Evidence, QueryRow, ReportData, StageFlow, write_report
+from dedup.report import write_report
+from dedup.report_data import Balance, Evidence, QueryRow, ReportData, StageFlow
 from dedup.reviews import Reviews
 from dedup.verify_report import verify_report
 

@@ -19,7 +19,8 @@ from dedup.copies.verify import MIN_PROBABILITY
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint
 from dedup.published import derive
-from dedup.report import ReportData, render_html
+from dedup.report import render_html
+from dedup.report_data import ReportData
 from dedup.reviews import Reviews
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config

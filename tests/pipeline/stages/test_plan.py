@@ -147,7 +147,7 @@ def test_candidates_that_do_not_fit_in_memory_give_the_same_plan(tmp_path, monke
     _, marker, _ = run(tmp_path / "whole", files, cap=20, parts=parts, max_images_per_caption=60)
     monkeypatch.setattr("pipeline.stages.plan_parts._CANDIDATES_PER_PART", 15)
     monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", 5)
-    monkeypatch.setattr("pipeline.stages.plan._USES_AT_ONCE", 12)
+    monkeypatch.setattr("pipeline.stages.plan_candidates._USES_AT_ONCE", 12)
     _, same, _ = run(tmp_path / "pieces", files, cap=20, parts=parts, max_images_per_caption=60)
     assert same.outputs == marker.outputs
     assert same.counts == marker.counts
