@@ -53,7 +53,7 @@ _QUERIES = 300_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--examples", type=int, default=0, help="of each filter, so many dropped captions are printed")
+    parser.add_argument("--examples", type=int, default=0, help="of each filter, how many dropped captions are printed")
     args = parser.parse_args()
     if not SHARED.is_dir():
         sys.exit("benchmarks.filters: needs the folder of real data: set WIT_SHARED_DATA")

@@ -103,7 +103,7 @@ class DnsConfig(Table):
 class ProxyConfig(Table):
     """`[fetch.proxy]`: the HTTP proxies that requests go through, by the scheme of their URL.
 
-    Each is http://HOST:PORT, with http://USER:PASSWORD@ if it asks for that, or env:NAME, an environment variable that
+    Each is http://HOST:PORT, with http://USER:PASSWORD@ if it requires them, or env:NAME, an environment variable that
     has such a value.
     """
 

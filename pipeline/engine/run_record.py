@@ -28,7 +28,7 @@ _SILENT_S = 90.0
 
 @dataclass(frozen=True)
 class StepState:
-    """A step of a stage, with its units and rows: so many done, per second, and seconds left, where that is known."""
+    """A step of a stage, with its units and rows: how many are done, per second, and the seconds left, if known."""
 
     step: str
     units: int

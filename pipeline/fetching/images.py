@@ -29,7 +29,7 @@ from pipeline.fetching.exif import exif_json
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason
 
-# JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is no faster than decoding in full, so it is done
+# JPEG can be decoded to n/8 of its size. Between 8/8 and 4/8 that is not faster than decoding in full, so it is done
 # only if it also avoids shrinking by a factor at which linear interpolation starts to skip pixels.
 _MIN_SCALED_DECODE = 1.6
 _MAX_SIDE = {"jpg": 65_500, "webp": 16_383}  # of libjpeg and libwebp

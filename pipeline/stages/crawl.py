@@ -87,7 +87,7 @@ class Crawl:
 
 
 def cut_table(workspace: Workspace, name: str) -> HostCut | None:
-    """Return the cut of a crawl that was begun, or None: it stays whatever the number of workers of a later run."""
+    """Return the cut of a crawl that was begun, or None: it stays if a later run has another number of workers."""
     file = f"{_CUTS}/{name}.parquet"
     return HostCut.from_table(workspace.read_table(file)) if workspace.exists(file) else None
 

@@ -269,7 +269,7 @@ def _domains(hosts: HostTallies) -> list[str]:
     if len(shown) < tenth:
         lines += [
             "",
-            f"[to fill in] The template asks for the top tenth, {tenth:,} domains, from providers that are not small "
+            f"[to fill in] The template requires the top tenth, {tenth:,} domains, from providers that are not small "
             f"or medium-sized enterprises; this table has the first {len(shown):,}.",
         ]
     return [*lines, ""]

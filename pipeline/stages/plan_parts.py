@@ -26,7 +26,7 @@ _CANDIDATES_PER_PART = 1_000_000
 
 
 def candidate_parts(candidates: int, parts: int | None) -> int:
-    """Return the number of parts of so many candidates, with repeated ones; `parts` is that of the plan, if stated."""
+    """Return into how many parts `candidates` rows, some repeated, are cut; `parts` is that of the plan, if stated."""
     least = -(-candidates // _CANDIDATES_PER_PART)
     if parts is not None:
         return parts * max(1, -(-least // parts))
@@ -34,7 +34,7 @@ def candidate_parts(candidates: int, parts: int | None) -> int:
 
 
 def plan_parts(planned: int) -> int:
-    """Return the number of parts of a plan of so many pairs, where the config states none."""
+    """Return the number of parts of a plan of `planned` pairs, where the config states none."""
     return min(_power_of_two(planned / PAIRS_PER_PART), _MOST_PARTS)
 
 
