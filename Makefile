@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Some images set it. The demo and the tests start many processes, and each would compile Beam and torch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check test-slow golden test-spark fuzz lock clean
 
