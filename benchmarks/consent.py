@@ -21,7 +21,7 @@ from functools import partial
 from multidict import CIMultiDict
 from PIL import Image
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.consent.ai_crawlers import PRESET, preset_tokens, product_tokens
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.image_metadata import read_image_metadata

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.sources import read_source
 from pipeline.web.warc_records import WarcRecord, read_records
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.languages import texts as alt_texts
-from pipeline.config_filters import FiltersConfig
+from pipeline.config.filters import FiltersConfig
 from pipeline.filters.characters import Characters
 from pipeline.filters.pairs import PairFilters
 from pipeline.filters.text import _conditions

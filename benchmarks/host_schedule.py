@@ -25,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.host_cut import CPU_S_PER_URL, HostCut, cut_hosts
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.hosts import HostSchedule

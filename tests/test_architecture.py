@@ -35,10 +35,6 @@ PIPELINE_UPWARDS = (
     "pages",
     "private_folder",
     "paths",
-    "config_table",
-    "config_fetch",
-    "config_filters",
-    "config_sources",
     "config",
     "web",
     "consent",
@@ -60,11 +56,6 @@ PIPELINE_UPWARDS = (
 """The modules and folders of pipeline/: each imports only those before it."""
 PIPELINE_ROOT = {
     "build",
-    "config",
-    "config_fetch",
-    "config_filters",
-    "config_sources",
-    "config_table",
     "project",
     "records",
     "account",

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from dedup.copies.drawing import stickers
 from dedup.copies.edits import EDITS, Edit, edited_by
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.demo.captions import LANGUAGES, english
 from pipeline.demo.drawing import draw, encode
 from pipeline.demo.ledger import Copies, Count, Fate, Overlap

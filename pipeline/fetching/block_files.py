@@ -7,7 +7,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipeline.config_fetch import ConsentConfig
+from pipeline.config.fetch import ConsentConfig
 from pipeline.consent.block_lists import BlockLists, EntryError
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import UserError

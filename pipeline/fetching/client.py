@@ -21,7 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.errors import UserError
 from pipeline.fetching.addresses import PrivateAddressError, PublicResolver, Target, is_private_literal
 from pipeline.fetching.connection import MAX_HEAD_BYTES, MAX_HEADERS, PROGRESS, Connection, Progress

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from pipeline.config_fetch import ConsentConfig, FetchConfig
+from pipeline.config.fetch import ConsentConfig, FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.bot_walls import PAYMENT_REQUIRED, challenge_in_headers, challenge_in_page, price_in_headers
 from pipeline.consent.policy import Signal, Statement, refusing

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import IO
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.image_metadata import read_image_metadata
 from pipeline.errors import UserError

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self
 import pyarrow as pa
 import uvloop
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.client import Client

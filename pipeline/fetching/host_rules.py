@@ -4,7 +4,7 @@ import tomllib
 from functools import cache
 from importlib.resources import files
 
-from pipeline.config_fetch import FetchConfig, HostConfig
+from pipeline.config.fetch import FetchConfig, HostConfig
 from pipeline.fetching.hosts import HostLimits
 
 

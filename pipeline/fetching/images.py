@@ -24,7 +24,7 @@ from PIL import Image
 from dedup.decode import ImageDecodeError, ImageHeader, Size, decode_pixels, read_header, upright
 from dedup.image_files.jpeg import lacked_memory
 from dedup.pdq import fingerprint
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.exif import exif_json
 from pipeline.fetching.outcome import FetchFailure
 from pipeline.records import Reason

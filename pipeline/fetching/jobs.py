@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.consent import ConsentRecord
 from pipeline.fetching.host_rules import HostRules

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.host_rules import HostRules
 
 _SHOWN = 5

@@ -14,7 +14,7 @@ import aiodns
 import pycares
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from pipeline.config_fetch import DnsConfig
+from pipeline.config.fetch import DnsConfig
 
 NO_SERVER_RESPONDS = "no DNS server of this machine responds"
 

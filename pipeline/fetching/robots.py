@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.consent.ai_crawlers import product_tokens
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client, Response

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.config_fetch import ConsentConfig, FetchConfig
+from pipeline.config.fetch import ConsentConfig, FetchConfig
 from pipeline.consent.policy import Statement
 from pipeline.consent.robots_rules import UsageRules
 from pipeline.consent.rsl import MAX_BYTES, RslContent, read_rsl, rsl_statement

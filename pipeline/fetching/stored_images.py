@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.errors import UserError, one_line
 from pipeline.fetching.consent import ConsentRecord

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config_filters import FiltersConfig
+from pipeline.config.filters import FiltersConfig
 from pipeline.engine.units import digest
 from pipeline.errors import ConfigError, one_line
 from pipeline.filters.hosts import HostEntryError, HostRules, host_reasons

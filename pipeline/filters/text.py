@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config_filters import FiltersConfig
+from pipeline.config.filters import FiltersConfig
 from pipeline.filters.characters import Characters
 from pipeline.records import Reason
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Protocol, cast
 import fsspec
 import requests
 
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.engine.units import digest
 from pipeline.errors import ConfigError, one_line
 from pipeline.sources.range_stream import Pacer, RangeStream, SourceUnavailable, read_whole

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
 
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Origin

@@ -7,7 +7,7 @@ from typing import BinaryIO, Literal, TypeAlias, cast, get_args
 import fsspec
 
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.sources.batch import SourceBatch
 from pipeline.sources.common_crawl import open_file

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources.annotations import read_annotations

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from dedup.eval_sets.read import IMAGE_SUFFIXES
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Origin, SourceBatch
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.consent.ai_crawlers import PRESET, preset_tokens
 from pipeline.consent.content_usage import ATTACH_DRAFT, VOCABULARY_DRAFT
 from pipeline.consent.policy import Signal

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config_fetch import FetchConfig
-from pipeline.config_table import public_path
+from pipeline.config.fetch import FetchConfig
+from pipeline.config.table import public_path
 from pipeline.stages.compliance import Compliance, request_rates, signals_read
 from pipeline.stages.data_card import stored_form
 

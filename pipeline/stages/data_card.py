@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.account import Account, StageAccount
 from pipeline.config import Config
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
 

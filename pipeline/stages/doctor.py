@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.engine.units import read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, one_line

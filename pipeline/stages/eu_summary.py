@@ -9,8 +9,8 @@ from math import ceil
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config_fetch import FetchConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.fetch import FetchConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.consent.policy import Signal
 from pipeline.stages.compliance import Compliance, request_rates, signals_read
 from pipeline.stages.data_card import Composition, stored_form

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.beam.runner import worker_count
 from pipeline.config import Config
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import (
     Marker,

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from dedup.decode import decode_rgb
 from pipeline.config import Config
-from pipeline.config_filters import ScoresConfig
+from pipeline.config.filters import ScoresConfig
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, Work, digest, discard_stale
 from pipeline.engine.workspace import Workspace

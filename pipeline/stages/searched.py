@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import requests
 
 from pipeline.config import Config
-from pipeline.config_sources import SearchConfig, SourceConfig
+from pipeline.config.sources import SearchConfig, SourceConfig
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker
 from pipeline.engine.workspace import Workspace

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.errors import UserError, one_line
 from pipeline.records import Reason
 from pipeline.sources import SourceBatch, read_source

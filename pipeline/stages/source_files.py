@@ -10,7 +10,7 @@ from typing import get_args
 from urllib.parse import urlsplit
 
 from pipeline.config import Config
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.engine.units import digest
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError

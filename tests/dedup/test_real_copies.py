@@ -8,7 +8,7 @@ from support.shared_data import SHARED
 
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.pdq import fingerprint, fingerprint_views
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.images import store_image
 
 

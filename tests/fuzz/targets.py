@@ -27,8 +27,8 @@ from support.wiki_files import dump_xml, page
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.eval_sets.index import index_eval_set
 from pipeline.config import PairsConfig
-from pipeline.config_fetch import FetchConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.fetch import FetchConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.consent.image_metadata import read_image_metadata
 from pipeline.consent.rsl import read_rsl, rsl_statement
 from pipeline.engine.units import read_marker

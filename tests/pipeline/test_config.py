@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config, load_config
-from pipeline.config_fetch import LATER_KEYS, PACING_KEYS, FetchConfig
+from pipeline.config.fetch import LATER_KEYS, PACING_KEYS, FetchConfig
 from pipeline.errors import ConfigError
 from pipeline.project import Project
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.archives import ArchiveIndex
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.records import FETCHED, PLAN, pair_uid

@@ -12,7 +12,7 @@ from PIL import Image
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint, fingerprint_views
 from pipeline.config import PairsConfig
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.demo.failures import plant_failures
 from pipeline.demo.ledger import Ledger
 from pipeline.demo.publishing import PAGE_HOSTS, Publisher

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config_fetch import FetchConfig, HostConfig
+from pipeline.config.fetch import FetchConfig, HostConfig
 from pipeline.fetching.host_rules import HostRules, image_cdns
 
 HOSTS = (

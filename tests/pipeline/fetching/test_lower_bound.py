@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.config_fetch import FetchConfig, HostConfig
+from pipeline.config.fetch import FetchConfig, HostConfig
 from pipeline.fetching.lower_bound import describe_bound, lower_bound
 
 HOSTS = pa.table(

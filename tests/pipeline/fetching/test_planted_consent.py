@@ -12,7 +12,7 @@ from support.fetching import Result, config, fetch, fetch_urls, plan_of
 from support.hostile_server import HostileServer, fixed, picture
 from support.image_rights import data_mining, encode, in_jpeg, in_png, in_webp, training_mining, xmp
 
-from pipeline.config_fetch import ConsentConfig
+from pipeline.config.fetch import ConsentConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.policy import Signal
 from pipeline.fetching.fetcher import Fetcher

@@ -13,7 +13,7 @@ from support.hostile_server import HostileServer, fixed, picture
 from support.proxy_server import ProxyServer
 
 from pipeline.config import ConfigError, load_config
-from pipeline.config_fetch import DnsConfig, FetchConfig, ProxyConfig
+from pipeline.config.fetch import DnsConfig, FetchConfig, ProxyConfig
 from pipeline.errors import NetworkError, UserError
 from pipeline.fetching import network_probe
 

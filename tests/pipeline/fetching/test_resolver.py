@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from support.dns_server import REFUSED, SERVER_FAILURE, DnsServer, serve_dns
 from support.fetching import fetch_urls
 
-from pipeline.config_fetch import DnsConfig
+from pipeline.config.fetch import DnsConfig
 from pipeline.fetching.resolver import NO_SERVER_RESPONDS, NameFailure, NameResolver
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from support.fetching import config, fetch, plan_of
 from support.hostile_server import HostileServer, fixed, picture, server
 
 from pipeline.cli.main import main
-from pipeline.config_fetch import FetchConfig
+from pipeline.config.fetch import FetchConfig
 from pipeline.errors import ConfigError
 from pipeline.fetching.fetcher import Fetcher
 from pipeline.fetching.signing import Signer, SigningKey, sign, thumbprint

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
-from pipeline.config_filters import FiltersConfig
+from pipeline.config.filters import FiltersConfig
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, add_counts

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.shared_data import SHARED
 
-from pipeline.config_filters import FiltersConfig
+from pipeline.config.filters import FiltersConfig
 from pipeline.filters.characters import Characters
 from pipeline.filters.text import has_markup, is_address, is_file_name, text_reasons
 from pipeline.records import Reason

@@ -15,7 +15,7 @@ from support.crawl_mirror import CRAWLS, CrawlMirror, lists_of, real_files
 
 from pipeline.beam.options import parse_beam_options
 from pipeline.config import Config
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, add_counts

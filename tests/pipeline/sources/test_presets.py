@@ -19,7 +19,7 @@ from support.warc_files import Rows, rows_of
 
 from pipeline.build import run_build
 from pipeline.config import PairsConfig
-from pipeline.config_sources import PresetName, SourceConfig
+from pipeline.config.sources import PresetName, SourceConfig
 from pipeline.engine.progress import Progress
 from pipeline.errors import UserError
 from pipeline.records import Reason

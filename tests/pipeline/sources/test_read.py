@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from support.warc_files import gzipped, image_link, page, rows_of, wat
 
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.sources import CANDIDATES, expand_paths, file_versions, read_source
 

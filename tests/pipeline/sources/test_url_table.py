@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.warc_files import Rows, rows_of
 
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.errors import UserError
 from pipeline.records import Reason
 from pipeline.sources import table_lines, url_table

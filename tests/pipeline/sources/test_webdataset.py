@@ -20,7 +20,7 @@ from support.warc_files import rows_of
 
 from pipeline.build import run_build
 from pipeline.config import PairsConfig
-from pipeline.config_sources import SourceConfig
+from pipeline.config.sources import SourceConfig
 from pipeline.engine.progress import Progress
 from pipeline.fetching.images import bare_jpeg
 from pipeline.records import Reason

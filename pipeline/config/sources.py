@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config_table import Count, Table
+from pipeline.config.table import Count, Table
 
 CrawlNames = Annotated[
     Annotated[str, Field(pattern=r"^latest:[1-9][0-9]{0,2}$")]

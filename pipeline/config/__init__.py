@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from dedup.eval_sets.config import EvalSetConfig
-from pipeline.config_fetch import FetchConfig
-from pipeline.config_filters import FiltersConfig, ScoresConfig
-from pipeline.config_sources import SearchConfig, SourceConfig
-from pipeline.config_table import Count, Table, public_path
+from pipeline.config.fetch import FetchConfig
+from pipeline.config.filters import FiltersConfig, ScoresConfig
+from pipeline.config.sources import SearchConfig, SourceConfig
+from pipeline.config.table import Count, Table, public_path
 from pipeline.errors import ConfigError, one_line
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from pipeline.config_table import Count, Table
+from pipeline.config.table import Count, Table
 from pipeline.errors import ConfigError
 
 _SWITCHES = {

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config_table import Count, Fraction, Table, public_path
+from pipeline.config.table import Count, Fraction, Table, public_path
 
 _Code = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
