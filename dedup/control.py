@@ -55,7 +55,7 @@ def index_control(count: int, out_dir: Path, detector: Detector | None) -> EvalS
     """Render `count` images and index them into `out_dir/CONTROL_SET`."""
     with tempfile.TemporaryDirectory(prefix="wit-control-") as scratch:
         for number in range(count):
-            Image.fromarray(control_image(number, _SEED)).save(Path(scratch) / f"{number:05d}.png")
+            Image.fromarray(control_image(number, _SEED)).save(Path(scratch) / f"{number:05d}.png", compress_level=0)
         return index_eval_set(CONTROL_SET, "folder", scratch, out_dir, detector=detector)
 
 

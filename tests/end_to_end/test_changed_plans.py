@@ -25,12 +25,17 @@ def web() -> Iterator[ImageServer]:
         yield server
 
 
-@pytest.fixture
-def project(tmp_path: Path, web: ImageServer) -> Path:
-    """A project whose set is built, with a cap of 15."""
-    config = make_web_project(tmp_path / "project", IMAGES, web)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, web: ImageServer) -> Path:
+    config = make_web_project(tmp_path_factory.mktemp("built") / "project", IMAGES, web)
     assert build(config, web, cap=15)
     return config
+
+
+@pytest.fixture
+def project(tmp_path: Path, built: Path) -> Path:
+    """A project whose set is built, with a cap of 15."""
+    return Path(shutil.copytree(built.parent, tmp_path / "project")) / built.name
 
 
 def build(config: Path, web: ImageServer, *options: str, cap: int) -> list[str]:
