@@ -78,7 +78,8 @@ class StepProgress:
         self.rows = sum(m.counts.get("inputs", 0) for name, m in done.items() if name not in self.resumed)
         self.counts = Counter()
         for result in done.values():
-            self.counts.update(result.counts)
+            for reason, count in result.counts.items():  # of a million units, several times faster than Counter.update
+                self.counts[reason] += count
         self.show.close(self)
 
     def heartbeat(self, paused: str | None = None) -> None:
