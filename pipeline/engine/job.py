@@ -14,10 +14,10 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from pipeline.engine.units import Unit
-from pipeline.engine.workspace import Workspace
+from pipeline.engine.workspace import FileVersion, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ _CHAINS_PER_PACK = 1_000
 _SLICES = 20_000
 """Of a job, about: each is given to a worker as a whole. A job of fewer chains gives them out one by one."""
 REPORT_EVERY_S, REPORT_EVERY_S_IN_STORES = 1.0, 30.0
+_READ_AT_ONCE = 4
+"""Reports that are read of a store at a time: a look at hundreds of workers costs no more requests than at few."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,31 @@ class Reported(NamedTuple):
     last: str | None
 
 
-def read_reports(workspace: Workspace, job: Job) -> Reported:
-    """Add up the reports of a job's workers. Units that a runner gives out twice may be counted twice."""
-    units, counts, last = 0, Counter[str](), None
-    for content in workspace.read_files(sorted(workspace.sizes(job.reports))):
-        told = json.loads(content)
-        units, last = units + told["units"], told["last"]
-        counts.update(told["counts"])
-    return Reported(units, counts, last)
+class Reports:
+    """Adds up the reports of a job's workers, as often as `read` is called.
+
+    Of a store, `_READ_AT_ONCE` reports that have changed are read each time, those first that were read longest ago; of
+    the others, what they said then counts. Units that a runner gives out twice may be counted twice.
+    """
+
+    def __init__(self, workspace: Workspace, job: Job) -> None:
+        self._workspace, self._folder = workspace, job.reports
+        self._read: dict[str, tuple[FileVersion, dict[str, Any]]] = {}  # in the order in which they were read
+
+    def read(self) -> Reported:
+        """Return the sum of what is known."""
+        versions = self._workspace.versions(self._folder)
+        known = {name: version for name, (version, _) in self._read.items()}
+        order = {name: place for place, name in enumerate(known)}
+        changed = [name for name in versions if not versions[name].tag or known.get(name) != versions[name]]
+        changed.sort(key=lambda name: order.get(name, -1))
+        if not self._workspace.is_local:
+            changed = changed[:_READ_AT_ONCE]
+        for name, content in zip(changed, self._workspace.read_files(changed), strict=True):
+            self._read.pop(name, None)
+            self._read[name] = versions[name], json.loads(content)
+        units, counts, last = 0, Counter[str](), None
+        for _, told in self._read.values():
+            units, last = units + told["units"], told["last"]
+            counts.update(told["counts"])
+        return Reported(units, counts, last)

@@ -20,7 +20,7 @@ from apache_beam.utils.shared import Shared
 
 from pipeline.beam.runner import run_pipeline
 from pipeline.engine.disk_space import short_of_space, wait_for_space
-from pipeline.engine.job import REPORT_EVERY_S_IN_STORES, Job, Reporter, Slice, read_reports
+from pipeline.engine.job import REPORT_EVERY_S_IN_STORES, Job, Reporter, Reports, Slice
 from pipeline.engine.progress import Progress, StepProgress
 from pipeline.engine.units import (
     Marker,
@@ -234,13 +234,14 @@ def _watching(build: Build, job: Job, bar: StepProgress) -> Iterator[None]:
     workspace = build.workspace
     interval_s = bar.interval_s if workspace.is_local else REPORT_EVERY_S_IN_STORES
     stop = threading.Event()
+    reports = Reports(workspace, job)
     seen = 0
 
     def watch() -> None:
         nonlocal seen
         while not stop.wait(interval_s):
             try:
-                reported = read_reports(workspace, job)
+                reported = reports.read()
                 if reported.units > seen:
                     seen = reported.units
                     bar.advance(*reported)

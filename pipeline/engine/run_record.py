@@ -21,7 +21,7 @@ from pipeline.errors import one_line
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = ".wit/run"
-_EVERY_S, _EVERY_S_IN_STORES = 2.0, 15.0
+_EVERY_S, _EVERY_S_IN_STORES = 2.0, 30.0
 _SILENT_S = 90.0
 """A run that has not been heard of for so long has ended."""
 

@@ -1,11 +1,15 @@
 """A job in files: every chain is in exactly one slice, and reports of workers add up."""
 
+from collections import Counter
+from typing import Any, ClassVar
+
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import job
-from pipeline.engine.job import Job, Reporter, read_reports
+from pipeline.engine.job import Job, Reporter, Reports
 from pipeline.engine.units import Unit
 from pipeline.engine.workspace import Workspace
 
@@ -30,16 +34,60 @@ def test_every_chain_is_in_one_slice(tmp_path_factory, chains, per_pack, slices)
 def test_reports_of_workers_add_up(tmp_path, monkeypatch):
     workspace = Workspace(str(tmp_path))
     written = Job.write(workspace, [], b"")
-    assert read_reports(workspace, written) == (0, {}, None)
+    reports = Reports(workspace, written)
+    assert reports.read() == (0, {}, None)
     monkeypatch.setattr(job, "REPORT_EVERY_S", 0.0)
     now, later = Reporter(workspace, written), Reporter(workspace, written)
     later._every_s = 3_600
     for number in range(3):
         now.add(f"u{number}", {"inputs": 10, "kept": number})
         later.add(f"v{number}", {"inputs": 1, "lost": 1})
-    units, counts, _ = read_reports(workspace, written)
+    units, counts, _ = reports.read()
     assert (units, counts) == (3, {"inputs": 30, "kept": 3})
     later.flush()
-    units, counts, last = read_reports(workspace, written)
+    units, counts, last = reports.read()
     assert (units, counts) == (6, {"inputs": 33, "kept": 3, "lost": 3})
     assert last in ("u2", "v2")
+    assert reports.read() == Reports(workspace, written).read()
+
+
+class Counting(MemoryFileSystem):
+    """A store in memory that counts its requests: listings, and files read or written."""
+
+    requests: ClassVar[Counter[str]] = Counter()
+
+    def find(self, *args: Any, **how: Any) -> Any:
+        self.requests["list"] += 1
+        return super().find(*args, **how)
+
+    def cat_file(self, *args: Any, **how: Any) -> Any:
+        self.requests["read"] += 1
+        return super().cat_file(*args, **how)
+
+    def put_file(self, *args: Any, **how: Any) -> Any:
+        self.requests["write"] += 1
+        return super().put_file(*args, **how)
+
+
+def test_watching_hundreds_of_workers_in_a_store_takes_few_requests_and_ends_with_the_sum():
+    workspace = Workspace("memory://watched")
+    workspace.fs = Counting()
+    written = Job.write(workspace, [], b"")
+    workers = [Reporter(workspace, written) for _ in range(200)]
+    for number, worker in enumerate(workers):
+        worker.add(f"u{number}", {"inputs": number})
+        worker.flush()
+    reports, sums = Reports(workspace, written), []
+    Counting.requests.clear()
+    looks = 200 // job._READ_AT_ONCE
+    for _ in range(looks):
+        sums.append(reports.read().units)
+    assert Counting.requests["list"] == looks
+    assert Counting.requests["read"] == 200
+    assert sums == sorted(sums)
+    assert reports.read()[:2] == (200, {"inputs": sum(range(200))})
+    for worker in workers[::2]:
+        worker.add("again", {"inputs": 1})
+        worker.flush()
+    assert [reports.read().units for _ in range(100 // job._READ_AT_ONCE)][-1] == 300
+    written.remove(workspace)
