@@ -102,7 +102,8 @@ def run_build(
 
 
 def _build_of(project: Project, options: PipelineOptions, progress: Progress | None) -> Build:
-    return Build(project.workspace, options, progress or Progress(), project.config.run.min_free_bytes)
+    run = project.config.run
+    return Build(project.workspace, options, progress or Progress(), run.min_free_bytes, run.memory_bytes)
 
 
 def _check_inputs(project: Project) -> None:

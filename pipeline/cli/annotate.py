@@ -39,7 +39,8 @@ def _annotate(args: argparse.Namespace) -> int:
     options = parse_beam_options(args.beam_args)
     tables = expand_paths(args.files, Path(), "FILE")
     progress = Progress(None) if args.quiet else Progress()
-    build = Build(project.workspace, options, progress, project.config.run.min_free_bytes)
+    run = project.config.run
+    build = Build(project.workspace, options, progress, run.min_free_bytes, run.memory_bytes)
     with build_lock(project.workspace):
         done = run_annotate(build, args.name, tables, args.columns)
     share = f"{done.annotated / done.samples:.1%}" if done.samples else "none"

@@ -67,6 +67,8 @@ class DedupConfig(Table):
         return detector
 
 
+MEMORY_BYTES = 2 << 30
+
 _NOT_OF_THE_SET = {"workspace", "allowlist", "fetch", "run", "train", "evaluate"}
 
 
@@ -74,6 +76,7 @@ class RunConfig(Table):
     """`[run]`: how a build behaves on its machines; no key changes the set."""
 
     min_free_bytes: Annotated[int, Field(ge=0, lt=2**50)] = 1_000_000_000
+    memory_bytes: Annotated[int, Field(ge=2**29, lt=2**50)] = MEMORY_BYTES  # of one worker process
 
 
 class Config(Table):

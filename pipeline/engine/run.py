@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.utils.shared import Shared
 
 from pipeline.beam.runner import run_pipeline
+from pipeline.config import MEMORY_BYTES
 from pipeline.engine.disk_space import short_of_space, wait_for_space
 from pipeline.engine.job import REPORT_EVERY_S_IN_STORES, Job, Reporter, Reports, Slice
 from pipeline.engine.progress import Progress, StepProgress
@@ -38,6 +39,10 @@ from pipeline.errors import UserError
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_OF_ROWS = 0.5
+"""The share of a process's memory for the rows that it sorts. The rest is for its code, the queries (some 400 MB where
+they are half a million) and what it writes.
+"""
 
 
 class Reduction(Protocol):
@@ -49,12 +54,19 @@ class Reduction(Protocol):
 
 @dataclass(frozen=True)
 class Build:
-    """What every stage needs: the workspace, Beam's options, the progress output, and the space disks must keep."""
+    """What every stage needs: the workspace, Beam's options, the progress output, the space that disks must keep, and
+    the memory that a worker process may take.
+    """
 
     workspace: Workspace
     options: PipelineOptions
     progress: Progress
     min_free_bytes: int = 0
+    memory_bytes: int = MEMORY_BYTES
+
+    def rows_at_once(self, row_bytes: int) -> int:
+        """Return how many rows a worker may hold that take `row_bytes` each, with the copies that are made of them."""
+        return max(1, int(self.memory_bytes * _OF_ROWS) // row_bytes)
 
 
 class _RunUnit(beam.DoFn):

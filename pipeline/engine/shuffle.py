@@ -4,7 +4,8 @@ Beam's local runner keeps every shuffled byte in memory (about four times the pa
 differently. So rows are spilled: each unit writes one file with its rows sorted into buckets, and the unit of a bucket
 reads its range of bytes, and nothing else, from all those files. Memory is one chunk when writing and one bucket when
 reading; the result is the same on every runner and can be resumed. There are at most MAX_BUCKETS buckets, which keeps
-the number of ranges small; where they would not fit in memory, a unit sorts its bucket into pieces on its own disk.
+the number of ranges small; where they would not fit in memory, a unit sorts its bucket into pieces on its own disk, and
+where even one piece may not, because rows repeat in it, it makes them fewer while it reads (`Fewer`).
 
 A spilled file of n buckets begins with n + 1 offsets (int64, little-endian): bucket b is the bytes from offset b to
 offset b + 1: `_CHECKED` and a CRC-32 (4 bytes, little-endian) of what follows, Arrow IPC record batches one after the
@@ -110,6 +111,29 @@ def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa
         yield pa.concat_tables(tables), np.concatenate(buckets)
 
 
+@dataclass(frozen=True)
+class Fewer:
+    """Whenever more than `rows` rows are held, `combine` makes them fewer: drops repeated ones, or adds them up.
+
+    If it cannot, twice as many as it left are read before it tries again.
+    """
+
+    rows: int
+    combine: Callable[[pa.Table], pa.Table]
+
+    def read(self, tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+        """Return the rows of tables, combined where they were too many."""
+        held, rows, most = [schema.empty_table()], 0, self.rows
+        for table in tables:
+            held.append(table)
+            rows += table.num_rows
+            if rows > most:
+                held = [self.combine(pa.concat_tables(held))]
+                rows = held[0].num_rows
+                most = max(self.rows, 2 * rows)
+        return pa.concat_tables(held)
+
+
 def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.Schema) -> pa.Table:
     """Read the rows of one bucket from spilled files, in the order of `names`.
 
@@ -120,6 +144,20 @@ def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.S
     return pa.Table.from_batches(_read(workspace, filled, schema), schema)
 
 
+def gather_some(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows of `gather`, in the same order, about CHUNK_BYTES of the files at a time.
+
+    Raises:
+        DamagedFileError: a file is not what was written; some of its rows may have been yielded.
+    """
+    for ranges in _by_bytes(_filled(workspace, names, bucket)):
+        name, start, end = ranges[0]
+        if end - start >= CHUNK_BYTES:
+            yield from _streamed(workspace, name, start, end, schema)
+        else:
+            yield pa.Table.from_batches(_read(workspace, ranges, schema), schema)
+
+
 def gather_pieces(
     workspace: Workspace,
     names: Sequence[str],
@@ -127,6 +165,7 @@ def gather_pieces(
     schema: pa.Schema,
     pieces: range,
     piece_of: Callable[[pa.Table], np.ndarray],
+    fewer: Fewer | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of one bucket piece by piece, one in memory at a time, each in the order of `gather`.
 
@@ -136,19 +175,20 @@ def gather_pieces(
     Raises:
         DamagedFileError: a file is not what was written.
     """
+
+    def whole(tables: Iterable[pa.Table]) -> pa.Table:
+        if fewer is not None:
+            return fewer.read(tables, schema)
+        return pa.concat_tables([schema.empty_table(), *tables])
+
     if len(pieces) == 1:
-        yield gather(workspace, names, bucket, schema)
+        yield whole(gather_some(workspace, names, bucket, schema))
         return
-
-    def routed() -> Iterator[tuple[pa.Table, np.ndarray]]:
-        for ranges in _by_bytes(_filled(workspace, names, bucket)):
-            table = pa.Table.from_batches(_read(workspace, ranges, schema), schema)
-            yield table, piece_of(table) - pieces.start
-
-    with _sorted(schema, len(pieces), routed()) as held:
+    routed = ((rows, piece_of(rows) - pieces.start) for rows in gather_some(workspace, names, bucket, schema))
+    with _sorted(schema, len(pieces), routed) as held:
         for piece in range(len(pieces)):
-            batches = [batch for content in held.read(piece) for batch in _decoded("scratch", content, schema)]
-            yield pa.Table.from_batches(batches, schema)
+            contents = (_decoded("scratch", content, schema) for content in held.read(piece))
+            yield whole(pa.Table.from_batches(batches, schema) for batches in contents)
 
 
 _Range = tuple[str, int, int]
@@ -165,13 +205,15 @@ def _filled(workspace: Workspace, names: Sequence[str], bucket: int) -> list[_Ra
 
 
 def _by_bytes(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
-    """Group ranges that are read together, of about CHUNK_BYTES."""
+    """Group ranges that are read together, of about CHUNK_BYTES; one that is larger is alone."""
     group: list[_Range] = []
+    held_bytes = 0
     for name, start, end in ranges:
-        group.append((name, start, end))
-        if sum(stop - first for _, first, stop in group) >= CHUNK_BYTES:
+        if group and held_bytes + end - start > CHUNK_BYTES:
             yield group
-            group = []
+            group, held_bytes = [], 0
+        group.append((name, start, end))
+        held_bytes += end - start
     if group:
         yield group
 
@@ -179,6 +221,52 @@ def _by_bytes(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
 def _read(workspace: Workspace, ranges: Sequence[_Range], schema: pa.Schema) -> list[pa.RecordBatch]:
     found = zip(ranges, workspace.read_ranges(ranges), strict=True)
     return [batch for (name, start, end), content in found for batch in _batches(name, content, end - start, schema)]
+
+
+def _streamed(workspace: Workspace, name: str, start: int, end: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the record batches of a range one at a time; the checksum is compared at its end."""
+    with workspace.open(name) as file:
+        file.seek(start)
+        head = file.read(len(_CHECKED) + _CRC_BYTES)
+        is_checked = head.startswith(_CHECKED)
+        if not is_checked:
+            file.seek(start)
+        raw = _Summed(file, end - start - len(head) * is_checked)
+        with pa.PythonFile(raw, mode="r") as source:
+            while raw.left:
+                try:
+                    batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
+                except (pa.ArrowInvalid, EOFError) as error:
+                    raise DamagedFileError.of(name, one_line(error)) from error
+                yield pa.Table.from_batches([batch], schema)
+        if is_checked and raw.crc != int.from_bytes(head[len(_CHECKED) :], "little"):
+            raise DamagedFileError.of(name, "its checksum does not match")
+
+
+class _Summed:
+    """The next `left` bytes of a file, open for reading, and the CRC-32 of those that were read."""
+
+    closed = False
+
+    def __init__(self, raw: IO[bytes], left: int) -> None:
+        self._raw = raw
+        self.left = left
+        self.crc = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._raw.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        self.crc = zlib.crc32(data, self.crc)
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Do nothing: the caller closes the file."""
 
 
 def _span(name: str, edge: bytes, size: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import gather, spill
+from pipeline.engine.shuffle import gather, gather_some, spill
 from pipeline.engine.units import Prepare, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.fetching.host_cut import HostCut
@@ -35,7 +35,6 @@ FOLDER = ".wit/crawl"
 _CUTS = ".wit/cuts"
 _ROUTED = pa.schema([("part", pa.int32()), ("url", pa.string()), ("stated_hash", pa.string())])
 _KEPT = pa.schema([("part", pa.int32()), ("url", pa.string()), ("facts", pa.binary()), ("image", pa.large_binary())])
-_FILES_AT_ONCE = 8
 _ROWS_AT_ONCE = 64
 
 
@@ -80,10 +79,10 @@ class Crawl:
         names = [self.fetched(group, window) for group in range(self.cut.groups)]
         if self.cut.windows > 1:
             names += [self.regrouped(group, window) for group in range(self.cut.groups)]
-        for start in range(0, len(names), _FILES_AT_ONCE):
-            rows = gather(workspace, names[start : start + _FILES_AT_ONCE], bucket, _KEPT)
-            for row in rows.select(["facts", "image"]).to_pylist():
-                yield *decode_outcome(row["facts"]), row["image"]
+        for rows in gather_some(workspace, names, bucket, _KEPT):
+            for batch in rows.select(["facts", "image"]).to_batches(max_chunksize=_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield *decode_outcome(row["facts"]), row["image"]
 
 
 def cut_table(workspace: Workspace, name: str) -> HostCut | None:
@@ -243,5 +242,5 @@ class _Regroup:
     def _batches(self, workspace: Workspace, wanted: Wanted, first: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
         for window in range(self.crawl.cut.windows):
             bucket = len(self.crawl.parts_of(window)) + wanted.window
-            rows = gather(workspace, [self.crawl.fetched(wanted.group, window)], bucket, _KEPT)
-            yield rows, rows["part"].to_numpy().astype(np.int32) - first
+            for rows in gather_some(workspace, [self.crawl.fetched(wanted.group, window)], bucket, _KEPT):
+                yield rows, rows["part"].to_numpy().astype(np.int32) - first

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import gather, spill
+from pipeline.engine.shuffle import Fewer, gather_some, spill
 from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest
 from pipeline.fetching.addresses import Target
 from pipeline.web.urls import normalize_url
@@ -16,6 +16,7 @@ from pipeline.web.urls import normalize_url
 HOSTS = pa.schema([("host", pa.string()), ("urls", pa.int64()), ("pairs", pa.int64())])
 _FILES_IN_BUCKET = 64
 _MAX_BUCKETS = 64
+_ROWS_AT_ONCE = 1_000_000  # before the rows of a host are added up
 
 
 def hosts_of(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -70,6 +71,11 @@ def _largest(hosts: pa.Table, most: int) -> pa.Table:
     return hosts.sort_by([("pairs", "descending"), ("host", "ascending")]).slice(0, most)
 
 
+def _add_up(hosts: pa.Table) -> pa.Table:
+    total = hosts.group_by("host", use_threads=False).aggregate([("urls", "sum"), ("pairs", "sum")])
+    return total.select(["host", "urls_sum", "pairs_sum"]).rename_columns(HOSTS.names)
+
+
 @dataclass(frozen=True)
 class _Sum:
     files: Sequence[str]
@@ -77,9 +83,9 @@ class _Sum:
     most: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        rows = gather(output.workspace, self.files, bucket, HOSTS)
-        total = rows.group_by("host", use_threads=False).aggregate([("urls", "sum"), ("pairs", "sum")])
-        total = total.select(["host", "urls_sum", "pairs_sum"]).rename_columns(HOSTS.names)
+        total = _add_up(
+            Fewer(_ROWS_AT_ONCE, _add_up).read(gather_some(output.workspace, self.files, bucket, HOSTS), HOSTS)
+        )
         largest = _largest(total, self.most)
         output.write_table(f"{self.folder}/{bucket:05d}.parquet", largest)
         return {"inputs": total.num_rows, "kept": largest.num_rows}

@@ -11,19 +11,20 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import Pieces, gather, gather_pieces, spill
+from pipeline.engine.shuffle import Fewer, Pieces, gather, gather_pieces, spill
 from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, Work, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses
 from pipeline.records import PAIRS, Reason
 from pipeline.stages.pairs import pair_files
-from pipeline.stages.plan_parts import candidate_parts
+from pipeline.stages.plan_parts import CANDIDATE_BYTES, MOST_AT_ONCE, candidate_parts
 
 _SPILL_ROWS, _MOST_SPILLED = 2_000_000, 4_096
 """Pairs files are spilled together until they hold this many rows, or more if there would be too many files to gather
 from."""
 
-_USES_AT_ONCE = 20_000_000  # of captions, 20 bytes each
+USE_BYTES = 200
+"""Memory of a caption's use on an image, with the copies that sorting makes (benchmarks/row_memory.py)."""
 
 _ROUTED = PAIRS.append(pa.field("part", pa.int32())).append(pa.field("url_hash", pa.uint64()))
 
@@ -32,7 +33,8 @@ def write_candidates(
     build: Build, config: Config, pairs: Mapping[str, Marker], rows: int, stage_digest: str
 ) -> dict[str, Marker]:
     """Write the candidate parts of `rows` pairs; return the marker of each bucket of parts."""
-    parts = Pieces(candidate_parts(rows, config.fetch.parts))
+    at_once = min(MOST_AT_ONCE, build.rows_at_once(CANDIDATE_BYTES))
+    parts = Pieces(candidate_parts(rows, config.fetch.parts, at_once))
     inputs = digest(stage_digest, parts.count)
     groups = {f"{i:05d}": names for i, names in enumerate(_groups(pairs, max(_SPILL_ROWS, rows // _MOST_SPILLED)))}
 
@@ -47,10 +49,10 @@ def write_candidates(
     frequent: list[str] = []
     if (limit := config.filters.max_images_per_caption) is not None:
         uses = of_groups("captions", _SpillCaptions(parts, config.seed, limit))
-        pieces = -(-rows // (parts.buckets * _USES_AT_ONCE)) or 1
+        pieces = -(-rows // (parts.buckets * build.rows_at_once(USE_BYTES))) or 1
         frequent = _files_of(of_buckets("frequent", _FindFrequent(uses, parts.buckets, pieces, limit)))
     spilled = of_groups("spill", _SpillPairs(parts, config.seed))
-    return of_buckets("gather", _GatherParts(spilled, parts, frequent, config.seed))
+    return of_buckets("gather", _GatherParts(spilled, parts, frequent, config.seed, at_once))
 
 
 def _files_of(markers: Mapping[str, Marker]) -> list[str]:
@@ -169,19 +171,27 @@ class _GatherParts:
     parts: Pieces
     frequent: list[str]
     seed: int
+    at_once: int
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         counts = Counter(inputs=0, kept=0)
+
+        def without_repeats(pairs: pa.Table) -> pa.Table:
+            unique = drop_repeats(pairs)
+            dropped = pairs.num_rows - unique.num_rows
+            counts.update({Reason.DUPLICATE_PAIR: dropped, "inputs": dropped})
+            return unique
+
         frequent = gather(output.workspace, self.frequent, bucket, FREQUENT)["caption_hash"].to_numpy()
         parts = self.parts.of_bucket(bucket)
-        tables = gather_pieces(output.workspace, self.spilled, bucket, _ROUTED, parts, _part_of)
+        fewer = Fewer(self.at_once, without_repeats)  # a pair can be on a million pages
+        tables = gather_pieces(output.workspace, self.spilled, bucket, _ROUTED, parts, _part_of, fewer)
         for part, of_part in zip(parts, tables, strict=True):
-            unique = drop_repeats(of_part)
+            unique = without_repeats(of_part)
             kept = self._without(unique, frequent) if len(frequent) else unique
             output.write_table(f".wit/plan/candidates/part-{part:05d}.parquet", kept.select(PAIRS.names))
-            counts[Reason.DUPLICATE_PAIR] += of_part.num_rows - unique.num_rows
             counts[Reason.FREQUENT_CAPTION] += unique.num_rows - kept.num_rows
-            counts.update(inputs=of_part.num_rows, kept=kept.num_rows)
+            counts.update(inputs=unique.num_rows, kept=kept.num_rows)
         return counts
 
     def _without(self, pairs: pa.Table, frequent: np.ndarray) -> pa.Table:

@@ -21,13 +21,18 @@ PAIRS_PER_PART = 10_000
 
 _MOST_PARTS = 1 << 19
 _MOST_CANDIDATE_PARTS = 1 << 16  # unless that makes them too large
-_CANDIDATES_PER_PART = 1_000_000
-"""The most, which are read at a time: at some 850 bytes each with the copies that sorting makes."""
+CANDIDATE_BYTES = 1_280
+"""Memory of a candidate while its part is sorted, with the copies that this makes (benchmarks/row_memory.py)."""
+
+MOST_AT_ONCE = 4_000_000  # candidates: an Arrow column of strings holds 2 GiB
 
 
-def candidate_parts(candidates: int, parts: int | None) -> int:
-    """Return into how many parts `candidates` rows, some repeated, are cut; `parts` is that of the plan, if stated."""
-    least = -(-candidates // _CANDIDATES_PER_PART)
+def candidate_parts(candidates: int, parts: int | None, at_once: int) -> int:
+    """Return into how many parts `candidates` rows, some repeated, are cut; `parts` is that of the plan, if stated.
+
+    `at_once` are the candidates that fit in memory: those of a part, on average.
+    """
+    least = -(-candidates // at_once)
     if parts is not None:
         return parts * max(1, -(-least // parts))
     return max(_power_of_two(least), min(_power_of_two(candidates / PAIRS_PER_PART), _MOST_CANDIDATE_PARTS))

@@ -65,7 +65,11 @@ def pack_uids(uids: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def unpack_uids(packed: pa.ChunkedArray) -> pa.Array:
     """Return uids as strings again; nulls stay."""
-    return pa.array([None if uid is None else uid.hex() for uid in packed.to_pylist()], pa.string())
+    whole = pa.concat_arrays([pa.nulls(0, PACKED_UID), *packed.chunks])
+    first, width = whole.offset * PACKED_UID.byte_width, PACKED_UID.byte_width
+    text = pa.py_buffer(binascii.hexlify(memoryview(whole.buffers()[1])[first : first + len(whole) * width]))
+    ends = pa.py_buffer(np.arange(len(whole) + 1, dtype=np.int32) * _UID_CHARS)
+    return pc.if_else(whole.is_valid(), pa.StringArray.from_buffers(len(whole), ends, text), None)
 
 
 def uid_numbers(uids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

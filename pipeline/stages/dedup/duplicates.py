@@ -22,7 +22,14 @@ from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
 from pipeline.stages import control
 from pipeline.stages.balance.exact import PACKED_UID, pack_uids, priorities, query_hashes, uid_numbers
-from pipeline.stages.dedup.settle import EDGES, LISTENERS, PACKED_DUPLICATES, bucket_of_uid, distinct_listeners
+from pipeline.stages.dedup.settle import (
+    EDGES,
+    LISTENERS,
+    PACKED_DUPLICATES,
+    distinct_listeners,
+    piece_of_loser,
+    piece_of_uid,
+)
 
 _IMAGES = pa.schema(
     [
@@ -132,7 +139,7 @@ class GroupImages:
     config: DedupConfig
     pieces: Pieces
     band_pieces: Pieces
-    settle_buckets: int
+    settle_pieces: Pieces
     max_urls: int | None  # of one file; more make it a placeholder
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
@@ -140,9 +147,9 @@ class GroupImages:
         banded = self._banded(output.workspace, bucket, losers, rows)
         spill(output, f".wit/dedup/banded/{bucket:05d}.rows", _BANDED, self.band_pieces.buckets, banded)
         lost = pa.concat_tables(losers)
-        by_survivor = bucket_of_uid(pc.coalesce(lost["survivor"], lost["uid"]), self.settle_buckets)
+        by_survivor = self.settle_pieces.bucket_of(piece_of_loser(lost, self.settle_pieces.count))
         name = f".wit/dedup/losers/{bucket:05d}.rows"
-        spill(output, name, PACKED_DUPLICATES, self.settle_buckets, [(lost, by_survivor)])
+        spill(output, name, PACKED_DUPLICATES, self.settle_pieces.buckets, [(lost, by_survivor)])
         return {"inputs": sum(rows), "kept": sum(rows)}
 
     def _banded(
@@ -231,15 +238,16 @@ class CompareBands:
     banded: list[str]
     max_distance_bits: int
     pieces: Pieces
-    settle_buckets: int
+    settle_pieces: Pieces
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         listeners, counts = [LISTENERS.empty_table()], Counter(inputs=0, kept=0)
+        settling = self.settle_pieces
         edges = self._edges(output.workspace, bucket, listeners, counts)
-        spill(output, f".wit/dedup/edges/{bucket:05d}.rows", EDGES, self.settle_buckets, edges)
+        spill(output, f".wit/dedup/edges/{bucket:05d}.rows", EDGES, settling.buckets, edges)
         waiting = distinct_listeners(pa.concat_tables(listeners))
-        by_uid = [(waiting, bucket_of_uid(waiting["uid"], self.settle_buckets))]
-        spill(output, f".wit/dedup/listeners/{bucket:05d}.rows", LISTENERS, self.settle_buckets, by_uid)
+        by_uid = [(waiting, settling.bucket_of(piece_of_uid(waiting["uid"], settling.count)))]
+        spill(output, f".wit/dedup/listeners/{bucket:05d}.rows", LISTENERS, settling.buckets, by_uid)
         return counts
 
     def _edges(
@@ -262,12 +270,12 @@ class CompareBands:
     ) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Yield EDGES with the bucket of the worse image; note who listens to the better one, and the limits."""
         for (first, second, distances), limited in blocks:
-            counts["limited"] += limited
+            counts.update(limited=limited, edges=len(first))
             if not len(first):
                 continue
             better, worse = images.take(pa.array(first)), images.take(pa.array(second))
             columns = [worse["uid"], worse["part"], better["uid"], better["rank"], better["part"]]
             table = pa.table([*columns, pa.array(distances.astype(np.int32))], schema=EDGES)
-            bucket = bucket_of_uid(table["worse"], self.settle_buckets)
-            listeners.append(distinct_listeners(pa.table([table["better"], bucket], schema=LISTENERS)))
-            yield table, bucket
+            piece = piece_of_uid(table["worse"], self.settle_pieces.count)
+            listeners.append(distinct_listeners(pa.table([table["better"], piece], schema=LISTENERS)))
+            yield table, self.settle_pieces.bucket_of(piece)

@@ -23,16 +23,17 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dedup.duplicates import MAX_BETTER
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import MAX_BUCKETS, Pieces, group_of_part
+from pipeline.engine.shuffle import Pieces, group_of_part
 from pipeline.engine.units import (
     Marker,
     Prepare,
@@ -57,7 +58,7 @@ from pipeline.stages.balance.scans import (
 )
 from pipeline.stages.dedup.decisions import CollectCaptions, CollectOverlap, OpenDecide, OpenOverlap, OpenSurvivors
 from pipeline.stages.dedup.duplicates import CompareBands, FetchedPart, GroupImages, PartGroup, SpillImages
-from pipeline.stages.dedup.settle import FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
+from pipeline.stages.dedup.settle import EDGE_BYTES, FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
 from pipeline.stages.described import load_detector, run_described
 from pipeline.stages.evals import EvalIndexes, run_evals
 from pipeline.stages.measured import run_measured
@@ -68,11 +69,12 @@ VERSION = 8
 
 _IMAGES_PER_PIECE = 50_000
 _IMAGES_PER_BAND_PIECE = 12_500
-"""Every image is in 16 or 32 pieces of bands."""
-_IMAGES_PER_SETTLE_BUCKET = 500_000
-"""Some 100 bytes for each edge of an image to a better one, of which it has at most 64."""
-_IMAGES_PER_RANGE = 4_000_000
-"""Images of one range of parts, whose duplicates are sorted together."""
+"""Every image is in 16 or 32 pieces of bands. More at a time would save nothing, and leave fewer units to share out."""
+_IMAGE_BYTES, _BANDS_BYTES, _DUPLICATE_BYTES = 4_096, 32 * 384, 448
+"""Memory of an image with the copies that are made of it: while exact copies are found, bands are compared, and the
+duplicates of a range of parts are sorted (benchmarks/row_memory.py)."""
+_EDGES_PER_IMAGE = 4
+"""Edges of an image to better ones, on average: the pieces of settling have this many, or what was found if more."""
 
 
 def run_dedup(
@@ -116,7 +118,7 @@ def run_dedup(
     parts, ranking = list(fetched), keys.ranking
     stage = _Stage(build, config, indexes, controls, parts, bool(filtered), ranking, images, stage_digest, taken)
     stage.overlap()
-    duplicates = stage.write(stage.compare(stage.group()))
+    duplicates = stage.write(stage.compare())
     survivors = stage.survive()
     files = [f".wit/dedup/survivors/{part}.parquet" for part in stage.parts]
     balance = find_balance(build, "dedup", files, allowlist, keys, cap=config.balance.cap, inputs=stage_digest)
@@ -164,25 +166,29 @@ class _Stage:
     images: int
     stage_digest: str
     taken: BlockFiles
+    edges_per_image: int = field(default_factory=lambda: _EDGES_PER_IMAGE)
 
     @property
     def pieces(self) -> Pieces:
-        return Pieces(max(1, math.ceil(self.images / _IMAGES_PER_PIECE)))
+        return self._pieces(min(_IMAGES_PER_PIECE, self.build.rows_at_once(_IMAGE_BYTES)))
 
     @property
     def band_pieces(self) -> Pieces:
-        return Pieces(max(1, math.ceil(self.images / _IMAGES_PER_BAND_PIECE)))
+        return self._pieces(min(_IMAGES_PER_BAND_PIECE, self.build.rows_at_once(_BANDS_BYTES)))
 
     @property
-    def settle_buckets(self) -> int:
-        return min(max(1, math.ceil(self.images / _IMAGES_PER_SETTLE_BUCKET)), MAX_BUCKETS)
+    def settle_pieces(self) -> Pieces:
+        return self._pieces(self.build.rows_at_once(self.edges_per_image * EDGE_BYTES))
 
     @property
     def ranges(self) -> int:
-        return max(1, min(len(self.parts), math.ceil(self.images / _IMAGES_PER_RANGE)))
+        return max(1, min(len(self.parts), math.ceil(self.images / self.build.rows_at_once(_DUPLICATE_BYTES))))
+
+    def _pieces(self, images: int) -> Pieces:
+        return Pieces(max(1, math.ceil(self.images / images)))
 
     def _run(self, step: str, payloads: Mapping[str, object], prepare: Prepare) -> dict[str, Marker]:
-        cut = [self.pieces.count, self.band_pieces.count]
+        cut = [self.pieces.count, self.band_pieces.count, self.settle_pieces.count, self.ranges]
         units = [Unit(name, digest(self.stage_digest, cut, step, name), payload) for name, payload in payloads.items()]
         return run_units(self.build, f"dedup/{step}", units, prepare)
 
@@ -205,32 +211,38 @@ class _Stage:
         spilled = self._run("spill", self._groups(), Stateless(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
         max_urls = self.config.filters.max_urls_per_image
-        grouping = GroupImages(names, self.config.dedup, self.pieces, self.band_pieces, self.settle_buckets, max_urls)
+        grouping = GroupImages(names, self.config.dedup, self.pieces, self.band_pieces, self.settle_pieces, max_urls)
         return self._run("group", _numbers(self.pieces.buckets), Stateless(grouping))
 
-    def compare(self, grouped: Mapping[str, Marker]) -> Resolved:
+    def compare(self) -> Resolved:
         """Decide about near and exact duplicates; return where they are spilled, by ranges of parts."""
-        rounds, limits = 0, Counter[str]()
+        grouped, rounds, limits = self.group(), 0, Counter[str]()
         if self.config.dedup.near_duplicates:
             banded, max_distance_bits = _outputs(grouped, "banded"), self.config.dedup.max_distance_bits
-            comparing = CompareBands(banded, max_distance_bits, self.band_pieces, self.settle_buckets)
+            comparing = CompareBands(banded, max_distance_bits, self.band_pieces, self.settle_pieces)
             compared = self._run("compare", _numbers(self.band_pieces.buckets), Stateless(comparing))
+            counts = add_counts(compared.values())
+            edges_per_image = min(MAX_BETTER, math.ceil(counts["edges"] / max(1, self.images)))
+            if edges_per_image > self.edges_per_image:  # a set of look-alikes: again, into more pieces
+                return replace(self, edges_per_image=edges_per_image).compare()
             rounds, limits["edges_not_kept"] = self._settle(compared)
-            limits["images_not_compared_with_all"] = add_counts(compared.values())["limited"]
-        following = FollowSurvivors(_outputs(grouped, "losers"), rounds, len(self.parts), self.ranges)
-        followed = self._run("follow", _numbers(self.settle_buckets), Stateless(following))
+            limits["images_not_compared_with_all"] = counts["limited"]
+        losers = _outputs(grouped, "losers")
+        following = FollowSurvivors(losers, rounds, self.settle_pieces, len(self.parts), self.ranges)
+        followed = self._run("follow", _numbers(self.settle_pieces.buckets), Stateless(following))
         return Resolved(_outputs(followed, "followed"), limits)
 
     def _settle(self, compared: Mapping[str, Marker]) -> tuple[int, int]:
         """Return the number of rounds that decided everything, and that of edges beyond the limit of an image."""
-        first = SettleFirst(_outputs(compared, "edges"), _outputs(compared, "listeners"), self.settle_buckets)
-        counts = add_counts(self._run("settle-1", _numbers(self.settle_buckets), Stateless(first)).values())
+        pieces, units = self.settle_pieces, _numbers(self.settle_pieces.buckets)
+        at_once = self.build.rows_at_once(EDGE_BYTES)
+        first = SettleFirst(_outputs(compared, "edges"), _outputs(compared, "listeners"), pieces, at_once)
+        counts = add_counts(self._run("settle-1", units, Stateless(first)).values())
         not_kept = counts["inputs"] - counts["kept"]
         number = 1
         while counts["waiting"]:
             number += 1
-            settling = SettleNext(number, self.settle_buckets)
-            settled = self._run(f"settle-{number}", _numbers(self.settle_buckets), Stateless(settling))
+            settled = self._run(f"settle-{number}", units, Stateless(SettleNext(number, pieces)))
             counts = add_counts(settled.values())
         return number, not_kept
 

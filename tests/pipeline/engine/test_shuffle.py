@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.engine import shuffle
-from pipeline.engine.shuffle import Pieces, gather, gather_pieces, spill
+from pipeline.engine.shuffle import Fewer, Pieces, gather, gather_pieces, gather_some, spill
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
+from pipeline.errors import DamagedFileError
 
 SCHEMA = pa.schema([("n", pa.int64()), ("words", pa.list_(pa.string()))])
 
@@ -88,3 +89,53 @@ def test_a_bucket_is_read_without_the_rest_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Workspace, "read_ranges", lambda self, asked: read.extend(ranges(self, asked)) or read[-1:])
     assert gather(workspace, ["all.rows"], 7, SCHEMA)["n"].to_pylist() == list(range(7, 60_000, 100))
     assert sum(map(len, read)) < (tmp_path / "all.rows").stat().st_size / 50
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=60), max_size=5), st.integers(1, 4_000), st.integers(1, 4_000))
+def test_some_rows_at_a_time_are_all_rows_in_order(tmp_path_factory, files, written_bytes, read_bytes):
+    workspace = Workspace(str(tmp_path_factory.mktemp("w")))
+    names = [f"{i}.rows" for i in range(len(files))]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shuffle, "CHUNK_BYTES", written_bytes)
+        for i, (name, buckets) in enumerate(zip(names, files, strict=True)):
+            batches = [(pa.table([[n], [[f"{i}"] * n]], schema=SCHEMA), np.array([b])) for n, b in enumerate(buckets)]
+            spill(UnitOutput(workspace), name, SCHEMA, 4, batches)
+        patched.setattr(shuffle, "CHUNK_BYTES", read_bytes)
+        for bucket in range(4):
+            some = list(gather_some(workspace, names, bucket, SCHEMA))
+            assert pa.concat_tables([SCHEMA.empty_table(), *some]).equals(gather(workspace, names, bucket, SCHEMA))
+
+
+def test_a_large_range_is_read_batch_by_batch_and_its_damage_is_found(tmp_path, monkeypatch):
+    workspace = Workspace(str(tmp_path))
+    monkeypatch.setattr(shuffle, "CHUNK_BYTES", 10_000)
+    rows = pa.table([range(50_000), [["word"]] * 50_000], schema=SCHEMA)
+    batches = [(rows.slice(start, 1_000), np.zeros(1_000, np.int32)) for start in range(0, 50_000, 1_000)]
+    spill(UnitOutput(workspace), "all.rows", SCHEMA, 1, batches)
+    found = list(gather_some(workspace, ["all.rows"], 0, SCHEMA))
+    assert len(found) > 20
+    assert pa.concat_tables(found).equals(rows)
+    path = tmp_path / "all.rows"
+    whole = path.read_bytes()
+    for damaged in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), whole[:5_000] + b"x" + whole[5_001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match=r"all\.rows"):
+            list(gather_some(workspace, ["all.rows"], 0, SCHEMA))
+
+
+def test_repeated_rows_are_made_fewer_while_they_are_read():
+    held = []
+
+    def distinct(rows: pa.Table) -> pa.Table:
+        held.append(rows.num_rows)
+        return pa.table([rows["n"].unique().sort(), [["w"]] * len(rows["n"].unique())], schema=SCHEMA)
+
+    tables = [pa.table([[n % 7] * 50, [["w"]] * 50], schema=SCHEMA) for n in range(200)]
+    rows = Fewer(100, distinct).read(iter(tables), SCHEMA)
+    assert set(rows["n"].to_pylist()) == set(range(7))
+    assert max(held) <= 157
+    different = [pa.table([[n], [["w"]]], schema=SCHEMA) for n in range(1_000)]
+    held.clear()
+    assert sorted(Fewer(100, distinct).read(iter(different), SCHEMA)["n"].to_pylist()) == list(range(1_000))
+    assert len(held) < 6

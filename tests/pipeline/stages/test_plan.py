@@ -17,7 +17,8 @@ from pipeline.records import PAIRS, PLAN, Reason, pair_uid
 from pipeline.stages.balance.exact import priorities, query_hashes, uid_numbers
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.plan import part_names, run_plan
-from pipeline.stages.plan_parts import candidate_parts, plan_parts
+from pipeline.stages.plan_candidates import drop_repeats
+from pipeline.stages.plan_parts import CANDIDATE_BYTES, candidate_parts, plan_parts
 from queries.allowlist import Allowlist, import_allowlist
 
 SEED = 9
@@ -61,6 +62,7 @@ def run(
     parts: int | None = 3,
     beam: tuple = (),
     fetch: dict | None = None,
+    memory_bytes: int = 2 << 30,
     **filters,
 ):
     tmp_path.mkdir(exist_ok=True)
@@ -84,7 +86,7 @@ def run(
             "filters": filters,
         }
     )
-    build = Build(workspace, parse_beam_options(list(beam)), Progress(None))
+    build = Build(workspace, parse_beam_options(list(beam)), Progress(None), memory_bytes=memory_bytes)
     marker = run_plan(build, config, Allowlist.load(path), QueryHashes(path, SEED), pairs)
     tables = [workspace.read_table(name) for name in part_names(marker)]
     return workspace, marker, tables
@@ -145,10 +147,34 @@ def test_candidates_that_do_not_fit_in_memory_give_the_same_plan(tmp_path, monke
     rows = make_pairs(400)
     files = [rows[:150], rows[150:151], [], rows[151:]]
     _, marker, _ = run(tmp_path / "whole", files, cap=20, parts=parts, max_images_per_caption=60)
-    monkeypatch.setattr("pipeline.stages.plan_parts._CANDIDATES_PER_PART", 15)
     monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", 5)
-    monkeypatch.setattr("pipeline.stages.plan_candidates._USES_AT_ONCE", 12)
-    _, same, _ = run(tmp_path / "pieces", files, cap=20, parts=parts, max_images_per_caption=60)
+    held = counted_rows(monkeypatch)
+    small = {"max_images_per_caption": 60, "memory_bytes": 2 * 7 * CANDIDATE_BYTES}
+    _, same, _ = run(tmp_path / "pieces", files, cap=20, parts=parts, **small)
+    assert same.outputs == marker.outputs
+    assert same.counts == marker.counts
+    assert len(held) >= 400 / 7
+
+
+def counted_rows(monkeypatch) -> list[int]:
+    """Return a list to which every sorting of candidates adds their number."""
+    held: list[int] = []
+    counting = lambda rows: held.append(rows.num_rows) or drop_repeats(rows)  # noqa: E731
+    monkeypatch.setattr("pipeline.stages.plan_candidates.drop_repeats", counting)
+    return held
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_pair_on_many_pages_takes_no_more_memory_than_others(tmp_path, monkeypatch, parts):
+    """All its rows come to one part, however many parts there are."""
+    rows = make_pairs(100)
+    repeated = [rows[0] | {"page_url": f"http://p.example/{n % 977}", "source": f"s{n % 3}"} for n in range(3_000)]
+    files = [rows, *(repeated[start : start + 100] for start in range(0, 3_000, 100))]
+    _, marker, _ = run(tmp_path / "whole", files, cap=20, parts=parts)
+    held = counted_rows(monkeypatch)
+    monkeypatch.setattr("pipeline.engine.shuffle.CHUNK_BYTES", 2_000)
+    _, same, _ = run(tmp_path / "pieces", files, cap=20, parts=parts, memory_bytes=2 * 300 * CANDIDATE_BYTES)
+    assert max(held) < 700
     assert same.outputs == marker.outputs
     assert same.counts == marker.counts
 
@@ -156,7 +182,7 @@ def test_candidates_that_do_not_fit_in_memory_give_the_same_plan(tmp_path, monke
 @pytest.mark.parametrize("candidates", [0, 5_000, 10**6, 5 * 10**9, 292 * 10**9])
 @pytest.mark.parametrize("parts", [None, 1, 7, 4_096])
 def test_candidates_are_cut_into_pieces_that_fit(candidates, parts):
-    number = candidate_parts(candidates, parts)
+    number = candidate_parts(candidates, parts, 1_000_000)
     assert candidates / number <= 1_000_000
     assert number % (parts or 1) == 0
     assert number <= 2**19

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.beam.runner import parse_beam_options
-from pipeline.config import Config
+from pipeline.config import MEMORY_BYTES, Config
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput, read_markers
@@ -23,6 +23,8 @@ from pipeline.stages.dedup.duplicates import survivor_ranks
 from pipeline.stages.dedup.steps import run_dedup
 from queries.allowlist import Allowlist, import_allowlist
 
+ROWS_BYTES = MEMORY_BYTES // 2
+"""Memory for rows: where each takes a tenth of it, ten are held at a time."""
 CAP = 4
 DISTANCE = 15
 QUALITY = 50
@@ -189,9 +191,9 @@ def test_the_order_and_the_number_of_parts_do_not_matter(tmp_path):
 def test_sorting_some_parts_at_a_time_changes_nothing(tmp_path, monkeypatch):
     rows = make_rows(random_images(np.random.default_rng(4), 120))
     tables = []
-    for images in (stage_of_dedup._IMAGES_PER_RANGE, 10):
-        monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_RANGE", images)
-        folder = tmp_path / str(images)
+    for row_bytes in (stage_of_dedup._DUPLICATE_BYTES, ROWS_BYTES // 10):
+        monkeypatch.setattr(stage_of_dedup, "_DUPLICATE_BYTES", row_bytes)
+        folder = tmp_path / str(row_bytes)
         folder.mkdir()
         tables.append(run_stage(folder, rows, 5)[0].read_table("dedup/duplicates.parquet"))
     assert tables[0].num_rows > 20
@@ -205,8 +207,8 @@ def test_units_of_several_parts_and_pieces_decide_the_same(tmp_path, monkeypatch
     for most_groups in (1_024, 3):
         monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", most_groups)
         if most_groups == 3:  # and buckets in several pieces
-            monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_PIECE", 7)
-            monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_BAND_PIECE", 2)
+            monkeypatch.setattr(stage_of_dedup, "_IMAGE_BYTES", ROWS_BYTES // 7)
+            monkeypatch.setattr(stage_of_dedup, "_BANDS_BYTES", ROWS_BYTES // 2)
         folder = tmp_path / str(most_groups)
         folder.mkdir()
         workspace, _ = run_stage(folder, rows, 7)
@@ -216,7 +218,7 @@ def test_units_of_several_parts_and_pieces_decide_the_same(tmp_path, monkeypatch
 
 
 def test_deciding_in_many_buckets_and_rounds_changes_nothing(tmp_path, monkeypatch):
-    """Long chains cross the buckets, so that one round does not decide them."""
+    """Long chains cross the pieces, in their own bucket and in others, so that one round does not decide them."""
     random = np.random.default_rng(6)
     images = random_images(random, 80)
     chain = random.integers(0, 256, 32, np.uint8)
@@ -231,9 +233,10 @@ def test_deciding_in_many_buckets_and_rounds_changes_nothing(tmp_path, monkeypat
     monkeypatch.setattr(
         stage_of_dedup._Stage, "_settle", lambda *args: rounds.append(settle(*args)[0]) or settle(*args)
     )
-    for images_per_bucket in (stage_of_dedup._IMAGES_PER_SETTLE_BUCKET, 10):
-        monkeypatch.setattr(stage_of_dedup, "_IMAGES_PER_SETTLE_BUCKET", images_per_bucket)
-        folder = tmp_path / str(images_per_bucket)
+    monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", 4)
+    for edge_bytes in (stage_of_dedup.EDGE_BYTES, ROWS_BYTES // (10 * stage_of_dedup._EDGES_PER_IMAGE)):
+        monkeypatch.setattr(stage_of_dedup, "EDGE_BYTES", edge_bytes)
+        folder = tmp_path / str(edge_bytes)
         folder.mkdir()
         workspace, _ = run_stage(folder, rows, 3)
         tables.append(workspace.read_table("dedup/duplicates.parquet"))
@@ -241,6 +244,27 @@ def test_deciding_in_many_buckets_and_rounds_changes_nothing(tmp_path, monkeypat
     assert tables[0].equals(tables[1])
     assert rounds[0] == 1
     assert rounds[1] > 2
+
+
+def test_a_set_of_look_alikes_is_settled_in_more_pieces(tmp_path, monkeypatch):
+    random = np.random.default_rng(7)
+    picture = np.unpackbits(random.integers(0, 256, 32, np.uint8))
+    images = []
+    for number in range(40):
+        bits = picture.copy()
+        bits[random.choice(256, 8, replace=False)] ^= 1
+        images.append({"bytes": f"b{number}", "pdq": np.packbits(bits), "quality": 100, "queries": [0]})
+    rows, tables, pieces = make_rows(images), [], []
+    first = stage_of_dedup.SettleFirst
+    monkeypatch.setattr(stage_of_dedup, "SettleFirst", lambda *args: pieces.append(args[2].count) or first(*args))
+    for edge_bytes in (stage_of_dedup.EDGE_BYTES, ROWS_BYTES // 40):
+        monkeypatch.setattr(stage_of_dedup, "EDGE_BYTES", edge_bytes)
+        folder = tmp_path / str(edge_bytes)
+        folder.mkdir()
+        tables.append(run_stage(folder, rows, 3)[0].read_table("dedup/duplicates.parquet"))
+    assert tables[0].equals(tables[1])
+    assert pieces[0] == 1
+    assert pieces[1] > 40 / (40 // stage_of_dedup._EDGES_PER_IMAGE)
 
 
 def test_limits_are_written_down(tmp_path, monkeypatch):
