@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config import MEMORY_BYTES
 from pipeline.engine.shuffle import MAX_BUCKETS
-from pipeline.stages.plan import _MOST_SPILLED, _SPILL_ROWS
-from pipeline.stages.plan_parts import candidate_parts, plan_parts
+from pipeline.stages.dedup.settle import EDGE_BYTES
+from pipeline.stages.dedup.steps import _EDGES_PER_IMAGE
+from pipeline.stages.plan_candidates import _MOST_SPILLED, _SPILL_ROWS
+from pipeline.stages.plan_parts import CANDIDATE_BYTES, candidate_parts, plan_parts
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 _BEGIN, _END = "<!-- computed: begin -->", "<!-- computed: end -->"
@@ -44,7 +47,7 @@ MEASURED = {
     "plan_us": Constant(42, "CPU us per pair", "pairs/ to plan/", "benchmarks.pairs_to_plan"),
     "plan_scratch_bytes": Constant(199, "bytes per pair", "scratch of plan, at its peak", "benchmarks.pairs_to_plan"),
     "plan_mib": Constant(583, "MiB", "the largest process of pairs and plan", "benchmarks.pairs_to_plan"),
-    "candidate_bytes": Constant(850, "bytes", "memory of a candidate while a part is sorted", "benchmarks.candidates"),
+    "candidate_bytes": Constant(850, "bytes", "memory of a candidate while a part is sorted", "benchmarks.row_memory"),
     "planned_bytes": Constant(67, "bytes", "a row of plan/", "benchmarks.pairs_to_plan"),
     "web_image_bytes": Constant(
         155_000, "bytes", "an image on the web", "mean Content-Length of 14,800 images of Conceptual Captions, 2019"
@@ -136,85 +139,128 @@ _READS_OF_PARQUET = 3  # the footer, its length, the columns
 _WRITES_OF_UNIT = 1  # its marker, beside its files
 _SCANS_OF_PLAN = 4  # count, select, size, write
 _FILES_OF_CRAWL = 3  # a window's outcomes, what it regroups, its journal's copies
+_COPIES_OF_FETCH = 3  # of the images: in windows, regrouped, in parts
+_ROUNDS = 10  # of settling near duplicates
+AT_ONCE = (MEMORY_BYTES // 2) // CANDIDATE_BYTES
+SETTLED_AT_ONCE = (MEMORY_BYTES // 2) // (_EDGES_PER_IMAGE * EDGE_BYTES)
+
+
+_GB = 1e9
 
 
 def rows_of(size: Scenario) -> Iterator[Row]:
     """Yield what each stage takes."""
-    gb = 1e9
-    matched, planned, fetched, kept = size.matched, size.planned, size.fetched, size.kept
-    yield Row(
+    yield _pairs_row(size)
+    yield _plan_row(size)
+    yield _fetched_row(size)
+    yield _dedup_row(size)
+    yield _shards_row(size)
+
+
+def _pairs_row(size: Scenario) -> Row:
+    written_gb = size.matched * _m("pair_bytes") / _GB
+    extract_s = size.wat_files * _m("wat_raw_mb") / _m("extract_mb_s")
+    return Row(
         "pairs",
-        size.wat_files * _m("wat_mb") / 1e3,
-        matched * _m("pair_bytes") / gb,
-        matched * _m("pair_bytes") / gb,
-        2 * size.wat_files,
-        size.wat_files,
-        size.wat_files * (2 + _WRITES_OF_UNIT),
-        (
-            size.wat_files * _m("wat_raw_mb") / _m("extract_mb_s")
-            + size.candidates / _m("match_s")
-            + matched * _m("pairs_us") / 1e6
-        )
-        / 3600,
-        _m("plan_mib"),
+        read_gb=size.wat_files * _m("wat_mb") / 1e3,
+        written_gb=written_gb,
+        peak_gb=written_gb,
+        files=2 * size.wat_files,
+        reads=size.wat_files,
+        writes=size.wat_files * (2 + _WRITES_OF_UNIT),
+        cpu_h=(extract_s + size.candidates / _m("match_s") + size.matched * _m("pairs_us") / 1e6) / 3600,
+        mib=_m("plan_mib"),
     )
+
+
+def _plan_row(size: Scenario) -> Row:
+    matched = size.matched
     spilled = min(_MOST_SPILLED, matched / _SPILL_ROWS)
-    candidates = candidate_parts(int(matched), None)
-    scratch_gb = matched * _m("plan_scratch_bytes") / gb
-    yield Row(
+    candidates = candidate_parts(int(matched), None, AT_ONCE)
+    scratch_gb = matched * _m("plan_scratch_bytes") / _GB
+    scans = candidates * _SCANS_OF_PLAN * _READS_OF_PARQUET
+    units = spilled + 2 * candidates + size.parts
+    return Row(
         "plan",
-        matched * _m("pair_bytes") / gb + 1.5 * scratch_gb,
-        scratch_gb + planned * _m("planned_bytes") / gb,
-        scratch_gb,
-        spilled + candidates + 2 * size.parts,
-        size.wat_files * _READS_OF_PARQUET
-        + MAX_BUCKETS * spilled * 2
-        + candidates * _SCANS_OF_PLAN * _READS_OF_PARQUET
-        + 64 * size.parts * 2,
-        spilled + candidates + 2 * size.parts + _WRITES_OF_UNIT * (spilled + 2 * candidates + size.parts),
-        matched * _m("plan_us") / 1e6 / 3600,
-        _m("plan_mib") + matched / candidates * _m("candidate_bytes") / (1 << 20),
+        read_gb=matched * _m("pair_bytes") / _GB + 1.5 * scratch_gb,
+        written_gb=scratch_gb + size.planned * _m("planned_bytes") / _GB,
+        peak_gb=scratch_gb,
+        files=spilled + candidates + 2 * size.parts,
+        reads=size.wat_files * _READS_OF_PARQUET + MAX_BUCKETS * spilled * 2 + scans + 64 * size.parts * 2,
+        writes=spilled + candidates + 2 * size.parts + _WRITES_OF_UNIT * units,
+        cpu_h=matched * _m("plan_us") / 1e6 / 3600,
+        mib=_m("plan_mib") + matched / candidates * _m("candidate_bytes") / (1 << 20),
     )
-    images_gb = fetched * (_m("stored_bytes") + _m("fetched_row_bytes")) / gb
-    windows = planned / 50_000
-    yield Row(
+
+
+def _fetched_row(size: Scenario) -> Row:
+    images_gb = size.fetched * (_m("stored_bytes") + _m("fetched_row_bytes")) / _GB
+    windows = size.planned / 50_000
+    return Row(
         "fetched",
-        planned * _m("planned_bytes") / gb + 2 * images_gb,
-        3 * images_gb,
-        3 * images_gb,
-        3 * size.parts + _FILES_OF_CRAWL * windows,
-        size.parts * (_READS_OF_PARQUET + 2 * 2 * WORKERS) + windows * 2 * windows / WORKERS,
-        3 * size.parts + _FILES_OF_CRAWL * windows * 2,
-        planned / _m("images_s") / 3600,
-        _m("fetch_mib"),
+        read_gb=size.planned * _m("planned_bytes") / _GB + 2 * images_gb,
+        written_gb=_COPIES_OF_FETCH * images_gb,
+        peak_gb=_COPIES_OF_FETCH * images_gb,
+        files=3 * size.parts + _FILES_OF_CRAWL * windows,
+        reads=size.parts * (_READS_OF_PARQUET + 2 * 2 * WORKERS) + windows * 2 * windows / WORKERS,
+        writes=3 * size.parts + _FILES_OF_CRAWL * windows * 2,
+        cpu_h=size.planned / _m("images_s") / 3600,
+        mib=_m("fetch_mib"),
         waits_h=BUDGET * INTERVAL_S / 3600,
     )
-    yield Row(
+
+
+def _dedup_row(size: Scenario) -> Row:
+    fetched = size.fetched
+    settled = -(-fetched // SETTLED_AT_ONCE)  # pieces, each of which reads the messages of every bucket
+    return Row(
         "dedup",
-        fetched * (2 * _m("fetched_row_bytes") + 2 * _m("dedup_scratch_bytes")) / gb,
-        fetched * 1.5 * _m("dedup_scratch_bytes") / gb,
-        fetched * _m("dedup_scratch_bytes") / gb,
-        4 * size.parts + 8 * MAX_BUCKETS,
-        size.parts * 5 * _READS_OF_PARQUET + 8 * 2 * MAX_BUCKETS**2,
-        5 * size.parts + 16 * MAX_BUCKETS,
-        fetched * _m("dedup_us") / 1e6 / 3600 + _m("compare_h") * (fetched / 600e6) ** 2,
-        _m("dedup_mib"),
+        read_gb=fetched * (2 * _m("fetched_row_bytes") + 2 * _m("dedup_scratch_bytes")) / _GB,
+        written_gb=fetched * 1.5 * _m("dedup_scratch_bytes") / _GB,
+        peak_gb=fetched * _m("dedup_scratch_bytes") / _GB,
+        files=4 * size.parts + 8 * MAX_BUCKETS + 3 * settled,
+        reads=size.parts * 5 * _READS_OF_PARQUET + 8 * 2 * MAX_BUCKETS**2 + _ROUNDS * 2 * settled,
+        writes=5 * size.parts + 16 * MAX_BUCKETS + _ROUNDS * 3 * settled,
+        cpu_h=fetched * _m("dedup_us") / 1e6 / 3600 + _m("compare_h") * (fetched / 600e6) ** 2,
+        mib=_m("dedup_mib"),
     )
-    shards_gb = kept * _m("shard_bytes") / gb
-    yield Row(
+
+
+def _shards_row(size: Scenario) -> Row:
+    shards_gb = size.kept * _m("shard_bytes") / _GB
+    return Row(
         "shards",
-        images_gb,
-        shards_gb,
-        shards_gb,
-        3 * size.parts,
-        size.parts * (1 + 2 * _READS_OF_PARQUET),
-        (3 + _WRITES_OF_UNIT) * size.parts,
-        kept * _m("shard_us") / 1e6 / 3600,
-        _m("plan_mib"),
+        read_gb=size.fetched * (_m("stored_bytes") + _m("fetched_row_bytes")) / _GB,
+        written_gb=shards_gb,
+        peak_gb=shards_gb,
+        files=3 * size.parts,
+        reads=size.parts * (1 + 2 * _READS_OF_PARQUET),
+        writes=(3 + _WRITES_OF_UNIT) * size.parts,
+        cpu_h=size.kept * _m("shard_us") / 1e6 / 3600,
+        mib=_m("plan_mib"),
     )
 
 
 LARGEST_SHARE, INTERVAL_S, BUDGET = 0.10, 0.1, 2_000_000
+
+
+RESIZE = {
+    "shorter_side": (43_000, 0.0),
+}
+"""`fetch.resize` -> bytes of a stored image, and CPU ms more than with shorter_side: `benchmarks.late_stages`."""
+
+
+def _resize_table() -> list[str]:
+    """Return what each mode of `fetch.resize` takes, of the first scenario."""
+    size, rows = SCENARIOS[0], []
+    for mode, (stored_bytes, more_ms) in RESIZE.items():
+        fetched_tb = size.fetched * stored_bytes / 1e12
+        shards_tb = size.kept * (stored_bytes + _m("shard_bytes") - _m("stored_bytes")) / 1e12
+        month = shards_tb * PRICES["TB stored for a month"]
+        cpu_h = size.planned / _m("images_s") / 3600 + size.fetched * more_ms / 3.6e6
+        rows.append([f"`{mode}`", *map(_short, (stored_bytes, _COPIES_OF_FETCH * fetched_tb, shards_tb, month, cpu_h))])
+    head = ["`fetch.resize`", "bytes an image", "TB while fetched", "TB of shards", "$ a month", "CPU h of fetched"]
+    return _table(head, rows)
 
 
 def sheet() -> str:
@@ -244,6 +290,12 @@ def sheet() -> str:
         f"CDN at 0.02 s. The images of the web are {web_tb:,.0f} TB, beside what is read from the store.",
         "Dollars of `fetched` count all cores while they wait; those of storage are for a month, for what a stage",
         "leaves and its scratch.",
+        "",
+        "### What `fetch.resize` stores",
+        "",
+        "With `image_size = 256` and quality 95, of the same photos; `original` is a `format`, which keeps the files.",
+        "",
+        *_resize_table(),
         "",
         "### Prices",
         "",
