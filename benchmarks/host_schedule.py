@@ -1,14 +1,18 @@
 """Simulate a fetch cut by host, in virtual time, with the scheduler, robots cache and cut that fetches use.
 
     python -m benchmarks.host_schedule [--urls 100000000] [--hosts 2000000] [--largest 0.1] [--workers 1 8 40 400]
+        [--budgets 0 200000 20000] [--whole]
 
 The hosts: the shares of the 100 largest of Conceptual Captions (validation; Zipf's where WIT_SHARED_DATA is absent),
-the largest set to `--largest`, and Zipf's behind them. A process has one CPU, 6 ms for each image, 128 slots, and a
-response takes 0.3 s. What a group takes is, by arithmetic, the longer of its slowest host and its CPU time. That is
-checked by simulation: every request of the first windows of the slowest groups and of some others, two windows at a
-time. `stretch` is the simulated time over the arithmetic one. `idle` is the share of the time of all processes in which
-their CPU waits, beyond what the slowest host makes unavoidable. Robots: requests for robots.txt in those windows, per
-host in them.
+the largest set to `--largest`, and Zipf's behind them. A budget is `fetch.max_pairs_per_host`, 0 none: without, the
+largest host decides and few processes have work; with one, many have. A process has one CPU, 6 ms for each image, 128
+slots, and a response takes 0.3 s.
+
+What a group takes is, by arithmetic, the longer of its slowest host and its CPU time. That is checked by simulation:
+every request of the first windows of the slowest groups and of some others, two windows at a time; with `--whole`,
+every request of all windows of all groups, and nothing is computed. `stretch` is the simulated time over the computed
+one. `idle` is the share of the time of all processes that have a group in which their CPU waits, beyond what the
+slowest host makes unavoidable. Robots: requests for robots.txt in the simulated windows, per host in them.
 """
 
 import argparse
@@ -26,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.fetch import FetchConfig
-from pipeline.fetching.host_cut import CPU_S_PER_URL, HostCut, cut_hosts
+from pipeline.fetching.host_cut import CPU_S_PER_URL, WINDOW_URLS, HostCut, cut_hosts
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.hosts import HostSchedule
 from pipeline.fetching.robots import RobotsCache
@@ -37,8 +41,8 @@ from pipeline.web.urls import normalize_url
 SHARED = Path(os.environ.get("WIT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 LATENCY_S = 0.3
 ROBOTS_BYTES = 1_500
-WINDOWS_SIMULATED = 6
-GROUPS_SIMULATED = 3
+WINDOWS_SIMULATED = 3
+GROUPS_SIMULATED = 2
 _DAY_S = 86_400.0
 
 
@@ -151,56 +155,102 @@ def windows_of(group: dict[str, int], cut: HostCut, count: int) -> list[dict[str
     return windows
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a fetch with some number of processes takes; times in seconds."""
+
+    groups: int
+    windows: int
+    bound_s: float
+    makespan_s: float
+    stretch: float
+    idle: float
+    robots_per_host: float
+
+
+def measure(
+    counts: dict[str, int], workers: int, config: FetchConfig, *, whole: bool = False, window_urls: int = WINDOW_URLS
+) -> Figures:
+    """Simulate a fetch of hosts (host -> URLs); `whole`: all of it."""
+    urls, rules = sum(counts.values()), HostRules(config)
+    largest = sorted(counts.items(), key=lambda item: -item[1])[:MOST_HOSTS]
+    slowest_s = max(rules.limits(host).time_s(count) for host, count in largest)
+    cut = cut_hosts(largest, urls, workers, rules.limits, window_urls=window_urls)
+    groups = groups_of(counts, cut)
+    times_s = {
+        number: max(max(rules.limits(h).time_s(n) for h, n in group.items()), sum(group.values()) * CPU_S_PER_URL)
+        for number, group in groups.items()
+    }
+    by_time = sorted(groups, key=lambda number: -times_s[number])
+    others = random.Random(1).sample(by_time, min(GROUPS_SIMULATED, len(by_time)))
+    chosen = sorted(groups if whole else {*by_time[:GROUPS_SIMULATED], *others})
+    stretches, robots, asked = [1.0], 0, 0
+    for number in chosen:
+        count = cut.windows if whole else min(WINDOWS_SIMULATED, cut.windows)
+        windows = windows_of(groups[number], cut, count)
+        found = simulate(windows, config)
+        robots, asked = robots + found.robots, asked + len(found.hosts)
+        if whole:
+            stretches.append(found.time_s / times_s[number])
+            times_s[number] = found.time_s
+            continue
+        cpu_s = sum(sum(window.values()) for window in windows) * CPU_S_PER_URL
+        paced_s = max(sum(w.get(h, 0) for w in windows) * rules.limits(h).interval_s for w in windows for h in w)
+        stretches.append(found.time_s / max(cpu_s, paced_s, 1.0))
+    stretch = max(stretches)
+    computed = 1.0 if whole else stretch
+    makespan_s = max(times_s.values()) * computed
+    # RFC 9309: a robots.txt is not used for longer than a day
+    again = 0.0 if whole else len(cut.sliced) * int(makespan_s / _DAY_S) / len(counts)
+    return Figures(
+        cut.groups,
+        cut.windows,
+        max(slowest_s, urls * CPU_S_PER_URL / workers),
+        makespan_s,
+        stretch,
+        1 - max(slowest_s, urls * CPU_S_PER_URL) / (sum(times_s.values()) * computed),
+        robots / max(asked, 1) + again,
+    )
+
+
+def groups_of(counts: dict[str, int], cut: HostCut) -> dict[int, dict[str, int]]:
+    """Return the hosts of each group: group -> host -> URLs."""
+    groups: dict[int, dict[str, int]] = defaultdict(dict)
+    for host, count in counts.items():
+        groups[cut.group(host)][host] = count
+    return groups
+
+
 def main() -> None:
-    """Print a table with a row for each number of processes."""
+    """Print a table with a row for each budget and number of processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--urls", type=int, default=100_000_000)
     parser.add_argument("--hosts", type=int, default=2_000_000)
     parser.add_argument("--largest", type=float, default=0.1)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 40, 400])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[0, 200_000, 20_000])
+    parser.add_argument("--whole", action="store_true")
     arguments = parser.parse_args()
     config = FetchConfig(contact="mailto:benchmark@example.org")
-    counts = host_counts(arguments.urls, arguments.hosts, arguments.largest)
-    urls, rules = sum(counts.values()), HostRules(config)
-    largest = sorted(counts.items(), key=lambda item: -item[1])[:MOST_HOSTS]
-    slowest_s = max(rules.limits(host).time_s(count) for host, count in largest)
-    table = Table("processes", "groups", "windows", "bound", "makespan", "ratio", "stretch", "idle", "robots / hosts")
-    for workers in arguments.workers:
-        cut = cut_hosts(largest, urls, workers, rules.limits)
-        groups: dict[int, dict[str, int]] = defaultdict(dict)
-        for host, count in counts.items():
-            groups[cut.group(host)][host] = count
-        times_s = {
-            number: max(max(rules.limits(h).time_s(n) for h, n in group.items()), sum(group.values()) * CPU_S_PER_URL)
-            for number, group in groups.items()
-        }
-        bound_s = max(slowest_s, urls * CPU_S_PER_URL / workers)
-        by_time = sorted(groups, key=lambda number: -times_s[number])
-        others = random.Random(1).sample(by_time, min(GROUPS_SIMULATED, len(by_time)))
-        stretch, robots, asked = 0.0, 0, 0
-        for number in sorted({*by_time[:GROUPS_SIMULATED], *others}):
-            count = min(WINDOWS_SIMULATED, cut.windows)
-            windows = windows_of(groups[number], cut, count)
-            found = simulate(windows, config)
-            robots, asked = robots + found.robots, asked + len(found.hosts)
-            cpu_s = sum(sum(window.values()) for window in windows) * CPU_S_PER_URL
-            paced_s = max(sum(w.get(h, 0) for w in windows) * rules.limits(h).interval_s for w in windows for h in w)
-            stretch = max(stretch, found.time_s / max(cpu_s, paced_s, 1.0))
-        makespan_s = max(times_s.values()) * stretch
-        days = max(0.0, makespan_s / _DAY_S)
-        # RFC 9309: a robots.txt is not used for longer than a day
-        again = len(cut.sliced) * int(days) / len(counts)
-        table.add_row(
-            *map(str, (workers, cut.groups, cut.windows)),
-            f"{bound_s / 3600:.1f} h",
-            f"{makespan_s / 3600:.1f} h",
-            f"{makespan_s / bound_s:.2f}",
-            f"{stretch:.2f}",
-            f"{1 - max(slowest_s, urls * CPU_S_PER_URL) / (sum(times_s.values()) * stretch):.1%}",
-            f"{robots / max(asked, 1) + again:.2f}",
-        )
-    Console(width=120).print(table)
-    print(f"{urls:,} URLs, {len(counts):,} hosts, the largest with {max(counts.values()) / urls:.1%}")
+    every = host_counts(arguments.urls, arguments.hosts, arguments.largest)
+    print(f"{sum(every.values()):,} URLs, {len(every):,} hosts, the largest with {arguments.largest:.1%}")
+    console = Console(width=120)
+    for budget in arguments.budgets:
+        counts = {host: min(count, budget) for host, count in every.items()} if budget else every
+        columns = ("processes", "groups", "windows", "bound", "makespan", "ratio", "stretch", "idle", "robots / hosts")
+        table = Table(*columns, title=f"budget {budget:,}: {sum(counts.values()):,} URLs" if budget else "no budget")
+        for workers in arguments.workers:
+            found = measure(counts, workers, config, whole=arguments.whole)
+            table.add_row(
+                *map(str, (workers, found.groups, found.windows)),
+                f"{found.bound_s / 3600:.2f} h",
+                f"{found.makespan_s / 3600:.2f} h",
+                f"{found.makespan_s / found.bound_s:.2f}",
+                f"{found.stretch:.2f}",
+                f"{max(0.0, found.idle):.1%}",
+                f"{found.robots_per_host:.2f}",
+            )
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import pyarrow as pa
@@ -47,8 +48,11 @@ class HostCut:
         return self._by_hash(host) if known is None else known
 
     def _by_hash(self, host: str) -> int:
-        edges = list(accumulate(self.shares))
-        return min(bisect_right(edges, zlib.crc32(host.encode()) / _HASHES), self.groups - 1)
+        return min(bisect_right(self._edges, zlib.crc32(host.encode()) / _HASHES), self.groups - 1)
+
+    @cached_property
+    def _edges(self) -> list[float]:
+        return list(accumulate(self.shares))
 
     def window(self, host: str, window_of_part: int) -> int:
         """Return the window in which a URL is fetched; `window_of_part` is that of its part."""
