@@ -4,14 +4,14 @@
 
 Every eighth image is a copy of an earlier one: a third of these have the same file, the others a fingerprint 1 to 15
 bits away. The rest have random fingerprints, which fill all buckets alike. Each row has three of 500,000 queries;
-evaluation sets are left out. Everything runs in this process, so `peak MiB` is that
-of a worker and of the driver together. The table has what each step took and left; the last line is JSON.
+evaluation sets are left out. Everything runs in this process, so `peak MiB` is that of a worker and of the driver
+together. With a folder, a run that was interrupted goes on. The table has what each step took and left; the last line
+is JSON.
 """
 
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,7 @@ def make_fetched(workspace: Workspace, parts: int) -> dict[str, Marker]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000_000)
-    parser.add_argument("--folder", type=Path, help="keep the made-up parts here, for another run")
+    parser.add_argument("--folder", type=Path, help="keep the made-up parts and the results here")
     args = parser.parse_args()
     parts = max(1, args.images // PART_ROWS)
     with tempfile.TemporaryDirectory(prefix="wit-dedup-") as temporary:
@@ -114,15 +114,14 @@ def main() -> None:
             }
         )
         build = Build(workspace, parse_beam_options([]), Progress(None))
-        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         allowlist = Allowlist.load(str(queries))
-        with noting_steps(workspace, ("dedup", ".wit/dedup")) as steps:
+        with noting_steps(workspace, ("dedup", ".wit/dedup"), folder / "costs.jsonl") as steps:
             marker = run_dedup(build, config, folder, allowlist, QueryHashes(str(queries), 5), fetched, {})
         found = {
             "images": parts * PART_ROWS,
-            "wall_s": round(time.perf_counter() - start_s),
-            "cpu_s": round(time.process_time() - start_cpu_s),
-            "cpu_us_per_image": round(1e6 * (time.process_time() - start_cpu_s) / (parts * PART_ROWS), 1),
+            "wall_s": round(sum(step.wall_s for step in steps)),
+            "cpu_s": round(sum(step.cpu_s for step in steps)),
+            "cpu_us_per_image": round(1e6 * sum(step.cpu_s for step in steps) / (parts * PART_ROWS), 1),
             **largest(steps),
             "counts": dict(marker.counts),
         }

@@ -1,9 +1,11 @@
 """Pairs per second and peak memory of `wit build --to plan`, and whether memory grows with the number of pairs.
 
-    python -m benchmarks.pairs_to_plan [--pairs 100000 400000] [--queries 500000]
+    python -m benchmarks.pairs_to_plan [--pairs 100000 400000] [--queries 500000] [--folder DIR]
 
 Captions are generated: words drawn from a Zipf distribution over the allowlist's own words, so that there are heavy
-head queries and a long tail. Each size runs in a process of its own. The last line is JSON.
+head queries and a long tail. Each size runs in a process of its own. CPU time is that of the steps, without what a
+process takes to start. With a folder, projects are kept there, and a run that was interrupted goes on. The last line is
+JSON.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +66,9 @@ def run_build(config: Path) -> dict[str, float]:
 
     folder = config.parent
     main(["queries", "import", str(folder / "words.txt"), "--out", str(folder / "queries.parquet")])
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
     workspace = Workspace(str(folder / "work"))
-    with noting_steps(workspace, ("pairs", "plan", ".wit/plan")) as costs:
+    with noting_steps(workspace, ("pairs", "plan", ".wit/plan"), folder / "costs.jsonl") as costs:
         code = main(["build", "-c", str(config), "--to", "pairs", "--quiet"])
-        pairs_cpu_s = time.process_time() - start_cpu_s
         pairs_bytes = sum(workspace.sizes("pairs").values())
         code = code or main(["build", "-c", str(config), "--to", "plan", "--quiet"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -80,10 +79,10 @@ def run_build(config: Path) -> dict[str, float]:
     assert plan is not None
     return {
         "exit": code,
-        "wall_s": time.perf_counter() - start_s,
-        "cpu_s": time.process_time() - start_cpu_s,
+        "wall_s": sum(cost.wall_s for cost in costs),
+        "cpu_s": sum(cost.cpu_s for cost in costs),
         "peak_mib": peak,
-        "pairs_cpu_s": pairs_cpu_s,
+        "pairs_cpu_s": sum(cost.cpu_s for cost in costs if cost.step == "pairs"),
         "pairs": pairs,
         "planned": plan.counts["kept"],
         "bytes_per_pair": pairs_bytes / pairs,
@@ -97,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 400_000])
     parser.add_argument("--queries", type=int, default=500_000)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
@@ -106,10 +106,15 @@ def main() -> None:
     print(f"{platform.machine()}, {platform.python_version()}, {args.queries:,} queries")
     print(f"{'pairs':>10} {'pairs/s':>10} {'pairs/CPU s':>12} {'peak MiB':>10}")
     for pairs in args.pairs:
-        with tempfile.TemporaryDirectory(prefix="wit-benchmark-") as folder:
-            config = make_project(Path(folder), pairs, words)
+        with tempfile.TemporaryDirectory(prefix="wit-benchmark-") as temporary:
+            folder = args.folder / str(pairs) if args.folder else Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            config = folder / "wit.toml"
+            if not config.exists():
+                config = make_project(folder, pairs, words)
             command = [sys.executable, "-m", "benchmarks.pairs_to_plan", "--run", str(config)]
-            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(out, flush=True)
         found = json.loads(out.splitlines()[-1])
         results[str(pairs)] = found
         rate, cpu_rate = pairs / found["wall_s"], pairs / found["cpu_s"]
