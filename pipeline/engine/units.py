@@ -280,12 +280,15 @@ def discard_stale(workspace: Workspace, step: str, units: Sequence[Unit], only: 
             with suppress(FileNotFoundError):
                 contents = {only: workspace.read_bytes(marker_name(step, only))}
         parsed = {unit: _parse(marker_name(step, unit), content) for unit, content in contents.items()}
+        contents.clear()
+        if files is not None and len(files.read) < PACKED_FROM:
+            files = None  # of a million units, half a gigabyte
         markers = {unit: marker for unit, marker in parsed.items() if marker is not None}
         done = _done(workspace, markers, units)
     lost = sorted(markers.keys() - done.keys())
     workspace.remove(file for name in lost for file in markers[name].outputs)
-    workspace.remove(marker_name(step, name) for name in sorted(contents.keys() - done.keys()))
-    if files is not None and len(files.read) >= PACKED_FROM:
+    workspace.remove(marker_name(step, name) for name in sorted(parsed.keys() - done.keys()))
+    if files is not None:
         write_pack(workspace, f"{_STATE}/{step}", files)
     return done
 
@@ -323,5 +326,7 @@ def _done(workspace: Workspace, markers: Mapping[str, Marker], units: Sequence[U
 
 
 def _sizes(workspace: Workspace, markers: Iterable[Marker]) -> dict[str, int]:
-    folders = {name.rpartition("/")[0] for marker in markers for name in marker.outputs}
-    return {name: size for folder in folders for name, size in workspace.sizes(folder).items()}
+    sizes: dict[str, int] = {}
+    for folder in {name.rpartition("/")[0] for marker in markers for name in marker.outputs}:
+        sizes.update(workspace.sizes(folder))
+    return sizes

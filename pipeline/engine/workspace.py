@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
@@ -25,6 +26,8 @@ from pipeline.private_folder import scratch_folder
 _STATE = ".wit"
 _TMP = f"{_STATE}/tmp"
 _COPY_BYTES = 1 << 20
+
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +138,13 @@ class Workspace:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return name -> size of every file under `folder`, recursively; empty if the folder does not exist."""
         if self.is_local:
-            return {name: facts.st_size for name, facts in self._local_files(folder)}
+            return self._local_files(folder, attrgetter("st_size"))
         return {name: version.bytes for name, version in self.versions(folder).items()}
 
     def versions(self, folder: str) -> dict[str, FileVersion]:
         """Return name -> version of every file under `folder`, recursively; empty if the folder does not exist."""
         if self.is_local:
-            return {name: _version(facts) for name, facts in self._local_files(folder)}
+            return self._local_files(folder, _version)
         self.fs.invalidate_cache()  # the workers of a cluster write here too
         try:
             found = self.fs.find(self.path(folder), detail=True)
@@ -149,9 +152,9 @@ class Workspace:
             return {}
         return {path[len(self._base) + 1 :]: FileVersion(int(info["size"]), _tag(info)) for path, info in found.items()}
 
-    def _local_files(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        found, start = dict(_local_files(self.path(folder))), len(self._base) + 1
-        return ((path[start:], found[path]) for path in sorted(found))
+    def _local_files(self, folder: str, fact: Callable[[os.stat_result], Fact]) -> dict[str, Fact]:
+        found, start = dict(_local_files(self.path(folder), fact)), len(self._base) + 1
+        return {path[start:]: found[path] for path in sorted(found)}
 
     def open(self, name: str) -> BinaryIO:
         return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
@@ -344,21 +347,27 @@ class Workspace:
         self.remove_folder(_TMP)
 
 
-def _local_files(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files under a path in any order: of a million, several times faster than through fsspec."""
+def _local_files(path: str, fact: Callable[[os.stat_result], Fact]) -> Iterator[tuple[str, Fact]]:
+    """Yield the files under a path, in any order, with a fact about each.
+
+    Of a million, several times faster than through fsspec; the facts that `stat` returns take 1 kB each.
+    """
     try:
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    yield from _local_files(entry.path)
+                    yield from _local_files(entry.path, fact)
                     continue
-                with suppress(FileNotFoundError):  # removed since
-                    yield entry.path, entry.stat()
+                try:
+                    found = fact(entry.stat())
+                except FileNotFoundError:  # removed since
+                    continue
+                yield entry.path, found
     except FileNotFoundError:
         return
     except NotADirectoryError:  # the path, or what its folder should be, is a file
         with suppress(NotADirectoryError):
-            yield path, os.stat(path)
+            yield path, fact(os.stat(path))
 
 
 def _version(facts: os.stat_result) -> FileVersion:
