@@ -3,7 +3,8 @@
     python -m benchmarks.late_stages
 
 Photos: COCO's from the folder of real data (WIT_SHARED_DATA), or made-up ones, stored as the fetcher does. A part of
-10,000 pairs has these images, cycled. The last line is JSON.
+10,000 pairs has these images, cycled. Every mode of `fetch.resize` is measured on the same photos, and the format
+"original". The last line is JSON.
 """
 
 import json
@@ -39,11 +40,27 @@ def photos() -> list[bytes]:
         return [file.read() for file in files if file is not None]
 
 
+MODES = {
+    "shorter_side": FetchConfig(),
+    "longer_side": FetchConfig(resize="longer_side"),
+    "center_crop": FetchConfig(resize="center_crop"),
+    "pad": FetchConfig(resize="pad"),
+    "none": FetchConfig(resize="none"),
+    "original": FetchConfig(resize="none", format="original"),
+}
+
+
+def store(originals: list[bytes], config: FetchConfig) -> tuple[list[bytes], float]:
+    """Return the stored files, and the CPU time of one in milliseconds."""
+    start_s = time.process_time()
+    images = [store_image(encoded, config).file for encoded in originals]
+    return images, 1e3 * (time.process_time() - start_s) / len(originals)
+
+
 def main() -> None:
     originals = photos()
-    start_s = time.process_time()
-    images = [store_image(encoded, FetchConfig()).file for encoded in originals]
-    store_s = time.process_time() - start_s
+    stored = {mode: store(originals, config) for mode, config in MODES.items()}
+    images, store_ms = stored["shorter_side"]
     with tempfile.TemporaryDirectory(prefix="wit-late-") as folder:
         workspace = Workspace(folder)
         output = UnitOutput(workspace)
@@ -68,13 +85,15 @@ def main() -> None:
         shard_s = time.process_time() - start_s
     found = {
         "stored_image_bytes": round(sum(map(len, images)) / len(images)),
-        "store_ms_per_image": round(1e3 * store_s / len(images), 2),
+        "store_ms_per_image": round(store_ms, 2),
         "shard_us_per_pair": round(1e6 * shard_s / PART_ROWS, 1),
         "fetched_row_bytes": round(output.files["fetched/part-00000.parquet"].bytes / PART_ROWS),
         "fetched_tar_bytes": round(output.files["fetched/part-00000.tar"].bytes / PART_ROWS),
         "shard_tar_bytes": round(written.files["shards/00000.tar"].bytes / PART_ROWS),
         "shard_row_bytes": round(written.files["shards/00000.parquet"].bytes / PART_ROWS),
     }
+    for mode, (files, cost_ms) in stored.items():
+        found |= {f"{mode}_bytes": round(sum(map(len, files)) / len(files)), f"{mode}_ms": round(cost_ms, 2)}
     for name, value in found.items():
         print(f"{name:<22} {value:>10,}")
     print(json.dumps(found))

@@ -246,6 +246,11 @@ LARGEST_SHARE, INTERVAL_S, BUDGET = 0.10, 0.1, 2_000_000
 
 RESIZE = {
     "shorter_side": (43_000, 0.0),
+    "longer_side": (23_100, -1.3),
+    "center_crop": (31_300, 0.5),
+    "pad": (23_900, -1.0),
+    "none": (128_300, 2.0),
+    "original": (161_900, -1.1),
 }
 """`fetch.resize` -> bytes of a stored image, and CPU ms more than with shorter_side: `benchmarks.late_stages`."""
 
