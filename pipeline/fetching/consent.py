@@ -15,7 +15,7 @@ from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client, Headers, Response
 from pipeline.fetching.opt_out import refusal
 from pipeline.fetching.outcome import Checked, FetchFailure, Outcome
-from pipeline.fetching.responses import check_status
+from pipeline.fetching.responses import check_status, is_redirect
 from pipeline.fetching.robots_file import RobotRules
 from pipeline.fetching.site_terms import Licences, asks_for_more, fetch_licence, fetch_terms
 from pipeline.records import Reason
@@ -95,6 +95,22 @@ class ConsentGate:
         record.checked["robots"] = None
         rules.check(url)
         record.heed("robots", rules.statements(url), self._config.consent)
+
+    def wants_body(self, record: ConsentRecord, is_recorded: bool, status: int, headers: Headers) -> bool:
+        """Return whether a response carries an image, False for a redirect. `is_recorded`: it is from an archive.
+
+        Raises:
+            FetchFailure: it carries neither, or forbids the use.
+        """
+        now = datetime.now(UTC)
+        record.times = replace(record.times, at=recorded_at(headers) if is_recorded else now)
+        check_wall(status, headers, self._config.consent)
+        if not is_recorded and self._config.consent.bot_walls and may_be_wall(status, headers):
+            return True  # `check_error_page` tells
+        if not is_redirect(status):
+            check_status(status, headers, now)
+        self.check_headers(record, status, headers, now)
+        return not is_redirect(status)
 
     def check_headers(self, record: ConsentRecord, status: int, headers: Headers, now: datetime) -> None:
         """Return if the headers of a response allow to use its content.

@@ -19,24 +19,16 @@ from pipeline.config.fetch import FetchConfig
 from pipeline.consent.block_lists import BlockLists
 from pipeline.fetching.addresses import Target, is_private_literal
 from pipeline.fetching.archives import ArchiveIndex
-from pipeline.fetching.client import Client, Headers, Response
-from pipeline.fetching.consent import (
-    ConsentGate,
-    check_error_page,
-    check_wall,
-    may_be_wall,
-    recorded_at,
-)
+from pipeline.fetching.client import Client, Response
+from pipeline.fetching.consent import ConsentGate, check_error_page
 from pipeline.fetching.decode import Stated, decode_noted
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.hosts import SHUT_S, HostSchedule
-from pipeline.fetching.jobs import Job, Run, part_limit_s, target_or_failure
+from pipeline.fetching.jobs import Job, Run, part_limit_s, target_or_failure, watch_stalls
 from pipeline.fetching.local_faults import local_fault
-from pipeline.fetching.network_probe import NetworkProbe
-from pipeline.fetching.network_watch import NetworkWatch
+from pipeline.fetching.network_pause import NetworkPause
 from pipeline.fetching.outcome import FetchFailure, Outcome, failed
 from pipeline.fetching.part import Part
-from pipeline.fetching.responses import check_status, is_redirect, redirect_target
 from pipeline.fetching.robots import RobotRules, RobotsCache, fetch_robots
 from pipeline.records import Reason
 
@@ -48,7 +40,6 @@ MAX_SHUT_S = 3600.0
 
 _TOO_MANY_REQUESTS = 429
 _OF_HOST = frozenset({Reason.TIMEOUT, Reason.TLS_FAILED, Reason.DNS_FAILED})  # failures of the host, not of one URL
-_TICK_S = 0.05
 _ARCHIVES = ""  # the queue of jobs to look up in the archives; no host has an empty name
 
 
@@ -73,9 +64,6 @@ class FetchLoop:
         self._archives = archives
         self._loop = asyncio.get_running_loop()
         self._robots = RobotsCache()
-        self._network = NetworkWatch(config.max_silent_requests)
-        self._pause: asyncio.Task[None] | None = None
-        self._probe = NetworkProbe(client, self._network, config.timeout_s)
         self._robots_failures: Counter[str] = Counter()
         self._rules = HostRules(config)
         self._schedule: HostSchedule[Job] = HostSchedule(
@@ -83,6 +71,7 @@ class FetchLoop:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs: set[Run] = set()
+        self._pause = NetworkPause(config, client, self._runs, self)
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, part: Part) -> None:
@@ -91,7 +80,7 @@ class FetchLoop:
         limit_s = part_limit_s([t for _, t in targets if isinstance(t, Target)], self._config)
         run = Run(part, self._loop.time() + limit_s, self._loop.create_future())
         expiry = self._loop.create_task(self._expire(run))
-        watch = self._loop.create_task(self._watch_stalls(run))
+        watch = self._loop.create_task(watch_stalls(part.stats))
         self._runs.add(run)
         for origin, (rules, fetched_at_s) in part.journal.robots.items():
             self._robots.put(origin, rules, self._loop.time() - (time.time() - fetched_at_s))
@@ -110,9 +99,8 @@ class FetchLoop:
             self._runs.discard(run)
             self._schedule.remove(lambda job: job.run is run)
             self._schedule.forget_idle(self._loop.time())
-            if self._pause is not None and not self._runs:
+            if not self._runs:
                 self._pause.cancel()
-                self._pause = None
 
     async def close(self) -> None:
         """Cancel the requests that parts left behind when they were stopped."""
@@ -123,7 +111,7 @@ class FetchLoop:
 
     def _start_ready(self) -> None:
         """Start all jobs that may start, and schedule a wake-up for the next one."""
-        while len(self._tasks) < self._config.concurrency and self._pause is None:
+        while len(self._tasks) < self._config.concurrency and not self._pause.is_on:
             now_s = self._loop.time()
             taken = self._schedule.take(now_s)
             if taken is None:
@@ -142,7 +130,7 @@ class FetchLoop:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if at_s is None or len(self._tasks) == self._config.concurrency or self._pause is not None:
+        if at_s is None or len(self._tasks) == self._config.concurrency or self._pause.is_on:
             return
         if not self._tasks:  # do not wait where it is clear that nothing will start in time
             for run in [run for run in self._runs if run.ends_at_s < at_s]:
@@ -153,8 +141,7 @@ class FetchLoop:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not run.done.done():
             run.done.set_exception(local_fault(error) or error)
-        if self._network.is_suspect and self._pause is None and self._runs:
-            self._pause = self._loop.create_task(self._check_network())
+        self._pause.check()
         self._start_ready()
 
     async def _attempt(self, host: str, job: Job) -> None:
@@ -196,13 +183,13 @@ class FetchLoop:
         assert self._archives is not None
         job.is_looked_up = True
         find, max_bytes = self._archives.get, self._config.max_bytes
-        wants_body = partial(self._wants_body, job, True)
+        wants_body = partial(self._gate.wants_body, job.consent, True)
         recorded = await self._loop.run_in_executor(self._decoders, find, job.target.url, max_bytes, wants_body)
         if recorded is None:
             return None
         if recorded.body is not None:
             return Response(recorded.status, recorded.headers, io.BytesIO(recorded.body))
-        self._redirect(job, recorded.headers)
+        job.redirect(recorded.headers, self._config.max_redirects)
         return None
 
     async def _request(self, host: str, job: Job) -> Response | None:
@@ -223,7 +210,7 @@ class FetchLoop:
                 job.target,
                 budget_s=job.left_s,
                 max_bytes=self._config.max_bytes,
-                wants_body=partial(self._wants_body, job, False),
+                wants_body=partial(self._gate.wants_body, job.consent, False),
                 scratch_dir=job.run.part.scratch_dir,
                 close_connection=self._config.gateway is None and self._schedule.queued(host) == 0,
             )
@@ -238,7 +225,7 @@ class FetchLoop:
         self._note_response(host, job.target.origin)
         if response.body is not None:
             return response
-        self._redirect(job, response.headers)
+        job.redirect(response.headers, self._config.max_redirects)
         return None
 
     def _must_be_alone(self, job: Job) -> bool:
@@ -266,44 +253,14 @@ class FetchLoop:
             job.run.part.journal.add_robots(origin, rules)
         self._schedule.set_crawl_delay(host, rules.crawl_delay_s)
 
-    def _wants_body(self, job: Job, is_recorded: bool, status: int, headers: Headers) -> bool:
-        """Return whether a response carries an image, False for a redirect.
-
-        Raises:
-            FetchFailure: it carries neither, or forbids the use.
-        """
-        now = datetime.now(UTC)
-        job.consent.times = replace(job.consent.times, at=recorded_at(headers) if is_recorded else now)
-        check_wall(status, headers, self._config.consent)
-        if not is_recorded and self._config.consent.bot_walls and may_be_wall(status, headers):
-            return True  # `check_error_page` tells
-        if not is_redirect(status):
-            check_status(status, headers, now)
-        self._gate.check_headers(job.consent, status, headers, now)
-        return not is_redirect(status)
-
-    def _redirect(self, job: Job, headers: Headers) -> None:
-        if job.redirects == self._config.max_redirects:
-            raise FetchFailure(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}")
-        job.redirects += 1
-        job.target = Target.parse(redirect_target(job.target.url, headers))
-        job.is_looked_up = False
-
     def _note_response(self, host: str, origin: str) -> None:
         self._schedule.record(host, self._loop.time(), is_failure=False)
-        self._note_network(host, origin, None)
-
-    def _note_network(self, host: str, origin: str, failure: FetchFailure | None) -> None:
-        self._network.note(host, origin, failure)
-        if failure is None or failure.http_status is not None:
-            was_down, self._probe.pauses = self._probe.pauses > 0, 0
-            for run in [run for run in self._runs if run.held]:
-                self._retry_held(run) if was_down else self._finish_held(run)
+        self._pause.note(host, origin, None)
 
     def _note_failure(self, host: str, origin: str, failure: FetchFailure) -> None:
         """Back off from a host that is failing or sent Retry-After."""
         now_s = self._loop.time()
-        self._note_network(host, origin, failure)
+        self._pause.note(host, origin, failure)
         is_of_host = failure.is_transient or failure.reason in _OF_HOST
         self._schedule.record(host, now_s, is_failure=is_of_host)
         if failure.http_status == _TOO_MANY_REQUESTS:
@@ -351,82 +308,42 @@ class FetchLoop:
         run = job.run
         if run.done.done():  # a fault of this machine, or a bug, ended the run before its last URL
             return
-        if outcome.reason is not None and outcome.http_status is None and self._network.silent_requests:
+        if self._pause.holds(outcome):
             run.held.append((job, outcome))
         else:
-            self._finish(run, job, outcome)
+            self.finish(run, job, outcome)
         self._check_end(run)
 
     def _check_end(self, run: Run) -> None:
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
-        if run.held and len(run.held) == run.part.unfinished and self._pause is None:
-            self._end_with_silence(run)
+        self._pause.check_end(run)
 
-    def _finish(self, run: Run, job: Job, outcome: Outcome) -> None:
+    def finish(self, run: Run, job: Job, outcome: Outcome) -> None:
+        """Record the outcome of a job that needed no file."""
         times = replace(job.consent.times, ended_at=datetime.now(UTC))
         run.part.finish(job.number, job.consent.add_to(outcome), checked=times)
         if run.part.unfinished == 0 and not run.done.done():
             run.done.set_result(None)
 
-    def _finish_held(self, run: Run) -> None:
-        held, run.held = run.held, []
-        for job, outcome in held:
-            self._finish(run, job, outcome)
+    def retry(self, job: Job) -> None:
+        """Request again what failed while there was no network."""
+        job.retries, job.left_s = 0, self._config.timeout_s
+        self._enqueue(job)
 
-    def _end_with_silence(self, run: Run) -> None:
-        """End a part whose last URLs had no response: after a try elsewhere, where that can be."""
-        if self._network.is_wide and self._network.origins:
-            self._pause = self._loop.create_task(self._check_network())
-        else:
-            self._finish_held(run)
-
-    async def _check_network(self) -> None:
-        """Go on when the network is there; stop all parts where it does not come back."""
-        paused_s = 0.0
-        try:
-            paused_s = await self._probe.wait()
-        except Exception as error:
-            self._stop_all(local_fault(error) or error)
-        self._pause = None
-        self._network.clear()
-        if paused_s:
-            self._forget_failures()
-        for run in list(self._runs):
-            run.ends_at_s += paused_s
-            self._retry_held(run) if paused_s else self._finish_held(run)
+    def resume(self) -> None:
+        """Start again after a pause."""
         self._start_ready()
 
-    def _forget_failures(self) -> None:
+    def forget_failures(self) -> None:
         """Forget what was concluded about hosts while there was no network."""
         self._robots.forget_failures()
         self._robots_failures.clear()
         self._schedule.reopen()
 
-    def _retry_held(self, run: Run) -> None:
-        held, run.held = run.held, []
-        for job, _ in held:
-            job.retries, job.left_s = 0, self._config.timeout_s
-            self._enqueue(job)
-
-    def _stop_all(self, error: Exception) -> None:
-        self._probe.pauses = 0
-        self._forget_failures()
-        for run in self._runs:
-            run.held.clear()
-            if not run.done.done():
-                run.done.set_exception(error)
-
-    async def _watch_stalls(self, run: Run) -> None:
-        """Measure how late the event loop wakes a task that only sleeps."""
-        while True:
-            due_s = self._loop.time() + _TICK_S
-            await asyncio.sleep(_TICK_S)
-            run.part.stats.longest_stall_s = max(run.part.stats.longest_stall_s, self._loop.time() - due_s)
-
     async def _expire(self, run: Run) -> None:
         """Give up what waits when the time of a part is over."""
-        while (left_s := run.ends_at_s - self._loop.time()) > 0 or self._pause is not None:
+        while (left_s := run.ends_at_s - self._loop.time()) > 0 or self._pause.is_on:
             await asyncio.sleep(max(left_s, 1.0))
         self._give_up(run)
 

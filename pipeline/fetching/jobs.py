@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 
 from pipeline.config.fetch import FetchConfig
 from pipeline.fetching.addresses import Target
+from pipeline.fetching.client import Headers
 from pipeline.fetching.consent import ConsentRecord
 from pipeline.fetching.host_rules import HostRules
 from pipeline.fetching.outcome import FetchFailure, Outcome
-from pipeline.fetching.part import Part
+from pipeline.fetching.part import Part, PartStats
+from pipeline.fetching.responses import redirect_target
 from pipeline.records import Reason
 from pipeline.web.urls import normalize_url
 
+_TICK_S = 0.05
 PART_GRACE_S = 3600.0  # see `part_limit_s`
 
 
@@ -42,6 +45,14 @@ class Job:
     is_looked_up: bool = False
     consent: ConsentRecord = field(default_factory=ConsentRecord)
 
+    def redirect(self, headers: Headers, most: int) -> None:
+        """Go on to where a redirect leads. Raises: FetchFailure: nowhere, or it is one more than `most`."""
+        if self.redirects == most:
+            raise FetchFailure(Reason.TOO_MANY_REDIRECTS, f"more than {most}")
+        self.redirects += 1
+        self.target = Target.parse(redirect_target(self.target.url, headers))
+        self.is_looked_up = False
+
 
 def part_limit_s(targets: list[Target], config: FetchConfig) -> float:
     """Return after how many seconds a part ends the URLs whose turn has not come.
@@ -62,3 +73,12 @@ def target_or_failure(url: str) -> Target | FetchFailure:
         return Target.parse(normal)
     reason = Reason.BAD_URL if url.lower().startswith(("http:", "https:")) else Reason.BAD_SCHEME
     return FetchFailure(reason, "not an http(s) URL")
+
+
+async def watch_stalls(stats: PartStats) -> None:
+    """Measure how late the event loop wakes a task that only sleeps."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + _TICK_S
+        await asyncio.sleep(_TICK_S)
+        stats.longest_stall_s = max(stats.longest_stall_s, loop.time() - due_s)
