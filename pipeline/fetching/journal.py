@@ -20,7 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
+import orjson
 from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from pipeline.consent.policy import Signal
 from pipeline.fetching.outcome import Checked, Outcome
@@ -164,9 +166,12 @@ def _header(key: str) -> dict[str, Any]:
 
 def encode_outcome(url: str, outcome: Outcome, checked: Checked | None) -> bytes:
     """Return what is known of a URL, without its image, as JSON."""
-    facts = {name: getattr(outcome, name) for name in _FACTS}
-    facts["pdq"] = outcome.pdq.hex() if outcome.pdq is not None else None
-    return _encode({"url": url, "checked": checked and _CHECKED.dump_python(checked, mode="json")} | facts)
+    facts: dict[str, Any] = {"url": url, "checked": checked}
+    for name in _FACTS:
+        facts[name] = getattr(outcome, name)
+    if outcome.pdq is not None:
+        facts["pdq"] = outcome.pdq.hex()
+    return _encode(facts)
 
 
 def decode_outcome(encoded: bytes) -> tuple[str, Outcome, Checked | None]:
@@ -203,7 +208,10 @@ def _read(file: BinaryIO, size: int) -> bytes:
 
 
 def _encode(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a header that is not UTF-8 is in the text
+        return json.dumps(value, separators=(",", ":"), default=to_jsonable_python).encode()
 
 
 def _decode(payload: bytes) -> dict[str, Any]:
