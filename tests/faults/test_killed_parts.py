@@ -1,10 +1,6 @@
 """`kill -9` at ten random moments of a part with 2,000 URLs: no URL that was answered is requested again."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +10,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 from support.image_server import ImageServer, serve_images
+from support.killable_builds import kill_build, start_build
 from support.recorded_web import make_images, make_web_project, tree
 
 from pipeline.cli.main import main
@@ -39,24 +36,18 @@ def project(folder: Path, web: ImageServer, workspace: str = "work") -> Path:
     return config
 
 
-def start(config: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "pipeline.cli", "build", "-c", str(config), "--to", "fetched", "--quiet"]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def kill_at_random_moments(config: Path, web: ImageServer) -> int:
     """Start the build again and again, and kill it; return how often it was killed while it was fetching."""
     web.requests.clear()
     kills = 0
     for moment in sorted(random.Random(SEED).sample(range(1, URLS), KILLS)):
-        process = start(config)
-        while web.requests.total() < moment and process.poll() is None:
-            time.sleep(0.001)
-        if process.poll() is None:
-            kills += 1
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert start(config).wait(120) == 0
+        process = start_build(config, "--to", "fetched")
+        while web.requests.total() < moment and process.is_alive():
+            time.sleep(0.003)
+        kills += kill_build(process)
+    last = start_build(config, "--to", "fetched")
+    last.join(120)
+    assert last.exitcode == 0
     return kills
 
 

@@ -78,7 +78,8 @@ def make_project(folder: Path, count: int = 120, *, parts: int | None = 6, files
 
     folder.mkdir(parents=True, exist_ok=True)
     records = [record(url, "text/html", body) for url, body in make_pages(count).items()]
-    records += [record(url, "image/jpeg", body) for url, body in make_images(count).items()]
+    if fetch.get("archives", True):
+        records += [record(url, "image/jpeg", body) for url, body in make_images(count).items()]
     for i in range(files):
         (folder / f"web-{i}.warc.gz").write_bytes(b"".join(records[i::files]))
     for i in (0, 1, 2, 500, 501):
