@@ -4,6 +4,8 @@ Each part of the plan is a random sample of it, and so are its first URLs; the s
 parts. Hosts differ most by their size, so success is estimated for classes of hosts by their number of planned URLs,
 and added up by the URLs of each class. The intervals are for 95 %. What duplicates and the final cap remove later is
 not part of the forecast: nothing of it can be seen in a small sample.
+
+Images that are in tars of the sources need no request: they are a class of their own and wait for no host.
 """
 
 import math
@@ -23,6 +25,7 @@ from scipy.stats import binom
 
 from dedup.statistics import proportion
 from pipeline.config import Config
+from pipeline.consent.block_lists import BlockLists
 from pipeline.engine.units import read_stage
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError
@@ -32,11 +35,13 @@ from pipeline.fetching.signing import open_signer
 from pipeline.private_folder import scratch_folder
 from pipeline.records import PLAN
 from pipeline.stages.plan import part_names
+from pipeline.stages.source_files import source_files
 
 FORECAST = "forecast/forecast.json"
 
 _CLASSES = ((1, "1 URL"), (9, "2 to 9"), (99, "10 to 99"), (999, "100 to 999"), (None, "1,000 or more"))
 """Hosts by the largest number of planned URLs, and what they are called."""
+_IN_TARS = "images in tars"
 _COUNTED_PARTS = 64
 _SAMPLED_PARTS = 32
 _LEAST_SAMPLE = 50
@@ -57,7 +62,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class HostClass:
-    """Hosts of about one size: planned URLs, those of the sample, and how many of these gave an image."""
+    """Hosts of about one size, or the images in tars: planned URLs, those of the sample, and how many of these gave an
+    image.
+    """
 
     name: str
     urls: int
@@ -124,45 +131,53 @@ def make_forecast(
         UserError: there is no plan yet, or it is empty.
         ConfigError: no request may be sent and there are no archives, or the contact is missing.
     """
-    config.fetch.check_contact()
-    if not config.fetch.network and not config.fetch.archives:
+    if config.requests_images:
+        config.fetch.check_contact()
+    has_tars = any(source.kind == "webdataset" for source in config.sources)
+    if not config.fetch.network and not config.fetch.archives and not has_tars:
         raise ConfigError(
-            "fetch.network = false and there are no fetch.archives: there is nothing to fetch a sample of"
+            "fetch.network = false, and there are no fetch.archives and no tars: nothing can be fetched as a sample"
         )
     marker = read_stage(workspace, "plan")
     if marker is None:
         raise UserError(f"{workspace.root}: there is no plan yet; run `wit build --to plan` first")
     parts = part_names(marker)
-    hosts, urls = _count_hosts(workspace, parts)
-    if not urls:
+    hosts, in_tars = _count_hosts(workspace, parts)
+    if not hosts and not in_tars:
         raise UserError(f"{workspace.root}: the plan is empty; there is nothing to forecast")
     chosen = _sample(workspace, parts, sample, config.seed)
     stream = _CountingStream()
     started_s = time.monotonic()
     block_lists = read_block_lists(find_all_lists(config.fetch.consent, base_dir, workspace))
-    with _fetcher(config, base_dir, block_lists) as fetcher, scratch_folder("forecast") as scratch:
+    tars = {file.name: file.path for file in source_files(config, base_dir, workspace, ("webdataset",))}
+    with _fetcher(config, base_dir, block_lists, tars) as fetcher, scratch_folder("forecast") as scratch:
         rows = fetcher.fetch_part(chosen, tar_stream=stream, scratch_dir=Path(scratch))
     rate = chosen.num_rows / max(1e-9, time.monotonic() - started_s)
-    return _estimate(workspace, config, marker.counts["kept"], rows, hosts, urls, stream.bytes, rate, workers, prices)
+    classes = _classes(rows, hosts, in_tars)
+    return _estimate(
+        workspace, config, marker.counts["kept"], rows, classes, hosts, stream.bytes, rate, workers, prices
+    )
 
 
-def _fetcher(config: Config, base_dir: Path, block_lists: Any) -> Fetcher:
+def _fetcher(config: Config, base_dir: Path, block_lists: BlockLists, tars: Mapping[str, str]) -> Fetcher:
     if not config.fetch.archives:
-        return Fetcher(config.fetch, block_lists=block_lists, signer=open_signer(config.fetch, base_dir))
+        return Fetcher(config.fetch, block_lists=block_lists, tars=tars, signer=open_signer(config.fetch, base_dir))
     raise ConfigError("fetch.archives: a forecast needs the network; build from archives, it is as fast as a sample")
 
 
 def _count_hosts(workspace: Workspace, parts: Sequence[str]) -> tuple[Counter[str], int]:
-    """Return planned URLs by host and in all; of many parts the first ones are counted and scaled up."""
+    """Return planned URLs by host, and how many images are in tars; of many parts the first ones are scaled up."""
     hosts: Counter[str] = Counter()
-    counted = parts[:_COUNTED_PARTS]
+    counted, in_tars = parts[:_COUNTED_PARTS], 0
     for name in counted:
-        urls = set(workspace.read_table(name, ["url"])["url"].to_pylist())
-        hosts.update(urlsplit(url).hostname or "" for url in urls)
+        rows = workspace.read_table(name, ["url", "image_bytes"])
+        stored = set(rows["url"].filter(rows["image_bytes"].is_valid()).to_pylist())
+        hosts.update(urlsplit(url).hostname or "" for url in set(rows["url"].to_pylist()) - stored)
+        in_tars += len(stored)
     scale = len(parts) / max(1, len(counted))
     if scale > 1:
         hosts = Counter({host: round(n * scale) for host, n in hosts.items()})
-    return hosts, hosts.total()
+    return hosts, round(in_tars * scale)
 
 
 def _sample(workspace: Workspace, parts: Sequence[str], size: int, seed: int) -> pa.Table:
@@ -188,21 +203,21 @@ def _estimate(
     config: Config,
     pairs: int,
     rows: pa.Table,
+    classes: tuple[HostClass, ...],
     hosts: Counter[str],
-    urls: int,
     stored_bytes: int,
     rate: float,
     workers: int,
     prices: Prices,
 ) -> Forecast:
-    classes = _classes(rows, hosts)
+    urls = sum(c.urls for c in classes)
     success = _stratified(classes)
     stored = stored_bytes / max(1, sum(c.succeeded for c in classes))
     images = success.times(urls)
     pairs_of_url = pairs / urls
     stored_gb = images.times(stored * pairs_of_url / 1e9)
     by_rate = urls / (rate * workers) / 3600
-    busiest = max(hosts.values())
+    busiest = max(hosts.values(), default=0)
     by_host = busiest * config.fetch.host_interval_s / 3600
     hours = max(by_rate, by_host)
     at_cap, empty = _fill(workspace, config, success)
@@ -232,17 +247,18 @@ def _estimate(
     )
 
 
-def _classes(rows: pa.Table, hosts: Counter[str]) -> tuple[HostClass, ...]:
-    planned, sampled, succeeded = Counter[int](), Counter[int](), Counter[int]()
+def _classes(rows: pa.Table, hosts: Counter[str], in_tars: int) -> tuple[HostClass, ...]:
+    names = [*(name for _, name in _CLASSES), _IN_TARS]
+    planned, sampled, succeeded = Counter({len(_CLASSES): in_tars}), Counter[int](), Counter[int]()
     for count in hosts.values():
         planned[_class_of(count)] += count
-    for url, status in zip(rows["url"].to_pylist(), rows["status"].to_pylist(), strict=True):
-        number = _class_of(max(1, hosts[urlsplit(url).hostname or ""]))
+    columns = (rows[name].to_pylist() for name in ("url", "image_bytes", "status"))
+    for url, size, status in zip(*columns, strict=True):
+        is_in_tar = size is not None
+        number = len(_CLASSES) if is_in_tar else _class_of(max(1, hosts[urlsplit(url).hostname or ""]))
         sampled[number] += 1
         succeeded[number] += status == "success"
-    return tuple(
-        HostClass(name, planned[i], sampled[i], succeeded[i]) for i, (_, name) in enumerate(_CLASSES) if planned[i]
-    )
+    return tuple(HostClass(name, planned[i], sampled[i], succeeded[i]) for i, name in enumerate(names) if planned[i])
 
 
 def _stratified(classes: Sequence[HostClass]) -> Interval:
@@ -278,14 +294,18 @@ def _fill(workspace: Workspace, config: Config, success: Interval) -> tuple[Inte
 def describe_forecast(found: Forecast) -> list[str]:
     """Say what is expected, in lines; what each number rests on stands beside it."""
     lines = [f"from {found.sampled:,} of {found.planned_urls:,} planned URLs, fetched now:"]
+    if not found.busiest_host_urls:
+        lines = [f"from {found.sampled:,} of {found.planned_urls:,} images, read now; all are in tars: no requests"]
     for c in found.classes:
         share = f"{c.succeeded / c.sampled:.0%} of {c.sampled:,}" if c.sampled else "none sampled"
-        lines.append(f"  hosts of {c.name:<14} {c.urls:>13,} URLs   images: {share}")
+        name = c.name if c.name == _IN_TARS else f"hosts of {c.name}"
+        lines.append(f"  {name:<23} {c.urls:>13,} URLs   images: {share}")
+    by_host = f", {found.hours_by_busiest_host:,.2f} for the {found.busiest_host_urls:,} URLs of one host"
     lines += [
         f"  images           {_percent(found.success)} of the URLs; {_range(found.images)} images",
         f"  stored           {_range(found.stored_gb, '.2f')} GB in fetched/; the shards take less again",
         f"  time             {found.hours:,.2f} hours with {found.workers} workers: {found.hours_by_rate:,.2f} at the "
-        f"sample's rate, {found.hours_by_busiest_host:,.2f} for the {found.busiest_host_urls:,} URLs of one host",
+        f"sample's rate{by_host if found.busiest_host_urls else ''}",
         f"  cost             {_range(found.dollars, '.2f')} dollars, at {found.prices.worker_hour:g} for a worker's "
         f"hour and {found.prices.gb_month:g} for a gigabyte and month",
         f"  queries          of {found.queries:,}: {_range(found.queries_at_cap)} reach the cap, "

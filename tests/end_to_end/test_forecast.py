@@ -72,6 +72,23 @@ def test_the_outcome_lies_within_the_forecast(
     assert found["queries_at_cap"]["low"] - 1 <= (per_query >= 60).sum() <= found["queries_at_cap"]["high"] + 1
 
 
+def test_images_in_tars_are_read_without_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make_project(tmp_path / "first")
+    assert main(["build", "-c", str(first), "--quiet", "--to", "shards"]) == 0
+    config = make_project(tmp_path / "again", 10, archives=[], host_interval_s=3600.0)
+    tars = f'kind = "webdataset"\npaths = ["{first.parent}/work/shards/*.tar"]'
+    config.write_text(config.read_text().replace('kind = "warc"\npaths = ["web-*.warc.gz"]', tars))
+    assert main(["build", "-c", str(config), "--quiet", "--to", "plan"]) == 0
+    found = forecast(config, capsys, "--sample", "20")
+    assert [(c["name"], c["urls"]) for c in found["classes"]] == [("images in tars", found["planned_urls"])]
+    assert (found["sampled"], found["classes"][0]["succeeded"]) == (24, 24)
+    assert (found["busiest_host_urls"], found["hours_by_busiest_host"]) == (0, 0)
+    assert main(["forecast", "-c", str(config)]) == 0
+    said = capsys.readouterr().out
+    assert "all are in tars: no requests" in said
+    assert "of one host" not in said
+
+
 def test_the_interval_of_a_stratified_sample_holds_the_truth_nearly_always() -> None:
     random = np.random.default_rng(5)
     sizes, shares = np.array([3_000, 20_000, 50_000]), np.array([0.3, 0.65, 0.9])
