@@ -1,13 +1,14 @@
 """A process that is killed while it fetches, or by the image it decodes: the journal takes the part to its end."""
 
-import subprocess
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support.fetch_process import start
+from support.fetch_process import fetch, start, write_job
 from support.hostile_server import HostileServer, Request, fixed, picture, server  # noqa: F401
+from support.killable import kill
+from support.killable import start as start_forked
 
 CONCURRENCY = 4
 URLS = [f"http://host{number % 7}.example/{number}.jpg" for number in range(48)]
@@ -21,29 +22,27 @@ def serve_pictures(server: HostileServer) -> None:  # noqa: F811
     server.hosts["host3.example", "/robots.txt"] = fixed(200, b"User-agent: *\nDisallow: /10.jpg\n")
 
 
-def finish(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[bytes, list[dict[str, object]]]:
-    assert process.wait(120) == 0
+def result(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
     return (folder / "out.tar").read_bytes(), pq.read_table(folder / "out.parquet").to_pylist()
 
 
 def test_after_kills_at_any_moment_little_is_requested_again(server: HostileServer, tmp_path: Path) -> None:  # noqa: F811
     serve_pictures(server)
     settings = {"gateway": server.gateway, "concurrency": CONCURRENCY, "timeout_s": 20}
-    expected = finish(start(tmp_path / "whole", URLS, **settings), tmp_path / "whole")
+    fetch(write_job(tmp_path / "whole", URLS, **settings))
     once = {url for url in server.hits if not url.endswith("robots.txt")}
     robots = {url for url in server.hits if url.endswith("robots.txt")}
     server.hits.clear()
     kills = 0
+    job = write_job(tmp_path / "killed", URLS, **settings)
     for upto in (1, 5, 14, 20, 33, 50):
-        process = start(tmp_path / "killed", URLS, **settings)
-        while sum(server.hits.values()) < upto and process.poll() is None:
+        process = start_forked(fetch, job)
+        while sum(server.hits.values()) < upto and process.is_alive():
             time.sleep(0.002)
-        if process.poll() is None:
-            kills += 1
-            process.kill()
-        process.wait()
+        kills += kill(process)
     assert kills >= 4
-    assert finish(start(tmp_path / "killed", URLS, **settings), tmp_path / "killed") == expected
+    fetch(job)
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
     assert {url for url in server.hits if not url.endswith("robots.txt")} == once
     again = sum(server.hits.values()) - len(once) - len(robots)
     assert again <= kills * CONCURRENCY
@@ -75,7 +74,8 @@ def test_an_image_that_crashes_the_decoder_is_found_and_the_part_goes_on(
     settings = {"gateway": server.gateway, "concurrency": CONCURRENCY, "timeout_s": 20}
     folder = tmp_path / "part"
     assert start(folder, urls, path=(tmp_path / "site",), **settings).wait(120) < 0
-    _, rows = finish(start(folder, urls, path=(tmp_path / "site",), **settings), folder)
+    assert start(folder, urls, path=(tmp_path / "site",), **settings).wait(120) == 0
+    _, rows = result(folder)
     crashed = {row["url"]: row for row in rows if row["reason"] == "decoder_crashed"}
     assert set(crashed) == {"http://host1.example/crash.png"}
     (row,) = crashed.values()

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 from support.image_server import ImageServer, serve_images
-from support.killable_builds import kill_build, start_build
+from support.killable import kill, start_build
 from support.recorded_web import make_images, make_web_project, tree
 
 from pipeline.cli.main import main
@@ -44,7 +44,7 @@ def kill_at_random_moments(config: Path, web: ImageServer) -> int:
         process = start_build(config, "--to", "fetched")
         while web.requests.total() < moment and process.is_alive():
             time.sleep(0.003)
-        kills += kill_build(process)
+        kills += kill(process)
     last = start_build(config, "--to", "fetched")
     last.join(120)
     assert last.exitcode == 0

@@ -14,9 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def start(folder: Path, urls: list[str], *, path: tuple[Path, ...] = (), **settings: Any) -> "subprocess.Popen[bytes]":
     """Start to fetch `urls` with the journal in `folder`; `out.tar` and `out.parquet` appear there at the end."""
-    folder.mkdir(exist_ok=True)
-    job = folder / "job.json"
-    job.write_text(json.dumps({"folder": str(folder), "urls": urls, "settings": settings}))
+    job = write_job(folder, urls, **settings)
     paths = ":".join(map(str, (*path, REPOSITORY, REPOSITORY / "tests")))
     return subprocess.Popen(
         [sys.executable, "-m", "support.fetch_process", str(job)],
@@ -26,13 +24,22 @@ def start(folder: Path, urls: list[str], *, path: tuple[Path, ...] = (), **setti
     )
 
 
-def main() -> None:
+def write_job(folder: Path, urls: list[str], **settings: Any) -> Path:
+    """Write what `fetch` is to do."""
+    folder.mkdir(exist_ok=True)
+    job = folder / "job.json"
+    job.write_text(json.dumps({"folder": str(folder), "urls": urls, "settings": settings}))
+    return job
+
+
+def fetch(job_file: Path) -> None:
+    """Fetch in this process."""
     from support.fetching import config, plan_of
 
     from pipeline.fetching.fetcher import Fetcher
     from pipeline.fetching.journal import Journal
 
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(job_file.read_text())
     folder = Path(job["folder"])
     with tempfile.TemporaryDirectory() as scratch, Fetcher(config(**job["settings"])) as fetcher:
         journal = Journal.open(folder / "journal", "settings", Path(scratch))
@@ -43,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fetch(Path(sys.argv[1]))
