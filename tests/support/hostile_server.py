@@ -11,9 +11,10 @@ import io
 import ssl
 import threading
 import time
+import weakref
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -117,24 +118,34 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 def running_server(serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Serve connections on 127.0.0.1 until the block ends; yield the port."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls))
+    opened = weakref.WeakSet[asyncio.StreamWriter]()
+
+    async def serve_and_note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.add(writer)
+        await serve(reader, writer)
+
+    server = loop.run_until_complete(asyncio.start_server(serve_and_note, "127.0.0.1", 0, ssl=tls))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        asyncio.run_coroutine_threadsafe(_stop(server), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_stop(server, opened), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
-async def _stop(server: asyncio.Server) -> None:
+async def _stop(server: asyncio.Server, opened: Iterable[asyncio.StreamWriter]) -> None:
+    """End all tasks and connections; those of clients that do not read, too."""
     server.close()
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    for writer in list(opened):
+        writer.transport.abort()
+    await asyncio.sleep(0)  # transports close in the next round of the loop
 
 
 async def _not_found(request: Request) -> None:

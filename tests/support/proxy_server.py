@@ -23,6 +23,7 @@ class ProxyServer:
         return f"http://{password}{'@' if password else ''}127.0.0.1:{self.port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened = [writer]
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while head := await reader.readuntil(b"\r\n\r\n"):
                 line, *lines = head.decode("latin-1").split("\r\n")
@@ -36,6 +37,7 @@ class ProxyServer:
                     writer.write(f"HTTP/1.1 {status} no\r\nContent-Length: 0\r\n\r\n".encode())
                     continue
                 there, back = await asyncio.open_connection("127.0.0.1", self.ports[name])
+                opened.append(back)
                 if method == "CONNECT":
                     writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 else:
@@ -43,7 +45,8 @@ class ProxyServer:
                     back.write(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
                 await asyncio.gather(_copy(there, writer), _copy(reader, back))
                 break
-        writer.close()
+        for connection in opened:
+            connection.close()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["ProxyServer"]:
