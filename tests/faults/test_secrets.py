@@ -1,5 +1,7 @@
 """Planted secrets of every kind are nowhere in a workspace, in its logs or in what is printed."""
 
+import base64
+import hashlib
 import http.server
 import os
 from collections.abc import Iterator
@@ -8,9 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from support.http_server import QuietServer, serving
-from support.recorded_web import caption, image_url, make_project
+from support.image_server import serve_images
+from support.recorded_web import caption, image_url, make_images, make_project, make_web_project
 
+from pipeline.beam.log import log_file
 from pipeline.cli.main import main
 
 PLANTED = ("pa55-Word-1", "t0ken-in-Query-2", "s1gnature-3", "env1ronment-Key-4")
@@ -76,9 +82,74 @@ def test_no_planted_secret_is_written_or_printed(tmp_path, server, monkeypatch, 
         assert main(["build", "-c", str(config), "--quiet"]) in (1, 2)
     printed = capfd.readouterr()
     assert not holds_secret((printed.out + printed.err).encode())
-    logs = list((tmp_path / "tmp").rglob("*.log"))
+    logs = [log_file(), *(tmp_path / "tmp").rglob("*.log")]  # the process's own may be older than this test
     assert not [log for log in logs if holds_secret(log.read_bytes())]
     assert {log.stat().st_mode & 0o777 for log in logs} <= {0o600}
+
+
+def forms_of(key: Ed25519PrivateKey) -> dict[str, bytes]:
+    """Return the forms in which a private key could be written: its seed, DER and PEM, in bytes, hex and base64."""
+    seed = key.private_bytes_raw()
+    der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (line,) = [line for line in pem.splitlines() if not line.startswith(b"-----")]
+    return {
+        "PEM": line,
+        "PEM mark": b"PRIVATE KEY-----",
+        "DER": der,
+        "seed": seed,
+        "seed, hex": seed.hex().encode(),
+        "seed, hex, capitals": seed.hex().upper().encode(),
+        "seed, base64": base64.b64encode(seed).rstrip(b"="),
+        "seed, base64url": base64.urlsafe_b64encode(seed).rstrip(b"="),
+        "seed, as Python prints it": repr(seed)[2:-1].encode(),
+    }
+
+
+def unpacked(path: Path) -> bytes:
+    """Return the content of a file, in Parquet files the decoded cells too."""
+    content = path.read_bytes()
+    if path.suffix == ".parquet":
+        cells = [cell for column in pq.read_table(path).columns for cell in column.to_pylist()]
+        content += "\n".join(map(repr, cells)).encode()
+    return content
+
+
+def test_the_private_key_of_signed_requests_is_nowhere(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"a key of this test only").digest())
+    agent = "https://crawler.example/.well-known/http-message-signatures-directory"
+    with serve_images(make_images(20)) as web:
+        config = make_web_project(
+            tmp_path / "project", 20, web, parts=2, files=1, signature_key="signing.pem", signature_agent=agent
+        )
+        path = config.parent / "signing.pem"
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        assert main(["build", "-c", str(config)]) == 0
+        assert web.headers
+        assert all("Signature-Input" in headers for headers in web.headers)
+        for command in (
+            ["status"],
+            ["verify"],
+            ["report"],
+            ["card"],
+            ["card", "--eu-summary"],
+            ["consent", "directory"],
+        ):
+            assert main([*command, "-c", str(config)]) == 0
+        path.write_bytes(path.read_bytes().replace(b"\nMC4C", b"\nMC4D"))  # a damaged key, which errors could quote
+        assert main(["consent", "directory", "-c", str(config)]) in (1, 2)
+    printed = capfd.readouterr()
+    files = [found for folder in (config.parent / "work", tmp_path / "tmp") for found in folder.rglob("*")]
+    written = {str(found): unpacked(found) for found in files if found.is_file()}
+    written["log"] = log_file().read_bytes()
+    assert b"apache_beam" in written["log"]
+    written["printed"] = (printed.out + printed.err).encode()
+    forms = forms_of(key)
+    assert [(name, form) for name, content in written.items() for form in forms if forms[form] in content] == []
+    assert [name for name, content in written.items() if b"signing.pem" in content] == ["printed"]  # the last error
 
 
 def test_a_source_is_named_the_same_wherever_the_config_lies(tmp_path):

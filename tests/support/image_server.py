@@ -17,6 +17,7 @@ class ImageServer:
         self.pause_s = 0.0
         self.unavailable: set[str] = set()  # URLs that get 503
         self.requests: Counter[str] = Counter()
+        self.headers: list[dict[str, str]] = []  # of each request
         self._images = images
         self._lock = threading.Lock()
         self._http = QuietServer(self._handler())
@@ -39,6 +40,7 @@ class ImageServer:
 
             def do_GET(self) -> None:
                 url = f"http://{self.headers['Host']}{self.path}"
+                server.headers.append(dict(self.headers))
                 body = server.answer(url)
                 if url in server.unavailable:
                     body = None
