@@ -18,6 +18,7 @@ _PNG_PROFILES = (b"Raw profile type xmp\0", b"Raw profile type iptc\0", b"Raw pr
 _PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _METADATA_CHUNKS = frozenset([*_PNG_TEXTS, b"caBX", b"XMP ", b"C2PA"])  # caBX: C2PA in PNG
 _GIF_END, _GIF_EXTENSION, _GIF_FRAME, _GIF_APPLICATION = 0x3B, 0x21, 0x2C, 0xFF
+_GIF_FULL_BLOCK, _GIF_WINDOW_BYTES = 255, 1 << 16
 _GIF_METADATA = (b"XMP Data", b"C2PA")
 _TIFF_METADATA = frozenset({330, 700, 33723, 34377, 52545})  # further images, XMP, IPTC, Photoshop's, C2PA
 _MAX_TIFF_IMAGES = 100
@@ -75,7 +76,11 @@ def _gif_has_metadata(encoded: bytes) -> bool:
         else:
             return True
         while size := encoded[at]:
-            at += size + 1
+            if size == _GIF_FULL_BLOCK:  # nearly all blocks of pixels are: many are skipped at once
+                sizes = encoded[at : at + _GIF_WINDOW_BYTES : _GIF_FULL_BLOCK + 1]
+                at += (len(sizes) - len(sizes.lstrip(b"\xff"))) * (_GIF_FULL_BLOCK + 1)
+            else:
+                at += size + 1
         at += 1
     return len(encoded) > at + 1  # something comes after the end
 

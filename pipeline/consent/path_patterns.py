@@ -29,13 +29,13 @@ class PathPattern:
 
     def matches(self, path: str) -> bool:
         """Return whether `path`, from `path_of`, matches."""
-        first, *others = self.pieces
+        first = self.pieces[0]
         if not path.startswith(first):
             return False
         at = len(first)
-        if not others:
+        if len(self.pieces) == 1:
             return not self.is_anchored or at == len(path)
-        *middle, last = others
+        *middle, last = self.pieces[1:]
         for piece in middle:
             found = path.find(piece, at)
             if found < 0:

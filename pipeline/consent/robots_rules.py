@@ -9,7 +9,7 @@ The rule with the longest matching path decides; of rules with equal paths, one 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.consent.content_signal import read_content_signal
@@ -84,8 +84,9 @@ class _Addressed:
             return
         for_whom = "" if self.crawler is None else f" for {self.crawler}"
         for signal in _READERS:
-            if preferences := _preferences(self.usage, signal, path):
-                yield usage_statement(signal, preferences, f"robots.txt{for_whom}")
+            rules = [rule for rule in self.usage if rule.signal is signal and rule.pattern.matches(path)]
+            if rules:
+                yield usage_statement(signal, _most_specific(rules), f"robots.txt{for_whom}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +200,11 @@ def _without_repeats(addressed: Iterable[_Addressed]) -> list[_Addressed]:
 def _may_crawl(rules: Iterable[tuple[PathPattern, bool]], path: str) -> bool:
     """RFC 9309 section 2.2.2: the longest match decides, and of equal ones the one that allows."""
     matching = [(pattern.specificity, is_allowed) for pattern, is_allowed in rules if pattern.matches(path)]
-    return max(matching, default=(0, True))[1]
+    return not matching or max(matching)[1]
 
 
-def _preferences(rules: Iterable[_UsageRule], signal: Signal, path: str) -> Mapping[str, bool]:
-    matching = [rule for rule in rules if rule.signal is signal and rule.pattern.matches(path)]
-    if len(matching) < 2:
-        return matching[0].preferences if matching else {}
+def _most_specific(matching: Sequence[_UsageRule]) -> Mapping[str, bool]:
+    if len(matching) == 1:
+        return matching[0].preferences
     longest = max(rule.pattern.specificity for rule in matching)
     return combine(rule.preferences for rule in matching if rule.pattern.specificity == longest)

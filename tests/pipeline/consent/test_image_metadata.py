@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,8 @@ def test_every_value_of_data_mining(value: str) -> None:
 PROHIBITED = data_mining("DMI-PROHIBITED")
 XMP_BLOCK = b"!\xff\x0bXMP DataXMP" + PROHIBITED + b"\0"
 ANIMATION = encode(PICTURE, "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48), "red")], duration=50)
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 500), dtype=np.uint8))
+LARGE_GIF = encode(NOISE, "GIF", save_all=True, append_images=[NOISE.transpose(Image.Transpose.ROTATE_180)])
 FILES = {
     "jpeg": in_jpeg(JPEG, packet=PROHIBITED),
     "jpeg-attribute": in_jpeg(JPEG, packet=xmp(attributes='plus:DataMining="DMI-PROHIBITED"')),
@@ -73,6 +76,11 @@ FILES = {
     "gif-between-frames": ANIMATION[: ANIMATION.rindex(b"!\xf9")] + XMP_BLOCK + ANIMATION[ANIMATION.rindex(b"!\xf9") :],
     "gif-after-frames": ANIMATION[:-1] + XMP_BLOCK + b";",
     "gif-after-its-end": ANIMATION + XMP_BLOCK,
+    "gif-large-after-frames": LARGE_GIF[:-1] + XMP_BLOCK + b";",
+    "gif-large-between-frames": LARGE_GIF[: LARGE_GIF.rindex(b"!\xf9")]
+    + XMP_BLOCK
+    + LARGE_GIF[LARGE_GIF.rindex(b"!\xf9") :],
+    "gif-large-cut": LARGE_GIF[:-4_000] + XMP_BLOCK,
     "gif-cut": ANIMATION[:-40] + XMP_BLOCK,
     "tiff": encode(PICTURE, "TIFF", tiffinfo={700: PROHIBITED}),
     "tiff-second-image": encode(
@@ -163,7 +171,9 @@ def test_iptc_fills_what_xmp_leaves_out() -> None:
     assert rights_of(in_jpeg(JPEG, packet=packet, iptc=iptc)) == Rights("(c) Agency", "Somebody", None)
 
 
-@pytest.mark.parametrize("file", [JPEG, PNG, WEBP, GIF, ANIMATION, AVIF, TIFF, b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "file", [JPEG, PNG, WEBP, GIF, ANIMATION, LARGE_GIF, AVIF, TIFF, b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"]
+)
 def test_files_without_metadata_say_nothing(file: bytes) -> None:
     found = read_image_metadata(file)
     assert (found.statements, found.rights) == ((), Rights())
@@ -178,7 +188,7 @@ def test_damaged_files_are_read_without_a_fault(file: bytes, place: int, bytes_:
     read_image_metadata(file[:at] + bytes_ + file[at + len(bytes_) : len(file) - cut])
 
 
-@pytest.mark.parametrize("file", [ANIMATION, AVIF, TIFF], ids=["gif", "avif", "tiff"])
+@pytest.mark.parametrize("file", [ANIMATION, LARGE_GIF, AVIF, TIFF], ids=["gif", "large-gif", "avif", "tiff"])
 def test_whole_files_without_metadata_are_not_searched(file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[int] = []
     monkeypatch.setattr(image_segments, "_search", lambda encoded, _: searched.append(len(encoded)))
