@@ -27,12 +27,13 @@ from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.image_metadata import read_image_metadata
 from pipeline.consent.response_headers import statements_of_headers
 from pipeline.consent.robots_rules import read_usage_rules
-from pipeline.fetching.opt_out import refusal
+from pipeline.fetching.opt_out import refusal, wanted_directives
 
 ROUNDS = 10
 OTHER_FORMATS = ("PNG", "WEBP", "GIF", "AVIF", "TIFF")
 URLS = [f"https://img.example.com/images/{number}/photo-of-a-lake.jpg" for number in range(10_000)]
 AGENT = FetchConfig(allow_private_hosts=True).agent
+DIRECTIVES = wanted_directives(product_tokens([AGENT, PRESET]))
 USUAL = CIMultiDict({"Content-Type": "image/jpeg", "Date": "x", "Server": "x", "ETag": "x", "Cache-Control": "x"})
 STATED = CIMultiDict({"Content-Usage": "train-ai=y", "TDM-Reservation": "0", "X-Robots-Tag": "nofollow"})
 MANAGED = "User-agent: *\nContent-Signal: search=yes,ai-train=yes\nAllow: /\n" + "".join(
@@ -80,7 +81,7 @@ def read_all(files: Sequence[bytes]) -> None:
 
 def headers(lines: "CIMultiDict[str]") -> None:
     statements_of_headers(lines)
-    refusal(lines.getall("X-Robots-Tag", ()), agent=AGENT, now=datetime.now(UTC))
+    refusal(lines.getall("X-Robots-Tag", ()), DIRECTIVES, datetime.now(UTC))
 
 
 def measure_robots(name: str, text: str) -> float:

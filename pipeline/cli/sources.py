@@ -36,6 +36,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.rows < 1:
         raise ConfigError(f"--rows {args.rows}: must be 1 or more")
     from pipeline.filters.pairs import PairFilters
+    from pipeline.sources.opt_out import PagePolicy
     from pipeline.stages.pairs import PairSelection
     from pipeline.stages.source_check import SourceSample, check_sources
     from pipeline.stages.source_files import source_files
@@ -75,7 +76,7 @@ def _check(args: argparse.Namespace) -> int:
         if found.problem:
             print(f"  PROBLEM        {found.problem}")
 
-    for found in check_sources(files, config.pairs, config.fetch.agent, selection, args.rows):
+    for found in check_sources(files, config.pairs, PagePolicy.of(config.fetch), selection, args.rows):
         show(found)
         is_sound = is_sound and not found.problem
     return 0 if is_sound else 1

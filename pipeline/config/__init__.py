@@ -145,6 +145,7 @@ class Config(Table):
             everything["scores"] = self.scores.recipe()
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         fetch = self.fetch.content() | {"parts": self.fetch.parts} | self.fetch.host_budgets()
+        fetch["consent"]["pages"] = self.fetch.consent.pages
         fetch["archives"] = list(map(public_path, fetch["archives"]))
         for source in everything["sources"]:
             source["paths"] = list(map(public_path, source["paths"]))

@@ -37,6 +37,7 @@ class ConsentConfig(Table):
     image_metadata: bool = True
     c2pa: bool = True
     bot_walls: bool = True
+    pages: bool = True
     block_domains: tuple[str, ...] = Field(default=(), strict=False)
     block_urls: tuple[str, ...] = Field(default=(), strict=False)
     block_url_hashes: tuple[str, ...] = Field(default=(), strict=False)
@@ -284,7 +285,7 @@ class FetchConfig(Table):
             if content[key] == type(self).model_fields[key].default:
                 del content[key]
         signals = content["consent"]
-        return content | {"consent": {key: on for key, on in signals.items() if key not in BLOCK_LIST_KEYS}}
+        return content | {"consent": {key: on for key, on in signals.items() if key not in _NOT_OF_RESPONSES}}
 
 
 PACING_KEYS = frozenset(
@@ -325,6 +326,8 @@ _RESIZE_OF_IMG2DATASET = {
 
 BLOCK_LIST_KEYS = frozenset({"block_domains", "block_urls", "block_url_hashes", "block_image_hashes"})
 """Keys of `[fetch.consent]` that may change without fetching again: they are applied when shards are written."""
+
+_NOT_OF_RESPONSES = BLOCK_LIST_KEYS | {"pages"}  # pages are read before anything is requested
 
 _HEADER_TEXT = r"[!-'*-~]+"
 

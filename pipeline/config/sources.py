@@ -58,6 +58,11 @@ class SourceConfig(Table):
     keep: tuple[str, ...] = Field(default=(), strict=False)  # url-table, webdataset: further columns to carry along
     header: bool = True  # url-table: False for csv and tsv whose first line is data; columns are then numbers from 1
 
+    @property
+    def has_pages(self) -> bool:
+        """Return whether the files hold pages, with their own statements about use."""
+        return self.kind in ("warc", "wat", "common-crawl")
+
     @model_validator(mode="after")
     def _keys_are_those_of_the_kind(self) -> Self:
         for kinds, keys in _KEYS_OF_KINDS.items():

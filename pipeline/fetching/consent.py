@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from pipeline.config.fetch import ConsentConfig, FetchConfig
+from pipeline.consent.ai_crawlers import product_tokens
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.bot_walls import PAYMENT_REQUIRED, challenge_in_headers, challenge_in_page, price_in_headers
 from pipeline.consent.policy import Signal, Statement, refusing
@@ -13,7 +14,7 @@ from pipeline.consent.response_headers import statements_of_headers
 from pipeline.consent.rsl import licence_links
 from pipeline.fetching.addresses import Target
 from pipeline.fetching.client import Client, Headers, Response
-from pipeline.fetching.opt_out import refusal
+from pipeline.fetching.opt_out import refusal, wanted_directives
 from pipeline.fetching.outcome import Checked, FetchFailure, Outcome
 from pipeline.fetching.responses import check_status, is_redirect
 from pipeline.fetching.robots_file import RobotRules
@@ -71,6 +72,7 @@ class ConsentGate:
         self._config = config
         self._client = client
         self.block_lists = block_lists
+        self._directives = wanted_directives(product_tokens([config.agent, *config.also_obey]))
         self._licences: Licences = {}
 
     def check_lists(self, record: ConsentRecord, target: Target) -> None:
@@ -119,7 +121,7 @@ class ConsentGate:
             FetchFailure: they do not.
         """
         statements = list(statements_of_headers(headers))
-        directive = refusal(headers.getall("X-Robots-Tag", ()), agent=self._config.agent, now=now)
+        directive = refusal(headers.getall("X-Robots-Tag", ()), self._directives, now)
         if directive is not None:
             statements.append(Statement(Signal.X_ROBOTS_TAG, directive, refuses=True))
         record.heed("headers", statements, self._config.consent, http_status=status)

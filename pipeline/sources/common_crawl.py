@@ -144,5 +144,5 @@ def _pacer(host: str) -> Pacer:
 def _session(agent: str) -> requests.Session:
     """Return the connections of this process: one, because files are read one after another."""
     session = requests.Session()
-    session.headers["User-Agent"] = agent or "wit-pipeline"
+    session.headers["User-Agent"] = agent
     return session

@@ -11,6 +11,7 @@ from pipeline.config.sources import SourceConfig
 from pipeline.errors import ConfigError, UserError
 from pipeline.sources.batch import SourceBatch
 from pipeline.sources.common_crawl import open_file
+from pipeline.sources.opt_out import USUAL_POLICY, PagePolicy
 from pipeline.sources.url_table import read_table
 from pipeline.sources.warc import read_warc
 from pipeline.sources.wat import read_wat
@@ -23,7 +24,10 @@ _USUAL_LIMITS = PairsConfig()
 
 
 def read_source(
-    source: SourceConfig | Kind, path: str | Path, limits: PairsConfig = _USUAL_LIMITS, agent: str = ""
+    source: SourceConfig | Kind,
+    path: str | Path,
+    limits: PairsConfig = _USUAL_LIMITS,
+    policy: PagePolicy = USUAL_POLICY,
 ) -> Iterator[SourceBatch]:
     """Yield the candidates of one file and the account of its other rows.
 
@@ -31,7 +35,7 @@ def read_source(
 
     What counts as a row depends on the kind: a row or line of a table, a text of an image (or an image without texts)
     of a page or WAT record, and each damaged record (docs/sources.md). Rows seen = candidates + the sum over `dropped`.
-    `agent` is our product token, by which pages may address us.
+    `policy` says which pages opt their images out.
 
     Raises:
         UserError: the file does not exist, or is not of this kind. ConfigError: the kind is unknown.
@@ -43,8 +47,8 @@ def read_source(
             raise ConfigError(f"kind = {source!r}: must be {', '.join(get_args(Kind))}")
         source = SourceConfig(kind=source, paths=(path,))
     if source.kind == "common-crawl":
-        with open_file(path, agent) as stream:
-            yield from (read_wat if source.files == "wat" else read_warc)(stream, limits, agent)
+        with open_file(path, policy.agent) as stream:
+            yield from (read_wat if source.files == "wat" else read_warc)(stream, limits, policy)
         return
     try:
         with fsspec.open(path, "rb") as opened:
@@ -54,8 +58,8 @@ def read_source(
             elif source.kind == "webdataset":
                 yield from read_webdataset(stream, path, source, limits)
             elif source.kind == "warc":
-                yield from read_warc(stream, limits, agent)
+                yield from read_warc(stream, limits, policy)
             else:
-                yield from read_wat(stream, limits, agent)
+                yield from read_wat(stream, limits, policy)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path}: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, SourceBatch
 from pipeline.sources.charset import decode_page
 from pipeline.sources.html import MAX_PAGE_BYTES, extract_images
-from pipeline.sources.opt_out import is_opted_out
+from pipeline.sources.opt_out import USUAL_POLICY, PagePolicy, is_opted_out
 from pipeline.web.http_payload import HttpResponse, decode_body, parse_response
 from pipeline.web.warc_records import WarcRecord, read_records
 
@@ -27,8 +27,8 @@ _CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
 _MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
 
 
-def read_warc(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
-    """Yield the candidates of a WARC file; `agent` is our product token, by which pages may address us.
+def read_warc(stream: BinaryIO, limits: PairsConfig, policy: PagePolicy = USUAL_POLICY) -> Iterator[SourceBatch]:
+    """Yield the candidates of a WARC file, apart from those of pages that opt out.
 
     Every image of an HTML page with status 200 counts: one row for each of its texts (alt, title, figcaption), or one
     `no_caption` row. A response that is not HTTP, and a page that cannot be decoded, is larger than MAX_PAGE_BYTES, or
@@ -41,13 +41,13 @@ def read_warc(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterato
         elif (kind := record.field("WARC-Type")) is None:
             builder.dropped[Reason.DAMAGED_RECORD] += 1
         elif kind.lower() == "response":
-            yield from _add_response(builder, record, agent)
+            yield from _add_response(builder, record, policy)
         if builder.is_full:
             yield builder.take()
     yield from builder.finish()
 
 
-def _add_response(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterator[SourceBatch]:
+def _add_response(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy) -> Iterator[SourceBatch]:
     target = record.field("WARC-Target-URI") or ""
     if target and not target.lower().startswith(("http:", "https:")):
         return
@@ -69,7 +69,7 @@ def _add_response(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iter
     extracted = extract_images(page.text)
     if not extracted.is_complete:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
-    opted_out = is_opted_out(extracted.metas, lambda name: response.headers.getall(name, []), agent)
+    opted_out = is_opted_out(extracted.metas, lambda name: response.headers.getall(name, []), policy)
     yield from builder.add_page(
         extracted.images,
         target,

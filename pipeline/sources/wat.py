@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, BinaryIO
 
 import orjson
@@ -18,7 +19,7 @@ import orjson
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
 from pipeline.sources.batch import BatchBuilder, Image, SourceBatch, clean_text
-from pipeline.sources.opt_out import Meta, is_opted_out
+from pipeline.sources.opt_out import USUAL_POLICY, Meta, PagePolicy, is_opted_out
 from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # in a JSON string the quotes would be escaped, so this is a key and its value
@@ -28,8 +29,9 @@ _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
 _BACKSLASH, _BRACE = b"\\{"
 _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
 _OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
-_REFUSING_WORDS = (b"noai", b"no-ai", b"no_ai", b"imageai", b"imageindex", b"noml")
-_REFUSING_NAMES = (b"tdm-reservation", b"content-usage", b"content-signal")
+# In lower case, without hyphens and underscores.
+_REFUSING_WORDS = (b"noai", b"imageai", b"imageindex", b"noml", b"noindex", b"none")
+_REFUSING_NAMES = (b"tdmreservation", b"contentusage", b"contentsignal")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -42,8 +44,8 @@ class _Page:
     is_opted_out: bool = False
 
 
-def read_wat(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterator[SourceBatch]:
-    """Yield the candidates of a WAT file; `agent` is our product token, by which pages may address us.
+def read_wat(stream: BinaryIO, limits: PairsConfig, policy: PagePolicy = USUAL_POLICY) -> Iterator[SourceBatch]:
+    """Yield the candidates of a WAT file, apart from those of pages that opt out.
 
     Every `IMG@/src` link of a page answered with 200 counts: one row for each of its texts (alt, title), or one
     `no_caption` row.
@@ -53,13 +55,13 @@ def read_wat(stream: BinaryIO, limits: PairsConfig, agent: str = "") -> Iterator
         if isinstance(record, Reason):
             builder.dropped[record] += 1
         else:
-            yield from _add_record(builder, record, agent)
+            yield from _add_record(builder, record, policy)
         if builder.is_full:
             yield builder.take()
     yield from builder.finish()
 
 
-def _add_record(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterator[SourceBatch]:
+def _add_record(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy) -> Iterator[SourceBatch]:
     block = record.block
     if (first := block.find(_IMAGE_LINK)) < 0 and _IMAGE not in block:
         return
@@ -68,7 +70,7 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, agent: str) -> Iterat
         return
     page = None
     if record.is_whole:
-        page = _cut_out(block, first, agent) or _parse(block, agent)
+        page = _cut_out(block, first, policy) or _parse(block, policy)
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
@@ -90,13 +92,22 @@ def _captured(block: bytes) -> str | None:
     return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
 
 
-def _may_refuse(beside: bytes, agent: str) -> bool:
+def _may_refuse(beside: bytes, policy: PagePolicy) -> bool:
     """Say whether words outside of the links could opt the images out: so few records have some."""
     lower = beside.lower()
-    if any(name in lower for name in _REFUSING_NAMES):
+    joined = lower.translate(None, b"-_")
+    if any(name in joined for name in _REFUSING_NAMES):
         return True
-    is_addressed = b"robots" in lower or (agent != "" and agent.lower().encode() in lower)
-    return is_addressed and any(word in lower for word in _REFUSING_WORDS)
+    if b"robots" in joined and any(word in joined for word in _REFUSING_WORDS):
+        return True
+    return _names_of(policy.directives.agents).search(lower) is not None
+
+
+@cache
+def _names_of(agents: frozenset[str]) -> re.Pattern[bytes]:
+    """Return the pattern of an agent's name as the name of a meta element, in lower case."""
+    names = b"|".join(re.escape(agent.encode()) for agent in sorted(agents))
+    return re.compile(rb'"(?:name|property|http-equiv)"\s*:\s*"\s*(?:%b)\s*"' % names)
 
 
 def _image(link: dict[str, Any]) -> Image:
@@ -116,7 +127,7 @@ def _unescape(text: str) -> str:
     return _REFERENCE.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
 
 
-def _cut_out(block: bytes, first: int, agent: str) -> _Page | None:
+def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
     """Parse only the image links with a text; None if the whole JSON must be parsed. `first` is the offset of the first
     image link, -1 if there is none.
     """
@@ -136,7 +147,7 @@ def _cut_out(block: bytes, first: int, agent: str) -> _Page | None:
     if first < 0:
         return None
     beside = block[: max(block.rfind(_LINKS, 0, first), 0) or first] + block[end:]  # what is not between image links
-    if _BASE in beside or _may_refuse(beside, agent):
+    if _BASE in beside or _may_refuse(beside, policy):
         return None
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(links))
@@ -154,7 +165,7 @@ def _object_start(block: bytes, earliest: int, path: int) -> int:
     return start if is_plain else -1
 
 
-def _parse(block: bytes, agent: str) -> _Page | None:
+def _parse(block: bytes, policy: PagePolicy) -> _Page | None:
     """Parse the whole record; None if it is not the JSON of a page."""
     try:
         envelope = _loads(block)["Envelope"]
@@ -164,7 +175,7 @@ def _parse(block: bytes, agent: str) -> _Page | None:
         head = metadata.get("Head", {})
         base, metas, headers = head.get("Base"), head.get("Metas", ()), response.get("Headers", {})
         named = [Meta(_named(meta), str(meta.get("content", ""))) for meta in metas]
-        opted_out = is_opted_out(named, lambda name: _header_lines(headers, name), agent)
+        opted_out = is_opted_out(named, lambda name: _header_lines(headers, name), policy)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return _Page(links, 0, base if isinstance(base, str) else None, opted_out)

@@ -76,16 +76,23 @@ def request_rates(fetch: FetchConfig) -> str:
     interval_s = min(fetch.host_interval_s, cdn.interval_s or 0.0)
     named = "; other limits were set for some sites by name" if fetch.hosts else ""
     return (
-        f"at most {fetch.host_concurrency} requests to a site at a time, at least {fetch.host_interval_s:g} seconds "
-        f"apart (known image delivery networks: {concurrency}, {interval_s:g} seconds{named})"
+        f"{_limits(fetch.host_concurrency, fetch.host_interval_s, 'to a site')} "
+        f"(to known image delivery networks {_limits(concurrency, interval_s)}{named})"
     )
 
 
+def _limits(concurrency: int, interval_s: float, to_whom: str = "") -> str:
+    requests = " ".join(filter(None, ("1 request" if concurrency == 1 else f"{concurrency} requests", to_whom)))
+    pause = f", at least {interval_s:g} {'second' if interval_s == 1 else 'seconds'} apart" if interval_s else ""
+    return f"at most {requests} at a time{pause or ', without a pause between them'}"
+
+
 def signals_read(fetch: FetchConfig) -> dict[str, Any]:
-    """Return which signals, and which other crawlers' rules, were obeyed."""
+    """Return which signals, which other crawlers' rules, and whether statements of pages, were obeyed."""
     obeyed = [token for name in fetch.also_obey for token in (preset_tokens() if name == PRESET else (name,))]
     heeded: dict[str, Any] = {str(signal): fetch.consent.reads(signal) for signal in Signal}
-    return heeded | {str(Signal.ALSO_OBEY): sorted(set(obeyed), key=str.lower)}
+    of_others = {str(Signal.ALSO_OBEY): sorted(set(obeyed), key=str.lower)}
+    return heeded | of_others | {"pages": fetch.consent.pages}
 
 
 def consent_lines(compliance: Compliance, config: Config) -> list[str]:

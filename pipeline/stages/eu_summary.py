@@ -36,7 +36,8 @@ _MEASURES = {
     Signal.CONTENT_SIGNAL: "content signals (Content-Signal), in robots.txt and response headers",
     Signal.TDM_RESERVATION: "reservations under the TDM Reservation Protocol",
     Signal.RSL: "machine-readable licences (Really Simple Licensing)",
-    Signal.X_ROBOTS_TAG: "noai, noindex and similar directives in the headers of images",
+    Signal.X_ROBOTS_TAG: "noai, noindex and similar directives in the headers of images (X-Robots-Tag), said to our "
+    "crawler, to all crawlers or to other crawlers that gather training data",
     Signal.PLUS_DATA_MINING: "data mining statements in image files (IPTC and PLUS)",
     Signal.C2PA: "training and data mining statements in content credentials (C2PA)",
     Signal.PAYMENT_REQUIRED: "demands for payment (HTTP status 402)",
@@ -195,10 +196,10 @@ def _data_processing(compliance: Compliance, config: Config, refused_by_pages: i
         "The following forms of reservation (opt-out) were looked for, before and after each request. One reservation "
         "of any form excludes the pair; no permission elsewhere overrides it.",
         "",
-        "| form of reservation | observed | pairs excluded for it |",
+        "| form of reservation | looked for and obeyed | pairs excluded for it |",
         "|---|---|---:|",
         "| statements of the pages that show the images (noai, TDM reservation, AI usage preferences), where the "
-        f"source has the page | {'yes' if _has_pages(config) else 'no source has pages'} | {refused_by_pages:,} |",
+        f"source has the page | {_observed_in_pages(config)} | {refused_by_pages:,} |",
         *_measures(compliance, config),
         "",
         f"{hosts.hosts_that_refused:,} of the {hosts.hosts:,} domains that the addresses lead to refused the use of at "
@@ -219,8 +220,10 @@ def _data_processing(compliance: Compliance, config: Config, refused_by_pages: i
     ]
 
 
-def _has_pages(config: Config) -> bool:
-    return any(source.kind in ("wat", "warc", "common-crawl") for source in config.sources)
+def _observed_in_pages(config: Config) -> str:
+    if not any(source.has_pages for source in config.sources):
+        return "no source has pages"
+    return "yes" if config.fetch.consent.pages else "no"
 
 
 def _size_range(images: int) -> str:
@@ -277,13 +280,17 @@ def _domains(hosts: HostTallies) -> list[str]:
 
 def _measures(compliance: Compliance, config: Config) -> list[str]:
     heeded = signals_read(config.fetch)
-    return [
-        f"| {words} | {'yes' if heeded[str(signal)] else 'no'} | {compliance.refused[signal]:,} |"
-        for signal, words in _MEASURES.items()
-    ]
+    answers = {signal: "yes" if heeded[str(signal)] else "no" for signal in _MEASURES}
+    if not _has_block_lists(config):
+        answers[Signal.BLOCK_LIST] = "no list was used"
+    return [f"| {words} | {answers[signal]} | {compliance.refused[signal]:,} |" for signal, words in _MEASURES.items()]
+
+
+def _has_block_lists(config: Config) -> bool:
+    return any(config.fetch.consent.block_lists.values())
 
 
 def _block_lists(config: Config) -> str:
-    if any(config.fetch.consent.block_lists.values()):
+    if _has_block_lists(config):
         return "URLs and images on the block lists of the dataset's maker were not stored."
     return "No block list was used."

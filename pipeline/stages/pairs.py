@@ -25,6 +25,7 @@ from pipeline.filters.text import REASON
 from pipeline.records import PAIRS, Reason, pair_uid
 from pipeline.sources import SourceBatch, file_versions, read_source
 from pipeline.sources.batch import Origin
+from pipeline.sources.opt_out import PagePolicy
 from pipeline.sources.range_stream import SourceUnavailable
 from pipeline.stages.source_files import SourceFile, searched_files, source_files
 from queries.allowlist import Allowlist
@@ -41,7 +42,7 @@ def run_pairs(
 ) -> dict[str, Marker]:
     """Fill pairs/ with one Parquet file per source file; return the markers by unit name."""
     filters = PairFilters.of(config.filters, base_dir)
-    prepare = _OpenMatcher(allowlist_path, config.pairs, config.fetch.agent, filters)
+    prepare = _OpenMatcher(allowlist_path, config.pairs, PagePolicy.of(config.fetch), filters)
     files = source_files(config, base_dir, build.workspace) + searched_files(config, build.workspace)
     forget_unavailable(build.workspace)
     markers = run_units(build, "pairs", [_unit(file, config, allowlist, filters) for file in files], prepare)
@@ -80,6 +81,8 @@ def _report_unavailable(markers: Mapping[str, Marker]) -> None:
 
 def _unit(file: SourceFile, config: Config, allowlist: Allowlist, filters: PairFilters) -> Unit:
     reads = file.source.model_dump(exclude=_WHICH_FILES) | {"agent": config.fetch.agent}
+    if file.source.has_pages:
+        reads["page_policy"] = PagePolicy.of(config.fetch).facts()
     # Files of Common Crawl never change, and asking for the version of each would be a request for each.
     versions = [] if file.source.kind == "common-crawl" else file_versions(file.path)
     decides = [VERSION, reads, file.name, versions, config.pairs.model_dump(), allowlist.sha256]
@@ -95,26 +98,26 @@ _WHICH_FILES = {"paths", "crawls", "sample", "limit", "base_url", "connections"}
 class _OpenMatcher:
     allowlist: str
     limits: PairsConfig
-    agent: str
+    policy: PagePolicy
     filters: PairFilters
 
     def open(self) -> Work:
         matcher = QueryMatcher(Allowlist.load(self.allowlist).queries)
-        return _ExtractPairs(PairSelection(matcher, self.filters.open()), self.limits, self.agent)
+        return _ExtractPairs(PairSelection(matcher, self.filters.open()), self.limits, self.policy)
 
 
 @dataclass(frozen=True)
 class _ExtractPairs:
     selection: "PairSelection"
     limits: PairsConfig
-    agent: str
+    policy: PagePolicy
 
     def run(self, file: SourceFile, output: UnitOutput) -> Counter[str]:
         counts: Counter[str] = Counter(inputs=0, kept=0)
         examples = Examples(file.unit, file.name)
 
         def selected() -> Iterator[pa.RecordBatch]:
-            for batch in read_source(file.source, file.path, self.limits, self.agent):
+            for batch in read_source(file.source, file.path, self.limits, self.policy):
                 pairs, dropped = self.selection.select(batch.candidates, file.name, examples)
                 count_batch(counts, batch, pairs.num_rows, dropped)
                 if pairs.num_rows:

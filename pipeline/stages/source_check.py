@@ -16,6 +16,7 @@ from pipeline.errors import UserError, one_line
 from pipeline.records import Reason
 from pipeline.sources import SourceBatch, read_source
 from pipeline.sources.language import identify_languages
+from pipeline.sources.opt_out import PagePolicy
 from pipeline.sources.range_stream import SourceUnavailable
 from pipeline.stages.pairs import PairSelection
 from pipeline.stages.source_files import SourceFile
@@ -44,7 +45,7 @@ class SourceSample:
 
 
 def check_sources(
-    files: list[SourceFile], limits: PairsConfig, agent: str, selection: PairSelection | None, max_rows: int
+    files: list[SourceFile], limits: PairsConfig, policy: PagePolicy, selection: PairSelection | None, max_rows: int
 ) -> Iterator[SourceSample]:
     """Read the first rows of each source, from as many of its files as that takes."""
     for source, group in itertools.groupby(files, key=lambda file: file.source):
@@ -53,7 +54,7 @@ def check_sources(
         try:
             found.columns = _columns(listed[0])
             for file in listed:
-                for batch in read_source(source, file.path, limits, agent):
+                for batch in read_source(source, file.path, limits, policy):
                     _add(found, batch, selection)
                     if found.rows >= max_rows:
                         break

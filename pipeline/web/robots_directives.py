@@ -2,14 +2,16 @@
 
     noai, max-image-preview:large                   for every agent
     otherbot: noindex, noai                         for that agent, as are those that follow, up to the next agent's
-    name unavailable_after: 25 Jun 2020 15:00:00 GMT     from that time on
+                                                    name
+    unavailable_after: 25 Jun 2020 15:00:00 GMT     from that time on
 
 Undefined spellings occur too: `noai; noimageai`, `noai noimageai`, `all: noai`, `no-ai`, `noai: true`. Each is
 interpreted in the more restrictive way.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -24,20 +26,29 @@ _WITHOUT_VALUE = frozenset({"index", "follow", "nofollow", "noarchive", "nosnipp
 _DENIALS = frozenset({"0", "false", "no", "off"})
 
 
-def find_directive(
-    lines: Iterable[str], wanted: Collection[str], *, agent: str, now: datetime | None = None
-) -> str | None:
-    """Return the first of the `wanted` directives for everyone or for `agent` in any line, or None.
-
-    One string per header line or meta element. `agent` is a product token. `unavailable_after` counts as wanted if its
-    date is before `now`. If there are too many directives, all of them are treated as ours.
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: a key of caches
+class Wanted:
+    """The directives to look for: those that count when addressed to everyone, and when addressed to an agent by name.
+    `agents` are product tokens in lower case.
     """
-    words = frozenset(wanted)
+
+    for_everyone: frozenset[str]
+    by_name: frozenset[str]
+    agents: frozenset[str]
+
+
+def find_directive(lines: Iterable[str], wanted: Wanted, now: datetime | None = None) -> str | None:
+    """Return the first wanted directive in any line, or None; if it is for an agent by name, as "noai for gptbot".
+
+    One string per header line or meta element. `unavailable_after` counts as wanted if its date is before `now`. If
+    there are too many directives, all of them are treated as ours.
+    """
     lines = list(lines)
     if sum(len(_MARK.findall(line)) for line in lines) > _MAX_MARKS:
-        return next((word for line in lines for word in words if word in _plain(line)), None)
+        words = wanted.for_everyone | wanted.by_name
+        return next((word for line in lines for word in sorted(words) if word in _plain(line)), None)
     for line in lines:
-        for directive in _directives(line, words, agent.lower(), now):
+        for directive in _directives(line, wanted, now):
             return directive
     return None
 
@@ -47,9 +58,10 @@ def has_date(line: str) -> bool:
     return "unavailableafter" in line.lower().replace("-", "").replace("_", "")
 
 
-def _directives(line: str, wanted: frozenset[str], agent: str, now: datetime | None) -> Iterator[str]:
+def _directives(line: str, wanted: Wanted, now: datetime | None) -> Iterator[str]:
     parts = [part.strip() for part in _SEPARATOR.split(line)]
-    is_ours = True
+    known = wanted.for_everyone | wanted.by_name
+    words_wanted, for_whom, is_ours = wanted.for_everyone, "", True
     for position, part in enumerate(parts):
         before_colons = part.split(":")
         for number, text in enumerate(before_colons):
@@ -59,25 +71,40 @@ def _directives(line: str, wanted: frozenset[str], agent: str, now: datetime | N
             if "unavailableafter" in words:
                 date = ":".join([" ".join(raw[words.index("unavailableafter") + 1 :]), *rest]).strip(": ")
                 if is_ours and now is not None and _is_past([date, *parts[position + 1 : position + 2]], now):
-                    yield "unavailable_after"
+                    yield f"unavailable_after{for_whom}"
                 break
             name = words[-1] if words and rest else ""
-            if name in wanted and rest[0].strip().lower() in _DENIALS:
+            if name in known and rest[0].strip().lower() in _DENIALS:
                 words.pop()  # noai: false
             if is_ours:
-                yield from (word for word in words if word in wanted)
+                yield from (f"{word}{for_whom}" for word in words if word in words_wanted)
             if name in _WITH_VALUE:
                 if is_ours:
-                    yield from (word for word in map(_plain, rest[0].split()[1:]) if word in wanted)
+                    after = map(_plain, rest[0].split()[1:])
+                    yield from (f"{word}{for_whom}" for word in after if word in words_wanted)
                 break
-            if name not in wanted and name not in _WITHOUT_VALUE and rest:
-                is_ours = _is_for(raw[-1].lower() if raw else "*", agent, is_ours)
+            if rest and name not in known and name not in _WITHOUT_VALUE:
+                agent = _addressee(" ".join(raw).lower() or "*", wanted.agents)
+                if agent is not None:
+                    is_ours = agent in _EVERYONE or agent in wanted.agents
+                    is_named = is_ours and agent not in _EVERYONE
+                    words_wanted = wanted.by_name if is_named else wanted.for_everyone
+                    for_whom = f" for {agent}" if is_named else ""
 
 
-def _is_for(name: str, agent: str, is_ours: bool) -> bool:
-    """Return whether the directives after a name are for us; if it is not a name, whether those before were."""
-    found = _AGENT.fullmatch(name)
-    return found[1] in _EVERYONE or found[1] == agent if found else is_ours
+def _addressee(text: str, agents: frozenset[str]) -> str | None:
+    """Return the agent or the word for everyone at the end of a text before a colon, in lower case; None if that is not
+    a name. Some product tokens have spaces.
+    """
+    last = text.rpartition(" ")[2]
+    found = _AGENT.fullmatch(last)
+    if found is None:
+        return None
+    name = found[1].rstrip("*") or "*"
+    if name in agents or name in _EVERYONE:
+        return name
+    whole = text.partition("/")[0]
+    return next((agent for agent in agents if " " in agent and f" {whole}".endswith(f" {agent}")), name)
 
 
 def _plain(word: str) -> str:

@@ -192,6 +192,14 @@ def test_each_fetch_key_either_changes_an_image_or_is_declared_harmless(tmp_path
     assert changed.content().keys() == FETCH_CONTENT_KEYS
 
 
+def test_statements_of_pages_are_recorded_and_refetch_nothing(tmp_path):
+    config = load_config(write(tmp_path, SMALLEST))
+    off = load_config(write(tmp_path, SMALLEST + "consent.pages = false"))
+    assert off.fetch.content() == config.fetch.content()
+    assert config.recipe()["fetch"]["consent"]["pages"] is True
+    assert off.recipe()["fetch"]["consent"]["pages"] is False
+
+
 def test_pacing_is_not_part_of_what_an_image_is(tmp_path):
     config = load_config(write(tmp_path, SMALLEST))
     patient = load_config(write(tmp_path, SMALLEST + "timeout_s = 60.0\nhost_interval_s = 2.0\nconcurrency = 8"))

@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fetching.opt_out import REFUSALS, refusal
+from pipeline.consent.ai_crawlers import preset_tokens, product_tokens
+from pipeline.fetching.opt_out import refusal, wanted_directives
 from pipeline.web.robots_directives import find_directive
 
 NOW = datetime(2024, 6, 1, 12, tzinfo=UTC)
+
+OURS = wanted_directives(frozenset({"wit-pipeline"}))
+ALL = wanted_directives(product_tokens(["wit-pipeline", "ai-crawlers"]))
 
 REFUSED = [
     ["noai"],
@@ -99,16 +103,34 @@ ALLOWED = [
 
 @pytest.mark.parametrize("lines", REFUSED, ids=str)
 def test_directives_that_forbid_the_use(lines: list[str]) -> None:
-    assert refusal(lines, agent="wit-pipeline", now=NOW) is not None
+    assert refusal(lines, OURS, NOW) is not None
 
 
 @pytest.mark.parametrize("lines", ALLOWED, ids=str)
 def test_directives_that_do_not(lines: list[str]) -> None:
-    assert refusal(lines, agent="wit-pipeline", now=NOW) is None
+    assert refusal(lines, OURS, NOW) is None
+
+
+@pytest.mark.parametrize("lines", ALLOWED, ids=str)
+def test_other_crawlers_of_the_preset_list_add_nothing_to_what_is_said_to_nobody_on_it(lines: list[str]) -> None:
+    assert refusal(lines, ALL, NOW) is None
+
+
+@pytest.mark.parametrize("directive", ["noai", "noimageai", "noml", "noindex", "noimageindex", "none"])
+def test_what_is_said_to_a_crawler_of_the_list_is_said_to_us(directive: str) -> None:
+    for token in preset_tokens():
+        line = f"nofollow, {token}: noarchive, {directive}"
+        assert refusal([line], ALL, NOW) == f"{directive} for {token.lower()}"
+        assert refusal([line], OURS, NOW) is None
+
+
+def test_a_date_for_a_crawler_of_the_list() -> None:
+    assert refusal(["CCBot: unavailable_after: 2010-01-01"], ALL, NOW) == "unavailable_after for ccbot"
+    assert refusal(["CCBot: unavailable_after: 2035-01-01"], ALL, NOW) is None
 
 
 def test_the_directive_is_named() -> None:
-    assert refusal(["nofollow, NOAI"], agent="wit-pipeline", now=NOW) == "noai"
+    assert refusal(["nofollow, NOAI"], OURS, NOW) == "noai"
 
 
 WORDS = st.sampled_from(
@@ -120,6 +142,6 @@ LINES = st.lists(st.lists(WORDS | MARKS | st.text(max_size=3), max_size=8).map("
 
 @given(LINES, st.sampled_from([NOW, NOW.replace(year=2009)]))
 def test_what_was_read_before_is_read_the_same(lines: list[str], now: datetime) -> None:
-    expected = find_directive(lines, REFUSALS, agent="wit-pipeline", now=now)
+    expected = find_directive(lines, OURS, now)
     for _ in range(2):
-        assert refusal(lines, agent="wit-pipeline", now=now) == expected
+        assert refusal(lines, OURS, now) == expected

@@ -196,6 +196,11 @@ OPTED_OUT = [
     "<meta name=robots content=index><meta name=robots content=noml>",
     "<meta name=robots content=noimageindex>",
     "<meta name=wit-pipeline content=noai>",
+    "<meta name=wit-pipeline content='noindex, nofollow'>",
+    "<meta name=gptbot content=noai>",
+    "<META CONTENT=none NAME=CCBot>",
+    "<meta name='Kangaroo Bot' content=noai>",
+    "<meta name=robots content='index, gptbot: noindex'>",
     "<meta http-equiv=X-Robots-Tag content=noai>",
     "<meta name=tdm-reservation content=1>",
 ]
@@ -203,6 +208,8 @@ NOT_OPTED_OUT = [
     "<meta name=robots content='noindex, nofollow'>",  # said of the page as a search result
     "<meta name=robots content=all>",
     "<meta name=googlebot content=noai>",
+    "<meta name=gptbot content='index, follow'>",
+    "<meta name=robots content='googlebot: noindex'>",
     "<meta name=description content=noai>",
     "<meta name=tdm-reservation content=0>",
     "<!-- <meta name=robots content=noai> -->",
@@ -214,7 +221,7 @@ NOT_OPTED_OUT = [
 def test_a_page_opts_its_images_out(head):
     images = "<img src=a.jpg alt=x title=y><img src=b.jpg><img src='data:,' alt=x>"
     raw = gzipped([page(head + images), page("<img src=c.jpg alt=z>")])
-    rows, dropped = rows_of(read_warc(io.BytesIO(raw), PairsConfig(), "wit-pipeline"))
+    rows, dropped = rows_of(read_warc(io.BytesIO(raw), PairsConfig()))
     assert [row[1] for row in rows] == ["z"]
     assert dropped == Counter({Reason.OPTED_OUT: 2, Reason.NO_CAPTION: 1, Reason.BAD_URL: 1})
 
@@ -222,7 +229,7 @@ def test_a_page_opts_its_images_out(head):
 @pytest.mark.parametrize("head", NOT_OPTED_OUT)
 def test_a_page_that_refuses_something_else(head):
     raw = page(head + "<img src=a.jpg alt=x>")
-    rows, dropped = rows_of(read_warc(io.BytesIO(raw), PairsConfig(), "wit-pipeline"))
+    rows, dropped = rows_of(read_warc(io.BytesIO(raw), PairsConfig()))
     assert (len(rows), dropped) == (1, Counter())
 
 

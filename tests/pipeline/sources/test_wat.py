@@ -85,6 +85,15 @@ def test_only_pages_answered_with_200_count():
         ({"metas": [{"name": "robots", "content": "NoAI, noimageai"}]}, True),
         ({"metas": [{"content": "x"}, {"name": "Robots", "content": "noai"}]}, True),
         ({"metas": [{"name": "wit-pipeline", "content": "noml"}]}, True),
+        ({"metas": [{"name": "Wit-Pipeline", "content": "none"}]}, True),
+        ({"metas": [{"name": "GPTBot", "content": "noai"}]}, True),
+        ({"metas": [{"content": "x"}, {"property": "ccbot", "content": "noindex"}]}, True),
+        ({"metas": [{"name": "Kangaroo Bot", "content": "noai"}]}, True),
+        ({"metas": [{"name": "gptbot", "content": "nofollow"}]}, False),
+        ({"metas": [{"name": "gptbotanist", "content": "noai"}]}, False),
+        ({"headers": {"X-Robots-Tag": "GPTBot: noai"}}, True),
+        ({"headers": {"X-Robots-Tag": ["otherbot: noai, Kangaroo Bot: noindex"]}}, True),
+        ({"headers": {"X-Robots-Tag": "noindex"}}, False),
         ({"metas": [{"name": "tdm-reservation", "content": "1"}]}, True),
         ({"metas": [{"name": "robots", "content": "noindex"}]}, False),
         ({"metas": [{"name": "description", "content": "noai"}]}, False),
@@ -101,7 +110,7 @@ def test_only_pages_answered_with_200_count():
 def test_a_page_opts_its_images_out(options, is_opted_out):
     links = [image_link("a.jpg", alt="x", title="y"), image_link("b.jpg")]
     raw = gzipped([wat(links, **options), wat([image_link("c.jpg", alt="noai")])])
-    rows, dropped = rows_of(read_wat(io.BytesIO(raw), PairsConfig(), "wit-pipeline"))
+    rows, dropped = rows_of(read_wat(io.BytesIO(raw), PairsConfig()))
     assert [row[1] for row in rows] == (["noai"] if is_opted_out else ["x", "y", "noai"])
     expected = Counter({Reason.OPTED_OUT: 2 * is_opted_out, Reason.NO_CAPTION: 1})
     assert +dropped == +expected
@@ -179,7 +188,7 @@ def test_the_quick_way_finds_what_the_slow_way_finds(links: list[dict[str, Any]]
     raw = wat(links, **({} if base is None else {"base": base}))
     quick = read(raw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wat_module, "_cut_out", lambda block, first, agent: None)
+        patch.setattr(wat_module, "_cut_out", lambda block, first, policy: None)
         slow = read(raw)
     assert quick == slow
     assert quick == read(wat(links, separators=(", ", ": "), **({} if base is None else {"base": base})))

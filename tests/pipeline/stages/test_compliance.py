@@ -1,8 +1,11 @@
 """The record of a finished set: compliance.json, the data card's part, Croissant and the summary for the EU."""
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import mlcroissant
 import pyarrow as pa
@@ -10,10 +13,11 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.config import Config
+from pipeline.config.fetch import FetchConfig
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import LEDGER, SHARD, pair_uid
-from pipeline.stages.compliance import Compliance, compliance_json, consent_lines, measure_compliance
+from pipeline.stages.compliance import Compliance, compliance_json, consent_lines, measure_compliance, request_rates
 from pipeline.stages.croissant import croissant
 from pipeline.stages.data_card import measure_composition
 from pipeline.stages.eu_summary import write_eu_summary
@@ -94,6 +98,7 @@ def test_compliance_counts_refusals_hosts_and_files(found: Compliance) -> None:
     }
     assert told["hosts_that_said_no"] == {"b.example": 2, "c.example": 1}
     assert told["signals"]["rsl"] is False
+    assert told["signals"]["pages"] is True
     assert "CCBot" in told["signals"]["also-obey"]
     assert "d.example" not in json.dumps(told)
 
@@ -102,6 +107,36 @@ def test_the_data_card_says_what_was_refused_and_what_was_switched_off(found: Co
     text = "\n".join(consent_lines(found, CONFIG))
     assert "| content-signal | 2 |" in text
     assert "switched off: rsl." in text
+
+
+def test_statements_of_pages_that_were_not_read_are_named(workspace: Workspace, found: Compliance) -> None:
+    fetch = {"contact": "mailto:you@example.org", "consent": {"pages": False}}
+    off = CONFIG.model_copy(update={"fetch": FetchConfig.model_validate(fetch)})
+    assert compliance_json(found, off)["signals"]["pages"] is False
+    assert "switched off: pages." in "\n".join(consent_lines(found, off))
+    composition = measure_composition(workspace, ["shards/00000.parquet"])
+    manifest = workspace.read_json("shards/manifest.json")
+    text = write_eu_summary(found, composition, off, manifest, sources=3, refused_by_pages=0)
+    assert "where the source has the page | no | 0 |" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({}, "at most 4 requests to a site at a time, at least 0.1 seconds apart ("),
+        ({"host_interval_s": 1.0}, "at least 1 second apart ("),
+        (
+            {"host_interval_s": 2.5, "host_concurrency": 1},
+            "at most 1 request to a site at a time, at least 2.5 seconds apart",
+        ),
+        ({"host_interval_s": 0.0}, "at most 4 requests to a site at a time, without a pause between them ("),
+        ({"hosts": [{"match": "a.example", "interval_s": 9.0}]}, "; other limits were set for some sites by name)"),
+    ],
+)
+def test_request_rates_in_words(keys: dict[str, Any], words: str) -> None:
+    told = request_rates(FetchConfig.model_validate(keys))
+    assert words in told
+    assert "at least 0 second" not in told
 
 
 def test_croissant_is_valid(workspace: Workspace, found: Compliance, tmp_path: Path) -> None:
@@ -116,6 +151,13 @@ def test_croissant_is_valid(workspace: Workspace, found: Compliance, tmp_path: P
     urls = [record["pairs/url"] for record in dataset.records("pairs")]
     urls = [url.decode() if isinstance(url, bytes) else url for url in urls]
     assert urls == [row[0] for row in ROWS]
+    validator = [Path(sys.executable).parent / "mlcroissant", "validate", "--jsonld", path]
+    done = subprocess.run(validator, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+    path.write_text(json.dumps(document | {"distribution": []}))  # its fields refer to files that it does not list
+    done = subprocess.run(validator, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
 
 
 def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
@@ -135,6 +177,7 @@ def test_the_summary_for_the_eu_says_what_a_lawyer_asks(
     assert "| machine-readable licences (Really Simple Licensing) | no | 0 |" in text
     assert "where the source has the page | yes | 12 |" in text
     assert "2 of the 5 domains that the addresses lead to refused the use of at least one image" in text
+    assert "| lists of opted-out domains, URLs and images | no list was used | 1 |" in text
     for heading in ("## 1. General information", "### 2.3 Data crawled and scraped", "### 3.1 Respect of reservations"):
         assert heading in text
 
@@ -151,7 +194,7 @@ def test_the_summary_lists_the_tenth_of_the_domains_that_has_the_most_images(
     rows = [line for line in text.splitlines() if line.startswith("| host")]
     assert len(rows) == shown
     assert rows[0].startswith("| host0.example | 30,000 |")
-    assert ("[to fill in] The template asks for the top tenth, 2,500 domains" in text) == (hosts == 25_000)
+    assert ("[to fill in] The template requires the top tenth, 2,500 domains" in text) == (hosts == 25_000)
 
 
 def test_the_card_of_a_finished_set(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.warc_files import page
 
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
@@ -20,7 +21,7 @@ TWINS = ("data/009761/urls.csv", "data/016625/urls.csv")
 """The first 32 bits of their names' digests are equal."""
 
 
-def run(folder: Path, *patterns: str, sources: Sequence[dict] = ()) -> dict[str, Marker]:
+def run(folder: Path, *patterns: str, sources: Sequence[dict] = (), **fetch: object) -> dict[str, Marker]:
     (folder / "words.txt").write_text("dog")
     import_allowlist(str(folder / "words.txt"), str(folder / "queries.parquet"))
     sources = sources or [{"kind": "url-table", "paths": list(patterns)}]
@@ -29,7 +30,7 @@ def run(folder: Path, *patterns: str, sources: Sequence[dict] = ()) -> dict[str,
             "workspace": "work",
             "allowlist": {"path": "queries.parquet"},
             "sources": sources,
-            "fetch": {"contact": "mailto:test@example.org"},
+            "fetch": {"contact": "mailto:test@example.org", **fetch},
         }
     )
     build = Build(Workspace(str(folder / "work")), parse_beam_options([]), Progress(None))
@@ -91,6 +92,22 @@ def test_only_what_changed_is_read_again_and_what_left_goes(tmp_path: Path) -> N
     assert [name.split("/")[1][0] for name in same] == ["a"]
     assert len(list((tmp_path / "work/pairs").iterdir())) == 2
     assert len(list((tmp_path / "work/dropped").iterdir())) == 2
+
+
+def test_what_decides_about_pages_reads_files_with_pages_again_and_no_others(tmp_path: Path) -> None:
+    write_csv(tmp_path / "in" / "table.csv", "a dog")
+    markup = "<meta name=gptbot content=noai><img src=a.jpg alt='a dog'>"
+    (tmp_path / "in" / "pages.warc").write_bytes(page(markup))
+    sources = [{"kind": "url-table", "paths": ["in/*.csv"]}, {"kind": "warc", "paths": ["in/*.warc"]}]
+    first = run(tmp_path, sources=sources)
+    assert add_counts(first.values()) == {"inputs": 2, "kept": 1, "opted_out": 1}
+    written = {name: at_of(tmp_path, name) for name in pair_files(first)}
+    for fetch in ({"consent": {"pages": False}}, {"also_obey": ["CCBot"]}, {"consent": {"x_robots_tag": False}}):
+        assert add_counts(run(tmp_path, sources=sources, **fetch).values()) == {"inputs": 2, "kept": 2}
+        again = run(tmp_path, sources=sources)
+        assert add_counts(again.values()) == {"inputs": 2, "kept": 1, "opted_out": 1}
+    same = [name for name, at in written.items() if at_of(tmp_path, name) == at]
+    assert [name.split("/")[1][:5] for name in same] == ["table"]
 
 
 def at_of(folder: Path, name: str) -> int:
