@@ -1,6 +1,7 @@
 """Measure which edited copies each detector finds among strangers, alone and with verification on the pixels.
 
-    python -m benchmarks.copy_recall TAR... --bases 121 [--detector MODEL.onnx] [--hashes] [--verify] [--out FILE.json]
+    python -m benchmarks.copy_recall TAR... --bases 121 [--detector MODEL.onnx] [--verify] [--hashes]
+        [--yardstick MODEL.onnx] [--out FILE.json]
 
 The photos of the tars are the references; some of them, spread evenly, are edited in every way of `dedup.copies.edits`.
 A detector's threshold is the highest score of any edited photo with another photo ("zero"), or that of one pair of
@@ -18,13 +19,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.pdq_recall import as_row, hash_of
-from dedup.copies.detector import Detector, scores
+from dedup.copies.detector import BATCH, Detector, scores
 from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
-from dedup.copies.verify import align_features, features, mirrored
+from dedup.copies.verify import Features, align_features, best_alignment, features
 from dedup.copies.views import VIEWS, content_box, evaluation_views
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint, fingerprint_views
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="photos that are there twice")
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--hashes", action="store_true", help="measure PDQ and pHash too")
+    parser.add_argument("--yardstick", type=Path, help="another model from uint8 NHWC to unit vectors, measured alone")
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--propose", type=float, help="look at pairs from this cosine; default: the detector's")
     parser.add_argument("--out", type=Path)
@@ -72,6 +75,10 @@ def main() -> None:
             if name == "PDQ":
                 own = similarity[np.arange(len(photos.queries)), photos.own]
                 columns["PDQ, 31 bits"] = own >= -31
+    if arguments.yardstick:
+        columns |= recalls(
+            "yardstick", detector_similarity(Yardstick(arguments.yardstick), photos, {}), photos, figures
+        )
     if arguments.detector:
         detector = Detector.load(arguments.detector)
         if arguments.propose is not None:
@@ -128,7 +135,27 @@ def shrunk(photo: np.ndarray) -> np.ndarray:
     return cv2.resize(photo, size, interpolation=cv2.INTER_AREA) if scale < 1 else photo
 
 
-def detector_similarity(detector: Detector, photos: Photos, figures: dict[str, object]) -> np.ndarray:
+class Yardstick:
+    """A model without the metadata of a `Detector`, at 128 pixels a side."""
+
+    scale = 400.0
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._running = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def describe(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return int8 vectors, as a detector does."""
+        vectors = [self._describe(images[at : at + BATCH]) for at in range(0, len(images), BATCH)]
+        return np.clip(np.rint(np.concatenate(vectors) * self.scale), -127, 127).astype(np.int8)
+
+    def _describe(self, images: list[np.ndarray]) -> np.ndarray:
+        squares = np.stack([cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA) for image in images])
+        return self._running.run(None, {self._running.get_inputs()[0].name: squares})[0]
+
+
+def detector_similarity(detector: Detector | Yardstick, photos: Photos, figures: dict[str, object]) -> np.ndarray:
     """Return cosines, `(queries, references)`: the best over the views of the one and the content box of the other."""
     began = time.process_time()
     whole = detector.describe(photos.queries)
@@ -205,7 +232,7 @@ def verified(
     false: dict[tuple[str, str], list[str]] = {}
     cosines: list[list[float]] = []  # kind and cosine of what was found: recall at any higher --propose
     pairs, strangers = 0, 0
-    taken: dict[tuple[int, bool, bool], object] = {}
+    taken: dict[tuple[int, bool], list[Features]] = {}
     began = time.process_time()
     for query, picture in enumerate(photos.queries):
         nearest = np.argsort(-similarity[query], kind="stable")[:CANDIDATES]
@@ -216,14 +243,12 @@ def verified(
             proposed[query] |= own
             accepted = similarity[query, row] >= detector.card.sure
             inverted = VIEWS[figures["best_view"][query, row]] == "inverted"
-            for mirror in (False, True):
-                if accepted:
-                    break
-                key = (row, mirror, inverted)
+            if not accepted:
+                key = (row, inverted)
                 if key not in taken:
                     photo = 255 - photos.references[row] if inverted else photos.references[row]
-                    taken[key] = features(mirrored(photo) if mirror else photo)
-                alignment = align_features(taken[key], web, mirrored=mirror)
+                    taken[key] = [features(photo), features(photo, mirrored=True)]
+                alignment = best_alignment(*align_features(taken[key], web))
                 pairs += 1
                 accepted = alignment is not None and alignment.is_copy
             strangers += not own

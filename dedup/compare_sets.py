@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dedup.control import CONTROL_IMAGES, CONTROL_SET, Control, control_table, index_control
 from dedup.copies.detector import Detector
-from dedup.copies.match import CopyFinder, Described
+from dedup.copies.match import Copy, CopyFinder, Described, find_copies
 from dedup.copies.search import VectorIndex
 from dedup.copies.verify import MIN_PROBABILITY
 from dedup.copies.views import VIEWS
@@ -107,9 +107,9 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         counts: Counter[str] = Counter()
         tables, false = [], [OVERLAP.empty_table()]
         for batch in _decoded(second, counts):
-            described = Described.of(settings.detector, [one.picture for one in batch]) if settings.detector else None
-            tables.append(matches.find(batch, described))
-            false.append(controlled.find(batch, described))
+            found, false_matches = _find_in([matches, controlled], batch, settings)
+            tables.append(found)
+            false.append(false_matches)
             _keep_thumbnails(batch, tables[-1]["uid"].to_pylist(), Path(scratch))
         if not counts["kept"]:
             raise DedupError(f"{second.path}: no readable image found")
@@ -168,8 +168,7 @@ def _measure(matches: "_Matches", first: Source, summary: EvalSummary, settings:
 
     def find(planted: list[tuple[str, bytes]]) -> pa.Table:
         batch = [_Image(name, file, decode_rgb(file)) for name, file in planted]
-        detector = settings.detector
-        return matches.find(batch, Described.of(detector, [one.picture for one in batch]) if detector else None)
+        return _find_in([matches], batch, settings)[0]
 
     return measure_recall(find, pictures)
 
@@ -214,26 +213,32 @@ class _Matches:
 
     index: EvalIndex
     finder: CopyFinder | None
-    settings: Settings
 
     @classmethod
     def load(cls, folder: Path, settings: Settings) -> Self:
-        return cls(EvalIndex.load(pq.read_table(folder / "index.parquet")), _finder(folder, settings), settings)
+        return cls(EvalIndex.load(pq.read_table(folder / "index.parquet")), _finder(folder, settings))
 
-    def find(self, batch: list[_Image], described: Described | None) -> pa.Table:
-        """Return the overlap rows of a batch."""
-        fingerprints = [fingerprint(one.picture) for one in batch]
-        images = pa.table(
-            {
-                "uid": pa.array([one.name for one in batch], pa.string()),
-                "pdq": pa.array([one.pdq for one in fingerprints], pa.binary(32)),
-                "pdq_quality": pa.array([one.quality for one in fingerprints], pa.int32()),
-                "sha256": pa.array([hashlib.sha256(one.file).hexdigest() for one in batch], pa.string()),
-            }
-        )
-        copies = self.finder.find(described, lambda row: batch[row].picture) if self.finder and described else []
-        bits, quality = self.settings.max_distance_bits, self.settings.min_quality
-        return find_overlap(images, self.index, max_distance_bits=bits, min_quality=quality, copies=copies)
+
+def _find_in(sets: list[_Matches], batch: list[_Image], settings: Settings) -> list[pa.Table]:
+    """Return the overlap rows of a batch with each set."""
+    fingerprints = [fingerprint(one.picture) for one in batch]
+    images = pa.table(
+        {
+            "uid": pa.array([one.name for one in batch], pa.string()),
+            "pdq": pa.array([one.pdq for one in fingerprints], pa.binary(32)),
+            "pdq_quality": pa.array([one.quality for one in fingerprints], pa.int32()),
+            "sha256": pa.array([hashlib.sha256(one.file).hexdigest() for one in batch], pa.string()),
+        }
+    )
+    copies: list[list[Copy]] = [[] for _ in sets]
+    if settings.detector:
+        described = Described.of(settings.detector, [one.picture for one in batch])
+        copies = find_copies([one.finder for one in sets if one.finder], described, lambda row: batch[row].picture)
+    bits, quality = settings.max_distance_bits, settings.min_quality
+    return [
+        find_overlap(images, one.index, max_distance_bits=bits, min_quality=quality, copies=found)
+        for one, found in zip(sets, copies, strict=True)
+    ]
 
 
 def _keep_thumbnails(batch: list[_Image], names: list[str], scratch: Path) -> None:

@@ -6,8 +6,8 @@ align. The pixels of both are compared, so that the report can name the edit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Self
+from functools import cached_property, lru_cache
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -15,14 +15,23 @@ from dedup.copies.detector import Detector
 from dedup.copies.search import VectorIndex
 from dedup.copies.small import is_small
 from dedup.copies.transform import Transform
-from dedup.copies.verify import MIN_PROBABILITY, Alignment, Features, align_features, align_small, features, mirrored
+from dedup.copies.verify import (
+    MIN_PROBABILITY,
+    Alignment,
+    Features,
+    align_features,
+    align_small,
+    best_alignment,
+    features,
+)
 from dedup.copies.views import VIEWS, Box, content_box, evaluation_views, shrink
 
 MOST_CANDIDATES = 3
 """Evaluation images that are compared with one web image, at most."""
 
 _INVERTED = VIEWS.index("inverted")
-_FEATURES_KEPT = 2_048  # of evaluation images in memory, 90 kB each
+_FEATURES_KEPT = 1_024  # evaluation images whose features are in memory, 180 kB each with the mirror image's
+_KNOWN_KEPT = 8_192  # evaluation images whose size, or pixels where they are small, are in memory: 12 kB at most
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,18 @@ class Copy:
         """Return the edit in words; empty if nothing was moved, or the edit is unknown."""
         words = self.transform.words() if self.transform else ""
         return ", ".join(filter(None, ["inverted" if self.inverted else "", words]))
+
+
+class Candidate(NamedTuple):
+    """An example that may be the original of a web image."""
+
+    row: int  # number of the example
+    score: int
+    view: int  # of the example, which is nearest
+
+    @property
+    def inverted(self) -> bool:
+        return self.view == _INVERTED
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,24 @@ def describe_views(detector: Detector, images: Sequence[np.ndarray]) -> np.ndarr
     return detector.describe([view for image in images for view in evaluation_views(shrink(image))])
 
 
+@dataclass(frozen=True)
+class _WebImage:
+    """A web image with candidates in some sets."""
+
+    rgb: np.ndarray
+
+    @cached_property
+    def features(self) -> Features:
+        return features(self.rgb)
+
+
+class _Known(NamedTuple):
+    """What is kept of an evaluation image besides its features."""
+
+    size: tuple[int, int]  # width, height
+    small: np.ndarray | None  # RGB, of an image that is too small for features
+
+
 class CopyFinder:
     """An evaluation set to compare images with; `pixels(n)` returns its example n as RGB, at any size."""
 
@@ -75,9 +114,10 @@ class CopyFinder:
     ) -> None:
         self.detector, self.index, self._pixels, self._min_probability = detector, index, pixels, min_probability
         self._features = lru_cache(_FEATURES_KEPT)(self._take_features)
+        self._known = lru_cache(_KNOWN_KEPT)(self._look_at)
 
-    def find(self, web: Described, pixels: Callable[[int], np.ndarray]) -> list[Copy]:
-        """Return the copies among web images, by example, then image; `pixels(n)` returns web image n as RGB."""
+    def propose(self, web: Described) -> dict[int, list[Candidate]]:
+        """Return the nearest examples of each web image that has some, nearest first."""
         best: dict[int, dict[int, tuple[int, int]]] = {}  # image -> example -> (score, view)
         threshold = self.detector.score(self.detector.card.propose)
         for numbers, vectors in ((list(range(len(web.whole))), web.whole), (list(web.boxes), web.inner)):
@@ -85,41 +125,59 @@ class CopyFinder:
             for query, row, view, score in zip(*(column.tolist() for column in hits), strict=True):
                 candidates = best.setdefault(numbers[query], {})
                 candidates[row] = max(candidates.get(row, (score, view)), (score, view))
-        copies = []
-        for image, candidates in best.items():
-            nearest = sorted(candidates.items(), key=lambda one: (-one[1][0], one[0]))[:MOST_CANDIDATES]
-            copies += self._verify(image, nearest, pixels(image))
-        return sorted(copies, key=lambda copy: (copy.example, copy.image))
+        return {
+            image: sorted(
+                (Candidate(row, *found) for row, found in candidates.items()), key=lambda one: (-one.score, one.row)
+            )[:MOST_CANDIDATES]
+            for image, candidates in best.items()
+        }
 
-    def _verify(self, image: int, candidates: list[tuple[int, tuple[int, int]]], rgb: np.ndarray) -> list[Copy]:
-        web = features(rgb)
+    def verify(self, image: int, candidates: Sequence[Candidate], web: _WebImage) -> list[Copy]:
+        """Return the copies among the candidates of a web image."""
         copies = []
-        for row, (score, view) in candidates:
-            cosine, inverted = self.detector.cosine(score), view == _INVERTED
-            known = self._pixels(row)
-            if is_small(known):
-                window = align_small(255 - known if inverted else known, rgb)
-                alignment = window if window.probability >= self._min_probability else None
-            else:
-                alignment = self._align(row, web, inverted)
-            if alignment is None and cosine < self.detector.card.sure:
+        for candidate, alignment in zip(candidates, self._align(candidates, web), strict=True):
+            cosine = self.detector.cosine(candidate.score)
+            proof = alignment if alignment and alignment.probability >= self._min_probability else None
+            if proof is None and cosine < self.detector.card.sure:
                 continue
-            size = (rgb.shape[1], rgb.shape[0])
-            transform = None if alignment is None else Transform.of(alignment, self._size(row), size)
-            copies.append(Copy(row, image, round(cosine, 4), alignment, transform, inverted))
+            size = (web.rgb.shape[1], web.rgb.shape[0])
+            transform = Transform.of(proof, self._known(candidate.row).size, size) if proof else None
+            copies.append(Copy(candidate.row, image, round(cosine, 4), proof, transform, candidate.inverted))
         return copies
 
-    def _align(self, row: int, web: Features, inverted: bool) -> Alignment | None:
-        """Return the better alignment of the two mirror images that proves a copy, or None."""
-        found = [align_features(self._features(row, flip, inverted), web, mirrored=flip) for flip in (False, True)]
-        proofs = [one for one in found if one is not None and one.probability >= self._min_probability]
-        return max(proofs, key=lambda one: one.probability, default=None)
+    def _align(self, candidates: Sequence[Candidate], web: _WebImage) -> list[Alignment | None]:
+        """Return the best alignment of each candidate."""
+        small = [self._known(one.row).small for one in candidates]
+        large = [one for one, pixels in zip(candidates, small, strict=True) if pixels is None]
+        sides = [side for one in large for side in self._features(one.row, one.inverted)]
+        found = iter(align_features(sides, web.features) if sides else ())
+        return [
+            best_alignment(next(found), next(found))
+            if pixels is None
+            else align_small(255 - pixels if one.inverted else pixels, web.rgb)
+            for one, pixels in zip(candidates, small, strict=True)
+        ]
 
-    def _size(self, row: int) -> tuple[int, int]:
-        height, width = self._pixels(row).shape[:2]
-        return width, height
+    def _look_at(self, row: int) -> _Known:
+        rgb = self._pixels(row)
+        return _Known((rgb.shape[1], rgb.shape[0]), rgb if is_small(rgb) else None)
 
-    def _take_features(self, row: int, flip: bool, inverted: bool) -> Features:
+    def _take_features(self, row: int, inverted: bool) -> tuple[Features, Features]:
+        """Return the features of an evaluation image and of its mirror image."""
         rgb = self._pixels(row)
         rgb = 255 - rgb if inverted else rgb
-        return features(mirrored(rgb) if flip else rgb)
+        return features(rgb), features(rgb, mirrored=True)
+
+
+def find_copies(finders: Sequence[CopyFinder], web: Described, pixels: Callable[[int], np.ndarray]) -> list[list[Copy]]:
+    """Return the copies that each set's finder finds among web images, by example, then image.
+
+    `pixels(n)` returns web image n as RGB; it is called once for all sets, if the image has candidates.
+    """
+    proposed = [finder.propose(web) for finder in finders]
+    copies: list[list[Copy]] = [[] for _ in finders]
+    for image in sorted(set().union(*proposed)):
+        looked_at = _WebImage(pixels(image))
+        for finder, candidates, found in zip(finders, proposed, copies, strict=True):
+            found += finder.verify(image, candidates.get(image, ()), looked_at)
+    return [sorted(found, key=lambda copy: (copy.example, copy.image)) for found in copies]

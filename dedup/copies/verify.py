@@ -7,6 +7,7 @@ is found by comparing with the mirrored picture.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,12 +40,13 @@ _SHARE_WEIGHT, _EXACTNESS_WEIGHT, _CELLS_WEIGHT, _BIAS = 11.46, 1.79, 2.58, -23.
 
 
 class Features(NamedTuple):
-    """The local features of an image."""
+    """The local features of an image, or of its mirror image."""
 
     grey: np.ndarray  # uint8, at most LONG_SIDE on the longer side
     points: np.ndarray  # (n, 2) float32, x and y in `grey`
     descriptors: np.ndarray  # (n, 128) float32, unit length
     scale: float  # pixels of `grey` per pixel of the image
+    mirrored: bool
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,19 @@ class Alignment:
         return self.probability >= MIN_PROBABILITY
 
 
-def features(image: np.ndarray) -> Features:
-    """Compute the features of an RGB image."""
+def features(image: np.ndarray, *, mirrored: bool = False) -> Features:
+    """Compute the features of an RGB image, or of its mirror image."""
+    image = image[:, ::-1] if mirrored else image
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     scale = LONG_SIDE / max(grey.shape)
     size = tuple(max(8, round(side * scale)) for side in (grey.shape[1], grey.shape[0]))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     points, descriptors = _sift().detectAndCompute(grey, None)
     if descriptors is None:
-        return Features(grey, np.empty((0, 2), np.float32), np.empty((0, 128), np.float32), scale)
+        return Features(grey, np.empty((0, 2), np.float32), np.empty((0, 128), np.float32), scale, mirrored)
     # RootSIFT (Arandjelovic and Zisserman, CVPR 2012)
     descriptors = np.sqrt(descriptors / (descriptors.sum(1, keepdims=True) + 1e-6))
-    return Features(grey, np.array([point.pt for point in points], np.float32), descriptors, scale)
-
-
-def mirrored(image: np.ndarray) -> np.ndarray:
-    """Return the mirrored image."""
-    return np.ascontiguousarray(image[:, ::-1])
+    return Features(grey, np.array([point.pt for point in points], np.float32), descriptors, scale, mirrored)
 
 
 def align(evaluation: np.ndarray, web: np.ndarray) -> Alignment | None:
@@ -107,11 +105,12 @@ def align(evaluation: np.ndarray, web: np.ndarray) -> Alignment | None:
     """
     if is_small(evaluation):
         return align_small(evaluation, web)
-    web_features = features(web)
-    found = [
-        align_features(features(mirrored(evaluation) if flip else evaluation), web_features, mirrored=flip)
-        for flip in (False, True)
-    ]
+    found = align_features([features(evaluation), features(evaluation, mirrored=True)], features(web))
+    return best_alignment(*found)
+
+
+def best_alignment(*found: Alignment | None) -> Alignment | None:
+    """Return the most probable of several alignments of one pair, the first of equal ones."""
     return max(filter(None, found), key=lambda one: one.probability, default=None)
 
 
@@ -122,9 +121,18 @@ def align_small(evaluation: np.ndarray, web: np.ndarray) -> Alignment:
     return Alignment(None, window.correlation, window.probability, window.mirrored, window.matrix(*sizes))
 
 
-def align_features(evaluation: Features, web: Features, *, mirrored: bool) -> Alignment | None:
-    """Return the alignment of the web image with the evaluation image; None if no plausible map fits."""
-    pairs = _matches(evaluation.descriptors, web.descriptors)
+def align_features(evaluations: Sequence[Features], web: Features) -> list[Alignment | None]:
+    """Return the alignment of the web image with each evaluation image; None where no plausible map fits."""
+    if not evaluations:
+        return []
+    # Many small products would wait for the threads of the linear algebra more than they compute.
+    cosines = np.concatenate([one.descriptors for one in evaluations]) @ web.descriptors.T
+    ends = np.cumsum([len(one.descriptors) for one in evaluations])
+    return [_align(one, web, own) for one, own in zip(evaluations, np.split(cosines, ends[:-1]), strict=True)]
+
+
+def _align(evaluation: Features, web: Features, cosines: np.ndarray) -> Alignment | None:
+    pairs = _matches(cosines)
     if len(pairs) < MIN_INLIERS:
         return None
     targets, sources = evaluation.points[pairs[:, 0]], web.points[pairs[:, 1]]
@@ -144,24 +152,24 @@ def align_features(evaluation: Features, web: Features, *, mirrored: bool) -> Al
     in_pixels[:, 2] /= evaluation.scale
     agreement = _agreement(evaluation.grey, web.grey, matrix)
     numbers = tuple(round(float(value), 3) for value in in_pixels.flat)
-    return Alignment(inliers, agreement.share, agreement.probability, mirrored, numbers)
+    return Alignment(inliers, agreement.share, agreement.probability, evaluation.mirrored, numbers)
 
 
 def _sift() -> cv2.Feature2D:
     return cv2.SIFT.create(nfeatures=MAX_POINTS, contrastThreshold=0.02, edgeThreshold=14)
 
 
-def _matches(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return `(n, 2)` rows of a and b that are mutual nearest neighbours and pass the ratio test."""
-    if min(len(a), len(b)) < 3:
+def _matches(cosines: np.ndarray) -> np.ndarray:
+    """Return `(n, 2)` rows and columns that are mutual nearest neighbours and pass the ratio test."""
+    if min(cosines.shape) < 3:
         return np.empty((0, 2), int)
-    cosines = a @ b.T  # of unit vectors: the squared distance is 2 - 2 cosines
     nearest = cosines.argmax(1)
-    rows = np.arange(len(a))
+    rows = np.arange(len(cosines))
     best = cosines[rows, nearest]
-    second = np.partition(cosines, -2, axis=1)[:, -2]
-    clear = (1 - best) < RATIO**2 * (1 - second)
     mutual = cosines.argmax(0)[nearest] == rows
+    cosines[rows, nearest] = -1
+    second = cosines.max(1)
+    clear = (1 - best) < RATIO**2 * (1 - second)  # of unit vectors: the squared distance is 2 - 2 cosines
     chosen = np.flatnonzero(clear & mutual)
     return np.stack([chosen, nearest[chosen]], 1)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dedup.captions import CAPTION_OVERLAP, CaptionIndex, find_caption_overlap
 from dedup.copies.detector import Detector
-from dedup.copies.match import CopyFinder, Described
+from dedup.copies.match import CopyFinder, Described, find_copies
 from dedup.copies.search import VectorIndex
 from dedup.copies.verify import MIN_PROBABILITY
 from dedup.copies.views import VIEWS
@@ -60,15 +60,31 @@ class LoadedEval:
     copies: CopyFinder | None
     captions: CaptionIndex | None = None
 
-    def find(self, images: pa.Table, min_quality: int, part: "DescribedImages | None") -> pa.Table:
-        """Return the overlap rows of images, such as those of a fetched part; see `dedup.overlap.find_overlap`."""
-        copies = self.copies.find(part.described, part.pixels) if self.copies and part else []
-        bits = self.max_distance_bits
-        return find_overlap(images, self.index, max_distance_bits=bits, min_quality=min_quality, copies=copies)
-
     def find_captions(self, pairs: pa.Table) -> pa.Table:
         """Return the rows of pairs (uid, caption) whose captions are the set's, if it has any: `CAPTION_OVERLAP`."""
         return find_caption_overlap(pairs, self.captions) if self.captions else CAPTION_OVERLAP.empty_table()
+
+
+def find_overlaps(
+    sets: Mapping[str, LoadedEval], images: pa.Table, min_quality: int, part: DescribedImages | None
+) -> dict[str, pa.Table]:
+    """Return each set's overlap rows of images, such as those of a fetched part; see `dedup.overlap.find_overlap`.
+
+    `part` has the vectors of the same images; None without a copy detector.
+    """
+    finders = {name: one.copies for name, one in sets.items() if one.copies and part}
+    found = find_copies(list(finders.values()), part.described, part.pixels) if part else []
+    copies = dict(zip(finders, found, strict=True))
+    return {
+        name: find_overlap(
+            images,
+            one.index,
+            max_distance_bits=one.max_distance_bits,
+            min_quality=min_quality,
+            copies=copies.get(name, ()),
+        )
+        for name, one in sets.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest
 from pipeline.paths import resolve_path
 from pipeline.sources import file_versions
-from pipeline.stages.evals import EvalIndexes, LoadedEval
+from pipeline.stages.evals import EvalIndexes, LoadedEval, find_overlaps
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same set would give other counts."""
 
 
@@ -88,7 +88,7 @@ class _Measure:
         )
         detector = self.indexes.detector
         described = _Pictures(Described.of(detector, pictures), pictures) if detector else None
-        return loaded.find(images, self.min_quality, described)
+        return find_overlaps({loaded.name: loaded}, images, self.min_quality, described)[loaded.name]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipeline.stages.balance.ranking import Ranking
 from pipeline.stages.balance.scans import OpenSelect, SelectQueries, matched_columns
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
 from pipeline.stages.described import DescribedPart
-from pipeline.stages.evals import EvalIndexes, LoadedEval
+from pipeline.stages.evals import EvalIndexes, LoadedEval, find_overlaps
 from pipeline.stages.listed import find_listed
 
 MAX_CAPTIONS = 64
@@ -67,8 +67,9 @@ class FindOverlap:
     def run(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
         images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256", "caption"])
         with self._described(part, output.workspace, images["uid"].to_pylist()) as described:
-            found = self._find(images, described)
-        output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables(found))
+            found = find_overlaps(self.sets, images, self.min_quality, described)
+        matches = [_named(rows, name, _OVERLAP) for name, rows in found.items()]
+        output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables([_OVERLAP.empty_table(), *matches]))
         texts = [_named(one.find_captions(images), name, _CAPTIONS) for name, one in self.sets.items()]
         output.write_table(part.file(".wit/dedup/texts"), pa.concat_tables([_CAPTIONS.empty_table(), *texts]))
         return {"inputs": images.num_rows, "kept": images.num_rows}
@@ -81,12 +82,6 @@ class FindOverlap:
         dimensions = self.detector.card.dimensions
         with workspace.open(f"fetched/{part.name}.tar") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             yield DescribedPart.read(workspace, part.name, uids, tar, dimensions)
-
-    def _find(self, images: pa.Table, described: DescribedPart | None) -> list[pa.Table]:
-        found = [_OVERLAP.empty_table()]
-        for name, loaded in self.sets.items():
-            found.append(_named(loaded.find(images, self.min_quality, described), name, _OVERLAP))
-        return found
 
 
 def _named(matches: pa.Table, name: str, schema: pa.Schema) -> pa.Table:

@@ -64,7 +64,7 @@ from pipeline.stages.evals import EvalIndexes, run_evals
 from pipeline.stages.measured import run_measured
 from queries.allowlist import Allowlist
 
-VERSION = 8
+VERSION = 9
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_PIECE = 50_000

@@ -1,0 +1,67 @@
+"""Several sets are searched at once: each web image is decoded once, and each set finds what it finds alone."""
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+from support.copies import save_model, scene
+
+from dedup.copies.detector import Detector
+from dedup.copies.edits import EDITS
+from dedup.copies.match import CopyFinder, Described, describe_views, find_copies
+from dedup.copies.search import VectorIndex
+from dedup.copies.verify import align
+from dedup.copies.views import VIEWS
+
+KINDS = ("same", "flip", "crop 80%", "inverted", "border 10% white")
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Detector:
+    path = tmp_path_factory.mktemp("match") / "model.onnx"
+    return Detector.load(save_model(path, metadata={"wit.side": 16, "wit.sure": 1.0, "wit.propose": 0.2}))
+
+
+def finder(detector: Detector, images: list[np.ndarray]) -> CopyFinder:
+    index = VectorIndex.build(describe_views(detector, images), len(VIEWS))
+    return CopyFinder(detector, index, lambda row: images[row])
+
+
+def tiny(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+
+
+def test_sets_searched_together_find_what_each_finds_alone(detector):
+    sets = [
+        [scene(number) for number in range(4)],
+        [scene(number) for number in range(2, 6)],
+        [tiny(scene(number)) for number in range(4)],
+        [scene(number) for number in range(90, 94)],
+    ]
+    web = [EDITS[name](scene(n), scene(n + 50), random.Random(n)) for n, name in enumerate(KINDS)]
+    described, decoded = Described.of(detector, web), []
+
+    def pixels(number: int) -> np.ndarray:
+        decoded.append(number)
+        return web[number]
+
+    together = find_copies([finder(detector, images) for images in sets], described, pixels)
+    assert len(decoded) == len(set(decoded)) >= 4
+    alone = [find_copies([finder(detector, images)], described, web.__getitem__)[0] for images in sets]
+    assert together == alone
+    assert [{(copy.example, copy.image) for copy in found} for found in together[:2]] == [
+        {(0, 0), (1, 1), (2, 2), (3, 3)},
+        {(0, 2), (1, 3), (2, 4)},
+    ]
+    assert {(0, 0), (1, 1)} <= {(copy.example, copy.image) for copy in together[2]}
+    assert not together[3]
+    assert find_copies([], described, pixels) == []
+
+
+def test_the_proof_is_the_alignment_of_the_two_pictures(detector):
+    web = [EDITS["flip"](scene(1), scene(9), random.Random(1))]
+    (found,) = find_copies([finder(detector, [scene(7), scene(1)])], Described.of(detector, web), web.__getitem__)
+    assert [copy.example for copy in found] == [1]
+    assert found[0].alignment == align(scene(1), web[0])
+    assert found[0].edit() == "mirrored"
