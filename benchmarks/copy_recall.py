@@ -61,7 +61,9 @@ def main() -> None:
     parser.add_argument("--hashes", action="store_true", help="measure PDQ and pHash too")
     parser.add_argument("--yardstick", type=Path, help="another model from uint8 NHWC to unit vectors, measured alone")
     parser.add_argument("--verify", action="store_true")
-    parser.add_argument("--propose", type=float, help="look at pairs from this cosine; default: the detector's")
+    parser.add_argument(
+        "--propose", type=float, help="look at pairs from this cosine; default: the detector's for this number"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     photos = make_photos(arguments.tars, arguments.bases, arguments.base_tars, set(arguments.leave_out))
@@ -82,7 +84,8 @@ def main() -> None:
     if arguments.detector:
         detector = Detector.load(arguments.detector)
         if arguments.propose is not None:
-            detector = replace(detector, card=replace(detector.card, propose=arguments.propose))
+            card = replace(detector.card, propose=arguments.propose, loose=arguments.propose)
+            detector = replace(detector, card=card)
         similarity = detector_similarity(detector, photos, figures)
         columns |= recalls("learned", similarity, photos, figures)
         if arguments.verify:
@@ -233,10 +236,12 @@ def verified(
     cosines: list[list[float]] = []  # kind and cosine of what was found: recall at any higher --propose
     pairs, strangers = 0, 0
     taken: dict[tuple[int, bool], list[Features]] = {}
+    propose = detector.propose_in(len(photos.references))
+    figures["propose"] = propose
     began = time.process_time()
     for query, picture in enumerate(photos.queries):
         nearest = np.argsort(-similarity[query], kind="stable")[:CANDIDATES]
-        nearest = [int(row) for row in nearest if similarity[query, row] >= detector.card.propose]
+        nearest = [int(row) for row in nearest if similarity[query, row] >= propose]
         web = features(picture) if nearest else None
         for row in nearest:
             own = row == photos.own[query]

@@ -6,6 +6,7 @@ int8, and all later steps use integers: given the vectors, every machine makes t
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ import numpy as np
 
 from dedup.errors import DedupError
 
+_FEW_IMAGES, _MANY_IMAGES = 1_000, 100_000
 BATCH = 64  # images; bounds the memory of a run to some 100 MB at 128 px
 
 
@@ -26,12 +28,13 @@ class DetectorError(DedupError):
 
 @dataclass(frozen=True)
 class Card:
-    """The settings in a model's metadata (keys `wit.side`, `wit.sure`, `wit.propose`)."""
+    """The settings in a model's metadata (`wit.side`, `wit.sure`, `wit.propose` and, if it is there, `wit.loose`)."""
 
     side: int  # pixels of the input's squares
     dimensions: int
     sure: float  # cosine from which two images count as copies without verification on their pixels
-    propose: float  # cosine from which a pair is a candidate for verification
+    propose: float  # cosine from which a pair is a candidate for verification: one pair of strangers in 100,000
+    loose: float  # the same in sets of up to `_FEW_IMAGES`: one pair of strangers in 1,000; default: `propose`
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,16 @@ class Detector:
         vectors = np.nan_to_num(np.concatenate(batches)) * np.float32(self.scale)
         return np.clip(np.rint(vectors), -127, 127).astype(np.int8)
 
+    def propose_in(self, images: int) -> float:
+        """Return the cosine from which pairs with a set of so many images are candidates.
+
+        At most one stranger a web image is then verified, up to `_MANY_IMAGES`; between the two measured cosines it
+        is interpolated over the logarithm of the set's size.
+        """
+        span = math.log(_MANY_IMAGES / _FEW_IMAGES)
+        share = min(1.0, max(0.0, math.log(_MANY_IMAGES / max(1, images)) / span))
+        return self.card.propose - share * (self.card.propose - self.card.loose)
+
     def score(self, cosine: float) -> int:
         """Convert a cosine to the integer scale of `scores`."""
         return round(cosine * self.scale**2)
@@ -144,10 +157,11 @@ def _card(session: Any) -> Card:
         raise DetectorError(f"it must have one uint8 input named {_INPUT!r} and one float output")
     try:
         side, sure, propose = (json.loads(metadata[f"wit.{key}"]) for key in ("side", "sure", "propose"))
+        loose = json.loads(metadata.get("wit.loose", metadata["wit.propose"]))
     except (KeyError, ValueError) as error:
         raise DetectorError(f"its metadata lacks wit.side, wit.sure or wit.propose ({error})") from None
-    if not -1 <= propose <= sure:
-        raise DetectorError(f"wit.propose ({propose}) must not exceed wit.sure ({sure})")
+    if not -1 <= loose <= propose <= sure:
+        raise DetectorError(f"wit.loose ({loose}), wit.propose ({propose}) and wit.sure ({sure}) must rise")
     height, width, channels = given.shape[1:]
     if (channels, len(output.shape)) != (3, 2) or any(
         isinstance(given, int) and given != side for given in (height, width)
@@ -160,4 +174,4 @@ def _card(session: Any) -> Card:
         raise DetectorError(
             f"its vectors have {dimensions} dimensions; the number must be a multiple of 64 up to 1,024"
         )
-    return Card(side, dimensions, sure, propose)
+    return Card(side, dimensions, sure, propose, loose)

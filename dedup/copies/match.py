@@ -1,7 +1,7 @@
 """Find the web images that are edited copies of evaluation images: candidates by descriptor, verification on pixels.
 
-A candidate with a cosine of at least `Card.sure` is a copy; one of at least `Card.propose` is a copy if its pixels
-align. The pixels of both are compared, so that the report can name the edit.
+A candidate with a cosine of at least `Card.sure` is a copy; one of at least `Detector.propose_in` is a copy if its
+pixels align. The pixels of both are compared, so that the report can name the edit.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ class CopyFinder:
     def propose(self, web: Described) -> dict[int, list[Candidate]]:
         """Return the nearest examples of each web image that has some, nearest first."""
         best: dict[int, dict[int, tuple[int, int]]] = {}  # image -> example -> (score, view)
-        threshold = self.detector.score(self.detector.card.propose)
+        threshold = self.detector.score(self.detector.propose_in(len(self.index)))
         for numbers, vectors in ((list(range(len(web.whole))), web.whole), (list(web.boxes), web.inner)):
             hits = self.index.search(vectors, threshold, MOST_CANDIDATES)
             for query, row, view, score in zip(*(column.tolist() for column in hits), strict=True):

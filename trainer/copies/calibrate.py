@@ -13,6 +13,7 @@ from dedup.copies.views import VIEWS, content_box, evaluation_views
 MOST_REFERENCES = 2_000
 MOST_EDITED = 100
 
+_LOOSE_RATE = 1e-3
 _PROPOSE_RATE = 1e-5
 _TAIL_RATE = 1e-6
 _COPIES = 0.9  # photos as near as this are copies of one photo that is in the set twice,
@@ -24,6 +25,7 @@ _SURE_DECADES = 4  # below the tail's rate: 1e-10
 class Calibration:
     """Thresholds (cosines), and the recall of each kind of edit at both."""
 
+    loose: float
     propose: float
     sure: float
     strangers: int
@@ -37,7 +39,8 @@ class Calibration:
                 "# Copy detector",
                 "",
                 f"Calibrated on held-out photos, {self.strangers:,} pairs of strangers. Pairs at a cosine of "
-                f"{self.propose:.3f} are verified (one stranger in 100,000), at {self.sure:.3f} accepted without "
+                f"{self.propose:.3f} are verified (one stranger in 100,000; in small sets {self.loose:.3f}, one in "
+                f"1,000), at {self.sure:.3f} accepted without "
                 "(one in 10^10, by the decay of the tail).",
                 "",
                 f"| edit | recall at {self.propose:.3f} | at {self.sure:.3f} |",
@@ -63,10 +66,11 @@ def calibrate(detector: Detector, photos: Sequence[np.ndarray]) -> Calibration:
     merged = np.concatenate(strangers)
     if (merged >= _COPIES).mean() < _MOST_COPIES:
         merged = merged[merged < _COPIES]
-    propose, tail = (min(1.0, float(np.quantile(merged, 1 - rate))) for rate in (_PROPOSE_RATE, _TAIL_RATE))
+    rates = (_LOOSE_RATE, _PROPOSE_RATE, _TAIL_RATE)
+    loose, propose, tail = (min(1.0, float(np.quantile(merged, 1 - rate))) for rate in rates)
     sure = min(1.0, tail + _SURE_DECADES * (tail - propose))
     recall = {name: (float((found >= propose).mean()), float((found >= sure).mean())) for name, found in own.items()}
-    return Calibration(round(propose, 3), round(sure, 3), len(merged), recall)
+    return Calibration(round(loose, 3), round(propose, 3), round(sure, 3), len(merged), recall)
 
 
 def _edited(name: str, photos: Sequence[np.ndarray], chosen: np.ndarray) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ def finish(checkpoint: Path, held_out: Sequence[np.ndarray], folder: Path, *, co
     path = folder / "copy.onnx"
     export(network, recipe["side"], facts | {"wit.propose": "0.0", "wit.sure": "1.0"}, path)
     calibration = calibrate(Detector.load(path), held_out)
-    thresholds = {"wit.propose": json.dumps(calibration.propose), "wit.sure": json.dumps(calibration.sure)}
+    thresholds = {f"wit.{name}": json.dumps(getattr(calibration, name)) for name in ("loose", "propose", "sure")}
     export(network, recipe["side"], facts | thresholds, path)
     (folder / "card.md").write_text(calibration.card())
     return path

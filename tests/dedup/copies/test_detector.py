@@ -57,10 +57,23 @@ def test_what_is_no_detector_is_refused(tmp_path):
         save_model(tmp_path / "dimensions.onnx", dimensions=100): "100 dimensions",
         save_model(
             tmp_path / "order.onnx", metadata={"wit.side": 16, "wit.sure": 0.4, "wit.propose": 0.7}
-        ): "wit.propose",
+        ): "must rise",
+        save_model(
+            tmp_path / "loose.onnx",
+            metadata={"wit.side": 16, "wit.sure": 0.9, "wit.propose": 0.4, "wit.loose": 0.5},
+        ): "must rise",
     }
     for path, said in refused.items():
         with pytest.raises(DetectorError, match=said) as error:
             Detector.load(path)
         assert "\n" not in str(error.value)
         assert path.name in str(error.value)
+
+
+def test_the_smaller_the_set_the_more_is_looked_at(tmp_path):
+    facts = {"wit.side": 16, "wit.sure": 0.9, "wit.propose": 0.6, "wit.loose": 0.4}
+    detector = Detector.load(save_model(tmp_path / "model.onnx", metadata=facts))
+    sizes = (0, 1, 1_000, 10_000, 100_000, 2_000_000)
+    assert [detector.propose_in(size) for size in sizes] == pytest.approx([0.4, 0.4, 0.4, 0.5, 0.6, 0.6])
+    plain = Detector.load(save_model(tmp_path / "plain.onnx"))
+    assert {plain.propose_in(size) for size in sizes} == {plain.card.propose}

@@ -61,7 +61,7 @@ def test_a_training_ends_in_a_detector_that_the_pipeline_opens(shard, tmp_path, 
     assert main(arguments) == 0
     assert str(out / "copy.onnx") in capsys.readouterr().out
     detector = Detector.load(out / "copy.onnx")
-    assert 0 < detector.card.propose <= detector.card.sure <= 1
+    assert 0 < detector.card.loose <= detector.card.propose <= detector.card.sure <= 1
     facts = detector._running.get_modelmeta().custom_metadata_map
     assert facts["wit.command"] == "wit dedup train photos.tar --hold-out held --pairs 24 --batch 8 --side 64"
     assert "| crop 80% |" in (out / "card.md").read_text()
