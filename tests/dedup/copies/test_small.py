@@ -29,6 +29,20 @@ def test_the_large_picture_of_a_tiny_one_is_found(name):
         assert align(tiny(seed), web).is_copy
 
 
+def test_two_horizons_are_no_copies():
+    """They correlate above 0.9 and agree in the one direction only, as sea, sky and mountains do."""
+    chance = np.random.default_rng(4)
+    shores = []
+    for _ in range(2):
+        shore = np.full((32, 32, 3), 200, np.uint8)
+        shore[18:] = 60
+        shores.append(np.clip(shore + chance.normal(0, 5, shore.shape), 0, 255).astype(np.uint8))
+    assert best_window(*shores).correlation > 0.85
+    assert not align(*shores).is_copy
+    textured = [cv2.addWeighted(tiny(3), 0.3, shore, 0.7, 0) for shore in shores]
+    assert align(*textured).is_copy
+
+
 def test_strangers_are_not():
     assert not any(align(tiny(seed), scene(seed + 1)).is_copy for seed in range(0, 40, 2))
 
