@@ -16,7 +16,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError
 from pipeline.fetching.block_files import find_takedowns
 from pipeline.shards.manifest import read_manifest
-from pipeline.stages.earlier_fetches import EARLIER, FetchSettings
+from pipeline.stages.earlier_fetches import EARLIER, FetchSettings, ledger_of
 from pipeline.stages.fetched import VERSION as FETCHED_VERSION
 from pipeline.stages.takedown import Request, keep_request
 
@@ -103,7 +103,8 @@ class _CopyPairs:
 def seed_fetched(
     workspace: Workspace, others: Sequence[Workspace], config: Config, base_dir: Path, plan: Marker
 ) -> None:
-    """Copy what was fetched in other workspaces to where a build looks for results of earlier plans.
+    """Copy what was fetched in other workspaces, and when its consent was checked, to where a build looks for results
+    of earlier plans.
 
     Parts that are done for this plan need none, and parts of other settings cannot be used.
     """
@@ -113,19 +114,30 @@ def seed_fetched(
     missing = [done.get(part) != unit_digest for part, unit_digest in wanted]
     present = workspace.sizes(EARLIER)
     for other in others:
+        ledgers = read_markers(other, "consent")
         for name, marker in sorted(read_markers(other, "fetched").items()):
             if not settings.owns(marker):
                 continue
-            parts = settings.parts_after(settings.reuse_unit(name, marker), len(missing))
-            if not any(missing[part] for part in parts):
+            unit = settings.reuse_unit(name, marker)
+            if not any(missing[part] for part in settings.parts_after(unit, len(missing))):
                 continue
-            for file, facts in sorted(marker.outputs.items()):
-                target = settings.reuse_path(file, marker)
-                if present.get(target) != facts.bytes:
-                    with other.open_checked(file, facts.sha256) as source, workspace.create(target) as out:
-                        while block := source.read(_COPY_BYTES):
-                            out.write(block)
-                        source.check()
+            files = {file: settings.reuse_path(file, marker) for file in marker.outputs}
+            facts = dict(marker.outputs)
+            if name in ledgers:
+                (ledger,) = ledgers[name].outputs
+                files[ledger] = ledger_of(f"{EARLIER}/{settings.name}/{unit}")
+                facts |= ledgers[name].outputs
+            for file, target in sorted(files.items()):
+                if present.get(target) != facts[file].bytes:
+                    _copy(other, file, facts[file].sha256, workspace, target)
+
+
+def _copy(other: Workspace, file: str, sha256: str, workspace: Workspace, target: str) -> None:
+    """Copy a file of another workspace. Raises: DamagedFileError: it is not the file that was written."""
+    with other.open_checked(file, sha256) as source, workspace.create(target) as out:
+        while block := source.read(_COPY_BYTES):
+            out.write(block)
+        source.check()
 
 
 def keep_takedowns(workspace: Workspace, others: Sequence[Workspace]) -> None:

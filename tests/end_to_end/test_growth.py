@@ -49,9 +49,17 @@ def build(config: Path, web: ImageServer, *command: str) -> set[str]:
     return {url for url in web.requests if not url.endswith("robots.txt")}
 
 
+def read_rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def ledger(work: Path) -> list[dict]:
+    """Return when the consent of each URL was checked, and what its robots.txt said."""
+    return read_rows(work / "consent")
+
+
 def samples(work: Path) -> dict[str, dict]:
-    rows = [row for path in sorted((work / "shards").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    return {row["uid"]: row for row in rows if row["status"] == "success"}
+    return {row["uid"]: row for row in read_rows(work / "shards") if row["status"] == "success"}
 
 
 def check_caps(config: Path) -> None:
@@ -117,6 +125,11 @@ def test_merged_workspaces_are_one_set_without_a_request(recipe: Path, web: Imag
     assert not any("//host4.example" in row["url"] for row in samples(work).values())
     manifest = json.loads((work / "shards/manifest.json").read_text())
     assert len(manifest["recipe"]["sources"]) == 2
+    theirs = ledger(first.parent / "work") + ledger(second.parent / "work")
+    mine = ledger(work)
+    assert {row["url"] for row in mine} == {row["url"] for row in read_rows(work / "fetched")}
+    assert all(row in theirs for row in mine)
+    assert any(row["robots_at"] is not None for row in mine)
     assert main(["verify", "-c", str(merged)]) == 0
     assert main(["status", "-c", str(merged)]) == 0
     finished = tree(work)
