@@ -15,11 +15,13 @@ from pipeline import open_set
 from pipeline.cli.main import main
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason, pair_uid
-from pipeline.stages import difference
+from pipeline.stages import difference, garbage
 from pipeline.stages.difference import compare_sets
 from pipeline.stages.index import Kind, look_up
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 
 Rows = dict[str, dict]
 
@@ -123,23 +125,38 @@ def test_gc_finds_exactly_what_nobody_owns(project: Path, tmp_path: Path, capsys
     assert main(["gc", "-c", str(config)]) == 0
     assert capsys.readouterr().out == "0 files, 0 bytes can be removed\n"
     left = {"fetched/part-00099.tar": 5, "dedup/decisions/part-00099.parquet": 6, ".wit/tmp/0123": 7}
-    left |= {"consent/part-00099.parquet": 8, "shards/00099.tar": 9}
+    left |= {"consent/part-00099.parquet": 8, "shards/00099.tar": 9, "searched/openverse/cd.parquet": 1}
     kept = {".wit/earlier/web-1/part-00000.1.tar": 3, "notes.txt": 4, "shards/notes.md": 2, "mine/a.parquet": 5}
-    kept |= {"evals/shapes/results/m.parquet": 6}
+    kept |= {"evals/shapes/results/m.parquet": 6, "searched/openverse/ab.parquet": 7}
+    kept |= {"searched/openverse/ab/abcd.json": 2, "searched/openverse/budget.json": 2, ".wit/crawl/web-1/a.tar": 4}
     for name, size in {**left, **kept}.items():
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_bytes(bytes(size))
     assert main(["gc", "-c", str(config)]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in left)
-    assert "5 files, 35 bytes can be removed: add --remove" in out
+    assert "6 files, 36 bytes can be removed: add --remove" in out
     assert ".wit/earlier/web-1/part-00000.1.tar" in out
+    assert ".wit/crawl/web-1/a.tar" in out
     assert main(["gc", "-c", str(config), "--remove"]) == 0
-    assert "removed 5 files, 35 bytes" in capsys.readouterr().out
+    assert "removed 6 files, 36 bytes" in capsys.readouterr().out
     assert not any((work / name).exists() for name in left)
     for name in kept:
         (work / name).unlink()
     assert tree(work) == whole
+
+
+def test_gc_knows_every_folder_of_the_layout(project: Path, tmp_path: Path) -> None:
+    layout = (ROOT / "docs/architecture.md").read_text().partition("## The workspace")[2].split("```")[1]
+    listed = {line.partition("/")[0] for line in layout.splitlines() if line and not line.startswith(" ")}
+    assert listed == {*garbage.FOLDERS, *garbage.FOLDERS_OF_USERS}
+    assert {path.name for path in (project.parent / "work").iterdir()} <= listed
+    work = Workspace(str(tmp_path))
+    names = {f"{folder}/a/stray.parquet" for folder in garbage.FOLDERS}
+    for name in names:
+        with work.create(name) as out:
+            out.write(b"x")
+    assert {stray.name for stray in garbage.find_strays(work)} == names
 
 
 def test_diff_says_what_went_and_why(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
