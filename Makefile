@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Some images set it. The demo and the tests start many processes, and each would compile Beam and torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check test-slow golden test-spark fuzz lock clean
+.PHONY: setup demo test check test-slow golden test-spark emulators fuzz lock clean
 
 setup: $(INSTALLED)
 
@@ -14,13 +14,13 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,s3,train,starter]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,s3,train,starter,dataflow]"
 	touch $@
 
 demo: setup
 	$(BIN)/wit demo
 
-test: setup
+test: setup emulators
 	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "not spark"
 
 check: setup
@@ -30,8 +30,16 @@ check: setup
 	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "not slow and not spark"
 
 # The rest of `make test`: what `make check` leaves out.
-test-slow: setup
+test-slow: setup emulators
 	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "slow and not spark"
+
+# An emulator of Google Cloud Storage for the tests, built once. Without Go they skip and say so.
+GO ?= $(or $(shell command -v go),/usr/local/go/bin/go)
+EMULATORS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/wit/bin
+emulators:
+	@test -x $(EMULATORS)/fake-gcs-server \
+	  || { test -x $(GO) && GOBIN=$(EMULATORS) $(GO) install github.com/fsouza/fake-gcs-server@v1.56.1; } \
+	  || echo "emulators: no fake-gcs-server, Go cannot build it (the reason is above, or there is no Go)"
 
 # Write tests/golden/ again, after outputs have changed on purpose; tests/README.md says when.
 golden: setup

@@ -63,6 +63,8 @@ def take(workspace: Workspace, name: str) -> str:
     if _create(workspace, name, token):
         return token
     holder = _read(workspace, name)
+    if holder.get("token") == token:  # it was created, but the response was lost, and so the request repeated
+        return token
     if _is_alive(holder):
         raise BusyError(
             f"{workspace.root}: another build is running in this workspace (process {holder['pid']} on "
@@ -70,7 +72,7 @@ def take(workspace: Workspace, name: str) -> str:
             f"{STALE_S / 60:.0f} minutes without a sign of it free the workspace"
         )
     workspace.remove([name])
-    if not _create(workspace, name, token):
+    if not _create(workspace, name, token) and _read(workspace, name).get("token") != token:
         raise BusyError(f"{workspace.root}: another build has just started in this workspace; wait until it ends")
     return token
 
@@ -83,6 +85,7 @@ def _create(workspace: Workspace, name: str, token: str) -> bool:
         if workspace.exists(name):
             return False
         workspace.fs.pipe_file(workspace.path(name), _content(token))
+        return _read(workspace, name).get("token") == token
     return True
 
 

@@ -26,6 +26,8 @@ from pipeline.private_folder import scratch_folder
 _STATE = ".wit"
 _TMP = f"{_STATE}/tmp"
 _COPY_BYTES = 1 << 20
+READ_TIMEOUT_S = 60.0
+"""How long a Google Cloud Storage may be silent before a request is sent again, as for S3."""
 
 Fact = TypeVar("Fact")
 
@@ -114,7 +116,7 @@ class Workspace:
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self.fs, self._base = fsspec.core.url_to_fs(self.root)
+        self.fs, self._base = fsspec.core.url_to_fs(self.root, **_store_options(self.root))
         protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple | list) else (self.fs.protocol,)
         self.is_local = "file" in protocols
         self._renames = self.is_local or "hdfs" in protocols
@@ -320,7 +322,8 @@ class Workspace:
         if self._renames or len(names) == 1:
             for name in names:
                 if self.exists(name):
-                    self.fs.rm_file(self.path(name))
+                    with suppress(FileNotFoundError):  # of a removal that was sent twice, as its response was lost
+                        self.fs.rm_file(self.path(name))
         elif names:
             try:
                 self.fs.rm([self.path(name) for name in names])
@@ -345,6 +348,15 @@ class Workspace:
     def remove_temporary_files(self) -> None:
         """Remove the unfinished files of a killed run; only while no build is running."""
         self.remove_folder(_TMP)
+
+
+def _store_options(root: str) -> dict[str, Any]:
+    """gcsfs sets no timeout, and sends again what ended by that of a socket, not by one of the whole request."""
+    if not root.startswith(("gs://", "gcs://")):
+        return {}
+    from aiohttp import ClientTimeout  # slow to import
+
+    return {"requests_timeout": ClientTimeout(total=None, sock_connect=READ_TIMEOUT_S, sock_read=READ_TIMEOUT_S)}
 
 
 def _local_files(path: str, fact: Callable[[os.stat_result], Fact]) -> Iterator[tuple[str, Fact]]:
