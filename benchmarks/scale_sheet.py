@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.config import MEMORY_BYTES
 from pipeline.engine.shuffle import MAX_BUCKETS
+from pipeline.stages.build_cost import DEDUP_CPU_US, IMAGES_PER_CPU_S, SHARDS_CPU_US, WEB_IMAGE_BYTES
 from pipeline.stages.dedup.settle import EDGE_BYTES
 from pipeline.stages.dedup.steps import _EDGES_PER_IMAGE
 from pipeline.stages.plan_candidates import _MOST_SPILLED, _SPILL_ROWS
@@ -50,14 +51,19 @@ MEASURED = {
     "candidate_bytes": Constant(850, "bytes", "memory of a candidate while a part is sorted", "benchmarks.row_memory"),
     "planned_bytes": Constant(68, "bytes", "a row of plan/", "benchmarks.pairs_to_plan"),
     "web_image_bytes": Constant(
-        155_000, "bytes", "an image on the web", "mean Content-Length of 14,800 images of Conceptual Captions, 2019"
+        WEB_IMAGE_BYTES,
+        "bytes",
+        "an image on the web",
+        "mean Content-Length of 14,800 images of Conceptual Captions, 2019",
     ),
-    "images_s": Constant(323, "images per CPU s", "requested, checked, shrunk, hashed, in a tar", "benchmarks.fetch"),
+    "images_s": Constant(
+        IMAGES_PER_CPU_S, "images per CPU s", "requested, checked, shrunk, hashed, in a tar", "benchmarks.fetch"
+    ),
     "stored_bytes": Constant(43_000, "bytes", "a stored image (256 px, quality 95)", "benchmarks.late_stages"),
     "fetched_row_bytes": Constant(68, "bytes", "a row of fetched/, most columns null", "benchmarks.late_stages"),
     "fetch_mib": Constant(2_048, "MiB", "a process that fetches: the bound", "docs/fetching.md"),
     "dedup_us": Constant(
-        71, "CPU us per image", "all steps of dedup, of a million images", "benchmarks.dedup_at_scale"
+        DEDUP_CPU_US, "CPU us per image", "all steps of dedup, of a million images", "benchmarks.dedup_at_scale"
     ),
     "dedup_scratch_bytes": Constant(
         1_033, "bytes per image", "scratch of dedup, at its peak", "benchmarks.dedup_at_scale"
@@ -66,7 +72,7 @@ MEASURED = {
     "compare_h": Constant(
         30, "CPU h", "comparing the bands of 600 million images, in addition", "benchmarks.dense_buckets"
     ),
-    "shard_us": Constant(411, "CPU us per pair", "fetched/ to shards/", "benchmarks.late_stages"),
+    "shard_us": Constant(SHARDS_CPU_US, "CPU us per pair", "fetched/ to shards/", "benchmarks.late_stages"),
     "shard_bytes": Constant(46_300, "bytes", "a sample in its tar", "benchmarks.late_stages"),
     "driver_ms": Constant(0.17, "CPU ms per unit", "the driver, for each unit of a step", "benchmarks.driver"),
 }

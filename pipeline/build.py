@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from dedup.eval_sets.read import read_examples
 from pipeline.account import Account, read_account
@@ -86,6 +86,7 @@ def run_build(
     """
     project = project if isinstance(project, Project) else Project.load(Path(project))
     options = options if isinstance(options, PipelineOptions) else parse_beam_options(options)
+    check_paths(project, options)
     build = _build_of(project, options, progress)
     _check_inputs(project)
     if "fetched" in STAGES[: STAGES.index(to) + 1] and project.config.requests_images:
@@ -104,6 +105,22 @@ def run_build(
 def _build_of(project: Project, options: PipelineOptions, progress: Progress | None) -> Build:
     run = project.config.run
     return Build(project.workspace, options, progress or Progress(), run.min_free_bytes, run.memory_bytes)
+
+
+def check_paths(project: Project, options: PipelineOptions) -> None:
+    """Raise ConfigError where the machines of a runner cannot read a path, because it lies on this one."""
+    if options.view_as(StandardOptions).runner != "DataflowRunner":
+        return
+    config = project.config
+    named = [("workspace", config.workspace)]
+    if len(config.allowlist.paths) == 1:  # several are merged into the workspace
+        named.append(("allowlist.path", config.allowlist.paths[0]))
+    named += [("sources.paths", path) for source in config.sources for path in source.paths]
+    named += [("fetch.archives", path) for path in config.fetch.archives]
+    named += [(f"evals.{evaluation.name}.path", evaluation.path) for evaluation in config.evals]
+    for key, path in named:
+        if "://" not in path or path.startswith("file://"):
+            raise ConfigError(f"{key} = {path!r}: machines of Dataflow cannot read it; put it on gs://")
 
 
 def _check_inputs(project: Project) -> None:

@@ -9,16 +9,9 @@ import difflib
 from collections.abc import Sequence
 from typing import Never
 
-from apache_beam.options.pipeline_options import (
-    DebugOptions,
-    GoogleCloudOptions,
-    PipelineOptions,
-    SetupOptions,
-    StandardOptions,
-    WorkerOptions,
-)
-from apache_beam.runners.runner import create_runner
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
+from pipeline.beam import dataflow
 from pipeline.beam.spark import settings as spark
 from pipeline.errors import ConfigError
 
@@ -36,7 +29,7 @@ _REFUSED = {
     "save_main_session": "all code is importable, so there is no session to save",
     "spark_submit_uber_jar": "a build is many jobs; run it on a machine that can connect to the master",
     "output_executable_path": "a build is many jobs that depend on each other's results; it cannot be one jar",
-    "dry_run": "each stage needs the results of the job before it",
+    "dry_run": "each stage needs the results of the job before it; `wit build --dry-run` prints what a build would use",
     "update": "every stage is a batch job",
 }
 _AT_LEAST_0 = (
@@ -45,9 +38,6 @@ _AT_LEAST_0 = (
     "sdk_worker_parallelism",
     "environment_cache_millis",
 )
-
-# Dataflow would otherwise scale to any number of machines; `worker_count` in runner.py needs a bound.
-DEFAULT_MAX_NUM_WORKERS = 16
 
 
 def parse_beam_options(args: Sequence[str]) -> PipelineOptions:
@@ -72,7 +62,7 @@ def parse_beam_options(args: Sequence[str]) -> PipelineOptions:
     if runner == "SparkRunner":
         spark.add_experiments(options)
     if runner == "DataflowRunner":
-        _prepare_dataflow(options)
+        dataflow.prepare(options)
     return options
 
 
@@ -143,27 +133,3 @@ def _check_values(given: argparse.Namespace) -> None:
         value = getattr(given, name)
         if not str(value).isdigit():
             raise ConfigError(f"bad Beam option: --{name} must be a whole number, 0 or more, not {value!r}")
-
-
-def _prepare_dataflow(options: PipelineOptions) -> None:
-    try:
-        create_runner("DataflowRunner")
-    except ImportError as error:
-        raise ConfigError(
-            "DataflowRunner is not installed: run pip install '.[dataflow]' in the project's folder"
-        ) from error
-    cloud = options.view_as(GoogleCloudOptions)
-    missing = [name for name in ("project", "region", "temp_location") if not getattr(cloud, name)]
-    if missing:
-        raise ConfigError(f"DataflowRunner needs --{missing[0]}=...")
-    workers = options.view_as(WorkerOptions)
-    if not workers.sdk_container_image:
-        raise ConfigError(
-            "DataflowRunner needs --sdk_container_image=... with this project installed: see docs/dataflow.md"
-        )
-    options.view_as(SetupOptions).sdk_location = "container"
-    debug = options.view_as(DebugOptions)
-    if debug.number_of_worker_harness_threads is None:
-        debug.number_of_worker_harness_threads = 1  # one unit at a time per process
-    if workers.max_num_workers is None:
-        workers.max_num_workers = max(DEFAULT_MAX_NUM_WORKERS, workers.num_workers or 0)

@@ -5,7 +5,6 @@ A failure becomes one line that names its cause and the log file.
 
 import logging
 import os
-import re
 import shlex
 import socket
 import sys
@@ -27,6 +26,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipeline.beam.dataflow import vcpus_of
 from pipeline.beam.dead_workers import death_behind, forget_deaths
 from pipeline.beam.failures import is_interruption, user_error, without_step
 from pipeline.beam.log import keep_log, log_file, noise_in_log_file
@@ -93,20 +93,12 @@ def worker_count(options: PipelineOptions) -> int:
         return spark.most_units_at_once(master, options.view_as(JobServerOptions).job_server_jvm_properties)
     if runner == "DataflowRunner":
         workers = options.view_as(WorkerOptions)
-        return workers.max_num_workers * _vcpus(workers.machine_type)
+        return workers.max_num_workers * vcpus_of(workers.machine_type)
     portable = options.view_as(PortableOptions)
     if portable.job_endpoint == "embed":
         return 1
     parallelism = options.view_as(FlinkRunnerOptions).parallelism
     return max(cores, parallelism, int(portable.sdk_worker_parallelism))
-
-
-def _vcpus(machine_type: str | None) -> int:
-    """Read the number out of a Compute Engine machine type: 8 for "n2-highmem-8", 6 for "custom-6-3072"."""
-    if machine_type is None:
-        return 1  # n1-standard-1, Dataflow's default for batch jobs
-    number = re.search(r"-(\d+)(?:-|$)", machine_type)
-    return int(number[1]) if number else 2  # the types without a number share a core: e2-micro, e2-small, e2-medium
 
 
 def _failure(error: Exception) -> UserError:

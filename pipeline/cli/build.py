@@ -36,6 +36,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default="1h",
         help="with --retry: only failures at least this old, such as 12h or 7d (default: 1h)",
     )
+    build.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="print the stages, machines, memory, disk, network and cost of the build, and end; no request is sent",
+    )
     build.add_argument("--quiet", action="store_true", help="do not show progress")
     build.add_argument(
         "--log-format",
@@ -49,12 +55,18 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _build(args: argparse.Namespace) -> int:
     project = Project.load(args.config)  # before Beam, which takes seconds to import
     from pipeline.beam.options import parse_beam_options
-    from pipeline.build import run_build
+    from pipeline.build import check_paths, run_build
     from pipeline.engine.progress import Progress
     from pipeline.fetching.retry import Retry
 
     retry = Retry.parse(args.retry, args.retry_older_than) if args.retry is not None else None
     options = parse_beam_options(args.beam_args)
+    check_paths(project, options)
+    if args.dry_run:
+        from pipeline.cli.dry_run import print_dry_run
+
+        print_dry_run(project, options, STAGES[: STAGES.index(args.to) + 1])
+        return 0
     if args.log_format == "json":
         _warn_in_json()
     _warn_of_this_machine(project)

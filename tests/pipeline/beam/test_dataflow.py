@@ -11,10 +11,11 @@ from pathlib import Path
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, WorkerOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from support.recorded_web import make_project
 
+from pipeline.beam.dataflow import memory_gib_of
 from pipeline.beam.options import parse_beam_options
 from pipeline.beam.runner import run_pipeline, worker_count
 from pipeline.build import Project, run_build
@@ -109,7 +110,10 @@ def check(submitted: Submitted) -> None:
     }
     assert images == {IMAGE}
     pool = job["environment"]["workerPools"][0]  # type: ignore[index]
-    assert pool["autoscalingSettings"]["maxNumWorkers"] == 16
+    assert pool["autoscalingSettings"]["maxNumWorkers"] == pool["numWorkers"] == 4
+    assert pool["autoscalingSettings"]["algorithm"] == "AUTOSCALING_ALGORITHM_NONE"
+    assert (pool["machineType"], pool["diskSizeGb"]) == ("n2-standard-4", 100)
+    assert "flexResourceSchedulingGoal" not in job["environment"]  # type: ignore[operator]
     assert pool["numThreadsPerWorker"] == 1
     assert "use_runner_v2" in job["environment"]["experiments"]  # type: ignore[index]
 
@@ -118,6 +122,44 @@ def test_the_bound_on_units_at_once():
     assert worker_count(parse_beam_options(ARGUMENTS)) == 16
     bigger = [*ARGUMENTS, "--max_num_workers=50", "--machine_type=n2-standard-8"]
     assert worker_count(parse_beam_options(bigger)) == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "machines", "disk_gb", "algorithm"),
+    [
+        ([], 4, 100, "NONE"),
+        (["--machine_type=n2-standard-8"], 2, 160, "NONE"),
+        (["--machine_type=n1-standard-1"], 16, 55, "NONE"),
+        (["--num_workers=30"], 30, 100, "NONE"),
+        (["--num_workers=2"], 2, 100, "NONE"),
+        (["--num_workers=2", "--autoscaling_algorithm=THROUGHPUT_BASED"], 4, 100, "THROUGHPUT_BASED"),
+        (["--max_num_workers=9", "--disk_size_gb=70"], 9, 70, "NONE"),
+        (["--autoscaling_algorithm=THROUGHPUT_BASED"], 4, 100, "THROUGHPUT_BASED"),
+        (["--flexrs_goal=COST_OPTIMIZED"], 4, 100, None),
+    ],
+)
+def test_machines_and_disks_suit_the_processes(given, machines, disk_gb, algorithm):
+    workers = parse_beam_options([*ARGUMENTS, *given]).view_as(WorkerOptions)
+    assert (workers.max_num_workers, workers.disk_size_gb) == (machines, disk_gb)
+    assert workers.autoscaling_algorithm == algorithm
+
+
+@pytest.mark.parametrize(
+    ("machine_type", "gib"),
+    [
+        ("n2-standard-4", 16.0),
+        ("n1-standard-1", 3.75),
+        ("n1-highcpu-16", 14.4),
+        ("e2-highmem-2", 16.0),
+        ("custom-6-3072", 3.0),
+        ("n2-custom-4-16384", 16.0),
+        ("n2d-custom-2-65536-ext", 64.0),
+        ("e2-medium", None),
+        ("m1-ultramem-40", None),
+    ],
+)
+def test_the_memory_of_machine_types(machine_type, gib):
+    assert memory_gib_of(machine_type) == (gib if gib is None else pytest.approx(gib))
 
 
 @pytest.mark.parametrize("missing", ["project", "region", "temp_location", "sdk_container_image"])
