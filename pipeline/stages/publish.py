@@ -2,11 +2,12 @@
 
 What is published is shards/: tars, tables and statistics as the manifest lists them, croissant.json, and the data card
 as README.md, which begins with what the Hub's viewer reads. Files that are there with the right size and SHA-256 are
-not sent again, so a publication resumes; each is compared after it was sent; the manifest comes last.
+not sent again, so a publication resumes; each is compared after it was sent; the manifest comes last, when all others
+are known to be there.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -42,8 +43,8 @@ class GitBlob:
 class Destination(Protocol):
     """Where a set is published."""
 
-    def files(self) -> Mapping[str, FileFacts | GitBlob]:
-        """Return name -> what is known of the files that are there."""
+    def files(self, names: Collection[str] | None = None) -> Mapping[str, FileFacts | GitBlob]:
+        """Return name -> what is known of the files that are there; with `names`, of these at least."""
 
     def send(self, files: Mapping[str, Path]) -> None:
         """Write some files, together if the place can."""
@@ -89,19 +90,32 @@ def _publish(workspace: Workspace, manifest: Manifest, destination: Destination,
     wanted = dict(manifest.files) | {name: _facts(content) for name, content in extra.items()}
     missing = [name for name, facts in wanted.items() if not _is_there(workspace, name, facts, extra, there.get(name))]
     missing.sort(key=lambda name: (name in extra, name in _LAST, name == "manifest.json", name))
-    sent_bytes = 0
-    for names in _batches(missing):
-        with scratch_folder("publish") as scratch:
-            local = {name: _local(workspace, name, extra.get(name), wanted[name], Path(scratch)) for name in names}
-            destination.send(local)
-        sent_bytes += sum(wanted[name].bytes for name in names)
-        progress.say(f"sent {', '.join(names)}")
-    there = destination.files()
-    for name in missing:
-        if not _is_there(workspace, name, wanted[name], extra, there.get(name)):
-            raise UserError(f"{name} is missing there, or differs from what was sent; run again")
+    body = [name for name in missing if name not in _LAST]
+    # The manifest comes when all else is known to be there.
+    for names in (body, *([name] for name in missing[len(body) :])):
+        for start in range(0, len(names), _FILES_PER_COMMIT):
+            _send(workspace, destination, names[start : start + _FILES_PER_COMMIT], wanted, extra, progress)
+        there_now = destination.files(names) if names else {}
+        for name in names:
+            if not _is_there(workspace, name, wanted[name], extra, there_now.get(name)):
+                raise UserError(f"{name} is missing there, or differs from what was sent; run again")
     strays = tuple(sorted(name for name in there.keys() - wanted.keys() if name.endswith((".tar", ".parquet"))))
+    sent_bytes = sum(wanted[name].bytes for name in missing)
     return Published(len(missing), len(wanted) - len(missing), sent_bytes, strays)
+
+
+def _send(
+    workspace: Workspace,
+    destination: Destination,
+    names: Sequence[str],
+    wanted: Mapping[str, FileFacts],
+    extra: Mapping[str, bytes],
+    progress: Progress,
+) -> None:
+    """Send some files together."""
+    with scratch_folder("publish") as scratch:
+        destination.send({n: _local(workspace, n, extra.get(n), wanted[n], Path(scratch)) for n in names})
+    progress.say(f"sent {', '.join(names)}")
 
 
 def _is_there(
@@ -114,15 +128,6 @@ def _is_there(
     if isinstance(found, GitBlob):
         return found == GitBlob.of(extra[name] if name in extra else workspace.read_bytes(f"shards/{name}"))
     return found == facts
-
-
-def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield files that are sent together; the last two come alone, in order."""
-    body = [name for name in names if name not in _LAST]
-    for start in range(0, len(body), _FILES_PER_COMMIT):
-        yield body[start : start + _FILES_PER_COMMIT]
-    for name in names[len(body) :]:
-        yield [name]
 
 
 def _facts(content: bytes) -> FileFacts:
@@ -198,13 +203,14 @@ class FolderDestination:
     fs: fsspec.AbstractFileSystem
     root: str
 
-    def files(self) -> Mapping[str, FileFacts | GitBlob]:
+    def files(self, names: Collection[str] | None = None) -> Mapping[str, FileFacts | GitBlob]:
         """Read the files that are there: only so are they known to be whole."""
         self.fs.invalidate_cache()
         if not self.fs.exists(self.root):
             return {}
         found = self.fs.find(self.root, maxdepth=1, detail=True)
-        return {path.rsplit("/", 1)[1]: self._facts(path) for path in found}
+        there = {path.rsplit("/", 1)[1]: path for path in found}
+        return {name: self._facts(path) for name, path in there.items() if names is None or name in names}
 
     def _facts(self, path: str) -> FileFacts:
         digest, size = hashlib.sha256(), 0
@@ -238,7 +244,7 @@ class HubDestination:
             raise ConfigError(f"{url} needs a package: pip install 'wit-pipeline[hub]'") from None
         return cls(huggingface_hub.HfApi(), "/".join(parts[1:]))
 
-    def files(self) -> Mapping[str, FileFacts | GitBlob]:
+    def files(self, names: Collection[str] | None = None) -> Mapping[str, FileFacts | GitBlob]:
         """Return what the Hub knows: the SHA-256 of large files, git's hash of small ones."""
         self.api.create_repo(self.repository, repo_type="dataset", private=True, exist_ok=True)
         tree = self.api.list_repo_tree(self.repository, repo_type="dataset")

@@ -2,11 +2,13 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from support.hub_server import HubServer
 from support.recorded_web import make_project, tree
 
 from pipeline.cli.main import main
@@ -93,6 +95,70 @@ def test_the_hub_gets_the_set_and_a_lost_connection_resumes(
     assert hub.created[0] == {"repository": "me/set", "repo_type": "dataset", "private": True, "exist_ok": True}
     assert main(command) == 0
     assert "0 files sent" in capsys.readouterr().out
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that huggingface_hub's own client sends to, in commits of six files."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    with HubServer().running() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(publishing, "_FILES_PER_COMMIT", 6)
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        yield server
+
+
+PUBLISH = ["publish", "hf://datasets/me/set", "--quiet", "-c"]
+
+
+def test_the_hub_gets_the_set_over_http_and_an_interrupted_upload_resumes(
+    project: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.before_upload = lambda number, content: 403 if number > 3 else None
+    assert main([*PUBLISH, str(project)]) == 1
+    error = capsys.readouterr().err
+    assert "run again to resume" in error
+    assert error.count("\n") == 1
+    assert "manifest.json" not in hub.files
+    kept = set(hub.objects)
+    hub.uploads.clear()
+    hub.before_upload = lambda number, content: None
+    assert main([*PUBLISH, str(project)]) == 0
+    assert kept.isdisjoint(path.rsplit("/", 1)[1] for path in hub.uploads)  # nothing is sent twice
+    shards = project.parent / "work/shards"
+    assert {name: content for name, content in hub.files.items() if name != "README.md"} == {
+        path.name: path.read_bytes() for path in shards.iterdir()
+    }
+    assert hub.commits[-1] == ["manifest.json"]
+    assert hub.created[0]["private"] is True
+    commits = len(hub.commits)
+    assert main([*PUBLISH, str(project)]) == 0
+    assert len(hub.commits) == commits
+
+
+def test_what_arrives_damaged_is_named_and_sent_again(
+    project: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.before_upload = lambda number, content: content[:-1] + b"?" if number == 2 else None
+    assert main([*PUBLISH, str(project)]) == 1
+    assert "is missing there, or differs from what was sent; run again" in capsys.readouterr().err
+    assert hub.files
+    assert "manifest.json" not in hub.files  # nobody takes it for a whole set
+    (damaged,) = (oid for oid, content in hub.objects.items() if hashlib.sha256(content).hexdigest() != oid)
+    del hub.objects[damaged]  # as the Hub would refuse it
+    assert main([*PUBLISH, str(project)]) == 0
+    assert "3 files sent, " in capsys.readouterr().out  # with sizes.json and manifest.json
+
+
+def test_a_rate_limit_of_the_hub_is_a_failure_of_the_network(
+    project: Path, hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.before_upload = lambda number, content: 429
+    assert main([*PUBLISH, str(project)]) == 4
+    assert "run again later" in capsys.readouterr().err
 
 
 def test_git_knows_the_same_blob() -> None:
