@@ -2,8 +2,8 @@
 #   docker run --gpus all --ipc=host -v "$PWD":/data wit-trainer --nproc-per-node=8 -m trainer -c /data/wit.toml
 # Torch's wheels include CUDA; the host needs only a driver. --ipc=host: loader workers pass batches in shared memory.
 FROM python:3.11-slim
-# For train.compile: Triton compiles the launchers of its kernels with a C compiler at run time.
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+# pdqhash is compiled when it is installed; Triton compiles the launchers of its kernels at run time (train.compile).
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/wit
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY queries queries

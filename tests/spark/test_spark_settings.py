@@ -128,6 +128,14 @@ def test_a_running_job_server_is_left_to_its_own_settings(monkeypatch):
             ],
             80,
         ),
+        (
+            [
+                "--spark_master_url=k8s://https://10.0.0.1:6443",
+                "--job_server_jvm_properties=-Dspark.dynamicAllocation.enabled=true",
+                "--job_server_jvm_properties=-Dspark.dynamicAllocation.maxExecutors=40",
+            ],
+            40,
+        ),
     ],
 )
 def test_the_bound_on_units_at_once_is_what_spark_is_told(args, workers, monkeypatch):
@@ -137,6 +145,26 @@ def test_the_bound_on_units_at_once_is_what_spark_is_told(args, workers, monkeyp
     assert f"-Dspark.default.parallelism={3 * workers}" in properties(parsed)
     if "spark://" in args[0]:
         assert f"-Dspark.cores.max={workers}" in properties(parsed)
+
+
+def test_what_changes_the_number_of_attempts_is_stated():
+    chosen = properties(options(CLUSTER))
+    assert "-Dspark.speculation=false" in chosen
+    assert "-Dspark.task.maxFailures=4" in chosen
+    assert "-Dspark.dynamicAllocation.enabled=false" in chosen
+    assert "-Dspark.dynamicAllocation.maxExecutors=16" in chosen
+
+
+@pytest.mark.parametrize(
+    ("attempts", "per_executor", "per_node", "excludes"), [(8, 2, 7, "true"), (2, 1, 1, "true"), (1, 1, 1, "false")]
+)
+def test_exclusion_leaves_a_task_an_attempt_elsewhere(attempts, per_executor, per_node, excludes):
+    """Spark refuses to start if a task may have all its attempts on one node."""
+    chosen = properties(options(CLUSTER, f"--job_server_jvm_properties=-Dspark.task.maxFailures={attempts}"))
+    assert [word for word in chosen if "task.maxFailures" in word] == [f"-Dspark.task.maxFailures={attempts}"]
+    assert f"-Dspark.excludeOnFailure.enabled={excludes}" in chosen
+    assert f"-Dspark.excludeOnFailure.task.maxTaskAttemptsPerExecutor={per_executor}" in chosen
+    assert f"-Dspark.excludeOnFailure.task.maxTaskAttemptsPerNode={per_node}" in chosen
 
 
 def test_executors_with_many_cores_get_as_many_processes():
@@ -186,6 +214,15 @@ def test_the_runnable_jar_has_spark_and_beam_on_its_class_path(tmp_path):
     paths = [Path(url.removeprefix("file://")) for url in entries["Class-Path"].split()]
     assert [path.name for path in paths] == [job_server.BEAM_JAR, "spark-core_2.12-3.5.9.jar"]
     assert all(path.is_file() for path in paths)
+
+
+def test_the_runnable_jar_finds_yarn(tmp_path, monkeypatch):
+    """A class path of a manifest takes a URL for a folder if it ends with a slash."""
+    (tmp_path / "conf").mkdir()
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path / "conf"))
+    monkeypatch.setenv("YARN_CONF_DIR", str(tmp_path / "conf"))
+    text = zipfile.ZipFile(job_server.runnable_jar()).read("META-INF/MANIFEST.MF").decode()
+    assert text.replace("\r\n ", "").count(f" {(tmp_path / 'conf').as_uri()}/") == 1
 
 
 def test_a_pyspark_that_changed_gets_a_jar_of_its_own(tmp_path):

@@ -6,6 +6,7 @@ module, so it stands apart from the tests.
 
 import hashlib
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -34,6 +35,33 @@ class WriteUnit:
         content = hashlib.sha256(str(unit).encode()).hexdigest().encode()
         write_atomically(Path(self.root, "tree", f"unit-{unit:03}"), content * (unit + 1))
         return unit, len(content) * (unit + 1)
+
+
+@dataclass(frozen=True)
+class SlowAtFirst(WriteUnit):
+    """The same; the first call of unit 0 takes `slow_s`."""
+
+    slow_s: float = 0.0
+
+    def __call__(self, unit: int) -> tuple[int, int]:
+        if unit == 0 and not list(Path(self.root).glob("calls/0-*")):
+            return WriteUnit(self.root, self.slow_s)(unit)
+        return super().__call__(unit)
+
+
+@dataclass(frozen=True)
+class DieAtFirst(WriteUnit):
+    """The same; the first `deaths` calls of unit 0 end their process."""
+
+    deaths: int = 0
+
+    def __call__(self, unit: int) -> tuple[int, int]:
+        if unit == 0 and len(list(Path(self.root).glob("calls/0-*"))) < self.deaths:
+            calls = Path(self.root, "calls")
+            calls.mkdir(parents=True, exist_ok=True)
+            (calls / f"0-{os.getpid()}-{uuid.uuid4().hex}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(unit)
 
 
 @dataclass(frozen=True)
@@ -119,7 +147,9 @@ def fail_as_bug(unit: int) -> int:
     raise LookupError(f"no such thing: {unit}")
 
 
-def units_only(root: Path, units: int, pause_s: float = 0.0) -> Callable[[beam.Pipeline], None]:
+def units_only(
+    root: Path, units: int, pause_s: float = 0.0, write: WriteUnit | None = None
+) -> Callable[[beam.Pipeline], None]:
     """Return the job that most stages are: nothing follows the units, whose results are on disk."""
 
     def build(pipeline: beam.Pipeline) -> None:
@@ -127,7 +157,7 @@ def units_only(root: Path, units: int, pause_s: float = 0.0) -> Callable[[beam.P
             pipeline
             | "Units" >> beam.Create(range(units), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(WriteUnit(str(root), pause_s))
+            | "Write" >> beam.Map(write or WriteUnit(str(root), pause_s))
         )
 
     return build

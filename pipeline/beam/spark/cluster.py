@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def local_cluster(folder: Path, *, workers: int = 2, cores: int = 1, memory: str = "1g") -> Iterator[Cluster]:
+def local_cluster(
+    folder: Path, *, workers: int = 2, cores: int = 1, memory: str = "1g", hosts: Sequence[str] = ("127.0.0.1",)
+) -> Iterator[Cluster]:
     """Start a cluster whose logs and work files are in `folder`, and end its processes afterwards.
 
-    `cores` and `memory` are per worker; an executor takes one core and, by default, 1 GiB.
+    `cores` and `memory` are per worker; an executor takes one core and, by default, 1 GiB. Workers get the addresses
+    `hosts` in turn: to Spark, two addresses are two machines.
 
     Raises:
         ConfigError: Java or pyspark is missing.
@@ -48,29 +51,30 @@ def local_cluster(folder: Path, *, workers: int = 2, cores: int = 1, memory: str
     processes: list[subprocess.Popen[bytes]] = []
     try:
         master_log = folder / "master.log"
-        master = _start("master.Master", [], master_log)
+        master = _start("master.Master", "127.0.0.1", [], master_log)
         processes.append(master)
         url = _wait_for(master, master_log, _MASTER_URL)
         for number in range(workers):
             options = ["--cores", str(cores), "--memory", memory, "--work-dir", str(folder / f"worker-{number}"), url]
-            processes.append(_start("worker.Worker", options, folder / f"worker-{number}.log"))
+            host = hosts[number % len(hosts)]
+            processes.append(_start("worker.Worker", host, options, folder / f"worker-{number}.log"))
         _wait_for(master, master_log, re.compile(f"(?s)(?:{_REGISTERED}.*){{{workers}}}"))
         yield Cluster(url, master, tuple(processes[1:]))
     finally:
         _stop(processes)
 
 
-def _start(role: str, options: list[str], log: Path) -> "subprocess.Popen[bytes]":
+def _start(role: str, host: str, options: list[str], log: Path) -> "subprocess.Popen[bytes]":
     """Start `org.apache.spark.deploy.<role>`; without the `spark-class` script, so that its process id is the JVM's."""
     jars = pyspark_jars()[0].parent
     light = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]  # they do little after their start
     command = [java(), *light, "-cp", f"{jars}/*", f"org.apache.spark.deploy.{role}"]
-    command += ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0", *options]
+    command += ["--host", host, "--port", "0", "--webui-port", "0", *options]
     core = next(jars.glob("spark-core_*.jar"))  # spark-core_2.12-3.5.9.jar
     environment = os.environ | {
         "SPARK_HOME": str(jars.parent),
         "SPARK_SCALA_VERSION": core.name.split("_")[1].split("-")[0],  # needed when a worker starts an executor
-        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_LOCAL_IP": host,
     }
     with log.open("wb") as output:
         return subprocess.Popen(

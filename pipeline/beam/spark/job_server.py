@@ -3,7 +3,8 @@
 Beam's client passes every pipeline to a Java program, the job server, that communicates with Spark. Its official build
 is one big jar (`--spark_job_server_jar`). Without it we use two jars: Beam's runner with its libraries, built once by
 `python -m pipeline.beam.spark.build_job_server`, and a tiny one, written here, whose class path is that jar plus the
-jars of the installed pyspark. So driver and executors always run the same Spark.
+jars of the installed pyspark, and Hadoop's configuration if the environment names it. So driver and executors always
+run the same Spark.
 """
 
 import hashlib
@@ -68,12 +69,13 @@ def pyspark_jars() -> list[Path]:
 
 
 def runnable_jar() -> Path:
-    """Return a jar to start with `java -jar`; it is written again if the path of Beam's jar or of pyspark has changed.
+    """Return a jar to start with `java -jar`; it is written again if the path of Beam's jar, of pyspark or of Hadoop's
+    configuration has changed.
 
     Raises:
         ConfigError: the built jar or pyspark is missing.
     """
-    class_path = " ".join(jar.resolve().as_uri() for jar in [cached_beam_jar(), *pyspark_jars()])
+    class_path = " ".join([jar.resolve().as_uri() for jar in [cached_beam_jar(), *pyspark_jars()]] + _hadoop_configs())
     digest = hashlib.sha256(class_path.encode()).hexdigest()[:12]
     jar = cache_folder() / f"job-server-{digest}.jar"
     if not jar.is_file():
@@ -82,6 +84,12 @@ def runnable_jar() -> Path:
             archive.writestr("META-INF/MANIFEST.MF", _manifest({"Main-Class": _MAIN_CLASS, "Class-Path": class_path}))
         temporary.replace(jar)
     return jar
+
+
+def _hadoop_configs() -> list[str]:
+    """Return the folders of yarn-site.xml and core-site.xml as URLs: `java -jar` ignores CLASSPATH."""
+    named = [os.environ.get(name) for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR")]
+    return [f"{Path(folder).resolve().as_uri()}/" for folder in dict.fromkeys(named) if folder]
 
 
 def _manifest(entries: dict[str, str]) -> bytes:

@@ -21,6 +21,9 @@ from pipeline.errors import ConfigError
 # known number of processes.
 DEFAULT_CORES = 16
 
+_ATTEMPTS = 4
+"""Spark's default, written down because the settings below depend on it."""
+
 # Beam reads options of the Java runner from the job server, and drops those that the job server does not know.
 JOB_SERVER_OPTIONS: dict[str, type] = {
     "bundle_size": int,
@@ -102,7 +105,9 @@ def most_units_at_once(master: str, jvm_properties: list[str]) -> int:
     if master.startswith("spark://"):
         return _parse_int(given, "spark.cores.max", DEFAULT_CORES)
     per_executor = _parse_int(given, "spark.executor.cores", 1)
-    return _parse_int(given, "spark.executor.instances", max(1, DEFAULT_CORES // per_executor)) * per_executor
+    is_dynamic = given.get("spark.dynamicAllocation.enabled", "").lower() == "true"
+    count = "spark.dynamicAllocation.maxExecutors" if is_dynamic else "spark.executor.instances"
+    return _parse_int(given, count, max(1, DEFAULT_CORES // per_executor)) * per_executor
 
 
 def _job_server(given: argparse.Namespace) -> list[str]:
@@ -132,26 +137,37 @@ def _jvm_properties(given: argparse.Namespace, local: int | None) -> dict[str, s
     if local is not None:
         ours["spark.ui.enabled"] = "false"
     else:
-        ours |= _cluster_properties(cores, per_executor=_parse_int(user, "spark.executor.cores", 1))
+        ours |= _cluster_properties(
+            cores,
+            per_executor=_parse_int(user, "spark.executor.cores", 1),
+            attempts=_parse_int(user, "spark.task.maxFailures", _ATTEMPTS),
+        )
     if local is not None or _is_loopback_master(given.spark_master_url):
         ours |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     return ours | user
 
 
-def _cluster_properties(cores: int, per_executor: int) -> dict[str, str]:
+def _cluster_properties(cores: int, *, per_executor: int, attempts: int) -> dict[str, str]:
+    executors = str(max(1, cores // per_executor))
     return {
         "spark.cores.max": str(cores),  # for a standalone master; the others count executors
-        "spark.executor.instances": str(max(1, cores // per_executor)),
+        "spark.executor.instances": executors,
+        # A fetch is cut by host for a known number of processes; executors that come and go change it in mid-fetch.
+        "spark.dynamicAllocation.enabled": "false",
+        "spark.dynamicAllocation.maxExecutors": executors,  # where a user switches it on
+        # A second attempt of a slow unit would request the images of a slow host a second time.
+        "spark.speculation": "false",
+        "spark.task.maxFailures": str(attempts),
         # One core, hence one Python process, per executor: it fits every worker, and the death of a process (a decoder
         # that crashes on a hostile image) then costs one core, not a host.
         "spark.executor.cores": "1",
         # Without it one dead Python process fails the job: its executor keeps the broken environment, and all four
         # attempts of a task go there. So at most two do; an excluded executor is replaced; and the other executors of
         # its host are kept.
-        "spark.excludeOnFailure.enabled": "true",
+        "spark.excludeOnFailure.enabled": str(attempts > 1).lower(),
         "spark.excludeOnFailure.killExcludedExecutors": "true",
-        "spark.excludeOnFailure.task.maxTaskAttemptsPerExecutor": "2",
-        "spark.excludeOnFailure.task.maxTaskAttemptsPerNode": "3",  # must be below spark.task.maxFailures
+        "spark.excludeOnFailure.task.maxTaskAttemptsPerExecutor": str(max(1, min(2, attempts - 1))),
+        "spark.excludeOnFailure.task.maxTaskAttemptsPerNode": str(max(1, attempts - 1)),  # Spark wants fewer than all
         "spark.scheduler.excludeOnFailure.unschedulableTaskSetTimeout": "30s",  # for clusters of one host
         "spark.excludeOnFailure.stage.maxFailedExecutorsPerNode": "1000",
         "spark.excludeOnFailure.application.maxFailedExecutorsPerNode": "1000",
