@@ -120,7 +120,7 @@ def test_attempts_on_a_cluster_of_two_machines(expected, tmp_path):
         run_pipeline(small_job.small_job(dynamic, UNITS, 0.1), on(cluster, changes))
         assert small_job.tree(dynamic) == expected
         assert small_job.calls(dynamic) == list(range(UNITS))
-    end_job_servers()
+        end_job_servers()
 
 
 @pytest.mark.parametrize("attempts", [2, 4])
@@ -130,10 +130,13 @@ def test_a_unit_that_always_fails_is_tried_as_often_as_stated(cluster, tmp_path,
         run_pipeline(
             small_job.units_only(tmp_path, 3, write=deadly), on(cluster, [f"spark.task.maxFailures={attempts}"])
         )
+    end_job_servers()
     assert 1 <= small_job.calls(tmp_path).count(0) <= attempts
 
 
 def on(cluster: Cluster, properties: list[str]) -> PipelineOptions:
+    """Return the options of a job with other properties: another application, for which the one before makes room."""
+    end_job_servers()
     changed = [f"--job_server_jvm_properties=-D{setting}" for setting in properties]
     return parse_beam_options([*on_cluster(cluster), *changed])
 
