@@ -1,6 +1,7 @@
 """The images of docker/: built and started where there is a daemon; else their steps, in a clean environment."""
 
 import fnmatch
+import importlib.util
 import json
 import os
 import re
@@ -209,13 +210,13 @@ def test_the_entry_point_runs_other_commands(tmp_path: Path) -> None:
 @pytest.mark.spark
 def test_spark_knows_the_options_of_its_executor(tmp_path: Path) -> None:
     """It gets as far as connecting to its driver, which is not there."""
-    pyspark = pytest.importorskip("pyspark")
-    if shutil.which("java") is None:
-        pytest.skip("needs Java")
+    found = importlib.util.find_spec("pyspark")  # not imported: other tests put another in its place
+    if found is None or found.origin is None or shutil.which("java") is None:
+        pytest.skip("needs pyspark and Java")
     environment = EXECUTOR | {"SPARK_DRIVER_URL": "spark://CoarseGrainedScheduler@127.0.0.1:1"}
     environment |= {"SPARK_EXECUTOR_POD_IP": "127.0.0.1", "SPARK_LOCAL_IP": "127.0.0.1"}
     environment["PATH"] = os.environ["PATH"]
-    environment["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+    environment["SPARK_HOME"] = str(Path(found.origin).parent)
     done = start_executor(tmp_path, "executor", **environment)
     assert done.returncode != 0
     assert not re.search("Unrecognized options|Usage:", done.stdout + done.stderr)
