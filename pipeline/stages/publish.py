@@ -7,6 +7,7 @@ are known to be there.
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +79,18 @@ def publish(workspace: Workspace, url: str, progress: Progress) -> Published:
     except UserError:
         raise
     except Exception as error:  # any error of a store or the Hub
-        line = one_line(error)
-        if is_rate_limit(line) or "429" in line:
+        line = _with_cause(error)
+        if is_rate_limit(line) or re.search(r"\b429\b", line):  # as a word: a SHA-256 may contain the digits
             raise NetworkError(f"{url}: {line}; run again later: what was sent stays sent") from error
         raise UserError(f"{url}: {line}; run again to resume") from error
+
+
+def _with_cause(error: Exception) -> str:
+    """Return the message of an error and that of its first cause: the Hub's client names only the file."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return one_line(str(error) if first is error else f"{str(error).rstrip('.')}: {first or type(first).__name__}")
 
 
 def _publish(workspace: Workspace, manifest: Manifest, destination: Destination, progress: Progress) -> Published:
@@ -239,9 +248,10 @@ class HubDestination:
         if len(parts) != 3 or parts[0] != "datasets" or not all(parts):
             raise ConfigError(f"{url}: must be hf://datasets/OWNER/NAME")
         try:
-            import huggingface_hub
+            import huggingface_hub.utils
         except ModuleNotFoundError:
             raise ConfigError(f"{url} needs a package: pip install 'wit-pipeline[hub]'") from None
+        cast(Any, huggingface_hub.utils).disable_progress_bars()  # its own, one for each file
         return cls(huggingface_hub.HfApi(), "/".join(parts[1:]))
 
     def files(self, names: Collection[str] | None = None) -> Mapping[str, FileFacts | GitBlob]:
