@@ -110,13 +110,13 @@ def test_a_build_is_complete_and_as_on_disk(store: Store, on_disk: Path, tmp_pat
     config = project_on(store, tmp_path / "project", "faults")
     store.fail()
     assert main(["build", "-c", str(config), "--quiet"]) == 0
+    assert main(["verify", "-c", str(config)]) == 0
     store.proxy.faults.clear()
     assert set(store.proxy.happened) == set(store.faults)
     copy = copy_of(store.root("faults"), tmp_path / "copy")
     folders = [path.name for path in on_disk.iterdir() if path.name not in (".wit", "consent")]
     assert tree(copy, *folders) == tree(on_disk, *folders)
     assert not (copy / ".wit/lock").exists()
-    assert main(["verify", "-c", str(config)]) == 0
 
 
 def test_a_second_build_ends_with_one_line(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

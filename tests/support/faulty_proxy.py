@@ -38,7 +38,7 @@ class Fault(StrEnum):
 class FaultyProxy(QuietServer):
     """Passes requests on to `upstream`, an URL; a share of them fails by one of `faults`, chosen by their hash."""
 
-    def __init__(self, upstream: str, faults: Sequence[Fault], *, share: float = 0.15, silence_s: float = 2.0) -> None:
+    def __init__(self, upstream: str, faults: Sequence[Fault], *, share: float = 0.08, silence_s: float = 2.0) -> None:
         super().__init__(_Handler)
         self.upstream = urlsplit(upstream)
         self.faults = list(faults)
@@ -58,7 +58,8 @@ class FaultyProxy(QuietServer):
             digest = hashlib.sha256(f"{attempt} {request}".encode()).digest()
             if int.from_bytes(digest[:4]) >= self.share * 2**32:
                 return None
-            return self.faults[digest[4] % len(self.faults)]
+            possible = [fault for fault in self.faults if fault is not Fault.CUT or request.startswith("GET ")]
+            return possible[digest[4] % len(possible)] if possible else None
 
     def count(self, fault: Fault) -> None:
         with self._lock:
