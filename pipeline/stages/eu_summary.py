@@ -68,7 +68,8 @@ def write_eu_summary(
         "records. Lines with [to fill in] are for the provider of the model.",
         "",
         "Terms: an image-text pair is one image with the text that describes it. A domain is the name of the server "
-        "that published the image. To exclude a pair means that neither its image nor its text is in the dataset.",
+        "that published the image. To exclude a pair means that neither its image nor its text is in the dataset. "
+        "robots.txt is the file in which a site states what automated programs (crawlers) may request from it.",
         "",
         *_general_information(compliance, composition, config, manifest),
         *_data_sources(compliance, config, sources),
@@ -137,7 +138,12 @@ def _listed_sources(config: Config, sources: int) -> list[str]:
     named = list(dict.fromkeys(_name_of(source) for source in config.sources))
     named += list(dict.fromkeys(f"search results of {_SEARCHES.get(s.api, s.api)}" for s in config.search))
     has_tars = any(source.kind == "webdataset" for source in config.sources)
-    lines = [f"{sources:,} files were read:", "", *(f"- {name}" for name in named), ""]
+    lines = [
+        f"{sources:,} {'file was' if sources == 1 else 'files were'} read:",
+        "",
+        *(f"- {name}" for name in named),
+        "",
+    ]
     if _requests_images(config):
         but = "Except for the sets of images, these" if has_tars else "These"
         lines.append(
@@ -193,8 +199,8 @@ def _data_processing(compliance: Compliance, config: Config, refused_by_pages: i
         "",
         "[to fill in] Whether the provider has signed the Code of Practice for general-purpose AI models.",
         "",
-        "The following forms of reservation (opt-out) were looked for, before and after each request. One reservation "
-        "of any form excludes the pair; no permission elsewhere overrides it.",
+        "The table has the forms of reservation (opt-out), and whether they were looked for and obeyed, before and "
+        "after each request. One reservation of any form excludes the pair; no permission elsewhere overrides it.",
         "",
         "| form of reservation | looked for and obeyed | pairs excluded for it |",
         "|---|---|---:|",

@@ -51,6 +51,7 @@ def headers_that_refuse() -> Iterator[tuple[Signal, dict[str, str]]]:
     for value in (
         *("noai", "NoAI", "noimageai", "noml", "noindex", "noimageindex", "none", "no-ai", "noai; nofollow"),
         *("noai nofollow", "all: noai", "nofollow, noai", "wit-pipeline: noai", "WIT-Pipeline: noindex", "*: noai"),
+        *("GPTBot: noai", "nofollow, CCBot/2.0: noindex", "otherbot: nofollow, Kangaroo Bot: none"),
         *("max-image-preview:large, noai", "unavailable_after: 2010-01-01", "otherbot: nofollow, wit-pipeline: noai"),
     ):
         yield Signal.X_ROBOTS_TAG, {"X_Robots_Tag": value}
