@@ -31,6 +31,7 @@ _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
 _OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
 # In lower case, without hyphens and underscores.
 _REFUSING_WORDS = (b"noai", b"imageai", b"imageindex", b"noml", b"noindex", b"none")
+_METAS = b'"metas"'
 _REFUSING_NAMES = (b"tdmreservation", b"contentusage", b"contentsignal")
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -92,15 +93,19 @@ def _captured(block: bytes) -> str | None:
     return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
 
 
-def _may_refuse(beside: bytes, policy: PagePolicy) -> bool:
-    """Say whether words outside of the links could opt the images out: so few records have some."""
+def _may_refuse(beside: bytes, head_bytes: int, policy: PagePolicy) -> bool:
+    """Say whether words outside of the image links could opt the images out: so few records have some. `head_bytes` of
+    them come before the links.
+    """
     lower = beside.lower()
     joined = lower.translate(None, b"-_")
     if any(name in joined for name in _REFUSING_NAMES):
         return True
     if b"robots" in joined and any(word in joined for word in _REFUSING_WORDS):
         return True
-    return _names_of(policy.directives.agents).search(lower) is not None
+    start = lower.find(_METAS)
+    end = head_bytes if start < head_bytes else len(lower)
+    return start >= 0 and _names_of(policy.directives.agents).search(lower, start, end) is not None
 
 
 @cache
@@ -146,8 +151,9 @@ def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
         path = block.find(_IMAGE_LINK, end)
     if first < 0:
         return None
-    beside = block[: max(block.rfind(_LINKS, 0, first), 0) or first] + block[end:]  # what is not between image links
-    if _BASE in beside or _may_refuse(beside, policy):
+    head_bytes = max(block.rfind(_LINKS, 0, first), 0) or first
+    beside = block[:head_bytes] + block[end:]  # what is not between image links
+    if _BASE in beside or _may_refuse(beside, head_bytes, policy):
         return None
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(links))
