@@ -4,7 +4,11 @@ For the shard `<workspace>/shards/00000.tar`, the key `annotations/NAME.column` 
 `<workspace>/annotations/NAME/00000.parquet`.
 """
 
+import hashlib
 import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +19,7 @@ import pyarrow.parquet as pq
 from trainer.errors import TrainerConfigError, TrainerError, one_line
 
 PREFIX = "annotations/"
+READ_AT_ONCE = 32
 _KEY = re.compile(rf"{PREFIX}([a-z0-9][a-z0-9_-]*)\.(.+)")
 
 
@@ -47,16 +52,56 @@ def annotations_of(shard: str, number: int, samples: int, keys: tuple[str, ...])
     return values
 
 
+def annotations_fingerprint(shards: Iterable[str], keys: tuple[str, ...]) -> str:
+    """Return a hash of what these shards' annotations are: of each column its type and its Parquet statistics.
+
+    They have the number of values, their sizes, the smallest and the largest; only the end of each file is read.
+
+    Raises:
+        TrainerError: a table cannot be read, or has no such column.
+    """
+    names = sorted(set(map(parse_key, keys)))
+    wanted = [(shard, name, column) for shard in shards for name, column in names]
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        found = list(threads.map(lambda one: _facts(*one), wanted))
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _facts(shard: str, name: str, column: str) -> tuple[Any, ...]:
+    with _table(shard, name, column) as table:
+        footer = table.metadata
+        at = table.schema_arrow.names.index(column)
+        groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+        chunks = [
+            (chunk.path_in_schema, chunk.num_values, chunk.total_compressed_size, chunk.total_uncompressed_size,
+             chunk.statistics and chunk.statistics.to_dict())
+            for group in groups for chunk in map(group.column, range(group.num_columns))
+            if chunk.path_in_schema.partition(".")[0] == column
+        ]  # fmt: skip
+        return shard.rpartition("/")[2], name, str(table.schema_arrow.field(at).type), footer.num_rows, chunks
+
+
 @lru_cache(maxsize=256)  # a few MB each at most; as many as a loader process has open shards, of two keys
 def _column(shard: str, key: str) -> pa.ChunkedArray:
     name, column = parse_key(key)
+    with _table(shard, name, column) as table:
+        return table.read([column]).column(0)
+
+
+@contextmanager
+def _table(shard: str, name: str, column: str) -> Iterator[pq.ParquetFile]:
+    """Open the annotations `name` of a shard.
+
+    Raises:
+        TrainerError: they cannot be read, or have no such column.
+    """
     folder, _, tar = shard.rpartition("/")
     path = f"{folder.rpartition('/')[0]}/{PREFIX}{name}/{tar.removesuffix('.tar')}.parquet"
     try:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
             if column not in table.schema_arrow.names:
                 raise TrainerError(f"{path} has no column {column!r}; it has {', '.join(table.schema_arrow.names)}")
-            return table.read([column]).column(0)
+            yield table
     except FileNotFoundError:
         raise TrainerError(f"no annotations {name!r} for {shard}: run `wit annotate {name}`") from None
     except (OSError, pa.ArrowException) as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.annotations import parse_key
+from trainer.annotations import annotations_fingerprint, parse_key
 from trainer.capped_draw import CappedDraw
 from trainer.captions import CaptionRule
 from trainer.config import Settings, TrainConfig, TrainSet
@@ -29,12 +29,18 @@ class Inputs:
     preprocessing: Preprocessing
     held_out: ShardSet
     held_out_view: Preprocessing
+    annotations: list[str | None]  # of each set, a fingerprint of those that are its captions
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which sample comes when."""
+        """What decides which sample comes when, with which caption."""
         shares = self.order.shares if isinstance(self.order, MixedOrder) else None
-        return {"shards": self.shards.fingerprint, "train.sets": None if shares is None else list(shares)}
+        return {
+            "shards": self.shards.fingerprint,
+            "train.sets": None if shares is None else list(shares),
+            "train.captions": [[rule.choice, *rule.keys] for rule in self.preprocessing.captions],
+            "annotations": self.annotations,
+        }
 
 
 def open_inputs(settings: Settings, world: World, *, resizes_on_device: bool) -> Inputs:
@@ -76,7 +82,13 @@ def open_inputs(settings: Settings, world: World, *, resizes_on_device: bool) ->
         view,
         ShardSet(tuple(shard for one in held_out for shard in one), cache),
         held_out_view,
+        world.from_first(lambda: list(map(_annotations, view.captions, trained))),
     )
+
+
+def _annotations(rule: CaptionRule, shards: tuple[CountedShard, ...]) -> str | None:
+    paths = [shard.path for shard in shards if shard.samples]
+    return annotations_fingerprint(paths, rule.annotations) if rule.annotations else None
 
 
 def _rule(config: TrainConfig, one: TrainSet) -> CaptionRule:

@@ -140,8 +140,9 @@ class Saver:
         if path is None:
             return 0, Counter()
         for key, value in self._identity.items():
-            if state["identity"].get(key) != value:
-                detail = "the shards differ" if key == "shards" else f"{key} = {state['identity'].get(key)!r}"
+            if state["identity"].get(key, value) != value:  # absent: the version that wrote it did not know the key
+                differs = key in ("shards", "annotations")  # hashes, which tell nobody anything
+                detail = f"the {key} differ" if differs else f"{key} = {state['identity'].get(key)!r}"
                 raise TrainerError(
                     f"{path} belongs to another run ({detail}): set train.output to a new folder, or restore the value"
                 )

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support.processes import TINY, run, start, tiny_settings
 from support.scene_shards import write_scene_shards
 
 from trainer import checkpoint
+from trainer.config import Settings
 from trainer.data import Batch
 from trainer.errors import TrainerError
 from trainer.step import Stepper
@@ -250,6 +253,31 @@ def test_a_checkpoint_of_another_run_is_one_line(scenes: Path, tmp_path: Path):
     assert "belongs to another run (train.batch = 24)" in _fails(tiny_settings(scenes, tmp_path, steps=2, batch=20))
     wider = tiny_settings(scenes, tmp_path).train.architecture | {"embed_dim": 8}
     assert "belongs to another run (train.architecture" in _fails(tiny_settings(scenes, tmp_path, architecture=wider))
+
+
+def test_other_captions_are_another_run(tmp_path: Path):
+    """Also where the annotations that hold them have changed, and only there."""
+    write_scene_shards(tmp_path / "shards", (30, 30))
+    rows, folder = {f"{shard:05d}": [f"caption {n}" for n in range(30)] for shard in range(2)}, tmp_path / "annotations"
+    keys = ["annotations/recaptions.text", "txt"]
+
+    def annotate(name: str = "recaptions", **other: Any) -> None:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for shard, texts in rows.items():
+            pq.write_table(pa.table({"text": texts, **other}), folder / name / f"{shard}.parquet")
+
+    def settings(steps: int, caption_keys: list[str]) -> Settings:
+        return tiny_settings(tmp_path, tmp_path / "out", steps=steps, caption_keys=caption_keys)
+
+    annotate()
+    assert train(settings(1, keys)) is not None
+    annotate("scores")  # and another column of the same table, which are no captions
+    annotate(score=[0.5] * 30)
+    assert train(settings(2, keys)) is not None
+    assert "belongs to another run (train.captions = [['first', 'annotations" in _fails(settings(3, ["txt"]))
+    rows["00001"][17] = "another"
+    annotate()
+    assert "belongs to another run (the annotations differ)" in _fails(settings(3, keys))
 
 
 def test_a_damaged_checkpoint_is_one_line(scenes: Path, tmp_path: Path):
