@@ -3,6 +3,7 @@
 The other tables belong to the pipeline and are ignored. Relative paths start at the config file's folder.
 """
 
+import hashlib
 import os
 import re
 import tomllib
@@ -54,8 +55,8 @@ class TrainConfig(Table):
     sets: tuple[TrainSet, ...] = Field(default=(), strict=False)  # instead of `shards`
     validation: tuple[str, ...] = Field(default=(), strict=False)  # globs of held-out tars
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the shards, drawn by seed and held out
-    output: str | None = None  # default: `<workspace>/train`
-    cache: str | None = None  # folder of local copies of remote shards; default: `<output>/cache`
+    output: str | None = None  # a folder or URL; default: `<workspace>/train`
+    cache: str | None = None  # folder of local copies of what is remote; default: `<output>/cache`
     cache_gib: Annotated[float, Field(gt=0, le=2**30)] = 64.0
     lanes: Positive = 8
     window: Positive = 65_536
@@ -164,20 +165,34 @@ class Settings(Table):
         return self.train.shards or (f"{self.workspace}/shards/*.tar",)
 
     @property
+    def output_url(self) -> str | None:
+        """Where the output is kept, if that is a store."""
+        return self._output.rstrip("/") if "://" in self._output else None
+
+    @property
+    def _output(self) -> str:
+        return self.train.output or f"{self.workspace}/train"
+
+    @property
     def output(self) -> Path:
-        """The folder of checkpoints and logs, on this machine."""
-        output = self.train.output or f"{self.workspace}/train"
-        if "://" in output:
-            raise TrainerConfigError(
-                f"train.output = {output!r} is not a local folder: checkpoints need atomic renames, so set "
-                "train.output to a folder on a local or shared file system"
-            )
-        return Path(output)
+        """The folder of checkpoints and logs, on this machine; of an output on a store a copy, in the cache."""
+        if self.output_url is None:
+            return Path(self._output)
+        return self.cache / f"output-{hashlib.sha256(self.output_url.encode()).hexdigest()[:16]}"
 
     @property
     def cache(self) -> Path:
-        """The folder of local copies of remote shards."""
-        return Path(self.train.cache) if self.train.cache else self.output / "cache"
+        """The folder of local copies of remote shards and of an output on a store."""
+        if self.train.cache:
+            return Path(self.train.cache)
+        if self.output_url is None:
+            return self.output / "cache"
+        if "://" in self.workspace:
+            raise TrainerConfigError(
+                f"train.output = {self._output!r} is on a store: set train.cache to a folder of this machine, for "
+                "its copy"
+            )
+        return Path(self.workspace) / "train" / "cache"
 
 
 @cache

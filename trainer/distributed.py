@@ -56,6 +56,21 @@ class World:
         if any(self.any(failure is not None)):
             raise failure or PeerError()
 
+    def in_first_of_machine(self, work: Callable[[], Any]) -> None:
+        """Run `work` in the first process of each machine; the others wait for all of them.
+
+        Raises:
+            TrainerError: raised by `work` here; a `PeerError` where it was raised elsewhere.
+        """
+        failure = None
+        if self.rank % self.local_size == 0:
+            try:
+                work()
+            except TrainerError as error:
+                failure = error
+        if any(self.any(failure is not None)):
+            raise failure or PeerError()
+
     def from_first(self, work: Callable[[], T]) -> T:
         """Run `work` in the first process and return its result in all of them.
 

@@ -12,27 +12,29 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from trainer import checkpoint
 from trainer.errors import TrainerError
 from trainer.sharded import read_checkpoint
+from trainer.store import local_copy
 
 
 def load_initial(model: CLIP, path: str, name: str = "") -> None:
     """Load weights into a model; position embeddings are interpolated to its resolution.
 
-    `path`: a checkpoint file of open_clip, a `step-*` of a run, the folder that a run exported, or a tag of open_clip's
-    weights for the architecture `name`, which are downloaded once.
+    `path`: a checkpoint file of open_clip, a `step-*` of a run, the folder that a run exported, also as URLs; or a tag
+    of open_clip's weights for the architecture `name`, which are downloaded once.
 
     Raises:
         TrainerError: the weights cannot be read, or have another architecture.
     """
     try:
-        source = Path(path)
-        if not source.is_absolute() and not source.exists():
-            source = _downloaded(name, path)
-        if checkpoint.is_checkpoint_name(source):
-            _load_step(model, read_checkpoint(source)["model"])
-        elif source.is_dir():
-            load_checkpoint(model, str(source / "open_clip_model.safetensors"))
-        else:
-            load_checkpoint(model, str(source))
+        with local_copy(path) as local:
+            source = Path(local)
+            if not source.is_absolute() and not source.exists():
+                source = _downloaded(name, path)
+            if checkpoint.is_checkpoint_name(source):
+                _load_step(model, read_checkpoint(source)["model"])
+            elif source.is_dir():
+                load_checkpoint(model, str(source / "open_clip_model.safetensors"))
+            else:
+                load_checkpoint(model, str(source))
     except Exception as error:  # open_clip and torch raise any error of their readers
         reason = shorten(str(error), 300)  # torch lists every weight that does not fit
         raise TrainerError(

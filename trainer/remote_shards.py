@@ -84,8 +84,8 @@ def fetch(url: str, copy: Path, size: int | None) -> None:
         raise TrainerError(f"shard {url}: received {copied} of {size} bytes: run again, or copy it by hand")
 
 
-def filesystem_of(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it.
+def filesystem_of(url: str, key: str = "train.shards") -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it. `key` names the URL in an error.
 
     Raises:
         TrainerConfigError: no such protocol, or its package is not installed.
@@ -93,5 +93,5 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
-        raise TrainerConfigError(f"train.shards: {url}: {one_line(error)}") from error
+        raise TrainerConfigError(f"{key}: {url}: {one_line(error)}") from error
     return filesystem, path

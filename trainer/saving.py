@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.config import Settings
 from trainer.distributed import World
 from trainer.errors import PeerError, TrainerError
 from trainer.step import Stepper
+from trainer.store import Store
 
 log = logging.getLogger(__name__)
 STABILITY_ADVICE = 'try train.precision = "bf16" or "fp32", or a lower train.learning_rate'
@@ -24,12 +26,18 @@ class Saver:
     """The checkpoints of a run. Every process calls every method."""
 
     def __init__(
-        self, settings: Settings, world: World, stepper: Stepper, identity: dict[str, Any], epoch_samples: int
+        self,
+        settings: Settings,
+        world: World,
+        stepper: Stepper,
+        identity: dict[str, Any],
+        epoch_samples: int,
+        store: Store | None = None,
     ) -> None:
         self.config, self.world, self.stepper = settings.train, world, stepper
         self.folder = settings.output / "checkpoints"
         self.saved_step = 0
-        self._identity, self._epoch_samples = identity, epoch_samples
+        self._identity, self._epoch_samples, self._store = identity, epoch_samples, store
         self._writing = sharded.Writing(world) if self.config.checkpoint_format == "sharded" else None
 
     def is_due(self, step: int) -> bool:
@@ -51,6 +59,7 @@ class Saver:
         if self.saved_step == step:
             return
         self._check_finite(step)
+        self.wait()
         total = self.world.sum_counts(broken)
         about = {
             "step": step,
@@ -59,10 +68,10 @@ class Saver:
             "broken": dict(total),
             "scaler": self.stepper.scaler.state_dict(),
         }
+        written: Callable[[], None] | None = None
         if self._writing is not None:
-            self.wait()
             path = sharded.checkpoint_path(self.folder, step)
-            self._writing.start(path, self.stepper, about, after=lambda: self._prune(step))
+            written = self._writing.start(path, self.stepper, about, after=lambda: self._prune(step))
         else:
             content = checkpoint.capture(self.stepper.core, self.stepper.optimizer) | about
             if self.stepper.average is not None:
@@ -74,28 +83,41 @@ class Saver:
                 self._prune(step)
 
             self.world.in_first(write)
+        if self._store is not None:
+            self._store.start(path, written, lambda paths: self._stale(paths, step))
         self.saved_step = step
 
     def wait(self) -> None:
-        """Wait until a checkpoint that is written beside the steps is complete.
+        """Wait until a checkpoint that is written or uploaded beside the steps is complete.
 
         Raises:
             TrainerError: it could not be written.
         """
         if self._writing is not None:
             self._writing.wait()
+        if self._store is not None:
+            self._store.wait()
+
+    def _stale(self, paths: list[Path], newest: int) -> list[Path]:
+        """Return the checkpoints, of `paths` by age, that no rule keeps."""
+        every, best = self.config.keep_every_steps, self._best().get("step")
+        return [
+            path
+            for path in paths[: -self.config.keep_checkpoints]
+            if (step := checkpoint.step_of(path)) not in (best, newest)
+            and not (every and step % every == 0)
+            and not self._ends_epoch(step)
+        ]
 
     def _prune(self, newest: int) -> None:
-        """Delete the checkpoints that no rule keeps."""
-        paths = checkpoint.list_checkpoints(self.folder)
-        every, best = self.config.keep_every_steps, self._best().get("step")
-        for path in paths[: -self.config.keep_checkpoints]:
-            step = checkpoint.step_of(path)
-            if step not in (best, newest) and not (every and step % every == 0) and not self._ends_epoch(step):
-                try:
-                    checkpoint.delete(path)
-                except OSError as error:
-                    raise TrainerError(f"cannot delete the old checkpoint {path}: {error.strerror}") from error
+        """Delete the checkpoints that no rule keeps; those of a store are deleted when the newest one is there."""
+        if self._store is not None:
+            return
+        for path in self._stale(checkpoint.list_checkpoints(self.folder), newest):
+            try:
+                checkpoint.delete(path)
+            except OSError as error:
+                raise TrainerError(f"cannot delete the old checkpoint {path}: {error.strerror}") from error
 
     def _best(self) -> dict[str, Any]:
         try:
@@ -170,9 +192,11 @@ class Saver:
             TrainerError: there are checkpoints, but none can be read.
         """
         failure = None
-        for path in reversed(checkpoint.list_checkpoints(self.folder)):
+        for path in reversed(self.checkpoints()):
             problem = None
             try:
+                if self._store is not None:
+                    self._store.fetch(path.name)
                 state = sharded.load_about(path) if path.is_dir() else checkpoint.load(path)
             except TrainerError as error:
                 problem = error
@@ -184,6 +208,12 @@ class Saver:
         if failure is not None:
             raise TrainerError(f"{failure}; no older one can be read: delete {self.folder} to start again")
         return None, {}
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints of the run, oldest first; of those on a store only the one in use is here."""
+        if self._store is not None:
+            return [self.folder / name for name in self._store.checkpoints()]
+        return checkpoint.list_checkpoints(self.folder)
 
     def _check_finite(self, step: int) -> None:
         moments = [value for state in self.stepper.optimizer.state.values() for value in state.values()]

@@ -5,6 +5,7 @@ not a tensor. `.metadata` is written last: a folder without it is not a checkpoi
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,25 @@ class Writing:
         self._world = world
         # Its threads must not share a group with the steps, whose operations would be mixed up with theirs.
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
-        self._pending: Any = None
-        self._path: Path | None = None
+        self._written: Callable[[], None] | None = None
         self._after: Callable[[], None] = lambda: None
 
-    def start(self, path: Path, stepper: Stepper, about: dict[str, Any], after: Callable[[], None]) -> None:
-        """Copy the state, and write it while the caller goes on; `after` runs in the first process at the end."""
+    def start(
+        self, path: Path, stepper: Stepper, about: dict[str, Any], after: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Copy the state, and write it while the caller goes on; `after` runs in the first process at the end.
+
+        Returns a function that waits until this process has written its part, and the first one all.
+        """
         self._world.in_first(lambda: _write_about(path, about))
+        self._world.in_first_of_machine(lambda: _make_folder(path))
         state = _state(stepper)
         try:
-            self._pending = async_save(
-                state, checkpoint_id=path, process_group=self._group, no_dist=self._world.size == 1
-            )
+            pending = async_save(state, checkpoint_id=path, process_group=self._group, no_dist=self._world.size == 1)
         except Exception as error:  # torch raises any error of its writers
             raise _not_written(path, error) from error
-        self._path, self._after = path, after
+        self._written, self._after = partial(_until_written, pending, path), after
+        return self._written
 
     def wait(self) -> None:
         """Wait until the checkpoint is complete.
@@ -65,14 +70,18 @@ class Writing:
         Raises:
             TrainerError: it could not be written.
         """
-        if self._pending is None or self._path is None:
+        if self._written is None:
             return
-        pending, self._pending = self._pending, None
-        try:
-            getattr(pending, "upload_completion", pending).result()
-        except Exception as error:
-            raise _not_written(self._path, error) from error
+        written, self._written = self._written, None
+        written()
         self._world.in_first(self._after)
+
+
+def _until_written(pending: Any, path: Path) -> None:
+    try:
+        getattr(pending, "upload_completion", pending).result()
+    except Exception as error:  # torch raises any error of its writers
+        raise _not_written(path, error) from error
 
 
 def _not_written(path: Path, error: Exception) -> TrainerError:
@@ -80,6 +89,13 @@ def _not_written(path: Path, error: Exception) -> TrainerError:
         f"cannot write {path}: {one_line(error)}; free space or set train.output, and run again to resume from the "
         "previous checkpoint"
     )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def _write_about(path: Path, about: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from trainer.saving import Saver
 from trainer.schedule import learning_rate
 from trainer.step import Stepper
 from trainer.stop_signal import stop_signal
+from trainer.store import Store
 from trainer.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ def train(settings: Settings, on_step: StepHook | None = None, *, profile: bool 
             open_world(config.device, config.collective_timeout_s) as world,
             _claimed_by_first(settings.output, world),
         ):
-            return _Run(settings, world, profile=profile).go(on_step)
+            run = _Run(settings, world, profile=profile)
+            with run.store.kept() if run.store is not None else nullcontext():
+                return run.go(on_step)
     except torch.OutOfMemoryError as error:
         micro_batch = config.micro_batch or "unset"
         raise TrainerError(
@@ -95,8 +98,13 @@ class _Run:
                 f"train.batch = {config.batch}: raise train.epochs, or lower train.batch"
             )
         self.validation = Validation(settings, self.inputs, world) if config.evaluate_steps else None
-        self.stepper = _stepper(settings, world)
-        self.saver = Saver(settings, world, self.stepper, self._identity, samples)
+        url = settings.output_url
+        self.store = None if url is None else Store(url, settings.output, world)
+        started = (
+            self.store.checkpoints() if self.store else checkpoint.list_checkpoints(settings.output / "checkpoints")
+        )
+        self.stepper = _stepper(settings, world, is_new=not started)
+        self.saver = Saver(settings, world, self.stepper, self._identity, samples, self.store)
         self.done_steps, broken = self.saver.resume()
         self.evaluated_step = self.done_steps
         self.reporter = Reporter(config, world, self.stepper, broken, self.done_steps)
@@ -237,7 +245,7 @@ class _Run:
             )  # fmt: skip
 
 
-def _stepper(settings: Settings, world: World) -> Stepper:
+def _stepper(settings: Settings, world: World, *, is_new: bool) -> Stepper:
     config, device = settings.train, world.device
     torch.manual_seed(settings.seed)
     try:
@@ -247,7 +255,7 @@ def _stepper(settings: Settings, world: World) -> Stepper:
         )  # fmt: skip
     except Exception as error:  # open_clip does not check the table; it fails where it uses a value
         raise TrainerConfigError(f"cannot build train.architecture: {one_line(error)}") from error
-    if config.initial is not None and not checkpoint.list_checkpoints(settings.output / "checkpoints"):
+    if config.initial is not None and is_new:
         load_initial(model, config.initial, open_clip_name(config.model))
     try:
         if "image" in config.lock:

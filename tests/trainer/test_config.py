@@ -92,11 +92,19 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str):
         _load(tmp_path, text)
 
 
-def test_a_remote_workspace_needs_a_local_output(tmp_path: Path):
+def test_an_output_on_a_store_needs_a_folder_for_its_copy(tmp_path: Path):
     path = tmp_path / "wit.toml"
     path.write_text('workspace = "s3://bucket/work"\n[train]\nmodel = "tiny"')
-    with pytest.raises(TrainerConfigError, match=r"train\.output"):
+    with pytest.raises(TrainerConfigError, match=r"train\.output = 's3://bucket/work/train' .* set train\.cache"):
         _ = load_settings(path).output
+    outputs = []
+    for name in ("one", "other"):
+        path.write_text(f'workspace = "work"\n[train]\nmodel = "tiny"\noutput = "s3://bucket/{name}/"')
+        settings = load_settings(path)
+        assert settings.output_url == f"s3://bucket/{name}"
+        outputs.append(settings.output)
+    assert {output.parent for output in outputs} == {tmp_path / "work" / "train" / "cache"}
+    assert outputs[0] != outputs[1]
 
 
 @given(step=st.integers(0, 390_625))

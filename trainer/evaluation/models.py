@@ -29,6 +29,7 @@ from trainer.export import PREPROCESSING
 from trainer.model import build_model
 from trainer.precision import autocast, pick_precision
 from trainer.sharded import read_checkpoint
+from trainer.store import local_copy
 from trainer.tokenizer import tokenize
 
 Features = NDArray[np.float32]
@@ -103,7 +104,7 @@ def open_encoder(
     """Open a checkpoint for evaluation.
 
     `path`: a checkpoint of this trainer; the folder of an exported model; or, with `architecture` (an open_clip name),
-    a file of weights or one of open_clip's pretrained tags.
+    a file of weights or one of open_clip's pretrained tags. Files and folders may be on a store.
 
     Raises:
         TrainerError: it cannot be opened, or the weights are of another architecture.
@@ -111,7 +112,8 @@ def open_encoder(
     path, config = str(path), config or EvaluateConfig()
     device = pick_device(config.device)
     logging.getLogger().setLevel(logging.WARNING)  # open_clip logs every step of building a model
-    model, preprocess, context_length = _open(path, architecture)
+    with local_copy(path) as local:
+        model, preprocess, context_length = _open(local, architecture)
     _check_weights(model, path)
     tokenizer = (
         partial(tokenize, context_length=context_length)
