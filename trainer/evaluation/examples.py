@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dedup.eval_sets import find_set
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.read import read_examples
 from trainer.errors import TrainerError
 from trainer.evaluation.models import Encoder
-from trainer.evaluation.prompts import PLAIN_TEMPLATES, Prompts, plain_name, wordnet_prompts
+from trainer.evaluation.prompts import Prompts, plain_name, templates_for, wordnet_prompts
 
 Bools = NDArray[np.bool_]
 
@@ -113,7 +114,8 @@ def _prompts_of_labels(name: str, distinct: list[str]) -> Prompts:
     if all(map(_WORDNET_ID.fullmatch, distinct)) and (prompts := wordnet_prompts(distinct)) is not None:
         return prompts
     _check_names(name, distinct)
-    return Prompts(tuple((plain_name(label),) for label in distinct), PLAIN_TEMPLATES, "the labels")
+    _check_part(name, len(distinct))
+    return Prompts(tuple((plain_name(label),) for label in distinct), templates_for(name), "the labels")
 
 
 def _parts(label: str) -> list[str]:
@@ -129,6 +131,17 @@ def _check_names(name: str, distinct: list[str]) -> None:
         raise TrainerError(
             f"evaluation set {name}: label {nameless[0]!r} is not a name that a prompt can use: add the set's classes "
             "and templates to the file of evaluate.prompts"
+        )
+
+
+def _check_part(name: str, classes: int) -> None:
+    """Reject the whole of ObjectNet, 313 classes, of which the paper uses those that ImageNet has."""
+    known = find_set(name)
+    if name == "objectnet" and known is not None and classes > known.classes:
+        raise TrainerError(
+            f"evaluation set {name}: its labels are {classes} classes, the paper's are the {known.classes} that "
+            "ImageNet has: keep the folders that ObjectNet's mappings/objectnet_to_imagenet_1k.json lists, or give "
+            "the set another name"
         )
 
 

@@ -3,7 +3,7 @@
 ImageNet's come with open_clip, also for WordNet ids of its classes (ImageNet-A, ImageNet-R). Others are read from a
 file: JSON or TOML of `{set: {classes: [], templates: []}}`, or a Markdown file of `## Title` sections with Python lists
 `classes` and `templates`, the format of OpenAI's published prompts. A set without an entry is prompted with the names
-of its labels: "a photo of a {}."
+of its labels: in ImageNet's templates if it was made after ImageNet's classes, else "a photo of a {}."
 """
 
 import ast
@@ -26,6 +26,8 @@ Origin = Literal["the paper's", "a file", "WordNet's names", "the labels"]
 """Where prompts are from. The paper's: ImageNet's, or a file in the form of OpenAI's."""
 
 PLAIN_TEMPLATES = ("a photo of a {}.",)
+_LIKE_IMAGENET = {"imagenet-a", "imagenet-r", "objectnet", "imagenet-vid", "youtube-bb"}
+"""Sets of the paper's section 3.3, on the robustness of classifiers of ImageNet, whose labels may be names."""
 _SECTION = re.compile(r"^## (?P<title>.+?)\s*$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _LISTS = re.compile(r"^(classes|templates) = (\[.*?^\])", re.MULTILINE | re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -65,6 +67,11 @@ def find_prompts(name: str, published: Mapping[str, Prompts]) -> Prompts | None:
     if _slug(name) in _IMAGENET_CLASSES:
         return Prompts(tuple((label,) for label in IMAGENET_CLASSNAMES), _imagenet_templates(), "the paper's")
     return None
+
+
+def templates_for(name: str) -> tuple[str, ...]:
+    """Return the templates for the labels of a set without prompts of its own."""
+    return _imagenet_templates() if name in _LIKE_IMAGENET else PLAIN_TEMPLATES
 
 
 def wordnet_prompts(ids: list[str]) -> Prompts | None:

@@ -208,6 +208,27 @@ def test_labels_that_are_not_names_need_prompts():
     assert prompts.classes == (("3",), ("7",))
 
 
+def test_names_of_classes_like_imagenets_are_in_its_templates():
+    """As in the paper's comparison of robustness; of other sets the template is plain."""
+    imagenet = find_prompts("imagenet", {})
+    assert imagenet is not None
+    for name in ("objectnet", "youtube-bb", "imagenet-r", "pets"):
+        prompts, positive = number_labels(name, ["alarm_clock", "zebra"], None, several=False)
+        assert prompts.classes == (("alarm clock",), ("zebra",))
+        assert prompts.origin == "the labels"
+        assert prompts.templates == (PLAIN_TEMPLATES if name == "pets" else imagenet.templates)
+        assert positive.tolist() == [[True, False], [False, True]]
+
+
+def test_the_whole_of_objectnet_is_not_the_papers_part():
+    names = [f"thing {chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(313)]
+    assert len(number_labels("objectnet", names[:113], None, several=False)[0].classes) == 113
+    assert len(number_labels("my-objectnet", names, None, several=False)[0].classes) == 313
+    with pytest.raises(TrainerError, match="objectnet: its labels are 313 classes, the paper's are the 113") as caught:
+        number_labels("objectnet", names, None, several=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_wordnet_ids_have_the_names_of_imagenet_or_of_wordnet():
     prompts, positive = number_labels("imagenet-a", ["n01498041", "n01443537", "n01498041"], None, several=False)
     assert prompts.classes == (("goldfish",), ("stingray",))
