@@ -46,17 +46,24 @@ def _train(workspace: Path, *, steps: int = 300, **keys: Any) -> str:
     return str(train(tiny_settings(workspace, output, **model, **recipe, **keys)))
 
 
-def _accuracy(workspace: Path, held_out: EvalSetConfig, *, steps: int = 300, **keys: Any) -> float:
-    """Train on a workspace and return the zero-shot accuracy on 12 classes of held-out pictures."""
-    encoder = open_encoder(_train(workspace, steps=steps, **keys), None, None, EvaluateConfig(device="cpu"))
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of a model that was trained on true captions."""
+    workspace = tmp_path_factory.mktemp("taught")
+    write_scene_shards(workspace / "shards", (300, 300))
+    return _train(workspace)
+
+
+def _accuracy(model: str, held_out: EvalSetConfig) -> float:
+    """Return a model's zero-shot accuracy on 12 classes of held-out pictures."""
+    encoder = open_encoder(model, None, None, EvaluateConfig(device="cpu"))
     prompts = Prompts(tuple((name,) for name in CLASSES), ("a {}",))
     return zero_shot(encoder, held_out, prompts).value
 
 
 @pytest.mark.slow
-def test_true_captions_score_higher_than_shuffled_ones(tmp_path: Path):
-    write_scene_shards(tmp_path / "shards", (300, 300))
-    scorer = open_scorer({"checkpoint": _train(tmp_path), "architecture": None, "batch": 32, "device": "cpu"})
+def test_true_captions_score_higher_than_shuffled_ones(taught: str):
+    scorer = open_scorer({"checkpoint": taught, "architecture": None, "batch": 32, "device": "cpu"})
     images = [draw_scene(*scene_of(number), seed=2_000_000 + number) for number in range(240)]
     true = scorer.score(images, [f"a {CLASSES[number % 12]}" for number in range(240)])
     shuffled = scorer.score(images, [f"a {CLASSES[(number + 1 + number % 11) % 12]}" for number in range(240)])
@@ -68,13 +75,12 @@ def test_true_captions_score_higher_than_shuffled_ones(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_model_learns_from_captions_but_not_from_shuffled_ones(tmp_path: Path, held_out: EvalSetConfig):
-    write_scene_shards(tmp_path / "true" / "shards", (300, 300))
+def test_a_model_learns_from_captions_but_not_from_shuffled_ones(taught: str, tmp_path: Path, held_out: EvalSetConfig):
     random = np.random.default_rng(0)
     captions = {n: f"a {CLASSES[int(random.integers(12))]}".encode() for n in range(600)}
     write_scene_shards(tmp_path / "shuffled" / "shards", (300, 300), {"txt": captions})
-    learned = _accuracy(tmp_path / "true", held_out)
-    shuffled = _accuracy(tmp_path / "shuffled", held_out)
+    learned = _accuracy(taught, held_out)
+    shuffled = _accuracy(_train(tmp_path / "shuffled"), held_out)
     print(f"true captions {learned:.1%}, shuffled captions {shuffled:.1%}, chance {1 / 12:.1%}")
     assert learned >= 0.9
     assert shuffled <= 0.35
@@ -89,7 +95,7 @@ def test_balance_by_query_teaches_the_tail(tmp_path: Path, held_out: EvalSetConf
         queries = [[int(kind)] for kind in kinds[500 * shard : 500 * (shard + 1)]]
         columns = {"status": ["success"] * 500, "query_ids": pa.array(queries, pa.list_(pa.int32()))}
         pq.write_table(pa.table(columns), tmp_path / "shards" / f"{shard:05d}.parquet")
-    unbalanced = _accuracy(tmp_path, held_out, steps=120)
-    balanced = _accuracy(tmp_path, held_out, steps=120, balance_cap=20)
+    unbalanced = _accuracy(_train(tmp_path, steps=120), held_out)
+    balanced = _accuracy(_train(tmp_path, steps=120, balance_cap=20), held_out)
     print(f"balanced {balanced:.1%}, unbalanced {unbalanced:.1%}, chance {1 / 12:.1%}")
     assert balanced >= unbalanced + 0.1

@@ -28,6 +28,7 @@ from dedup.eval_sets.read import read_examples
 from dedup.eval_sets.results import RESULTS
 from trainer.config import EvaluateConfig
 from trainer.errors import TrainerConfigError, TrainerError
+from trainer.evaluation import linear_probe
 from trainer.evaluation.__main__ import main
 from trainer.evaluation.examples import encode_set, number_labels
 from trainer.evaluation.models import Encoder, open_encoder, without_projection
@@ -419,6 +420,12 @@ def test_evaluation_images_are_decoded_as_the_trainings_are():
     assert [None if pixels is None else pixels.tolist() for pixels in map(encoder._pixels, images)] == [
         [64] * 3, None, None, [100] * 3
     ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the fits of a probe early: with little regularisation they take all of their 1,000 iterations."""
+    monkeypatch.setattr(linear_probe, "MAX_ITERATIONS", 30)
 
 
 @pytest.fixture(scope="module")
