@@ -92,6 +92,29 @@ def test_a_killed_run_goes_on_exactly(scenes: Path, tmp_path: Path):
     assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
+def _kill_three_times(folder: Path, step: int, batch: Batch) -> None:
+    """Die before step 5, where a checkpoint is: twice as soon as the run has been resumed."""
+    kills = len(list(folder.glob("killed-*")))
+    if step == 5 and kills < 3:
+        (folder / f"killed-{kills}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    _note(folder, step, batch)
+
+
+def test_resumes_without_a_step_change_nothing(scenes: Path, tmp_path: Path):
+    """Neither those that are interrupted at once, nor one of a run that has ended."""
+    keys = {"steps": 8, "checkpoint_steps": 5}
+    straight = _run_noted(scenes, tmp_path / "straight", **keys)
+    (folder := tmp_path / "killed").mkdir()
+    settings, hook = tiny_settings(scenes, folder, **keys), functools.partial(_kill_three_times, folder)
+    assert [run(settings, hook)[0] for _ in range(4)] == [-signal.SIGKILL] * 3 + [0]
+    before = checkpoint.list_checkpoints(folder / "checkpoints")[-1].stat()
+    assert run(settings, hook) == [0]
+    assert _noted(folder) == straight
+    _assert_equal(tmp_path / "straight", folder)
+    assert checkpoint.list_checkpoints(folder / "checkpoints")[-1].stat().st_mtime_ns == before.st_mtime_ns
+
+
 @pytest.mark.slow
 def test_200_steps_with_three_kills_are_200_steps(scenes: Path, tmp_path: Path):
     straight = _run_noted(scenes, tmp_path / "straight", steps=200, workers=1)
