@@ -4,7 +4,8 @@
     python -m benchmarks.train_step --device cpu --model tiny --precision fp32 --batch 32 --steps 20
 
 Images are in the form that the loaders return, pinned: for ours uint8 in chunks, for open_clip's a batch of normalised
-float32. Runs alternate; the median counts. Needs `open_clip_torch[training]` (see benchmarks/loader.py).
+float32. Runs alternate; the median counts. On a CPU, its time is given too: on a busy machine only that compares.
+Needs `open_clip_torch[training]` (see benchmarks/loader.py).
 """
 
 import argparse
@@ -55,23 +56,27 @@ def main() -> None:
 
 
 def measure(config: TrainConfig, device: torch.device, steps: int, runs: int) -> dict[str, Any]:
-    """Return samples per second of both loops, and the ratio."""
+    """Return samples per second of both loops, and the ratio; on a CPU also its milliseconds per sample."""
     size, context = config.architecture["vision_cfg"]["image_size"], config.architecture["text_cfg"]["context_length"]
     images = torch.randint(0, 256, (config.batch, size, size, 3), dtype=torch.uint8)
     tokens = torch.randint(1, 49_000, (config.batch, context))
     tokens[:, -1] = 49_407
     loops = {"ours": ours(config, device, images, tokens), "open_clip": theirs(config, device, images, tokens)}
     rates: dict[str, list[float]] = {name: [] for name in loops}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in loops}
     for loop in loops.values():
         loop(3)
     for _ in range(runs):
         for name, loop in loops.items():
             synchronise(device)
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             loop(steps)
             synchronise(device)
             rates[name].append(steps * config.batch / (time.perf_counter() - start))
+            cpu_ms[name].append(1_000 * (time.process_time() - cpu_start) / (steps * config.batch))
     figures = {f"{name}_samples_per_s": statistics.median(values) for name, values in rates.items()}
+    if device.type == "cpu":
+        figures |= {f"{name}_cpu_ms_per_sample": statistics.median(values) for name, values in cpu_ms.items()}
     ratio = figures["ours_samples_per_s"] / figures["open_clip_samples_per_s"]
     return {"model": config.model, "batch": config.batch, **figures, "ratio_samples_per_s": ratio}
 
@@ -152,9 +157,10 @@ def synchronise(device: torch.device) -> None:
 
 def print_figures(figures: dict[str, Any], device: torch.device) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    table = Table("loop", "samples/s", title=f"{figures['model']}, batch {figures['batch']}, {name}")
+    table = Table("loop", "samples/s", "CPU ms/sample", title=f"{figures['model']}, batch {figures['batch']}, {name}")
     for loop in ("ours", "open_clip"):
-        table.add_row(loop, f"{figures[f'{loop}_samples_per_s']:,.1f}")
+        cpu_ms = figures.get(f"{loop}_cpu_ms_per_sample")
+        table.add_row(loop, f"{figures[f'{loop}_samples_per_s']:,.1f}", "" if cpu_ms is None else f"{cpu_ms:.2f}")
     Console().print(table)
     print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}))
 
