@@ -57,6 +57,7 @@ def train_demo(directory: Path) -> None:
     classes = {name: len(list((directory / "evals" / name).iterdir())) for name in sets}
     Console().print(curve_table(directory / "work" / "train" / "metrics.jsonl", sets))
     Console().print(accuracy_table(report["sets"], classes))
+    print(f"curves: {directory / 'work' / 'report' / 'training.html'}")
 
 
 def write_prompts(directory: Path, sets: list[str]) -> None:

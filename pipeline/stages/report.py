@@ -44,6 +44,7 @@ from pipeline.stages.data_card import SAMPLED_SHARDS, measure_composition, write
 from pipeline.stages.evals import max_distance_bits, min_probability
 from pipeline.stages.pairs_page import write_pairs_page
 from pipeline.stages.sources_page import write_sources_page
+from pipeline.stages.training_page import METRICS, write_training_page
 from queries.allowlist import Allowlist
 
 VERSION = 13
@@ -62,7 +63,7 @@ def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
     dedup = read_stage(workspace, "dedup")
     results = _result_hashes(workspace, config)
     annotations = {name: marker.to_json() for name, marker in read_annotations(workspace).items()}
-    made_of = [manifest, results, *([annotations] if annotations else [])]
+    made_of = [manifest, results, *([annotations] if annotations else []), *_curves_hash(workspace)]
     unit_digest = digest(VERSION, made_of, {} if dedup is None else dedup.to_json(), allowlist.sha256)
     if finished_stage(workspace, "report", unit_digest) is None:
         outputs = _write(workspace, config, allowlist)
@@ -70,6 +71,10 @@ def run_report(build: Build, config: Config, allowlist: Allowlist) -> None:
         build.progress.say(f"report         {workspace.root}/report/index.html")
     else:
         build.progress.say("report         already done")
+
+
+def _curves_hash(workspace: Workspace) -> list[str]:
+    return [hashlib.sha256(workspace.read_bytes(METRICS)).hexdigest()] if workspace.exists(METRICS) else []
 
 
 def _result_hashes(workspace: Workspace, config: Config) -> dict[str, str]:
@@ -152,6 +157,8 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         (folder / "sources.html").write_text(sources, encoding="utf-8", errors="replace")
         pairs = write_pairs_page(workspace, shards, len(manifest["shards"]), config.seed, allowlist.queries)
         (folder / "pairs.html").write_text(pairs, encoding="utf-8", errors="replace")
+        if training := write_training_page(workspace):
+            (folder / "training.html").write_text(training, encoding="utf-8", errors="replace")
         (folder / "compliance.json").write_text(_json(compliance_json(compliance, config)))
         pq.write_table(balance, folder / "balance.parquet", compression="zstd")
         written = {f"report/{f.name}": workspace.upload(f, f"report/{f.name}") for f in sorted(folder.iterdir())}
