@@ -84,7 +84,9 @@ class _WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise TrainerConfigError("train.wandb_project needs the wandb package: pip install wandb") from error
+            raise TrainerConfigError(
+                "train.wandb_project needs the wandb package: pip install 'wit-pipeline[wandb]'"
+            ) from error
         self._run = wandb.init(
             project=project, config=settings, dir=str(folder), id=_run_id(folder / "wandb_id"), resume="allow"
         )
@@ -145,11 +147,11 @@ class RunProgress:
         self._total = total
         if not shown:
             return
+        if config.wandb_project is not None:  # first: its package may be missing
+            self._writers.append(_WeightsAndBiases(config.wandb_project, config.model_dump(), folder))
         self._writers.append(_JsonLines(folder / "metrics.jsonl", start))
         if config.tensorboard:
             self._writers.append(_TensorBoard(folder / "tensorboard", start))
-        if config.wandb_project is not None:
-            self._writers.append(_WeightsAndBiases(config.wandb_project, config.model_dump(), folder))
         if sys.stderr.isatty():
             columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[metrics]}"), console=Console(stderr=True))
