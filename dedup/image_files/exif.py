@@ -35,7 +35,8 @@ _DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 def read_exif(encoded: bytes, file_format: str) -> Image.Exif | None:
     """Return the EXIF data of a file that is not a JPEG, without decoding it; None if it is missing or unreadable."""
     marker = _MARKERS.get(file_format)
-    if marker is None or encoded.find(marker, 0, None if file_format == "WEBP" else _SEARCHED_BYTES) < 0:
+    end = {"WEBP": len(encoded), "PNG": max(encoded.find(b"IDAT"), 0)}.get(file_format, _SEARCHED_BYTES)
+    if marker is None or encoded.find(marker, 0, end) < 0:
         return None
     return _exif_of(encoded, file_format)
 

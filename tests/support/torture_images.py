@@ -126,6 +126,8 @@ def good_colours() -> Iterator[tuple[str, bytes]]:
         yield f"TIFF LZW turned {turn}", encode(lying(turn), "TIFF", tiffinfo={274: turn}, compression="tiff_lzw")
         turned = encode(lying(turn), "AVIF", exif=exif, quality=95)  # Pillow writes irot and imir
         yield f"AVIF turned {turn}", turned
+    png = encode(lying(6), "PNG", exif=orientation_tag(6))
+    yield "PNG turned 6, behind a long text", png[:33] + png_chunk(b"teXt", bytes(200_000)) + png[33:]
     for file_format in ("JPEG", "PNG", "WEBP", "AVIF"):
         yield f"{file_format} XMP", encode(PICTURE, file_format, xmp=XMP_TURN * 3, quality=95)
     yield "TIFF XMP", encode(PICTURE, "TIFF", tiffinfo={700: XMP_TURN})
