@@ -9,6 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, BinaryIO, cast
 
 import orjson
@@ -26,8 +27,11 @@ from pipeline.shards.manifest import FORMAT
 from pipeline.shards.tar import TarWriter
 from pipeline.stages.listed import Withdrawn
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same decisions would give other bytes."""
+
+FURTHER_CAPTIONS = ("caption_2", "caption_3", "caption_4", "caption_5")
+"""Keys of a sample's json: the captions after the first, empty where there are no more."""
 
 _MANIFEST_STEP = "manifest"
 _SHARD_FILE = re.compile(r"[0-9]{5,}(\.tar|\.parquet|_stats\.json)")
@@ -240,11 +244,16 @@ def _write_tar(part: Part, kept: pa.Table, output: UnitOutput) -> dict[str, tupl
 
 
 def _add_sample(tar: TarWriter, row: dict[str, Any], image: bytes, suffix: str) -> tuple[int, int]:
-    """Write one sample; return the offset and size of its image."""
+    """Write one sample; return the offset and size of its image.
+
+    Its json has the row, and further captions each under a key of its own too: open_clip reads texts, no lists. All
+    samples have the same keys, all texts, as `datasets` needs them.
+    """
     uid = row["uid"]
+    further = dict(zip_longest(FURTHER_CAPTIONS, row["captions"][1 : 1 + len(FURTHER_CAPTIONS)], fillvalue=""))
     offset = tar.add(f"{uid}.{suffix}", image)
     tar.add(f"{uid}.txt", row["caption"].encode())
-    tar.add(f"{uid}.json", orjson.dumps(row | {"pdq": row["pdq"].hex()}, option=orjson.OPT_SORT_KEYS))
+    tar.add(f"{uid}.json", orjson.dumps(row | {"pdq": row["pdq"].hex()} | further, option=orjson.OPT_SORT_KEYS))
     return offset, len(image)
 
 

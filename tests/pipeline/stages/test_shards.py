@@ -130,7 +130,7 @@ def open_clip_caption(metadata: dict, keys: str) -> str:
 
 
 def test_open_clip_reads_the_caption_by_its_json_key(tmp_path):
-    """It passes over lists, such as `captions`."""
+    """It passes over lists, such as `captions`; the further ones have keys of their own."""
     make_shards(tmp_path)
     with tarfile.open(tmp_path / "shards/00000.tar") as tar:
         members = {name: tar.extractfile(name).read() for name in tar.getnames()}
@@ -139,6 +139,22 @@ def test_open_clip_reads_the_caption_by_its_json_key(tmp_path):
         assert open_clip_caption(metadata, "caption") == open_clip_caption(metadata, "captions; caption") == text
         assert metadata["captions"] == [text, "another"]
         assert open_clip_caption(metadata, "captions") == ""
+        assert open_clip_caption(metadata, "caption_2;caption") == "another"
+        assert open_clip_caption(metadata, "caption_3; caption") == text
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_further_captions_have_keys_of_their_own(tmp_path, count):
+    captions = [f"caption number {n}" for n in range(1, count + 1)]
+    row = {"uid": "0" * 32, "caption": captions[0], "captions": captions, "pdq": b"\0" * 32}
+    with (tmp_path / "one.tar").open("wb") as out, TarWriter(out) as tar:
+        shards._add_sample(tar, row, b"image", "jpg")
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        metadata = json.load(tar.extractfile(f"{row['uid']}.json"))
+    assert metadata["captions"] == captions
+    keys = [f"caption_{n}" for n in range(2, 6)]
+    assert [metadata[key] for key in keys] == [*captions[1:5], "", "", "", ""][:4]
+    assert metadata.keys() == {*row, *keys}
 
 
 def test_the_table_says_where_each_image_lies(tmp_path):
