@@ -7,12 +7,11 @@ from pathlib import Path
 import apache_beam as beam
 import psutil
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
 from support import small_job
 from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
 from pipeline.beam.runner import log_file, parse_beam_options, run_pipeline
-from pipeline.beam.spark.cluster import Cluster, local_cluster
+from pipeline.beam.spark.cluster import local_cluster
 from pipeline.errors import UserError
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900), pytest.mark.usefixtures("spark")]
@@ -97,48 +96,20 @@ def test_the_job_outlives_a_worker_and_its_executor_and_then_nothing_is_left_run
     wait_for_the_end_of(started)
 
 
-def test_attempts_on_a_cluster_of_two_machines(expected, tmp_path):
-    """Speculation, attempts and dynamic allocation, each as a user may set it: the result is the same."""
+def test_speculation_on_a_cluster_of_two_machines(expected, tmp_path):
+    """A copy of a slow unit starts on the other machine; the result is the same."""
     (tmp_path / "cluster").mkdir()
-    units = {name: content for name, content in expected.items() if name.startswith("unit-")}
+    settings = ["spark.speculation=true", "spark.speculation.interval=100ms", "spark.speculation.quantile=0.5"]
+    changed = [f"--job_server_jvm_properties=-D{setting}" for setting in settings]
+    root = tmp_path / "job"
+    slow = small_job.SlowAtFirst(str(root), 0.05, 20.0)
+    end_job_servers()  # another application would keep the cores
     with local_cluster(tmp_path / "cluster", hosts=("127.0.0.1", "127.0.0.2")) as cluster:
-        copied, died, dynamic = (tmp_path / name for name in ("copied", "died", "dynamic"))
-
-        speculation = ["spark.speculation=true", "spark.speculation.interval=100ms", "spark.speculation.quantile=0.5"]
-        slow = small_job.SlowAtFirst(str(copied), 0.05, 20.0)
-        run_pipeline(small_job.units_only(copied, UNITS, write=slow), on(cluster, speculation))
-        assert small_job.tree(copied) == units
-        assert small_job.calls(copied).count(0) == 2
-
-        fatal = small_job.DieAtFirst(str(died), 0.05, 2)
-        run_pipeline(small_job.units_only(died, UNITS, write=fatal), on(cluster, []))
-        assert small_job.tree(died) == units
-        assert small_job.calls(died).count(0) == 3
-
-        allocation = ["enabled=true", "minExecutors=1", "executorIdleTimeout=2s", "schedulerBacklogTimeout=100ms"]
-        changes = [f"spark.dynamicAllocation.{setting}" for setting in allocation]
-        run_pipeline(small_job.small_job(dynamic, UNITS, 0.1), on(cluster, changes))
-        assert small_job.tree(dynamic) == expected
-        assert small_job.calls(dynamic) == list(range(UNITS))
+        options = parse_beam_options([*on_cluster(cluster), *changed])
+        run_pipeline(small_job.units_only(root, UNITS, write=slow), options)
         end_job_servers()
-
-
-@pytest.mark.parametrize("attempts", [2, 4])
-def test_a_unit_that_always_fails_is_tried_as_often_as_stated(cluster, tmp_path, attempts):
-    deadly = small_job.DieAtFirst(str(tmp_path), 0.0, 1000)
-    with pytest.raises(UserError):
-        run_pipeline(
-            small_job.units_only(tmp_path, 3, write=deadly), on(cluster, [f"spark.task.maxFailures={attempts}"])
-        )
-    end_job_servers()
-    assert 1 <= small_job.calls(tmp_path).count(0) <= attempts
-
-
-def on(cluster: Cluster, properties: list[str]) -> PipelineOptions:
-    """Return the options of a job with other properties: another application, for which the one before makes room."""
-    end_job_servers()
-    changed = [f"--job_server_jvm_properties=-D{setting}" for setting in properties]
-    return parse_beam_options([*on_cluster(cluster), *changed])
+    assert small_job.tree(root) == {name: content for name, content in expected.items() if name.startswith("unit-")}
+    assert small_job.calls(root).count(0) == 2
 
 
 def some_units_began(root: Path) -> Callable[[], bool]:

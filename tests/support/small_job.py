@@ -6,7 +6,6 @@ module, so it stands apart from the tests.
 
 import hashlib
 import os
-import signal
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -46,21 +45,6 @@ class SlowAtFirst(WriteUnit):
     def __call__(self, unit: int) -> tuple[int, int]:
         if unit == 0 and not list(Path(self.root).glob("calls/0-*")):
             return WriteUnit(self.root, self.slow_s)(unit)
-        return super().__call__(unit)
-
-
-@dataclass(frozen=True)
-class DieAtFirst(WriteUnit):
-    """The same; the first `deaths` calls of unit 0 end their process."""
-
-    deaths: int = 0
-
-    def __call__(self, unit: int) -> tuple[int, int]:
-        if unit == 0 and len(list(Path(self.root).glob("calls/0-*"))) < self.deaths:
-            calls = Path(self.root, "calls")
-            calls.mkdir(parents=True, exist_ok=True)
-            (calls / f"0-{os.getpid()}-{uuid.uuid4().hex}").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(unit)
 
 
