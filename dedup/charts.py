@@ -59,6 +59,15 @@ def bars(
     return found
 
 
+def histogram(counts: Sequence[int], labels: Sequence[str], width: float, height: float) -> list[Bar]:
+    """Return the bars of one series from its first to its last that is not empty."""
+    places = [place for place, count in enumerate(counts) if count]
+    if not places:
+        return []
+    inside = slice(places[0], places[-1] + 1)
+    return bars([counts[inside]], labels[inside], width, height)
+
+
 def grid(series: Sequence[Sequence[int]], height: float) -> list[GridLine]:
     """Return the powers of ten up to the largest value, as lines of a log chart."""
     top = max((value for values in series for value in values), default=0)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dedup.charts import Bar, bars, bucket_label, count_buckets
+from dedup.charts import Bar, bucket_label, count_buckets, histogram
 from dedup.decode import decode_rgb
 from dedup.eval_sets.index import thumbnail
 from pipeline.engine.workspace import Workspace
@@ -102,7 +102,7 @@ def _log_chart(counts: Counter[int]) -> list[Bar]:
 
 
 def _chart(counts: Counter[int], labels: Sequence[str]) -> list[Bar]:
-    return bars([[counts[place] for place in range(len(labels))]], labels, 400, 70)
+    return histogram([counts[place] for place in range(len(labels))], labels, 400, 70)
 
 
 def _dates(months: Counter[str]) -> list[Bar]:
@@ -112,12 +112,12 @@ def _dates(months: Counter[str]) -> list[Bar]:
     first, last = (int(month[:4]) * 12 + int(month[5:]) - 1 for month in (min(months), max(months)))
     if last - first < _MOST_MONTHS:
         labels = [f"{number // 12}-{number % 12 + 1:02d}" for number in range(first, last + 1)]
-        return bars([[months[label] for label in labels]], labels, 400, 70)
+        return histogram([months[label] for label in labels], labels, 400, 70)
     years = Counter[str]()
     for month, count in months.items():
         years[month[:4]] += count
     labels = [str(year) for year in range(first // 12, last // 12 + 1)]
-    return bars([[years[label] for label in labels]], labels, 400, 70)
+    return histogram([years[label] for label in labels], labels, 400, 70)
 
 
 def _top(counts: Counter[str]) -> list[tuple[str, int]]:

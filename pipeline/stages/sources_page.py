@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dedup.charts import Bar, bars, bucket_label, count_buckets
+from dedup.charts import Bar, bucket_label, count_buckets, histogram
 from pipeline.consent.policy import Signal
 from pipeline.engine.units import Marker, read_markers
 from pipeline.engine.workspace import Workspace
@@ -75,7 +75,7 @@ class SourceFacts:
             return []
         counts, edges = np.histogram(np.clip(values, _SCORE_BINS[0], _SCORE_BINS[-1]), _SCORE_BINS)
         labels = [f"{low:.3f} to {high:.3f}" for low, high in pairwise(edges)]
-        return bars([counts.tolist()], labels, 400, 70)
+        return histogram(counts.tolist(), labels, 400, 70)
 
 
 def _top(counts: Counter[str]) -> list[tuple[str, int]]:
@@ -86,7 +86,7 @@ def _top(counts: Counter[str]) -> list[tuple[str, int]]:
 
 def _log_chart(parts: Sequence[np.ndarray]) -> list[Bar]:
     buckets = count_buckets(np.concatenate([np.zeros(0, np.int64), *parts]))
-    return bars([buckets], [bucket_label(bucket) for bucket in range(len(buckets))], 400, 70)
+    return histogram(buckets, [bucket_label(bucket) for bucket in range(len(buckets))], 400, 70)
 
 
 def write_sources_page(workspace: Workspace, shards: Sequence[str], shard_count: int) -> str:
