@@ -137,6 +137,7 @@ class Reason(StrEnum):
     # plan
     DUPLICATE_PAIR = "duplicate_pair"  # the same uid seen before, anywhere in the pool
     FREQUENT_CAPTION = "frequent_caption"  # the caption of more than filters.max_images_per_caption images of the pool
+    NEAR_EQUAL_CAPTION = "near_equal_caption"  # its family of captions has filters.max_pairs_per_family pairs already
     OVER_CAP = "over_cap"  # no query selects it: each has `cap` pairs already
     OVER_HOST_CAP = "over_host_cap"  # its host has as many pairs as `fetch.hosts` or `max_pairs_per_host` allow
     # fetched

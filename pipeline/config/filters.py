@@ -36,6 +36,8 @@ class FiltersConfig(Table):
     languages: tuple[_Code, ...] = Field(default=(), strict=False)
     min_language_probability: Annotated[float, Field(ge=0.5, le=1)] = 0.5
     max_images_per_caption: Count | None = None
+    max_pairs_per_family: Count | None = None
+    family_similarity: Annotated[float, Field(ge=0.5, le=1)] = 0.7
     single_colour: bool = False
     max_urls_per_image: Count | None = None
     python: tuple[PythonFilterConfig, ...] = Field(default=(), strict=False)

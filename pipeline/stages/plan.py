@@ -5,6 +5,7 @@ Steps, each a pipeline over files (scratch results are under `.wit/plan/` until 
     spill    pairs files -> files sorted into buckets of parts (by a hash of the URL)
     captions, frequent    pairs files -> captions of too many images, if filters.max_images_per_caption is set
     gather   bucket -> candidate parts, every uid once, without frequent captions
+    families-...  candidate parts -> those without what is over filters.max_pairs_per_family (caption_families.py)
     count    candidate parts -> matches per query                 } stages/balance/scans.py
     select   candidate parts -> the largest key each query takes  }
     hosts-n  candidate parts -> those without what is over the caps of hosts, then count and select again (host_cap.py)
@@ -19,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +48,7 @@ from pipeline.stages.balance.scans import (
     save_thresholds,
     write_balance,
 )
+from pipeline.stages.caption_families import cap_families
 from pipeline.stages.host_cap import Round
 from pipeline.stages.host_counts import spill_hosts, sum_hosts, tally_hosts
 from pipeline.stages.pairs import pair_files
@@ -87,6 +90,10 @@ def run_plan(
         counts[reason] = add_counts(candidates.values())[reason]
 
     names = _in_order(name for marker in candidates.values() for name in marker.outputs)
+    if config.filters.max_pairs_per_family is not None:
+        left = add_counts(candidates.values())["kept"]
+        names, over = cap_families(build, config.filters, config.seed, names, left, stage_digest)
+        counts.update(over)
     balanced = _balance(build, config, allowlist, keys, names, stage_digest)
     counts.update(balanced.counts)
     written = _write_plan(build, config, balanced, stage_digest)
@@ -97,10 +104,12 @@ def run_plan(
     return finish_stage(build.workspace, "plan", stage_digest, outputs, counts)
 
 
-def _pool_filters(config: Config) -> list[int]:
+def _pool_filters(config: Config) -> list[Any]:
     """Return what the filters over the whole pool add to the digest: nothing where they are off."""
-    limit = config.filters.max_images_per_caption
-    return [] if limit is None else [limit]
+    filters = config.filters
+    frequent = [] if filters.max_images_per_caption is None else [filters.max_images_per_caption]
+    has_families = filters.max_pairs_per_family is not None
+    return frequent + ([[filters.max_pairs_per_family, filters.family_similarity]] if has_families else [])
 
 
 def read_hosts(workspace: Workspace) -> pa.Table:

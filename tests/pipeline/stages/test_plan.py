@@ -1,5 +1,6 @@
 """The plan against a brute-force reading: unique uids, at most cap x slack per query, all pairs of a URL together."""
 
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput
 from pipeline.engine.workspace import FileFacts, Workspace
+from pipeline.filters.families import band_rows, word_set_keys
 from pipeline.records import PAIRS, PLAN, Reason, pair_uid
 from pipeline.stages.balance.exact import priorities, query_hashes, uid_numbers
 from pipeline.stages.balance.scans import QueryHashes
+from pipeline.stages.caption_families import PAIR_BYTES
 from pipeline.stages.plan import part_names, run_plan
-from pipeline.stages.plan_candidates import drop_repeats
+from pipeline.stages.plan_candidates import drop_repeats, url_hashes
 from pipeline.stages.plan_parts import CANDIDATE_BYTES, candidate_parts, plan_parts
 from queries.allowlist import Allowlist, import_allowlist
 
@@ -221,6 +224,85 @@ def test_captions_of_too_many_images_are_left_out_before_the_balance(tmp_path, l
     over = marker.counts.get(Reason.OVER_CAP, 0)
     assert marker.counts["inputs"] == 400
     assert marker.counts["kept"] + over + frequent + marker.counts[Reason.DUPLICATE_PAIR] == 400
+
+
+COLOURS = ("blue", "red", "green", "black", "white")
+
+
+def template_pairs(count: int) -> list[dict]:
+    """Make pairs of shops whose captions differ in a number, a colour or the case, of others, and of short ones."""
+    random = np.random.default_rng(5)
+    shops = [" ".join(random.choice([f"w{chr(97 + i)}" for i in range(26)], 9, replace=False)) for _ in range(6)]
+    rows = []
+    for i, row in enumerate(make_pairs(count)):
+        kind = random.integers(10)
+        text = f"{shops[kind % 6]} {i}, {random.choice(COLOURS)}" if kind < 8 else f"photo {chr(97 + i % 9)}"
+        caption = text.upper() if i % 3 else text
+        again = rows[-1] if i % 10 == 9 else {"url": row["url"], "caption": caption}
+        rows.append(row | {"url": again["url"], "caption": again["caption"]})
+        rows[-1]["uid"] = pair_uid(again["url"], again["caption"])
+        rows[-1]["query_ids"] = [int(rows[-1]["uid"][0], 16) // 2]
+    return rows
+
+
+def families_of(rows: list[dict], similarity: float) -> dict[str, int]:
+    """Return of each uid the family that its caption is in, by comparing all sets of words that share a band."""
+    captions = pa.array([row["caption"] for row in rows])
+    keys = word_set_keys(captions)
+    words = {
+        int(key): set(re.findall(r"[^\W\d]+|\d+", re.sub(r"\d+", "0", row["caption"].lower())))
+        for key, row in zip(keys, rows, strict=True)
+    }
+    bands = defaultdict(set)
+    for band in band_rows(captions, keys, similarity).to_pylist():
+        bands[band["band"]].add(band["key"])
+    first = {key: key for key in words}
+    for members in bands.values():
+        for a in members:
+            for b in members:
+                if len(words[a] & words[b]) / len(words[a] | words[b]) >= similarity:
+                    first[a] = min(first[a], b)
+    return {row["uid"]: first[int(key)] for row, key in zip(rows, keys, strict=True)}
+
+
+@pytest.mark.parametrize(("limit", "similarity"), [(1, 0.7), (7, 0.95), (500, 0.7)])
+def test_of_a_family_of_captions_the_cap_is_exact_over_the_pool(tmp_path, monkeypatch, limit, similarity):
+    rows = template_pairs(400)
+    unique = list({row["uid"]: row for row in rows}.values())
+    family = families_of(unique, similarity)
+    members = defaultdict(list)
+    for row in unique:
+        members[family[row["uid"]]].append(row["uid"])
+    order = {uid: int(url_hashes([uid], SEED)[0]) for uid in family}
+    over = {uid for key, of_it in members.items() if key for uid in sorted(of_it, key=order.__getitem__)[limit:]}
+    assert (limit == 500) == (not over)
+    left = [row for row in rows if row["uid"] not in over]
+    keys = {"max_pairs_per_family": limit, "family_similarity": similarity}
+    workspace, marker, tables = run(tmp_path / "whole", [rows[:150], [], rows[150:]], cap=20, **keys)
+    assert {row["uid"]: row["selected_by"] for table in tables for row in table.to_pylist()} == oracle(left, 30)
+    assert marker.counts.get(Reason.NEAR_EQUAL_CAPTION, 0) == len(over)
+    assert marker.counts["kept"] + marker.counts.get(Reason.OVER_CAP, 0) == len(unique) - len(over)
+    assert workspace.sizes(".wit/plan") == {}
+
+    monkeypatch.setattr("pipeline.engine.shuffle.MAX_BUCKETS", 4)
+    files = [rows[::-1][:100], rows[::-1][100:]]
+    small = keys | {"memory_bytes": 2 * 30 * PAIR_BYTES}
+    _, same, _ = run(tmp_path / "pieces", files, cap=20, **small)
+    assert same.outputs == marker.outputs
+    assert same.counts == marker.counts
+
+
+def test_captions_of_too_many_images_do_not_count_for_their_family(tmp_path):
+    rows = [
+        row | {"caption": f"a shop of {'many' if i % 2 else i} blue shirts"} for i, row in enumerate(make_pairs(60))
+    ]
+    rows = [row | {"uid": pair_uid(row["url"], row["caption"]), "query_ids": [0]} for row in rows]
+    unique = {row["uid"]: row for row in rows}
+    others = {uid for uid, row in unique.items() if "many" not in row["caption"]}
+    _, marker, tables = run(tmp_path, [rows], cap=100, max_images_per_caption=5, max_pairs_per_family=10)
+    assert {uid for table in tables for uid in table["uid"].to_pylist()} <= others
+    assert marker.counts[Reason.FREQUENT_CAPTION] == len(unique) - len(others)
+    assert marker.counts["kept"] == 10
 
 
 def test_order_files_and_workers_do_not_matter(tmp_path):
