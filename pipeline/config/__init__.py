@@ -45,6 +45,19 @@ class BalanceConfig(Table):
 
     cap: Count = 20_000
     slack: Annotated[float, Field(ge=1, le=100)] = 2.0
+    score: str | None = None  # a number among the columns that sources keep
+    order: Literal["best", "weighted"] = "best"
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+
+    @property
+    def ranking(self) -> tuple[Literal["random", "best", "weighted"], float, str | None]:
+        """Return how queries order their pairs: at random, or by the score that a source states."""
+        return ("random" if self.score is None else self.order), self.temperature, self.score
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the keys that determine the set; those of scores only where there are any."""
+        by_score = {"score", "order", "temperature"} if self.score is None else set()
+        return self.model_dump(mode="json", exclude=by_score)
 
 
 class DedupConfig(Table):
@@ -115,6 +128,13 @@ class Config(Table):
         return evals
 
     @model_validator(mode="after")
+    def _score_is_kept(self) -> Self:
+        score = self.balance.score
+        if score is not None and not any(score in source.keep for source in self.sources):
+            raise ValueError(f"balance.score = {score!r}: no source has it in `keep`")
+        return self
+
+    @model_validator(mode="after")
     def _paths_have_no_variables(self) -> Self:
         paths = [("workspace", self.workspace), *(("allowlist.path", path) for path in self.allowlist.paths)]
         paths += [("sources.paths", path) for source in self.sources for path in source.paths]
@@ -143,6 +163,7 @@ class Config(Table):
             everything["filters"] = filters
         if self.scores is not None:
             everything["scores"] = self.scores.recipe()
+        everything["balance"] = self.balance.recipe()
         everything["dedup"]["detector"] = self.dedup.detector.rsplit("/", 1)[-1]
         fetch = self.fetch.content() | {"parts": self.fetch.parts} | self.fetch.host_budgets()
         fetch["consent"]["pages"] = self.fetch.consent.pages

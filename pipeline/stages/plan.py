@@ -19,7 +19,7 @@ All pairs of a URL are in one part, so a URL is requested once; and each part is
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from pipeline.engine.units import (
 )
 from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.records import PLAN, Reason
+from pipeline.stages.balance.ranking import Ranking
 from pipeline.stages.balance.scans import (
     OpenSelect,
     QueryHashes,
@@ -73,7 +74,7 @@ def run_plan(
     stage_digest = digest(
         VERSION,
         sorted((name, facts.sha256) for name, facts in files.items()),
-        config.balance.model_dump(),
+        config.balance.recipe(),
         config.fetch.parts,
         config.fetch.host_budgets(),
         config.seed,
@@ -84,6 +85,7 @@ def run_plan(
     if done is not None:
         build.progress.say(f"plan           {len(part_names(done))} parts already done")
         return done
+    keys = replace(keys, ranking=Ranking(*config.balance.ranking))
     counts = Counter(inputs=add_counts(pairs.values())["kept"])
     candidates = write_candidates(build, config, pairs, counts["inputs"], stage_digest)
     for reason in (Reason.DUPLICATE_PAIR, Reason.FREQUENT_CAPTION):

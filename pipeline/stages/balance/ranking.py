@@ -12,12 +12,15 @@ Logarithms are interpolated in a table that decimal arithmetic makes: `numpy.log
 processors, and two workers must not differ about one pair.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from typing import Literal
 
 import numpy as np
+import orjson
+import pyarrow as pa
 
 _STEPS = 1_024
 _LN2 = 0.6931471805599453
@@ -29,10 +32,25 @@ class Ranking:
 
     by: Literal["random", "best", "weighted"] = "random"
     temperature: float = 1.0
+    kept: str | None = None
+    """The key of `extra` that has the score, a number that a source stated; None: the column `score`."""
 
     @property
     def needs_scores(self) -> bool:
         return self.by != "random"
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the column that `scores` reads, if there is any."""
+        return ["score" if self.kept is None else "extra"] if self.needs_scores else []
+
+    def scores(self, pairs: pa.Table) -> np.ndarray | None:
+        """Return the score of each pair, (n,) float32, NaN where there is none."""
+        if not self.needs_scores:
+            return None
+        if self.kept is None:
+            return np.asarray(pairs["score"].to_numpy().astype(np.float32))
+        return kept_numbers(pairs["extra"].to_pylist(), self.kept)
 
     def priorities(self, hashes: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the priority of pairs of hash (n,) uint64 and score (n,) float32, NaN last: (n,) uint64."""
@@ -46,6 +64,21 @@ class Ranking:
 
 
 RANDOM = Ranking()
+
+
+def kept_numbers(extras: Sequence[str | None], key: str) -> np.ndarray:
+    """Return the numbers under a key of JSON objects, also those written as text, (n,) float32, NaN where there is
+    none."""
+    found = np.full(len(extras), np.nan, np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        for row, extra in enumerate(extras):
+            value = None if extra is None else orjson.loads(extra).get(key)
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
+                try:
+                    found[row] = np.float32(float(value))
+                except (ValueError, OverflowError):
+                    continue
+    return found
 
 
 def _descending(values: np.ndarray) -> np.ndarray:

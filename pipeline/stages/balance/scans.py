@@ -177,15 +177,12 @@ def _narrow(
 
 def matched_columns(ranking: Ranking) -> list[str]:
     """Return the columns that a balance reads."""
-    return ["uid", "query_ids", *(["score"] if ranking.needs_scores else [])]
+    return ["uid", "query_ids", *ranking.columns]
 
 
 def matches_of(pairs: pa.Table, keys: np.ndarray, ranking: Ranking) -> Matches:
     """Return the matches of a table with `matched_columns`."""
-    scores = None
-    if ranking.needs_scores:
-        scores = pairs["score"].to_numpy().astype(np.float32)  # NaN where it is null
-    return Matches.of(pairs["uid"], pairs["query_ids"], keys, ranking, scores)
+    return Matches.of(pairs["uid"], pairs["query_ids"], keys, ranking, ranking.scores(pairs))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from pipeline.engine.units import (
 from pipeline.fetching.block_files import REFILLED, BlockFiles, contents_of, find_takedowns
 from pipeline.records import Reason
 from pipeline.stages import control
-from pipeline.stages.balance.ranking import RANDOM, Ranking
+from pipeline.stages.balance.ranking import Ranking
 from pipeline.stages.balance.scans import (
     Balance,
     OpenSelect,
@@ -104,8 +104,11 @@ def run_dedup(
         if name.endswith("parquet")
     )
     decides = [VERSION, content, indexes.digest, config.dedup.model_dump(), config.balance.cap, config.seed]
-    keys = replace(keys, ranking=RANDOM if config.scores is None else Ranking(*config.scores.ranking))
-    ranked = [config.scores.ranking] if config.scores is not None and keys.ranking.needs_scores else []
+    ranking = _final_ranking(config)
+    keys = replace(keys, ranking=ranking)
+    ranked = (
+        [[ranking.by, ranking.temperature, *([ranking.kept] if ranking.kept else [])]] if ranking.needs_scores else []
+    )
     limit = config.filters.max_urls_per_image
     limited = [] if limit is None else [{"max_urls": limit}]
     refilled = [contents_of(taken)] if taken else []
@@ -115,7 +118,7 @@ def run_dedup(
         build.progress.say("dedup          already done")
         return done
     images = add_counts((filtered or fetched).values())["kept"]
-    parts, ranking = list(fetched), keys.ranking
+    parts = list(fetched)
     stage = _Stage(build, config, indexes, controls, parts, bool(filtered), ranking, images, stage_digest, taken)
     stage.overlap()
     duplicates = stage.write(stage.compare())
@@ -142,6 +145,13 @@ class Resolved(NamedTuple):
 
     files: list[str]
     limits: Mapping[str, int]
+
+
+def _final_ranking(config: Config) -> Ranking:
+    """Return how queries order their pairs: by the model's scores if `scores.balance` says so, else as in the plan."""
+    if config.scores is not None and config.scores.balance != "random":
+        return Ranking(*config.scores.ranking)
+    return Ranking(*config.balance.ranking)
 
 
 def _numbers(count: int) -> dict[str, int]:

@@ -53,7 +53,9 @@ def sample(key: str, image: bytes, text: str, suffix: str = "jpg", **facts: Any)
     return {f"{key}.{suffix}": image, f"{key}.txt": text.encode(), f"{key}.json": json.dumps(facts).encode()}
 
 
-def build(folder: Path, paths: str, words: list[str], **fetch: Any) -> dict[str, tuple[dict[str, Any], bytes]]:
+def build(
+    folder: Path, paths: str, words: list[str], *, keep: str = "", balance: str = "", **fetch: Any
+) -> dict[str, tuple[dict[str, Any], bytes]]:
     """Build a set from tars; return uid -> the JSON and the image of each sample."""
     folder.mkdir(exist_ok=True)
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
@@ -61,7 +63,8 @@ def build(folder: Path, paths: str, words: list[str], **fetch: Any) -> dict[str,
     settings = "".join(f"{key} = {str(value).lower()}\n" for key, value in fetch.items())
     (folder / "wit.toml").write_text(
         'workspace = "work"\nseed = 3\n[allowlist]\npath = "queries.parquet"\n'
-        f'[[sources]]\nkind = "webdataset"\npaths = ["{paths}"]\n[fetch]\nparts = 2\n{settings}'
+        f'[[sources]]\nkind = "webdataset"\npaths = ["{paths}"]\n{keep}[balance]\n{balance}'
+        f"[fetch]\nparts = 2\n{settings}"
     )
     run_build(folder / "wit.toml", progress=Progress(None))
     return samples_in(folder / "work/shards")
@@ -113,6 +116,25 @@ def test_our_own_shards_give_the_same_set_again(tmp_path: Path) -> None:
         assert bare_jpeg(image) == image
         for name in ("url", "caption", "sha256", "page_url", "width", "height", "query_ids"):
             assert facts[name] == before[name], name
+
+
+@pytest.mark.parametrize("order", ["best", "weighted"])
+def test_a_query_keeps_the_pairs_that_the_tars_score_best(tmp_path: Path, order: str) -> None:
+    scores = [round(n * 37 % 61 / 100, 2) for n in range(60)]
+    members: dict[str, bytes] = {}
+    for n, score in enumerate(scores):
+        text = f"a dog {n}" if n % 3 else f"a cat and a dog {n}"
+        members |= sample(str(n), picture(n), text, url=f"http://a.example/{n}.jpg", similarity=score)
+    write_tar(tmp_path / "in/0.tar", members)
+    keys = f'cap = 5\nscore = "similarity"\norder = "{order}"\ntemperature = 0.001\n'
+    kept = build(tmp_path, "in/*.tar", ["cat", "dog"], keep='keep = ["similarity"]\n', balance=keys)
+    best = sorted(range(60), key=lambda n: -scores[n])
+    expected = {*best[:5], *[n for n in best if n % 3 == 0][:5]}
+    found = {int(facts["url"].split("/")[-1][:-4]) for facts, _ in kept.values()}
+    if order == "best":
+        assert found == expected
+    else:  # weights of exp(score / 0.001): nearly always the best
+        assert len(found & expected) >= len(expected) - 1
 
 
 def test_samples_in_all_forms_and_what_is_wrong_with_others(tmp_path: Path) -> None:

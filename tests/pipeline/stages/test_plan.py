@@ -1,5 +1,7 @@
 """The plan against a brute-force reading: unique uids, at most cap x slack per query, all pairs of a URL together."""
 
+import json
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipeline.engine.workspace import FileFacts, Workspace
 from pipeline.filters.families import band_rows, word_set_keys
 from pipeline.records import PAIRS, PLAN, Reason, pair_uid
 from pipeline.stages.balance.exact import priorities, query_hashes, uid_numbers
+from pipeline.stages.balance.ranking import RANDOM, Ranking
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.caption_families import PAIR_BYTES
 from pipeline.stages.plan import part_names, run_plan
@@ -66,6 +69,7 @@ def run(
     beam: tuple = (),
     fetch: dict | None = None,
     memory_bytes: int = 2 << 30,
+    balance: dict | None = None,
     **filters,
 ):
     tmp_path.mkdir(exist_ok=True)
@@ -83,9 +87,9 @@ def run(
             "workspace": "work",
             "seed": SEED,
             "allowlist": {"path": "queries.parquet"},
-            "sources": [{"kind": "warc", "paths": ["x"]}],
+            "sources": [{"kind": "url-table", "paths": ["x"], "keep": ["similarity"]}],
             "fetch": {"network": False} | ({} if parts is None else {"parts": parts}) | (fetch or {}),
-            "balance": {"cap": cap, "slack": slack},
+            "balance": {"cap": cap, "slack": slack} | (balance or {}),
             "filters": filters,
         }
     )
@@ -95,7 +99,7 @@ def run(
     return workspace, marker, tables
 
 
-def oracle(rows: list[dict], cap: int) -> dict[str, list[int]]:
+def oracle(rows: list[dict], cap: int, ranking: Ranking = RANDOM) -> dict[str, list[int]]:
     unique = {row["uid"]: row for row in rows}
     keys = query_hashes(QUERIES, SEED)
     selected = defaultdict(list)
@@ -103,6 +107,8 @@ def oracle(rows: list[dict], cap: int) -> dict[str, list[int]]:
         uids = [uid for uid, row in unique.items() if query in row["query_ids"]]
         high, low = uid_numbers(pa.array(uids, pa.string()))
         order = priorities(np.full(len(uids), keys[query]), high, low)
+        if ranking.needs_scores:
+            order = ranking.priorities(order, np.array([unique[uid]["score"] for uid in uids], np.float32))
         for _, uid in sorted(zip(order.tolist(), uids, strict=True))[:cap]:
             selected[uid].append(query)
     return dict(selected)
@@ -129,6 +135,29 @@ def test_the_plan_is_what_the_rules_say(tmp_path, cap):
     balance = workspace.read_table("plan/balance.parquet")
     found = Counter(q for row in {r["uid"]: r for r in rows}.values() for q in row["query_ids"])
     assert balance["matched"].to_pylist() == [found[q] for q in range(len(QUERIES))]
+
+
+@pytest.mark.parametrize("order", ["best", "weighted"])
+@pytest.mark.parametrize("parts", [3, None])
+def test_a_query_takes_its_best_pairs_or_samples_by_the_score_of_the_sources(tmp_path, order, parts):
+    rows, scores = [], {}
+    for row in make_pairs(400):
+        known = int(row["uid"][:2], 16) < 200
+        scores[row["uid"]] = round(int(row["uid"][2:6], 16) / 65_536, 2) if known else math.nan
+        extra = json.dumps({"similarity": scores[row["uid"]]}) if known else None
+        rows.append(row | {"extra": extra, "score": scores[row["uid"]]})
+    keys = {"score": "similarity", "order": order, "temperature": 0.1}
+    files = [rows[:150], rows[150:151], [], rows[151:]]
+    _, marker, tables = run(tmp_path, files, cap=20, parts=parts, balance=keys)
+    planned = {row["uid"]: row["selected_by"] for table in tables for row in table.to_pylist()}
+    assert planned == oracle(rows, 30, Ranking(order, 0.1, "similarity"))
+    assert planned != oracle(rows, 30)
+    assert max(Counter(query for queries in planned.values() for query in queries).values()) == 30
+    assert marker.counts["kept"] == len(planned)
+    if order == "best":  # as a person would read it
+        head = {row["uid"]: row["score"] for row in rows if 0 in row["query_ids"]}
+        taken = sorted((head[uid] for uid, queries in planned.items() if 0 in queries), reverse=True)
+        assert taken == sorted((s for s in head.values() if not math.isnan(s)), reverse=True)[:30]
 
 
 @pytest.mark.parametrize("cap", [1, 20, 1000])

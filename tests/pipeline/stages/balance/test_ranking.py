@@ -18,7 +18,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.records import pair_uid
 from pipeline.stages.balance import scans
 from pipeline.stages.balance.exact import Matches, query_hashes
-from pipeline.stages.balance.ranking import Ranking, log
+from pipeline.stages.balance.ranking import Ranking, kept_numbers, log
 from pipeline.stages.balance.scans import QueryHashes, SelectQueries, find_balance
 from queries.allowlist import Allowlist, import_allowlist
 
@@ -37,6 +37,13 @@ def test_the_best_come_first_and_those_without_a_score_last(values: list[float],
     for value in {float(s) for s in scores if not math.isnan(s)}:
         tied = [i for i in order if scores[i] == value]
         assert tied == sorted(tied, key=lambda i: (hashes[i] >> np.uint64(32), i))
+
+
+def test_numbers_of_sources_are_read_as_they_are_written() -> None:
+    extras = ['{"s":0.25,"t":1}', '{"s":"0.5"}', '{"s":true}', '{"s":[1]}', '{"t":1}', None, '{"s":"x"}', '{"s":-1e60}']
+    found = kept_numbers(extras, "s").tolist()
+    assert found[:2] + found[7:] == [0.25, 0.5, -math.inf]
+    assert all(map(math.isnan, found[2:7]))
 
 
 @given(st.floats(2.0**-60, 2.0**60))
