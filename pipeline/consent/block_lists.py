@@ -7,6 +7,8 @@
                      it is the distance in bits up to which an image is one: pdq:<64 digits> 24
     uids             32 hexadecimal digits: one pair, while other captions of the image may stay
 
+Lists of URLs and of hashes may also be Bloom filters (bloom.py).
+
 One entry per line; empty lines and lines that start with # are skipped. URLs match with http or https, as normalised
 here. Of each hash 8 bytes are kept, in one sorted array: ten million entries take 80 MB, and a wrong match among a
 billion images has a probability below one in a thousand.
@@ -16,11 +18,12 @@ import hashlib
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.consent.bloom import ALGORITHMS, BloomList
 from pipeline.consent.policy import Signal, Statement
 from pipeline.web.urls import normalize_url
 
@@ -29,7 +32,6 @@ PDQ_MAX_BITS = 31
 
 _MOST_BITS = 64  # of 256; two unrelated images are about 128 apart
 
-_ALGORITHMS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}
 _HEX = re.compile("[0-9a-f]+")
 _HOST = re.compile(r"[^\s/:|^*]+\.[^\s/:|^*]+")
 
@@ -84,10 +86,15 @@ class BlockLists:
     pdq: np.ndarray | None = None
     pdq_bits: np.ndarray | None = None
     uids: DigestSet | None = None
+    url_blooms: Sequence[BloomList] = ()
+    image_blooms: Sequence[BloomList] = ()
 
     @classmethod
-    def read(cls, lines: Mapping[str, Iterable[str]]) -> "BlockLists":
-        """Return the lists of each kind: domains, urls, url_hashes, image_hashes, uids.
+    def read(
+        cls, lines: Mapping[str, Iterable[str]], blooms: Mapping[str, Sequence[BloomList]] | None = None
+    ) -> "BlockLists":
+        """Return the lists of each kind: domains, urls, url_hashes, image_hashes, uids; `blooms` are of the three in
+        the middle.
 
         Raises:
             EntryError: a line is not a valid entry.
@@ -96,6 +103,7 @@ class BlockLists:
         images = list(_entries(lines.get("image_hashes", ())))
         looks = [_pdq(line) for line in images if line.startswith("pdq:")]
         uids = [_uid(line) for line in _entries(lines.get("uids", ()))]
+        blooms = blooms or {}
         return cls(
             frozenset(_domain(line) for line in _entries(lines.get("domains", ()))),
             DigestSet.of(urls) if urls else None,
@@ -104,23 +112,28 @@ class BlockLists:
             np.stack([look for look, _ in looks]) if looks else None,
             np.array([bits for _, bits in looks]) if looks else None,
             DigestSet.of(uids) if uids else None,
+            [*blooms.get("urls", ()), *blooms.get("url_hashes", ())],
+            blooms.get("image_hashes", ()),
         )
 
     def __bool__(self) -> bool:
         lists = (self.domains, self.urls, self.url_hashes, self.image_hashes, self.uids)
-        return any(map(bool, lists)) or self.pdq is not None
+        return any(map(bool, (*lists, self.url_blooms, self.image_blooms))) or self.pdq is not None
 
     def of_url(self, url: str, host: str) -> Statement | None:
         """Return the refusal of a normalised URL, before it is requested."""
         if self.domains and self._has_domain(host.rstrip(".")):
             return _listed("domain")
-        bare = _without_scheme(url) if self.urls or self.url_hashes else ""
+        bare = _without_scheme(url) if self.urls or self.url_hashes or self.url_blooms else ""
         if self.urls is not None and _digest(bare) in self.urls:
             return _listed("URL")
         for digits, hashes in self.url_hashes.items():
             for scheme in ("https://", "http://"):
-                if _ALGORITHMS[digits]((scheme + bare).encode()).digest() in hashes:
+                if ALGORITHMS[digits]((scheme + bare).encode()).digest() in hashes:
                     return _listed("URL")
+        for bloom in self.url_blooms:
+            if any(bloom.has(scheme + bare) for scheme in ("https://", "http://")):
+                return _listed("URL")
         return None
 
     def _has_domain(self, host: str) -> bool:
@@ -134,14 +147,16 @@ class BlockLists:
     def of_file(self, encoded: bytes, sha256: str) -> Statement | None:
         """Return the refusal of an image file as downloaded."""
         for digits, hashes in self.image_hashes.items():
-            digest = bytes.fromhex(sha256) if digits == 64 else _ALGORITHMS[digits](encoded).digest()
+            digest = bytes.fromhex(sha256) if digits == 64 else ALGORITHMS[digits](encoded).digest()
             if digest in hashes:
                 return _listed("image")
-        return None
+        return _listed("image") if any(bloom.has(encoded) for bloom in self.image_blooms) else None
 
     def of_fingerprints(self, sha256: str, pdq: bytes) -> Statement | None:
         """Return the refusal of an image by its SHA-256 and PDQ hash."""
         if (hashes := self.image_hashes.get(64)) is not None and bytes.fromhex(sha256) in hashes:
+            return _listed("image")
+        if any(bloom.has_digits(sha256) for bloom in self.image_blooms if bloom.digits == 64):
             return _listed("image")
         return self.of_pdq(pdq)
 
@@ -196,7 +211,7 @@ def _by_length(entries: Iterable[str]) -> dict[int, DigestSet]:
     found: dict[int, list[bytes]] = {}
     for entry in entries:
         digits = entry.lower().rpartition(":")[2]
-        if len(digits) not in _ALGORITHMS or _HEX.fullmatch(digits) is None:
+        if len(digits) not in ALGORITHMS or _HEX.fullmatch(digits) is None:
             raise EntryError("not an MD5, SHA-1 or SHA-256 hash in hexadecimal digits")
         found.setdefault(len(digits), []).append(bytes.fromhex(digits)[:8])
     return {digits: DigestSet.of(digests) for digits, digests in found.items()}

@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,12 +11,17 @@ import fsspec
 
 from pipeline.config.fetch import ConsentConfig
 from pipeline.consent.block_lists import BlockLists, EntryError
+from pipeline.consent.bloom import BloomError, BloomList
 from pipeline.engine.workspace import Workspace
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.paths import expand_paths
 
 BlockFiles = Mapping[str, Sequence[str]]
 """The files of the block lists by their kind: domains, urls, url_hashes, image_hashes, uids."""
+
+_BLOOM = re.compile(r"\.bloom(\.gz)?$")
+_BLOOM_KINDS = ("urls", "url_hashes", "image_hashes")
+_DIGITS = {"md5": 32, "sha1": 40, "sha256": 64}
 
 TAKEDOWN = "consent/takedown"
 """The folder of a workspace with what `wit takedown` took out, as block lists: <kind>.txt."""
@@ -59,7 +66,7 @@ def find_all_lists(config: ConsentConfig, base_dir: Path, workspace: Workspace) 
 
 
 def read_block_lists(files: BlockFiles) -> BlockLists:
-    """Return the lists in files (local paths or fsspec URLs).
+    """Return the lists in files (local paths or fsspec URLs); those named .bloom or .bloom.gz are Bloom filters.
 
     Raises:
         UserError: a file cannot be read, or has an invalid line; the message has its number, not its content.
@@ -76,7 +83,25 @@ def read_block_lists(files: BlockFiles) -> BlockLists:
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"fetch.consent: the block list {path} cannot be read: {error}") from None
 
+    plain = {kind: [path for path in paths if not _BLOOM.search(path)] for kind, paths in files.items()}
+    blooms = {kind: [path for path in paths if _BLOOM.search(path)] for kind, paths in files.items()}
+    loaded = {kind: [_read_bloom(kind, path) for path in paths] for kind, paths in blooms.items()}
     try:
-        return BlockLists.read({kind: lines(paths) for kind, paths in files.items()})
+        return BlockLists.read({kind: lines(paths) for kind, paths in plain.items()}, loaded)
     except EntryError as error:
         raise UserError(f"fetch.consent: line {place[1]} of the block list {place[0]}: {error}") from None
+
+
+def _read_bloom(kind: str, path: str) -> BloomList:
+    """Return a Bloom filter. Its name says what hashes it has: known.sha1.bloom; without that, SHA-256."""
+    if kind not in _BLOOM_KINDS:
+        raise UserError(
+            f"fetch.consent.block_{kind}: {path}: only lists of {', '.join(_BLOOM_KINDS)} can be Bloom filters"
+        )
+    named = re.search(r"\b(md5|sha1|sha256)\b", path.rsplit("/", 1)[-1].lower())
+    digits = 0 if kind == "urls" else _DIGITS[named[1] if named else "sha256"]
+    try:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            return BloomList.parse(file.read(), digits)
+    except (OSError, EOFError, zlib.error, BloomError) as error:
+        raise UserError(f"fetch.consent.block_{kind}: {path}: {one_line(error)}") from None
