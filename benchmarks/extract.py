@@ -140,8 +140,16 @@ def page_records(url: str, html: str) -> Iterator[bytes]:
         ("HTTP-Response-Metadata", response),
         ("WARC-Metadata-Metadata", {"Metadata-Records": [{"Name": "fetchTimeMs", "Value": "261"}]}),
     ):
-        envelope = {"Payload-Metadata": {"Actual-Content-Type": "application/http; msgtype=response", name: content}}
-        envelope["WARC-Header-Metadata"] = {"WARC-Type": "response", "WARC-Target-URI": url}
+        envelope = {
+            "Format": "WARC",
+            "WARC-Header-Metadata": {
+                "WARC-Type": "response",
+                "WARC-Date": "2024-05-31T01:17:49Z",
+                "WARC-Target-URI": url,
+                "Content-Type": "application/http; msgtype=response",
+            },
+            "Payload-Metadata": {"Actual-Content-Type": "application/http; msgtype=response", name: content},
+        }
         record = {"Container": {"Filename": "bench.warc.gz", "Compressed": True, "Offset": "0"}, "Envelope": envelope}
         yield wat_record(url, json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode())
 

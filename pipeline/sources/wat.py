@@ -24,8 +24,9 @@ from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # in a JSON string the quotes would be escaped, so this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, if the JSON has spaces
-_LINKS, _DATE = b'"Links":[', b'"WARC-Date":"'
+_LINKS, _WARC_HEADER, _DATE = b'"Links":[', b'"WARC-Header-Metadata":{', b'"WARC-Date":"'
 _ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
+_ARRAY_END, _OUTSIDE = b"}]", (b'"Metas"', b'"Head"', b'"Headers"')
 _BACKSLASH, _BRACE = b"\\{"
 _BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
 _OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
@@ -89,7 +90,8 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy) -
 
 def _captured(block: bytes) -> str | None:
     """Return when the page was crawled; the header of the WAT record says when its metadata were extracted."""
-    start = block.rfind(_DATE)
+    header = block.find(_WARC_HEADER)  # of the page's record: Common Crawl puts it first
+    start = block.find(_DATE, header) if header >= 0 else block.rfind(_DATE)
     return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
 
 
@@ -152,7 +154,7 @@ def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
     if first < 0:
         return None
     head_bytes = max(block.rfind(_LINKS, 0, first), 0) or first
-    beside = block[:head_bytes] + block[end:]  # what is not between image links
+    beside = block[:head_bytes] + block[_links_end(block, end) :]  # what is not among the links
     if _BASE in beside or _may_refuse(beside, head_bytes, policy):
         return None
     try:
@@ -160,6 +162,16 @@ def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
     except ValueError:
         return None
     return _Page(parsed, count - len(links), None) if len(parsed) == len(links) else None
+
+
+def _links_end(block: bytes, end: int) -> int:
+    """Return an offset after that of the last image link, `end`, up to which there are only other links.
+
+    The array of links ends with the first "}]", unless that is in a text: then some links count as what is beside.
+    """
+    close = block.find(_ARRAY_END, end - 1)
+    is_array = close >= 0 and all(block.find(key, end, close) < 0 for key in _OUTSIDE)
+    return close if is_array else end
 
 
 def _object_start(block: bytes, earliest: int, path: int) -> int:
