@@ -1,23 +1,32 @@
 """`wit demo --train`: train a tiny model on the demo's shards, and evaluate it on the demo's evaluation sets.
 
 Prints the accuracy and chance, and separately the accuracy on examples whose images are in the training data (Overlap)
-and on the others (Clean), as the overlap report then does too.
+and on the others (Clean), as the overlap report then does too; and how well its scores (`[scores]`) tell true captions
+from shuffled ones.
 """
 
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.filters import ScoresConfig
+from pipeline.demo.captions import say
+from pipeline.demo.drawing import draw, encode
+from pipeline.demo.scenes import training_scenes
 from pipeline.errors import UserError
 from pipeline.project import Project
+from pipeline.stages.filtered import Scorer, open_scorer
 from pipeline.stages.report import write_reports
 
 _MODEL = "demo"
+_NEW_PICTURES = 500
 _TABLES = """
 [train]                                 # `wit train -c wit.toml`
 model = "tiny-resnet"                   # -> "ViT-B/32", with the paper's other values
@@ -57,7 +66,25 @@ def train_demo(directory: Path) -> None:
     classes = {name: len(list((directory / "evals" / name).iterdir())) for name in sets}
     Console().print(curve_table(directory / "work" / "train" / "metrics.jsonl", sets))
     Console().print(accuracy_table(report["sets"], classes))
+    scorer = open_scorer(ScoresConfig(checkpoint=checkpoint))
+    area = score_auc(scorer, project.config.seed)
+    Console().print(f"scores of {_NEW_PICTURES} new pictures: AUC of true against shuffled captions {area:.3f}")
     print(f"curves: {directory / 'work' / 'report' / 'training.html'}")
+
+
+def score_auc(scorer: Scorer, seed: int, pictures: int = _NEW_PICTURES) -> float:
+    """Return the area under the curve of true against shuffled captions: how often a true pair scores higher.
+
+    The pictures are like those of the demo's web, but new: of another seed.
+    """
+    scenes = list(islice(training_scenes(seed + 1_000_003), pictures))
+    images = [encode(draw(scene), "JPEG") for scene in scenes]
+    captions = [say(scene, "en") for scene in scenes]
+    true = np.sort(scorer.score(images, captions))
+    shuffled = scorer.score(images, captions[1:] + captions[:1])  # scenes are independent of each other
+    above = pictures - np.searchsorted(true, shuffled, "right")
+    equal = pictures - np.searchsorted(true, shuffled, "left") - above
+    return float((above + equal / 2).mean() / pictures)
 
 
 def write_prompts(directory: Path, sets: list[str]) -> None:

@@ -78,9 +78,14 @@ class ImageFilters:
         return cls(filters.single_colour, calls, scores, str(base_dir), digest(VERSION, decides) if is_on else "")
 
     def open(self) -> Work:
-        scorer = None if self.scores is None else _open_scorer_function()(self.scores.model_dump())
+        scorer = None if self.scores is None else open_scorer(self.scores)
         rules = tuple((load_rule(call, self.base_dir), call) for call in self.calls)
-        return _ScoreImages(self.single_colour, rules, cast("Scorer | None", scorer))
+        return _ScoreImages(self.single_colour, rules, scorer)
+
+
+def open_scorer(scores: ScoresConfig) -> Scorer:
+    """Open the model that scores pairs."""
+    return cast(Scorer, _open_scorer_function()(scores.model_dump()))
 
 
 def _open_scorer_function() -> Rule:

@@ -3,14 +3,16 @@
 import io
 import json
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from pipeline.cli.main import main
 from pipeline.demo import train as demo_train
-from pipeline.demo.train import accuracy_table, curve_table, write_prompts
+from pipeline.demo.train import accuracy_table, curve_table, score_auc, write_prompts
 from pipeline.errors import UserError
 
 
@@ -47,6 +49,33 @@ def test_accuracies_stand_beside_chance_and_apart_for_clean_and_overlap():
     assert ["objects", "1.6%", "70.0%", "of", "10", "62.5%", "of", "8", "100.0%", "of", "2", "0.390"] in lines
     assert ["patterns", "20.0%", "70.0%", "of", "10", "70.0%", "of", "10", "none"] in lines
     assert not any("unscored" in line for line in lines)
+
+
+class Reader:
+    """Scores a pair by what it is told that pictures show; `of(shown, caption)` is the score."""
+
+    def __init__(self, of: Callable[[str, str], float]) -> None:
+        self.of, self.shown = of, dict[bytes, str]()
+
+    def score(self, images: Sequence[bytes], captions: Sequence[str]) -> np.ndarray:
+        if not self.shown:  # the true captions come first
+            self.shown = dict(zip(images, captions, strict=True))
+        pairs = zip(images, captions, strict=True)
+        return np.array([self.of(self.shown[image], caption) for image, caption in pairs], np.float32)
+
+
+def test_the_area_under_the_curve_of_true_against_shuffled_captions():
+    perfect = Reader(lambda shown, caption: float(shown == caption))
+    assert score_auc(perfect, 7, 60) > 0.99  # a few captions are those of two pictures
+    assert len(perfect.shown) == 60
+    assert score_auc(Reader(lambda shown, caption: 0.3), 7, 20) == 0.5
+    assert score_auc(Reader(lambda shown, caption: -float(shown == caption)), 7, 60) < 0.01
+    counts = Reader(lambda shown, caption: len(set(shown.split()) & set(caption.split())))
+    area = score_auc(counts, 7, 40)
+    true = [len(set(text.split())) for text in counts.shown.values()]
+    texts = list(counts.shown.values())
+    other = [len(set(a.split()) & set(b.split())) for a, b in zip(texts, texts[1:] + texts[:1], strict=True)]
+    assert area == pytest.approx(np.mean([(a > b) + (a == b) / 2 for a in true for b in other]))
 
 
 def test_a_training_that_fails_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
