@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from math import ceil
 from typing import BinaryIO, Protocol, cast
@@ -29,6 +29,7 @@ from queries.redact import redact
 PUBLIC_URLS = ("https://data.commoncrawl.org", "s3://commoncrawl")
 _COLLINFO_URL = "https://index.commoncrawl.org/collinfo.json"
 _MAX_LIST_BYTES = 64 << 20  # a crawl has 100,000 files, whose paths fill 12 MB
+_LIBRARIES_OF_STORES = ("botocore", "aiobotocore", "aiohttp")  # whose errors are not all OSErrors: no credentials
 _CRAWL = re.compile(r"CC-MAIN-[0-9A-Za-z-]+")
 
 
@@ -110,8 +111,8 @@ def _fetch(url: str) -> bytes:
         with requests.Session() as session:  # closed at once: it counts against the budget of connections
             return read_whole(session, url, _pacer(_host(url)), _MAX_LIST_BYTES)
     try:
-        with fsspec.open(url, "rb") as opened:
-            return cast(bytes, opened.read(_MAX_LIST_BYTES))
+        with _open_in_store(url) as opened:
+            return opened.read(_MAX_LIST_BYTES)
     except Exception as error:  # any error of a store: missing package, credentials or network
         raise SourceUnavailable(one_line(error)) from None
 
@@ -124,10 +125,18 @@ def open_file(url: str, agent: str) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, stream)
         return
     try:
-        with fsspec.open(url, "rb") as opened:
-            yield cast(BinaryIO, opened)
-    except OSError as error:
-        raise SourceUnavailable(one_line(error)) from error
+        with _open_in_store(url) as opened:
+            yield opened
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.startswith(_LIBRARIES_OF_STORES):
+            raise SourceUnavailable(one_line(error)) from error
+        raise
+
+
+def _open_in_store(url: str) -> AbstractContextManager[BinaryIO]:
+    """Open a file in an object store; requests to Common Crawl's own bucket are signed for the region it is in."""
+    options = {"client_kwargs": {"region_name": "us-east-1"}} if url.startswith("s3://commoncrawl/") else {}
+    return cast(AbstractContextManager[BinaryIO], fsspec.open(url, "rb", **options))
 
 
 def _host(url: str) -> str:

@@ -1,10 +1,12 @@
 """Common Crawl by name, from a mirror that throttles, resets and truncates."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.crawl_mirror import CRAWLS, CrawlMirror, lists_of, real_files
+from support.s3_stand_in import S3StandIn
 
 from pipeline.beam.options import parse_beam_options
 from pipeline.config import Config
@@ -81,6 +84,51 @@ def test_an_undisturbed_run_requests_each_byte_once_over_few_connections(
     assert table["captured_at"].null_count == 0
     assert run(tmp_path, mirror, files=files, connections=1) == markers
     assert sum(map(len, mirror.bytes_sent.values())) == len(mirror.bytes_sent)
+
+
+@pytest.fixture
+def bucket(mirror: CrawlMirror, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3StandIn]:
+    """Common Crawl's bucket on this machine, and credentials for it, of somebody who works in another region."""
+    with S3StandIn({f"commoncrawl/{path}": body for path, body in mirror.files.items()}).running() as running:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, os.devnull)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+        yield running
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_the_bucket_is_read_with_signed_requests_for_its_region(
+    tmp_path: Path, mirror: CrawlMirror, bucket: S3StandIn
+) -> None:
+    (tmp_path / "https").mkdir()
+    (tmp_path / "s3").mkdir()
+    expected = pairs_of(tmp_path / "https", run(tmp_path / "https", mirror, files="warc"))
+    markers = run(tmp_path / "s3", mirror, files="warc", base_url="s3://commoncrawl")
+    assert pairs_of(tmp_path / "s3", markers).equals(expected)
+    assert set(bucket.regions) == {"us-east-1"}
+
+    lost = next(path for path in mirror.files if "2020-34" in path and "/warc/" in path)
+    bucket.denied.add(f"commoncrawl/{lost}")
+    (tmp_path / "again").mkdir()
+    again = run(tmp_path / "again", mirror, files="warc", base_url="s3://commoncrawl")
+    assert add_counts(again.values())[Reason.SOURCE_UNAVAILABLE] == 1
+
+
+def test_without_credentials_the_bucket_is_one_line(
+    tmp_path: Path, mirror: CrawlMirror, bucket: S3StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(ConfigError, match=r"s3://commoncrawl/.*paths\.gz: .*credentials"):
+        run(tmp_path, mirror, files="warc", base_url="s3://commoncrawl")
+    assert bucket.regions == []
 
 
 @pytest.mark.slow
