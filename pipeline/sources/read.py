@@ -51,7 +51,8 @@ def read_source(
             yield from (read_wat if source.files == "wat" else read_warc)(stream, limits, policy)
         return
     try:
-        with fsspec.open(path, "rb") as opened:
+        # fsspec's object around a local file costs a tenth of reading a tar.
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as opened:
             stream = cast(BinaryIO, opened)
             if source.kind == "url-table":
                 yield from read_table(stream, path, source, limits)

@@ -121,13 +121,12 @@ def read_webdataset(stream: BinaryIO, path: str, source: SourceConfig, limits: P
 
 
 def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, is_local: bool) -> None:
-    content = cast(BinaryIO, tar.extractfile(member))
     if suffix in IMAGE_SUFFIXES and sample.image is None:
         sample.image = member.offset_data, member.size
         if not is_local:
-            sample.image_sha256 = _sha256(content, 0, member.size, is_at_start=True)
+            sample.image_sha256 = _sha256(_opened(tar, member), 0, member.size, is_at_start=True)
     elif suffix in ("txt", "json"):
-        text = content.read(_MAX_TEXT_BYTES)
+        text = _opened(tar, member).read(_MAX_TEXT_BYTES)
         try:
             if suffix == "txt":
                 sample.text = text.decode()
@@ -137,6 +136,10 @@ def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, 
                 sample.facts = facts
         except ValueError:
             sample.is_broken = True
+
+
+def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    return cast(BinaryIO, tar.extractfile(member))
 
 
 def _sha256(stream: BinaryIO, offset: int, size: int, *, is_at_start: bool = False) -> bytes:
