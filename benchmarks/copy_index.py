@@ -1,93 +1,157 @@
-"""Measure the search among the vectors of many evaluation images: memory, time, and recall against a full scan.
+"""Measure the search among the vectors of many evaluation images: time, memory, and recall against a full scan.
 
-    python -m benchmarks.copy_index PHOTOS.tar... --images 2000000 [--views 6] [--scratch FOLDER]
+    python -m benchmarks.copy_index PHOTOS.tar... --edits HELD_OUT.tar... [--images 2000000] [--spread 0.5]
 
-The vectors are simulated: drawn from the normal distribution with the mean and covariance of the detector's vectors of
-real photos, in groups of views of one image. Queries lie at known cosines to a view. The vectors are a file that is
-mapped, as are those of an index on disk.
+Most vectors are simulated: each image lies near a real photo's vector, `--spread` apart (1: only the mean and the
+covariance are the photos'), its views around it as those of real photos are. The images of the tars after --edits are
+there themselves, and queries are their edits in all ways of `dedup.copies.edits`; more queries lie at known cosines to
+a simulated view, in the direction of another image.
 """
 
 import argparse
-import resource
 import tempfile
 import time
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.copy_recall import NAMES, shrunk
 from benchmarks.copy_recall import images as read_images
-from benchmarks.copy_recall import shrunk
 from dedup.copies.detector import Detector, packaged_detector, scores
-from dedup.copies.match import describe_views
-from dedup.copies.search import VectorIndex
+from dedup.copies.edits import edited
+from dedup.copies.match import Described, describe_views
+from dedup.copies.search import SEARCHED_ROWS, Candidates, VectorIndex
 from dedup.copies.views import VIEWS
 from dedup.decode import decode_rgb
 
-COSINES = (0.6, 0.65, 0.7, 0.8, 0.9)
-_BLOCK = 100_000
+COSINES = (0.9, 0.8, 0.7, 0.6)
+MOST = 3
+_BLOCK = 60_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tars", nargs="+", type=Path)
+    parser.add_argument("--edits", nargs="+", type=Path, required=True, metavar="TAR")
     parser.add_argument("--images", type=int, default=2_000_000)
     parser.add_argument("--views", type=int, default=6)
-    parser.add_argument("--photos", type=int, default=1000, help="real photos that the distribution is fitted to")
-    parser.add_argument("--queries", type=int, default=400, help="for each cosine")
+    parser.add_argument("--photos", type=int, default=10_000, help="of the first tars, described")
+    parser.add_argument("--edited", type=int, default=20, help="photos that are edited")
+    parser.add_argument("--spread", type=float, default=0.5)
+    parser.add_argument("--queries", type=int, default=300, help="for each cosine")
+    parser.add_argument("--searched", type=int, default=SEARCHED_ROWS)
     parser.add_argument("--detector", type=Path, default=packaged_detector())
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     detector = Detector.load(arguments.detector)
-    drawing = Drawing.fit(detector, arguments.tars, arguments.photos)
     console = Console(width=120)
+    known = Known.read(detector, arguments.edits, arguments.edited, arguments.views)
+    drawing = Drawing.fit(
+        detector, described(detector, arguments.tars, arguments.photos), known.views, arguments.spread
+    )
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-        rows = arguments.images * arguments.views
-        vectors = np.memmap(Path(folder) / "vectors", np.int8, "w+", shape=(rows, detector.card.dimensions))
-        drawing.fill(vectors, arguments.views)
-        began, before = time.process_time(), memory_bytes()
-        index = VectorIndex.build(vectors, arguments.views)
-        built = time.process_time() - began
-        assert index.cells is not None, "so few vectors are scanned: give more --images"
-        held = sum(array.nbytes for array in vars(index.cells).values())
-        console.print(
-            f"{rows:,} vectors in {len(index.cells.centres):,} cells: built in {built:.0f} s of one core; "
-            f"{held / 1e9:.2f} GB of bits, rows and centres in memory, {vectors.nbytes / 1e9:.2f} GB of vectors mapped "
-            f"(peak of the process grew by {(memory_bytes() - before) / 1e9:.2f} GB, mapped pages included)"
+        vectors = np.memmap(
+            Path(folder) / "vectors",
+            np.int8,
+            "w+",
+            shape=(arguments.images * arguments.views, detector.card.dimensions),
         )
-        measure(index, drawing, detector, arguments.queries, console)
+        drawing.fill(vectors, arguments.views)
+        planted = len(known.views) * arguments.views
+        vectors[:planted] = known.views.reshape(planted, -1)
+        console.print(drawing.tail(vectors))
+        began = time.process_time()
+        index = VectorIndex.build(vectors, arguments.views, folder=Path(folder), searched_rows=arguments.searched)
+        built_s = time.process_time() - began
+        chosen = np.linspace(planted, len(vectors) - 1, arguments.queries * len(COSINES)).astype(np.int64)
+        near = np.array_split(chosen, len(COSINES))
+        drawn = [drawing.near(vectors[rows], cosine) for rows, cosine in zip(near, COSINES, strict=True)]
+        queries = np.concatenate([known.queries, *drawn])
+        own = np.concatenate([known.own, chosen // arguments.views])
+        groups = [
+            ("edits of photos", 0, len(known.own)),
+            *(
+                (
+                    f"cosine {cosine}",
+                    len(known.own) + at * arguments.queries,
+                    len(known.own) + (at + 1) * arguments.queries,
+                )
+                for at, cosine in enumerate(COSINES)
+            ),
+        ]
+        del vectors
+        console.print(
+            f"{len(index.rows):,} vectors in {len(index.starts) - 1:,} blocks, {index.probes} of them searched; "
+            f"built in {built_s:.0f} s of one core; "
+            f"{sum(file.stat().st_size for file in Path(folder).glob('*.npy')) / 1e9:.2f} GB of files"
+        )
+        measure(index, detector, queries, own, groups, console)
+
+
+def described(detector: Detector, tars: list[Path], count: int) -> np.ndarray:
+    """Return the vectors of photos spread over the tars."""
+    files = [file for path in tars for _, file in read_images(path)]
+    chosen = files[:: max(1, len(files) // count)]
+    return detector.describe([detector.square(decode_rgb(file)) for file in chosen]) / np.float32(detector.scale)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Photos of sets that the detector was not trained on, and edits of some of them."""
+
+    views: np.ndarray  # (photos, views, dimensions) int8
+    queries: np.ndarray  # (n, dimensions) int8: the edits, and their content boxes
+    own: np.ndarray  # (n,) the photo of each
+
+    @classmethod
+    def read(cls, detector: Detector, tars: list[Path], count: int, views: int) -> "Known":
+        files = [file for path in tars for _, file in read_images(path)]
+        photos = [shrunk(decode_rgb(file)) for file in islice(files, 0, None, max(1, len(files) // 300))]
+        every = describe_views(detector, photos).reshape(len(photos), len(VIEWS), -1)[:, :views]
+        chosen = np.linspace(0, len(photos) - 1, count).astype(int).tolist()
+        queries, own = [], []
+        for place in chosen:
+            other = photos[(place * 7919 + 13) % len(photos)]
+            web = Described.of(detector, [decode_rgb(edited(name, photos[place], other, str(place))) for name in NAMES])
+            queries += [web.whole, web.inner]
+            own += [place] * (len(web.whole) + len(web.inner))
+        return cls(np.ascontiguousarray(every), np.concatenate(queries), np.array(own))
 
 
 class Drawing:
-    """A distribution of vectors: of an image, and of its views around it."""
+    """A distribution of vectors: images around those of photos, and views around images."""
 
-    def __init__(self, detector: Detector, mean: np.ndarray, between: np.ndarray, within: np.ndarray) -> None:
-        self.scale, self.mean, self.between, self.within = detector.scale, mean, between, within
-        self.random = np.random.default_rng(0)
+    def __init__(self, detector: Detector, photos: np.ndarray, views: np.ndarray, spread: float) -> None:
+        self.scale, self.spread, self.random = detector.scale, spread, np.random.default_rng(0)
+        images = views.mean(1)
+        self.within = root(np.cov((views - images[:, None]).reshape(-1, views.shape[2]).T))
+        shrink = np.sqrt(np.trace(np.cov(images.T)) / np.trace(np.cov(photos.T)))
+        self.mean, self.centres = shrink * photos.mean(0), shrink * (photos - photos.mean(0))
+        self.between = root(np.cov(self.centres.T))
 
     @classmethod
-    def fit(cls, detector: Detector, tars: list[Path], photos: int) -> "Drawing":
-        files = (file for path in tars for _, file in read_images(path))
-        pictures = [shrunk(decode_rgb(file)) for file, _ in zip(files, range(photos), strict=False)]
-        views = describe_views(detector, pictures).reshape(len(pictures), len(VIEWS), -1)[:, :6] / detector.scale
-        images = views.mean(1)
-        rest = (views - images[:, None]).reshape(-1, views.shape[2])
-        print(f"fitted to {len(pictures)} photos; mean cosine of two views {cosine_of_views(views):.2f}")
-        return cls(detector, images.mean(0), root(np.cov(images.T)), root(np.cov(rest.T)))
+    def fit(cls, detector: Detector, photos: np.ndarray, views: np.ndarray, spread: float) -> "Drawing":
+        return cls(detector, photos, views / np.float32(detector.scale), spread)
+
+    def images(self, count: int) -> np.ndarray:
+        near = self.centres[self.random.integers(0, len(self.centres), count)]
+        return self.mean + np.sqrt(1 - self.spread**2) * near + self.spread * (self._normal(count) @ self.between)
 
     def fill(self, vectors: np.ndarray, views: int) -> None:
         step = _BLOCK // views * views
         for at in range(0, len(vectors), step):
-            count = min(step, len(vectors) - at) // views
-            image = self.mean + self._normal(count) @ self.between
-            drawn = image[:, None] + self._normal(count * views).reshape(count, views, -1) @ self.within
-            vectors[at : at + count * views] = self.quantised(drawn.reshape(count * views, -1))
+            count = min(step, len(vectors) - at)
+            drawn = np.repeat(self.images(count // views), views, axis=0) + self._normal(count) @ self.within
+            vectors[at : at + count] = self.quantised(drawn)
 
     def near(self, vectors: np.ndarray, cosine: float) -> np.ndarray:
         """Return vectors at a cosine to each of these, in directions as images differ."""
-        unit = vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-        other = self.mean + self._normal(len(unit)) @ self.between
+        unit = vectors / np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+        other = self.images(len(unit))
         other -= (other * unit).sum(1, keepdims=True) * unit
         other /= np.linalg.norm(other, axis=1, keepdims=True)
         return self.quantised(cosine * unit + np.sqrt(1 - cosine**2) * other)
@@ -95,6 +159,16 @@ class Drawing:
     def quantised(self, vectors: np.ndarray) -> np.ndarray:
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.clip(np.rint(unit * self.scale), -127, 127).astype(np.int8)
+
+    def tail(self, vectors: np.ndarray) -> str:
+        """Tell how near strangers are, among the photos and among the simulated views."""
+        photos = self.quantised(self.centres + self.mean)
+        told = []
+        for name, some in (("photos", photos[:3000]), ("simulated", vectors[:: len(vectors) // 3000][:3000])):
+            cosines = scores(some, photos if name == "photos" else vectors[3 :: len(vectors) // 9000]) / self.scale**2
+            cosines = cosines[cosines < 0.98]
+            told.append(f"{name} {', '.join(f'{np.quantile(cosines, 1 - 10.0**-k):.2f}' for k in (2, 3, 4, 5))}")
+        return f"cosines of strangers that one pair in 100, 1,000, 10,000, 100,000 reaches: {'; '.join(told)}"
 
     def _normal(self, count: int) -> np.ndarray:
         return self.random.standard_normal((count, len(self.mean)), np.float32)
@@ -105,54 +179,51 @@ def root(covariance: np.ndarray) -> np.ndarray:
     return (np.sqrt(np.maximum(values, 0))[:, None] * axes.T).astype(np.float32)
 
 
-def cosine_of_views(views: np.ndarray) -> float:
-    unit = views / np.linalg.norm(views, axis=2, keepdims=True)
-    return float(np.mean(np.einsum("pvd,pwd->pvw", unit, unit)[:, ~np.eye(views.shape[1], dtype=bool)]))
-
-
-def measure(index: VectorIndex, drawing: Drawing, detector: Detector, count: int, console: Console) -> None:
-    """Search for vectors near known views; what a scan of all vectors finds is the reference."""
-    table = Table(title=f"search at {detector.card.propose}, the three nearest images")
-    for name in ("cosine of the copy", "found by the search", "found by a scan", "of the scan's images", "ms a query"):
-        table.add_column(name, justify="right")
+def measure(
+    index: VectorIndex,
+    detector: Detector,
+    queries: np.ndarray,
+    own: np.ndarray,
+    groups: list[tuple[str, int, int]],
+    console: Console,
+) -> None:
+    """Search for all queries at once; a search in all blocks, which is a scan, is the reference."""
     min_score = detector.score(detector.card.propose)
-    for cosine in COSINES:
-        chosen = np.linspace(0, len(index.vectors) - 1, count).astype(np.int64)
-        queries = drawing.near(index.vectors[chosen], cosine)
-        began = time.process_time()
-        found = index.search(queries, min_score, 3)
-        spent_ms = (time.process_time() - began) / count * 1000
-        pairs = set(zip(found.queries.tolist(), found.images.tolist(), strict=True))
-        exact = scan(index, queries, min_score)
-        own = set(enumerate((chosen // index.views).tolist()))
+    index.search(queries[:200], min_score, MOST)  # reads the files
+    began = time.process_time()
+    found = index.search(queries, min_score, MOST)
+    spent_ms = (time.process_time() - began) / len(queries) * 1000
+    console.print(f"{len(queries):,} queries at once: {spent_ms:.2f} ms each; {memory()}")
+    scan = replace(index, centres=index.centres[:, :0])
+    began = time.process_time()
+    exact = pairs_of(scan.search(queries, min_score, MOST))
+    console.print(f"a scan takes {(time.process_time() - began) / len(queries) * 1000:.0f} ms each")
+    pairs = pairs_of(found)
+    table = Table(title=f"candidates at {detector.card.propose}, the {MOST} nearest images")
+    for name in ("queries", "the copy: scan", "search", "search, of the scan's", "of all the scan's candidates"):
+        table.add_column(name, justify="right")
+    for name, start, end in groups:
+        copies = {(query, int(own[query])) for query in range(start, end)}
+        candidates = {pair for pair in exact if start <= pair[0] < end}
+        scanned = copies & exact
         table.add_row(
-            f"{cosine:.2f}",
-            f"{len(own & pairs) / count:.3f}",
-            f"{len(own & exact) / count:.3f}",
-            f"{len(exact & pairs) / max(1, len(exact)):.3f} of {len(exact):,}",
-            f"{spent_ms:.2f}",
+            f"{end - start:,} at {name}" if name.startswith("cosine") else f"{end - start:,} {name}",
+            f"{len(scanned) / len(copies):.3f}",
+            f"{len(copies & pairs) / len(copies):.3f}",
+            f"{len(scanned & pairs) / max(1, len(scanned)):.3f}",
+            f"{len(candidates & pairs) / max(1, len(candidates)):.3f} of {len(candidates):,}",
         )
     console.print(table)
 
 
-def scan(index: VectorIndex, queries: np.ndarray, min_score: int) -> set[tuple[int, int]]:
-    """Return the pairs of a query and one of its three nearest images, by comparing all vectors."""
-    hits: list[tuple[int, int, int]] = []
-    floats = queries.astype(np.float32)
-    step = _BLOCK // index.views * index.views
-    for at in range(0, len(index.vectors), step):
-        values = scores(floats, index.vectors[at : at + step])
-        best = values.reshape(len(queries), -1, index.views).max(2)
-        hits += [(q, -int(best[q, p]), at // index.views + p) for q, p in np.argwhere(best >= min_score).tolist()]
-    nearest: dict[int, list[int]] = {}
-    for query, _, image in sorted(hits):
-        if len(nearest.setdefault(query, [])) < 3:
-            nearest[query].append(image)
-    return {(query, image) for query, images in nearest.items() for image in images}
+def pairs_of(found: Candidates) -> set[tuple[int, int]]:
+    return set(zip(found.queries.tolist(), found.images.tolist(), strict=True))
 
 
-def memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory() -> str:
+    facts = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if "kB" in line)
+    private, mapped = (int(facts[name].split()[0]) / 1e6 for name in ("RssAnon", "RssFile"))
+    return f"{private:.2f} GB of its own in memory, {mapped:.2f} GB mapped"
 
 
 if __name__ == "__main__":

@@ -1,39 +1,36 @@
-"""Find the images with the nearest descriptors: exactly in a small index, by coarse cells and sign bits in a large one.
+"""Find the images with the nearest descriptors, for thousands of queries at once.
 
-Vectors are int8, and all scores are exact integers. A small index is scanned. A large one is cut into cells around
-centres that an integer k-means finds, at two levels if there are many; a query looks into the nearest cells, compares
-sign bits there (32 bytes a vector), and computes the exact score of what is near enough. docs/copies.md has the recall
-against a scan.
+Vectors are int8. They lie in blocks of some thousand, as columns, and each block is compared with all queries that
+look into it: by fast integer products that are nearly right (`products.py`), then exactly where those are high enough.
+Up to `SEARCHED_ROWS` vectors, queries look into every block. More vectors are cut into cells (`cells.py`), and a query
+looks into the nearest ones, which have that many vectors. docs/copies.md has the recall against a scan.
 """
 
-import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from dedup.copies.cells import cut
 from dedup.copies.detector import scores
+from dedup.copies.products import DEVIATION, halved, products
 
-SCAN_ROWS = 65_536
-"""Up to this number of vectors a search compares all of them."""
-PROBES = 48
-"""Cells searched per query."""
+SEARCHED_ROWS = 300_000
+"""Vectors that are compared with a query, about."""
 
 _ROWS_IN_CELL = 1_024
-_MOST_FLAT_CELLS = 512
-"""More cells are found in two steps: the cost per vector grows with the square root of their number."""
-_SAMPLE_PER_CELL = 32
-_ROUNDS = 6
-_BLOCK = 4_096  # vectors compared at once
-_QUERIES = 64
-_SLACK_DEVIATIONS = (
-    3.0  # standard deviations of the number of differing sign bits at a cosine: 99.9 % of the pairs pass
-)
+_MOST_IN_BLOCK = 4_096
+_QUERIES_AT_ONCE = 8_192
+_QUERIES_IN_PRODUCT = 256  # products that fit the processor's cache
+_MOST_FOUND = 1 << 22  # pairs held before the best of each query are taken
+_SLACK_DEVIATIONS = 6.0
+_DENSE = 0.02  # share of pairs from which all of a product are scored exactly
 
 
 class Candidates(NamedTuple):
-    """Pairs above a score, by query, then falling score; arrays of one length."""
+    """Pairs above a score, by query, then falling score, then image; arrays of one length."""
 
     queries: np.ndarray  # int64
     images: np.ndarray  # int64, numbers in the index
@@ -42,145 +39,199 @@ class Candidates(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cells:
-    """The partition of a large index: its vectors in the order of their cells."""
-
-    centres: np.ndarray  # (cells, dimensions) int8
-    starts: np.ndarray  # (cells + 1,) int64
-    rows: np.ndarray  # (n,) int32: row of the vectors
-    signs: np.ndarray  # (n, dimensions / 64) uint64, in the order of `rows`
-
-
-@dataclass(frozen=True)
 class VectorIndex:
-    """Descriptors of images, `views` of each; make one with `build`."""
+    """Descriptors of the images of several sets, `views` of each; make one with `build`, or `open` one."""
 
-    vectors: np.ndarray  # (images * views, dimensions) int8; row p * views + v is view v of image p
+    columns: np.ndarray  # (n * dimensions,) int8: block after block, each of them (dimensions, its vectors)
+    rows: np.ndarray  # (n,) int32: p * views + v is view v of image p
+    starts: np.ndarray  # (blocks + 1,) int64
+    centres: np.ndarray  # (dimensions, blocks) int8; (dimensions, 0) if queries look into all blocks
+    sets: np.ndarray  # (sets + 1,) int64: the first image of each set
     views: int
-    cells: Cells | None
+    probes: int  # blocks that a query looks into
 
     @classmethod
-    def build(cls, vectors: np.ndarray, views: int, *, scan_rows: int = SCAN_ROWS) -> Self:
-        """Index vectors, which may be mapped from a file; the same vectors give the same index on every machine."""
-        if vectors.dtype != np.int8 or vectors.ndim != 2 or vectors.shape[1] % 64 or len(vectors) % views:
+    def build(
+        cls,
+        vectors: np.ndarray,
+        views: int,
+        images: Sequence[int] | None = None,
+        *,
+        folder: Path | None = None,
+        searched_rows: int = SEARCHED_ROWS,
+    ) -> Self:
+        """Index int8 vectors, which may be mapped from a file; the same vectors give the same index everywhere.
+
+        Args:
+            vectors: Unit vectors times a scale, `(n, dimensions)`; row p * views + v is view v of image p.
+            views: Views of an image.
+            images: The number of images of each set, one set after another; default: all are of one set.
+            folder: Write the index there and map its files; default: hold it in memory.
+            searched_rows: Vectors compared with a query, about.
+        """
+        sets = np.cumsum([0, *(images if images is not None else [len(vectors) // views])])
+        if vectors.dtype != np.int8 or vectors.ndim != 2 or vectors.shape[1] % 64 or len(vectors) != views * sets[-1]:
             raise ValueError(
                 f"need int8 vectors of {views} views and 64 n dimensions, not {vectors.shape} {vectors.dtype}"
             )
-        return cls(vectors, views, None if len(vectors) <= scan_rows else _cut(vectors))
+        rows, starts, centres = _blocks(vectors, searched_rows)
+        width = vectors.shape[1]
+        columns: np.ndarray
+        if folder is None:
+            columns = np.empty(vectors.size, np.int8)
+        else:
+            columns = np.lib.format.open_memmap(folder / "columns.npy", "w+", np.int8, (vectors.size,))
+        for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            columns[start * width : end * width] = vectors[rows[start:end]].T.ravel()
+        probes = -(-searched_rows * centres.shape[1] // max(1, len(vectors)))
+        index = cls(columns, rows, starts, centres, sets, views, probes)
+        if folder is None:
+            return index
+        for name in ("rows", "starts", "centres", "sets"):
+            np.save(folder / f"{name}.npy", getattr(index, name))
+        np.save(folder / "settings.npy", np.array([views, probes]))
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map the files that `build` wrote; the processes of a machine share their pages."""
+        columns, rows = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("columns", "rows"))
+        starts, centres, sets, settings = (
+            np.load(folder / f"{name}.npy") for name in ("starts", "centres", "sets", "settings")
+        )
+        views, probes = settings.tolist()
+        return cls(columns, rows, starts, centres, sets, views, probes)
 
     def __len__(self) -> int:
-        return len(self.vectors) // self.views
+        return len(self.rows) // self.views
 
     def search(self, queries: np.ndarray, min_score: int, most: int) -> Candidates:
-        """Return, per query, up to `most` images that score `min_score` or more, each with its best view."""
-        empty = Candidates(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.int64, np.int32)))
+        """Return, per query and set, up to `most` images that score `min_score` or more, each with its best view."""
         found = []
-        for at in range(0, len(queries), _QUERIES):
-            block = queries[at : at + _QUERIES]
-            # of a block at once: a product with one vector would read all the floats again
-            values = scores(block, self._floats)
-            near = [self._near(*pair, min_score) for pair in zip(block, values, strict=True)]
-            found += [self._best(at + number, *one, most) for number, one in enumerate(near)]
-        return Candidates(*(np.concatenate(column) for column in zip(empty, *found, strict=True)))
+        for at in range(0, max(1, len(queries)), _QUERIES_AT_ONCE):
+            best = _Batch(self, queries[at : at + _QUERIES_AT_ONCE], min_score, most).run()
+            found.append(best._replace(queries=best.queries + at))
+        return Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-    def _near(self, query: np.ndarray, values: np.ndarray, min_score: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows, scores) of the vectors that reach `min_score`; `values` are the scores with `_floats`."""
-        if self.cells is not None:
-            return _probe(self.vectors, self.cells, query, values, min_score)
-        rows = np.flatnonzero(values >= min_score)
-        return rows, values[rows]
+    def visits(self, halves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield each block that some of the `halved` queries look into, and the numbers of these queries."""
+        blocks = len(self.starts) - 1
+        if not self.centres.shape[1]:
+            yield from ((block, np.arange(len(halves))) for block in range(blocks))
+            return
+        parts = range(0, len(halves), _QUERIES_IN_PRODUCT)
+        pairs = [self._nearest(halves[at : at + _QUERIES_IN_PRODUCT]) + np.array([at, 0]) for at in parts]
+        visiting, visited = np.concatenate([np.empty((0, 2), np.int64), *pairs]).T
+        order = np.argsort(visited, kind="stable")
+        ends = np.searchsorted(visited[order], np.arange(blocks + 1))
+        for block in np.flatnonzero(np.diff(ends)).tolist():
+            yield block, visiting[order[ends[block] : ends[block + 1]]]
 
-    @cached_property
-    def _floats(self) -> np.ndarray:
-        """Return what every query is compared with: all vectors of a small index, the centres of a large one."""
-        return (self.vectors if self.cells is None else self.cells.centres).astype(np.float32)
-
-    def _best(self, number: int, rows: np.ndarray, values: np.ndarray, most: int) -> Candidates:
-        images, views = np.divmod(rows, self.views)
-        order = np.lexsort((views, images, -values))
-        _, first = np.unique(images[order], return_index=True)
-        best = order[np.sort(first)][:most]
-        return Candidates(np.full(len(best), number, np.int64), images[best], views[best], values[best])
+    def _nearest(self, halves: np.ndarray) -> np.ndarray:
+        """Return (query, block) of the nearest centres; more than `probes` of a query if several are equally near."""
+        near = products(halves, self.centres)
+        last = near.shape[1] - self.probes
+        return np.argwhere(near >= np.partition(near, last, axis=1)[:, last, None])
 
 
-def signs(vectors: np.ndarray) -> np.ndarray:
-    """Return the sign bits of int8 vectors, `(n, dimensions / 64)` uint64."""
-    return np.packbits(vectors > 0, axis=1).view(np.uint64)
+class _Batch:
+    """A search: the best pairs found so far, and the least score that can still be among them."""
+
+    def __init__(self, index: VectorIndex, queries: np.ndarray, min_score: int, most: int) -> None:
+        self._index, self._most = index, most
+        self._enough = max(1, int(np.minimum(np.diff(index.sets), most).sum()))  # images of all sets
+        self._halves, self._floats = halved(np.ascontiguousarray(queries)), queries.astype(np.float32)
+        longest = np.sqrt(np.square(self._floats).sum(1).max(initial=0))
+        self._slack = int(_SLACK_DEVIATIONS * DEVIATION * longest) + 1
+        self._least = np.full(len(queries), min_score, np.int64)
+        self._limits = self._half_limits()
+        self._found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))]  # queries, scores, rows
+        self._held = 0
+
+    def run(self) -> Candidates:
+        index, width = self._index, self._floats.shape[1]
+        for block, numbers in index.visits(self._halves):
+            start, end = index.starts[block : block + 2].tolist()
+            columns = index.columns[start * width : end * width].reshape(width, end - start)
+            for at in range(0, len(numbers), _QUERIES_IN_PRODUCT):
+                self._compare(numbers[at : at + _QUERIES_IN_PRODUCT], columns, index.rows[start:end])
+        self._keep_best()
+        queries, values, rows = self._found[0]
+        return Candidates(queries, rows // index.views, rows % index.views, values.astype(np.int32))
+
+    def _half_limits(self) -> np.ndarray:
+        return ((self._least - self._slack) // 2).clip(-(2**31)).astype(np.int32)[:, None]
+
+    def _compare(self, numbers: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> None:
+        near = products(self._halves[numbers], columns)
+        hits = np.flatnonzero(near >= self._limits[numbers])
+        if not len(hits):
+            return
+        queries, places = np.divmod(hits, columns.shape[1])
+        if len(hits) > _DENSE * near.size:
+            values = scores(self._floats[numbers], columns.T)[queries, places]
+        else:
+            some = columns[:, places].T.astype(np.float32)
+            values = np.einsum("pd,pd->p", self._floats[numbers[queries]], some).astype(np.int32)
+        queries = numbers[queries]
+        high = np.flatnonzero(values >= self._least[queries])
+        self._found.append((queries[high], values[high].astype(np.int64), rows[places[high]].astype(np.int64)))
+        self._held += len(high)
+        if self._held > _MOST_FOUND:
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Drop the pairs that others exceed; where each set has enough, the last one is the new least score."""
+        queries, values, rows = _ordered(*(np.concatenate(column) for column in zip(*self._found, strict=True)))
+        images = rows // self._index.views
+        first = np.unique(queries * len(self._index) + images, return_index=True)[1]
+        first.sort()
+        of_set = np.searchsorted(self._index.sets, images[first], side="right")
+        kept = first[_among_first(queries[first] * len(self._index.sets) + of_set, self._most)]
+        self._found = [(queries[kept], values[kept], rows[kept])]
+        self._held = len(kept)
+        count = np.bincount(queries[kept], minlength=len(self._least))
+        full = np.flatnonzero(count == self._enough)
+        self._least[full] = values[kept][np.cumsum(count)[full] - 1]
+        self._limits = self._half_limits()
 
 
-def _probe(
-    vectors: np.ndarray, cells: Cells, query: np.ndarray, near: np.ndarray, min_score: int
-) -> tuple[np.ndarray, np.ndarray]:
-    probes = np.sort(np.argpartition(-near, min(PROBES, len(near) - 1))[:PROBES])
-    bounds = list(zip(cells.starts[probes], cells.starts[probes + 1], strict=True))
-    wanted, most = signs(query[None]), _most_bits(query, min_score)
-    coded = np.concatenate([cells.signs[start:end] for start, end in bounds])
-    differing = np.bitwise_count(coded ^ wanted).sum(1, dtype=np.uint16)
-    rows = np.concatenate([cells.rows[start:end] for start, end in bounds])[differing <= most].astype(np.int64)
-    values = scores(query[None], vectors[rows])[0]
-    return rows[values >= min_score], values[values >= min_score]
+def _ordered(queries: np.ndarray, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort by query, then falling score, then row; as single integers, which sort ten times as fast as three keys."""
+    if not len(queries):
+        return queries, values, rows
+    top = int(values.max())
+    of_row, of_value = int(rows.max()).bit_length(), (top - int(values.min())).bit_length()
+    assert of_row + of_value + int(queries.max()).bit_length() < 64, "vectors of unit length need 61 bits at most"
+    keys = np.sort((queries << (of_value + of_row)) | ((top - values) << of_row) | rows)
+    return (
+        keys >> (of_value + of_row),
+        top - ((keys >> of_row) & ((1 << of_value) - 1)),
+        keys & ((1 << of_row) - 1),
+    )
 
 
-def _most_bits(query: np.ndarray, min_score: int) -> int:
-    """Return the maximum of differing sign bits at this score, exceeded by one pair in a thousand."""
-    length = float(np.square(query.astype(np.int64)).sum())
-    share = np.arccos(np.clip(min_score / length, -1, 1)) / np.pi
-    return int(len(query) * share + _SLACK_DEVIATIONS * np.sqrt(len(query) * share * (1 - share)))
+def _among_first(groups: np.ndarray, most: int) -> np.ndarray:
+    """Return the places of the first `most` members of each group, in order."""
+    order = np.argsort(groups, kind="stable")
+    grouped = groups[order]
+    rank = np.arange(len(groups)) - np.searchsorted(grouped, grouped)
+    return np.sort(order[rank < most])
 
 
-def _cut(vectors: np.ndarray) -> Cells:
-    count = max(1, len(vectors) // _ROWS_IN_CELL)
-    step = max(1, len(vectors) // (count * _SAMPLE_PER_CELL))
-    sample = np.ascontiguousarray(vectors[::step])
-    if count <= _MOST_FLAT_CELLS:
-        centres = _centres(sample, count)
-        cell = _nearest(vectors, centres)
-    else:
-        centres, cell = _two_levels(vectors, sample, math.isqrt(count))
+def _blocks(vectors: np.ndarray, searched_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows block by block, where each block begins (and the end), and the centres as columns."""
+    if len(vectors) <= searched_rows:
+        starts = np.array([*range(0, len(vectors), _MOST_IN_BLOCK), len(vectors)])
+        return np.arange(len(vectors), dtype=np.int32), starts, np.empty((vectors.shape[1], 0), np.int8)
+    centres, cell = cut(vectors, -(-len(vectors) // _ROWS_IN_CELL))
     rows = np.argsort(cell, kind="stable").astype(np.int32)
-    starts = np.searchsorted(cell, np.arange(len(centres) + 1), sorter=rows)
-    coded = np.empty((len(rows), vectors.shape[1] // 64), np.uint64)
-    for at in range(0, len(rows), _BLOCK):
-        coded[at : at + _BLOCK] = signs(vectors[rows[at : at + _BLOCK]])
-    return Cells(centres, starts, rows, coded)
-
-
-def _two_levels(vectors: np.ndarray, sample: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the vectors into `count` groups, and each group into cells; return all centres, and each vector's cell."""
-    groups = _centres(sample, count)
-    group, of_sample = _nearest(vectors, groups), _nearest(sample, groups)
-    cell = np.empty(len(vectors), np.int32)
-    centres, cells = [], 0
-    for number in range(count):
-        members = np.flatnonzero(group == number)
-        inner = sample[of_sample == number]
-        if len(members) and not len(inner):
-            inner = vectors[members[:1]]
-        if len(members):
-            centres.append(_centres(inner, min(len(inner), max(1, len(members) // _ROWS_IN_CELL))))
-            cell[members] = cells + _nearest(vectors[members], centres[-1])
-            cells += len(centres[-1])
-    return np.concatenate(centres), cell
-
-
-def _centres(sample: np.ndarray, count: int) -> np.ndarray:
-    centres = sample[np.linspace(0, len(sample) - 1, count).astype(np.int64)]
-    for _ in range(_ROUNDS):
-        centres = _moved(centres, sample, _nearest(sample, centres))
-    return centres
-
-
-def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    floats = centres.astype(np.float32)
-    blocks = range(0, len(vectors), _BLOCK)
-    return np.concatenate([scores(vectors[at : at + _BLOCK], floats).argmax(1).astype(np.int32) for at in blocks])
-
-
-def _moved(centres: np.ndarray, sample: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Return the mean directions of the cells, as long as the old centres; a cell without members keeps its centre."""
-    sums = np.zeros(centres.shape, np.int64)
-    np.add.at(sums, cell, sample)
-    length = np.sqrt(np.square(sums).sum(1, keepdims=True).astype(np.float64))
-    wanted = np.sqrt(np.square(sample[0].astype(np.int64)).sum())
-    moved = np.clip(np.rint(sums / np.maximum(length, 1) * wanted), -127, 127).astype(np.int8)
-    return np.where(length > 0, moved, centres)
+    ends = np.searchsorted(cell, np.arange(len(centres) + 1), sorter=rows)
+    pieces = [
+        (number, start)
+        for number, (begin, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
+        for start in range(begin, end, _MOST_IN_BLOCK)
+    ]
+    of_cell = np.array([number for number, _ in pieces])
+    starts = np.array([*(start for _, start in pieces), len(rows)])
+    return rows, starts, np.ascontiguousarray(centres[of_cell].T)

@@ -1,10 +1,14 @@
 """The search: exact among few, and measured against a scan among many."""
 
+import itertools
+
 import numpy as np
 import pytest
 
+from dedup.copies import search
 from dedup.copies.detector import scores
-from dedup.copies.search import VectorIndex, signs
+from dedup.copies.products import DEVIATION, halved, products
+from dedup.copies.search import VectorIndex
 
 
 def unit(count: int, seed: int, dimensions: int = 128) -> np.ndarray:
@@ -23,21 +27,39 @@ def near(vectors: np.ndarray, cosine: float, seed: int) -> np.ndarray:
     return cosine * vectors + np.sqrt(1 - cosine**2) * other
 
 
-def by_definition(vectors, queries, views, min_score, most):
+def by_definition(vectors, queries, views, min_score, most, sets):
     found = []
+    first = np.cumsum([0, *sets])
     for number, row in enumerate(queries.astype(np.int64) @ vectors.T.astype(np.int64)):
         best = row.reshape(-1, views).max(1)
-        order = sorted(np.flatnonzero(best >= min_score), key=lambda picture: (-best[picture], picture))[:most]
-        found += [(number, picture, int(row.reshape(-1, views)[picture].argmax()), best[picture]) for picture in order]
+        nearest = []
+        for start, end in itertools.pairwise(first):
+            high = [image for image in range(start, end) if best[image] >= min_score]
+            nearest += sorted(high, key=lambda image: (-best[image], image))[:most]
+        nearest.sort(key=lambda image: (-best[image], image))
+        found += [(number, image, int(row.reshape(-1, views)[image].argmax()), best[image]) for image in nearest]
     return found
 
 
-@pytest.mark.parametrize("views", [1, 3])
-def test_a_scan_finds_what_the_definition_says(views):
+def listed(found):
+    return list(zip(*(column.tolist() for column in found), strict=True))
+
+
+def arrays(index):
+    return [getattr(index, name) for name in ("columns", "rows", "starts", "centres", "sets")]
+
+
+@pytest.mark.parametrize(("views", "sets"), [(1, [300]), (3, [100]), (3, [20, 0, 80])])
+@pytest.mark.parametrize("most_found", [7, 1 << 20])
+def test_a_scan_finds_what_the_definition_says(views, sets, most_found, monkeypatch):
+    monkeypatch.setattr(search, "_MOST_FOUND", most_found)  # few: the best are taken many times
+    monkeypatch.setattr(search, "_MOST_IN_BLOCK", 64)
+    monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 8)
     vectors, queries = as_int8(unit(300, 1)), as_int8(unit(20, 2))
+    vectors[50:60] = vectors[200:210]  # equal scores
     for min_score, most in ((200, 5), (-(10**6), 2), (10**6, 3)):
-        found = VectorIndex.build(vectors, views).search(queries, min_score, most)
-        assert list(zip(*map(list, found), strict=True)) == by_definition(vectors, queries, views, min_score, most)
+        found = VectorIndex.build(vectors, views, sets).search(queries, min_score, most)
+        assert listed(found) == by_definition(vectors, queries, views, min_score, most, sets)
 
 
 def test_scores_are_exact_at_the_largest_values():
@@ -49,35 +71,59 @@ def test_scores_are_exact_at_the_largest_values():
     ]
 
 
-@pytest.mark.parametrize(("cosine", "recall"), [(0.6, 0.95), (0.8, 0.99)])
+def test_products_are_those_of_the_halves_at_all_values():
+    chance = np.random.default_rng(1)
+    vectors = chance.integers(-127, 128, (40, 256)).astype(np.int8)
+    vectors[0], vectors[1] = 127, -127
+    columns = chance.integers(-128, 128, (256, 300)).astype(np.int8)
+    columns[:, 0], columns[:, 1], columns[:, 2] = 127, -128, -127
+    halves = halved(vectors)
+    exact = (halves.astype(np.int64) - 64) @ columns.astype(np.int64)
+    assert np.array_equal(products(halves, columns), exact)
+    assert np.abs(2 * (halves.astype(np.int64) - 64) - vectors).max() == 1
+    length = np.sqrt(np.square(columns.astype(np.float64)).sum(0))
+    error = (2 * exact - vectors.astype(np.int64) @ columns.astype(np.int64))[2:, 3:] / length[3:]
+    assert np.std(error) == pytest.approx(DEVIATION, rel=0.1)
+
+
+@pytest.mark.parametrize(("cosine", "recall"), [(0.6, 0.65), (0.8, 0.9)])
 def test_cells_find_almost_what_a_scan_finds(cosine, recall):
-    vectors = unit(6_000, 3)
-    index = VectorIndex.build(as_int8(vectors), 1, scan_rows=1_000)
-    assert index.cells is not None
-    chosen = np.arange(0, 6_000, 30)
-    found = index.search(as_int8(near(vectors[chosen], cosine, 4)), int((cosine - 0.05) * 16**2 * 128), 1)
-    hits = found.images == chosen[found.queries]
-    assert hits.sum() / len(chosen) >= recall
-    exact = scores(as_int8(near(vectors[chosen], cosine, 4)), index.vectors)
-    assert (found.scores == exact[found.queries, found.images]).all()
+    vectors = unit(20_000, 3)
+    index = VectorIndex.build(as_int8(vectors), 1, searched_rows=6_000)
+    assert 5_000 < np.diff(index.starts).mean() * index.probes < 7_500
+    chosen = np.arange(0, 20_000, 50)
+    queries = as_int8(near(vectors[chosen], cosine, 4))
+    found = index.search(queries, int((cosine - 0.05) * 16**2 * 128), 1)
+    assert (found.images == chosen[found.queries]).sum() / len(chosen) >= recall
+    assert (found.scores == scores(queries, as_int8(vectors))[found.queries, found.images]).all()
+    alone = [index.search(query[None], int((cosine - 0.05) * 16**2 * 128), 1) for query in queries[:20]]
+    expected = [(number, *row[1:]) for number, one in enumerate(alone) for row in listed(one)]
+    assert [row for row in listed(found) if row[0] < 20] == expected
 
 
-def test_the_same_vectors_give_the_same_cells():
+def test_the_same_vectors_give_the_same_index_in_memory_and_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_MOST_IN_BLOCK", 500)
+    monkeypatch.setattr("dedup.copies.cells._MOST_FLAT_CELLS", 2)  # so there are two levels
     vectors = as_int8(unit(3_000, 5))
-    first, second = (VectorIndex.build(vectors, 1, scan_rows=10).cells for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
-    assert np.array_equal(np.sort(first.rows), np.arange(3_000))
+    vectors[:1200] = vectors[0]  # more in a cell than a block has
+    built = [VectorIndex.build(vectors, 1, searched_rows=300, folder=folder) for folder in (None, tmp_path)]
+    for index in (*built, VectorIndex.open(tmp_path)):
+        assert all(np.array_equal(a, b) for a, b in zip(arrays(built[0]), arrays(index), strict=True))
+        assert (index.views, index.probes) == (1, built[0].probes)
+        assert np.array_equal(np.sort(index.rows), np.arange(3_000))
+        assert np.diff(index.starts).max() == 500
+        for block, (start, end) in enumerate(itertools.pairwise(index.starts)):
+            columns = index.columns[start * 128 : end * 128].reshape(128, -1)
+            assert np.array_equal(columns.T, vectors[index.rows[start:end]]), block
+    queries = as_int8(unit(5, 6))
+    assert listed(built[0].search(queries, 0, 3)) == listed(built[1].search(queries, 0, 3)) != []
 
 
 def test_an_empty_index_finds_nothing():
-    found = VectorIndex.build(np.empty((0, 64), np.int8), 1).search(as_int8(unit(3, 1, 64)), 0, 5)
-    assert [len(column) for column in found] == [0, 0, 0, 0]
-
-
-def test_sign_bits():
-    vectors = np.zeros((1, 64), np.int8)
-    vectors[0, [0, 9]] = 3
-    assert np.bitwise_count(signs(vectors)).sum() == 2
+    index = VectorIndex.build(np.empty((0, 64), np.int8), 1)
+    assert [len(column) for column in index.search(as_int8(unit(3, 1, 64)), 0, 5)] == [0, 0, 0, 0]
+    index = VectorIndex.build(as_int8(unit(9, 1, 64)), 1)
+    assert [len(column) for column in index.search(np.empty((0, 64), np.int8), 0, 5)] == [0, 0, 0, 0]
 
 
 def test_what_is_no_index_is_refused():
@@ -85,3 +131,5 @@ def test_what_is_no_index_is_refused():
         VectorIndex.build(np.zeros((4, 64), np.float32), 1)
     with pytest.raises(ValueError, match="3 views"):
         VectorIndex.build(np.zeros((4, 64), np.int8), 3)
+    with pytest.raises(ValueError, match="2 views"):
+        VectorIndex.build(np.zeros((4, 64), np.int8), 2, [3])
