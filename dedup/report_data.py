@@ -169,6 +169,7 @@ class ReportData:
     detector: bool = False  # whether a copy detector searched for edited copies
     control: Control | None = None
     refused: Mapping[str, int] | None = None  # pairs by the opt-out signal or block list that excluded them
+    pages: tuple[tuple[str, str], ...] = ()  # further files of the report beside this page, and what they show
 
     @property
     def not_measured(self) -> tuple[EvalSet, ...]:

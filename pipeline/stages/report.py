@@ -47,8 +47,16 @@ from pipeline.stages.sources_page import write_sources_page
 from pipeline.stages.training_page import METRICS, write_training_page
 from queries.allowlist import Allowlist
 
-VERSION = 14
+VERSION = 15
 """Raise it when the same build would give another report."""
+
+_PAGES = (
+    ("sources.html", "sources and what was dropped of them"),
+    ("pairs.html", "the pairs, as histograms and at random"),
+    ("data_card.md", "data card"),
+    ("compliance.json", "compliance"),
+)
+"""Files beside index.html, and what they show."""
 
 EVIDENCE_PER_SET = 24
 _QUERY_ROWS = 20
@@ -132,6 +140,7 @@ def _write(workspace: Workspace, config: Config, allowlist: Allowlist) -> dict[s
         detector=config.dedup.detector != "pdq",
         control=None if control is None else Control.of(control, account.inputs_of("dedup")),
         refused=dict(compliance.refused),
+        pages=_PAGES,
         balance=Balance.of(
             balance["matched"].to_numpy(),
             balance["kept"].to_numpy(),

@@ -55,6 +55,13 @@ def test_every_row_and_pair_is_of_a_source(workspace: Workspace) -> None:
     assert numbers == expected
 
 
+def test_the_report_links_its_other_pages(workspace: Workspace) -> None:
+    index = workspace.read_bytes("report/index.html").decode()
+    linked = set(re.findall(r'<a href="([^"#:]+)"', index))
+    assert linked == {"sources.html", "pairs.html", "data_card.md", "compliance.json"}
+    assert all(workspace.exists(f"report/{name}") for name in linked)
+
+
 def test_dropped_rows_are_shown_but_not_those_of_blocked_hosts(workspace: Workspace) -> None:
     page = workspace.read_bytes("report/sources.html").decode()
     section = page[page.index("Some of the rows") :]
