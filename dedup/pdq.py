@@ -7,10 +7,8 @@ on the sampling grid that the reference has at 512 px (the size it shrinks large
 agree within a few bits, and the hash stays within a few bits of the reference's. docs/dedup.md has the measurements.
 """
 
-import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import pdqhash
 from PIL import Image
@@ -22,11 +20,6 @@ PDQ_BITS = 256
 _GRID = 64
 _MEDIAN = PDQ_BITS // 2 - 1  # the place of PDQ's median among the sorted frequencies
 _GRID_SHIFT = 1.5 / 512
-# The 16 lowest frequencies but the constant one, in 2^-17: the library's are floating-point numbers.
-_COSINES = np.rint(2**17 * np.sqrt(2 / _GRID) * np.cos(np.pi / 128 * np.outer(np.arange(1, 17), np.arange(1, 128, 2))))
-_ROUNDING = 2.0**31  # an eighth of a grey level; that the cosines are rounded changes a frequency by less
-_FEW = 16
-_PERCENT = (np.arange(256) * 100 // 255).astype(np.uint8)
 
 VIEWS: tuple[tuple[str, Image.Transpose | None], ...] = (
     ("upright", None),
@@ -66,41 +59,28 @@ def fingerprint_views(rgb: np.ndarray) -> list[tuple[str, bytes]]:
     return [(name, _hash_grey(_turn(grey, transpose)).pdq) for name, transpose in VIEWS]
 
 
-def _grey(rgb: np.ndarray) -> np.ndarray:
-    """Return the luma of an RGB array by ITU-R BT.601, the weights PDQ uses, (height, width) uint8."""
+def _grey(rgb: np.ndarray) -> Image.Image:
+    """Return the luma of an RGB array by ITU-R BT.601, the weights PDQ uses."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"need a (height, width, 3) uint8 image, not {rgb.shape} {rgb.dtype}")
-    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    return Image.fromarray(rgb).convert("L")
 
 
-def _turn(grey: np.ndarray, transpose: Image.Transpose | None) -> np.ndarray:
-    return grey if transpose is None else np.asarray(Image.fromarray(grey).transpose(transpose))
+def _turn(grey: Image.Image, transpose: Image.Transpose | None) -> Image.Image:
+    return grey if transpose is None else grey.transpose(transpose)
 
 
-def _hash_grey(grey: np.ndarray) -> Fingerprint:
-    grid = _to_grid(grey)
-    # Sums of integers below 2^53: exact, so the same bits in any order and on any processor.
-    frequencies = (_COSINES @ grid.astype(np.float64) @ _COSINES.T).ravel()[::-1]
-    if np.count_nonzero(np.abs(frequencies) < _ROUNDING) > _FEW:
-        # Stripes and flat areas lack most frequencies. Only the library's rounding errors tell such images apart.
-        frequencies, _ = pdqhash.compute_float(np.broadcast_to(grid[:, :, None], (_GRID, _GRID, 3)))
-    median = np.partition(frequencies, _MEDIAN)[_MEDIAN]
-    return Fingerprint(np.packbits(frequencies > median).tobytes(), _quality(grid))
-
-
-def _to_grid(grey: np.ndarray) -> np.ndarray:
-    """Return the 64x64 samples that PDQ hashes. Averaging large images first moves 0 to 4 bits, and is faster."""
-    height, width = grey.shape
+def _hash_grey(grey: Image.Image) -> Fingerprint:
+    width, height = grey.size
     right, down = width * _GRID_SHIFT, height * _GRID_SHIFT
     # The shifted grid reaches past the right and lower edge: repeat the last pixels there.
-    padded = cv2.copyMakeBorder(grey, 0, math.ceil(down), 0, math.ceil(right), cv2.BORDER_REPLICATE)
+    padded = np.empty((height + int(np.ceil(down)), width + int(np.ceil(right))), np.uint8)
+    padded[:height, :width] = np.asarray(grey)
+    padded[height:, :width] = padded[height - 1, :width]
+    padded[:, width:] = padded[:, width - 1 : width]
     box = (right, down, width + right, height + down)
-    size = (_GRID, _GRID)
-    return np.asarray(Image.fromarray(padded).resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
-
-
-def _quality(grid: np.ndarray) -> int:
-    """Return PDQ's quality: the sum of differences between neighbours, in whole percent of white, over 90."""
-    down, right = cv2.absdiff(grid[1:], grid[:-1]), cv2.absdiff(grid[:, 1:], grid[:, :-1])
-    total = sum(int(cv2.sumElems(cv2.LUT(difference, _PERCENT))[0]) for difference in (down, right))
-    return min(100, total // 90)
+    small = np.asarray(Image.fromarray(padded).resize((_GRID, _GRID), Image.Resampling.BICUBIC, box=box))
+    # `pdqhash.compute` takes the same frequencies, but compares them one by one in Python.
+    frequencies, quality = pdqhash.compute_float(np.broadcast_to(small[:, :, None], (_GRID, _GRID, 3)))
+    median = np.partition(frequencies, _MEDIAN)[_MEDIAN]
+    return Fingerprint(np.packbits(frequencies > median).tobytes(), int(quality))

@@ -29,7 +29,7 @@ from pipeline.paths import resolve_path
 from pipeline.private_folder import scratch_folder
 from pipeline.sources import file_versions
 
-VERSION = 7
+VERSION = 6
 """Raise it when the same images would give another index."""
 
 

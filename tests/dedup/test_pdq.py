@@ -6,7 +6,6 @@ import tarfile
 import tracemalloc
 import zlib
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pdqhash
@@ -17,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from support.shared_data import SHARED
 
-from dedup import pdq
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.pdq import VIEWS, Fingerprint, fingerprint, fingerprint_views
 
@@ -125,38 +123,19 @@ def test_any_image_has_a_fingerprint(rgb: np.ndarray) -> None:
     assert result == fingerprint(rgb.copy())
 
 
-@given(st.builds(picture, st.integers(24, 400), st.integers(24, 400), st.integers(0, 99)))
-def test_the_bits_are_nearly_those_of_the_library(rgb: np.ndarray) -> None:
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
+    | st.builds(picture, st.integers(1, 400), st.integers(1, 400), st.integers(0, 99))
+)
+def test_the_bits_are_those_of_the_library(rgb: np.ndarray) -> None:
     height, width, _ = rgb.shape
     right, down = width * 1.5 / 512, height * 1.5 / 512
-    grey = Image.fromarray(rgb).convert("L")
-    padded = np.pad(np.asarray(grey), ((0, int(np.ceil(down))), (0, int(np.ceil(right)))), mode="edge")
+    grey = np.asarray(Image.fromarray(rgb).convert("L"))
+    padded = np.pad(grey, ((0, int(np.ceil(down))), (0, int(np.ceil(right)))), mode="edge")
     box = (right, down, width + right, height + down)
-    for gap in (None, 2.0):
-        small = Image.fromarray(padded).resize((64, 64), Image.Resampling.BICUBIC, box=box, reducing_gap=gap)
-        bits, quality = pdqhash.compute(np.asarray(small.convert("RGB")))
-        found = fingerprint(rgb)
-        most = 4 if gap else 6  # grey rounds otherwise; the library does not shrink in two steps
-        if quality >= 50:  # the bits of a flat image are rounding errors
-            assert distance(found.pdq, np.packbits(bits).tobytes()) <= most
-        assert abs(found.quality - quality) <= 4
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_striped_images_differ(axis: int) -> None:
-    stripes = [np.repeat(picture(1, 300, seed), 200, axis=0) for seed in range(20)]
-    hashes = [fingerprint(np.ascontiguousarray(one.swapaxes(0, axis))).pdq for one in stripes]
-    assert min(distance(a, b) for n, a in enumerate(hashes) for b in hashes[:n]) > 31
-
-
-@given(st.builds(picture, st.just(64), st.just(64), st.integers(0, 99)), st.integers(0, 7))
-def test_frequencies_and_quality_of_a_grid_are_exactly_the_library_s(rgb: np.ndarray, noise: int) -> None:
-    random = np.random.default_rng(noise)
-    grid = np.clip(rgb[:, :, 0].astype(int) + random.integers(-9 * noise, 9 * noise + 1, (64, 64)), 0, 255)
-    grid = grid.astype(np.uint8)
-    bits, quality = pdqhash.compute(np.repeat(grid[:, :, None], 3, axis=2))
-    with mock.patch.object(pdq, "_to_grid", lambda grey: grey):
-        assert fingerprint(np.repeat(grid[:, :, None], 3, axis=2)) == Fingerprint(np.packbits(bits).tobytes(), quality)
+    small = Image.fromarray(padded).resize((64, 64), Image.Resampling.BICUBIC, box=box).convert("RGB")
+    bits, quality = pdqhash.compute(np.asarray(small))
+    assert fingerprint(rgb) == Fingerprint(np.packbits(bits).tobytes(), quality)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
