@@ -13,7 +13,8 @@ from pipeline import open_set
 built = open_set(sys.argv[1])
 
 for stage in built.account.stages:
-    print(f"{stage.stage:<8} {stage.inputs:>9,} in {stage.kept:>9,} kept  {dict(stage.reasons)}")
+    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in stage.reasons.items())
+    print(f"{stage.stage:<8} {stage.inputs:>9,} in {stage.kept:>9,} kept  {reasons}")
 
 samples = built.samples(["uid", "caption", "pdq"])
 print(f"{samples.num_rows:,} samples, such as {samples['caption'][0].as_py()!r}")
