@@ -48,7 +48,7 @@ def test_reports_of_workers_add_up(tmp_path, monkeypatch):
     units, counts, last = reports.read()
     assert (units, counts) == (6, {"inputs": 33, "kept": 3, "lost": 3})
     assert last in ("u2", "v2")
-    assert reports.read() == Reports(workspace, written).read()
+    assert reports.read()[:2] == Reports(workspace, written).read()[:2]
 
 
 class Counting(MemoryFileSystem):
