@@ -7,8 +7,8 @@ from pathlib import Path
 import boto3
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 from support.recorded_web import make_project, tree
+from support.s3_server import s3_server
 
 from pipeline.cli.main import main
 from pipeline.shards.manifest import read_manifest
@@ -19,18 +19,15 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def s3(monkeypatch):
     """A bucket `wit` on a server of our own; the standard environment variables point at it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="wit")
-    yield client
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+    with s3_server() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="wit")
+        yield client
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def bucket_tree(client, prefix: str) -> dict[str, str]:

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import boto3
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 from support.faulty_proxy import Fault, FaultyProxy
 from support.gcs_server import gcs_server
 from support.recorded_web import make_project, tree
+from support.s3_server import s3_server
 
 from pipeline.cli.main import main
 from pipeline.engine import store_lock
@@ -47,11 +47,9 @@ class Store:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Store]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    proxy = FaultyProxy(f"http://{host}:{port}", [], silence_s=2 * TIMEOUT_S)
-    with pytest.MonkeyPatch.context() as patch, proxy.running():
+    proxy = FaultyProxy("http://127.0.0.1:1", [], silence_s=2 * TIMEOUT_S)
+    with pytest.MonkeyPatch.context() as patch, s3_server() as url, proxy.running():
+        proxy.upstream = urlsplit(url)
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
@@ -61,7 +59,6 @@ def s3() -> Iterator[Store]:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield Store("s3://wit", proxy, (Fault.SLOW_DOWN, Fault.RESET, Fault.LOST, Fault.CUT, Fault.SILENT))
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

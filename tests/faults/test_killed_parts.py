@@ -8,10 +8,10 @@ from pathlib import Path
 import boto3
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 from support.image_server import ImageServer, serve_images
 from support.killable import kill, start_build
 from support.recorded_web import make_images, make_web_project, tree
+from support.s3_server import s3_server
 
 from pipeline.cli.main import main
 
@@ -83,11 +83,8 @@ def test_on_local_disk(web, whole, tmp_path):
 
 def test_on_an_s3_server(web, whole, tmp_path, monkeypatch):
     once, files = whole
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        names = {"ENDPOINT_URL": f"http://{host}:{port}", "DEFAULT_REGION": "us-east-1"}
+    with s3_server() as url:
+        names = {"ENDPOINT_URL": url, "DEFAULT_REGION": "us-east-1"}
         for name, value in (names | dict.fromkeys(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), "test")).items():
             monkeypatch.setenv(f"AWS_{name}", value)
         monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -101,6 +98,4 @@ def test_on_an_s3_server(web, whole, tmp_path, monkeypatch):
             fs.get(f"wit/work/{folder}", str(tmp_path / "copy" / folder), recursive=True)
         assert tree(tmp_path / "copy") == files
         assert not fs.find("wit/work/.wit/journal")
-    finally:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-        server.stop()

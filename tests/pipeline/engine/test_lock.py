@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import boto3
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
+from support.s3_server import s3_server
 
 from pipeline.engine import store_lock
 from pipeline.engine.lock import build_lock
@@ -23,18 +23,14 @@ from pipeline.errors import ConfigError, UserError
 
 @pytest.fixture(scope="module")
 def s3_bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    with s3_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         boto3.client("s3").create_bucket(Bucket="wit")
         yield "s3://wit"
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])
