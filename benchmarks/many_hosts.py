@@ -36,6 +36,8 @@ import pyarrow.parquet as pq
 import uvloop
 from PIL import Image
 
+from benchmarks.photo_server import KeepAliveProtocol
+
 ROOT = Path(__file__).parents[1]
 SLACK_S = 0.25
 IMAGES = 64
@@ -65,22 +67,13 @@ def make_images() -> list[bytes]:
     return found
 
 
-class _Web(asyncio.Protocol):
-    """A minimal HTTP server that keeps connections open: /robots.txt allows everything, the rest is a picture."""
+class _Web(KeepAliveProtocol):
+    """/robots.txt allows everything, the rest is a picture."""
 
     images: list[bytes]
     log: io.TextIOBase
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self._received = transport, b""
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        while (end := self._received.find(b"\r\n\r\n")) >= 0:
-            request, self._received = self._received[:end], self._received[end + 4 :]
-            self._answer(request)
-
-    def _answer(self, request: bytes) -> None:
+    def answer(self, request: bytes) -> None:
         first, *lines = request.decode("latin-1").split("\r\n")
         path = first.split(" ")[1]
         host = next(line[5:].strip() for line in lines if line.lower().startswith("host:"))
@@ -89,7 +82,7 @@ class _Web(asyncio.Protocol):
         if path != "/robots.txt":
             kind, body = "image/jpeg", self.images[int(path[1:-4]) % len(self.images)]
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._transport.write(head.encode() + body)  # type: ignore[attr-defined]
+        self._transport.write(head.encode() + body)
 
 
 def serve(folder: str) -> None:

@@ -18,22 +18,32 @@ SLOW_S = 2.0
 STRIDE = 7919  # a prime: neighbours in the list are not neighbours among the photos
 
 
-class _Photos(asyncio.Protocol):
-    """A minimal HTTP server that keeps connections open: /N.jpg is a photo, everything else is not found."""
+class KeepAliveProtocol(asyncio.Protocol):
+    """A minimal HTTP server that keeps connections open. Subclasses have `answer`, for requests without a body."""
 
-    answers: list[bytes]
+    _transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # of a stream
         self._received = b""
 
     def data_received(self, data: bytes) -> None:
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             request, self._received = self._received[:end], self._received[end + 4 :]
-            self._answer(request)
+            self.answer(request)
 
-    def _answer(self, request: bytes) -> None:
+    def answer(self, request: bytes) -> None:
+        """Write the response to a request, whose lines are without the last line end."""
+        raise NotImplementedError
+
+
+class _Photos(KeepAliveProtocol):
+    """/N.jpg is a photo, everything else is not found."""
+
+    answers: list[bytes]
+
+    def answer(self, request: bytes) -> None:
         name = request.split(b" ", 2)[1].removeprefix(b"/").removesuffix(b".jpg")
         not_found = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
         known = name.isdigit()
