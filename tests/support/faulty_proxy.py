@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
-from support.http_server import QuietServer, serving
+from support.http_server import KeepAliveHandler, QuietServer, serving
 
 _MOST_FAILURES = 2
 _SLOW_DOWN = (
@@ -71,15 +70,11 @@ class FaultyProxy(QuietServer):
             yield self
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(KeepAliveHandler):
     server: FaultyProxy
 
-    def log_message(self, *args: object) -> None:
-        pass
-
     def _pass_on(self) -> None:
-        body = self._body()
+        body = self.read_body()
         fault = self.server.fault_of(f"{self.command} {self.path}")
         if fault in (Fault.UNAVAILABLE, Fault.SLOW_DOWN):
             self.server.count(fault)
@@ -103,17 +98,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, headers, content)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _pass_on
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        chunks = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():  # trailers
-            pass
-        return b"".join(chunks)
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         upstream = self.server.upstream

@@ -20,6 +20,27 @@ class QuietServer(ThreadingHTTPServer):
         """Print nothing: a client that was killed closes its connection in the middle of a response."""
 
 
+class KeepAliveHandler(BaseHTTPRequestHandler):
+    """Answer any number of requests on a connection, and log none."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def read_body(self) -> bytes:
+        """Return the body of the request, chunked or not."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        return b"".join(chunks)
+
+
 @contextmanager
 def serving(server: ThreadingHTTPServer) -> Iterator[None]:
     """Serve until the block ends."""

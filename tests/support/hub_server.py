@@ -6,10 +6,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
-from support.http_server import QuietServer, serving
+from support.http_server import KeepAliveHandler, QuietServer, serving
 
 LARGE = 5_000
 """Files of this size and more are kept as LFS objects."""
@@ -38,12 +37,8 @@ def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(KeepAliveHandler):
     server: HubServer
-
-    def log_message(self, *args: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         if not urlsplit(self.path).path.endswith("/tree/main"):
@@ -59,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, entries)
 
     def do_PUT(self) -> None:
-        content = self._body()
+        content = self.read_body()
         with self.server.lock:
             self.server.uploads.append(self.path)
             changed = self.server.before_upload(len(self.server.uploads), content)
@@ -70,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {})
 
     def do_POST(self) -> None:
-        path, body = urlsplit(self.path).path, self._body()
+        path, body = urlsplit(self.path).path, self.read_body()
         if path.endswith("/repos/create"):
             self.server.created.append(json.loads(body))
             self._answer(200, {"url": f"{self.server.url}/datasets/me/set", "id": "me/set", "name": "me/set"})
@@ -108,16 +103,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.commits.append(sorted(added))
             number = f"{len(self.server.commits):040x}"
         self._answer(200, {"commitUrl": f"{self.server.url}/datasets/me/set/commit/{number}", "commitOid": number})
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        chunks = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(chunks)
 
     def _answer(self, status: int, value: object) -> None:
         content = json.dumps(value).encode()
