@@ -47,14 +47,7 @@ class World:
         Raises:
             TrainerError: raised by `work` in the first process; a `PeerError` in the others.
         """
-        failure = None
-        if self.is_first:
-            try:
-                work()
-            except TrainerError as error:
-                failure = error
-        if any(self.any(failure is not None)):
-            raise failure or PeerError()
+        self._in_some(self.is_first, work)
 
     def in_first_of_machine(self, work: Callable[[], Any]) -> None:
         """Run `work` in the first process of each machine; the others wait for all of them.
@@ -62,8 +55,11 @@ class World:
         Raises:
             TrainerError: raised by `work` here; a `PeerError` where it was raised elsewhere.
         """
+        self._in_some(self.rank % self.local_size == 0, work)
+
+    def _in_some(self, is_one: bool, work: Callable[[], Any]) -> None:
         failure = None
-        if self.rank % self.local_size == 0:
+        if is_one:
             try:
                 work()
             except TrainerError as error:

@@ -54,8 +54,8 @@ class Writing:
 
         Returns a function that waits until this process has written its part, and the first one all.
         """
-        self._world.in_first(lambda: _write_about(path, about))
         self._world.in_first_of_machine(lambda: _make_folder(path))
+        self._world.in_first(lambda: _write_about(path, about))
         state = _state(stepper)
         try:
             pending = async_save(state, checkpoint_id=path, process_group=self._group, no_dist=self._world.size == 1)
@@ -100,7 +100,6 @@ def _make_folder(path: Path) -> None:
 
 def _write_about(path: Path, about: dict[str, Any]) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
         (path / ".metadata").unlink(missing_ok=True)
         torch.save({"format": checkpoint.FORMAT, **about}, path / "about.pt")
     except (OSError, RuntimeError) as error:
