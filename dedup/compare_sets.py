@@ -233,7 +233,7 @@ def _find_in(sets: list[_Matches], batch: list[_Image], settings: Settings) -> l
     copies: list[list[Copy]] = [[] for _ in sets]
     if settings.detector:
         described = Described.of(settings.detector, [one.picture for one in batch])
-        copies = find_copies([one.finder for one in sets if one.finder], described, lambda row: batch[row].picture)
+        copies = find_copies([one.finder for one in sets], described, lambda row: batch[row].picture)
     bits, quality = settings.max_distance_bits, settings.min_quality
     return [
         find_overlap(images, one.index, max_distance_bits=bits, min_quality=quality, copies=found)

@@ -169,15 +169,18 @@ class CopyFinder:
         return features(rgb), features(rgb, mirrored=True)
 
 
-def find_copies(finders: Sequence[CopyFinder], web: Described, pixels: Callable[[int], np.ndarray]) -> list[list[Copy]]:
-    """Return the copies that each set's finder finds among web images, by example, then image.
+def find_copies(
+    finders: Sequence[CopyFinder | None], web: Described, pixels: Callable[[int], np.ndarray]
+) -> list[list[Copy]]:
+    """Return the copies that each set's finder finds among web images, by example, then image; none without a finder.
 
     `pixels(n)` returns web image n as RGB; it is called once for all sets, if the image has candidates.
     """
-    proposed = [finder.propose(web) for finder in finders]
+    proposed = [finder.propose(web) if finder else {} for finder in finders]
     copies: list[list[Copy]] = [[] for _ in finders]
     for image in sorted(set().union(*proposed)):
         looked_at = _WebImage(pixels(image))
         for finder, candidates, found in zip(finders, proposed, copies, strict=True):
-            found += finder.verify(image, candidates.get(image, ()), looked_at)
+            if finder and image in candidates:
+                found += finder.verify(image, candidates[image], looked_at)
     return [sorted(found, key=lambda copy: (copy.example, copy.image)) for found in copies]

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dedup.captions import CAPTION_OVERLAP, CaptionIndex, find_caption_overlap
 from dedup.copies.detector import Detector
-from dedup.copies.match import CopyFinder, Described, find_copies
+from dedup.copies.match import Copy, CopyFinder, Described, find_copies
 from dedup.copies.search import VectorIndex
 from dedup.copies.verify import MIN_PROBABILITY
 from dedup.copies.views import VIEWS
@@ -72,18 +72,18 @@ def find_overlaps(
 
     `part` has the vectors of the same images; None without a copy detector.
     """
-    finders = {name: one.copies for name, one in sets.items() if one.copies and part}
-    found = find_copies(list(finders.values()), part.described, part.pixels) if part else []
-    copies = dict(zip(finders, found, strict=True))
+    copies: list[list[Copy]] = [[] for _ in sets]
+    if part:
+        copies = find_copies([one.copies for one in sets.values()], part.described, part.pixels)
     return {
         name: find_overlap(
             images,
             one.index,
             max_distance_bits=one.max_distance_bits,
             min_quality=min_quality,
-            copies=copies.get(name, ()),
+            copies=found,
         )
-        for name, one in sets.items()
+        for (name, one), found in zip(sets.items(), copies, strict=True)
     }
 
 
