@@ -24,7 +24,8 @@ from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, Work, add
 from pipeline.engine.workspace import Workspace
 from pipeline.filters.families import BAND_ROWS, FIRSTS, band_rows, firsts_of_bands, word_set_keys
 from pipeline.records import Reason
-from pipeline.stages.plan_candidates import url_hashes
+from pipeline.stages.plan_candidates import files_of, url_hashes
+from pipeline.stages.plan_parts import in_order
 
 PAIR_BYTES = 6_000
 """Memory of a pair in a piece of the bands: 20 rows with its words, and the copies that sorting makes."""
@@ -40,7 +41,7 @@ def cap_families(
 ) -> tuple[list[str], Mapping[str, int]]:
     """Return the parts of the candidates without the pairs over the cap, and the counts of those.
 
-    `names` are the parts, in order, of so many `pairs`; `inputs` is a digest of their content.
+    `names` are the parts, in order, which hold `pairs` in all; `inputs` is a digest of their content.
     """
     assert filters.max_pairs_per_family is not None
     similarity, limit = filters.family_similarity, filters.max_pairs_per_family
@@ -50,21 +51,14 @@ def cap_families(
         numbered = [Unit(f"{n:05d}", digest(inputs, len(names), similarity, limit, n), n) for n in range(units)]
         return run_units(build, f"plan/families-{step}", numbered, Stateless(work))
 
-    spilled = _files(run("words", parts.buckets, _SpillWords(names, keys, similarity, seed)))
+    spilled = files_of(run("words", parts.buckets, _SpillWords(names, keys, similarity, seed)))
     bands, uses = ([name for name in spilled if f"/{kind}/" in name] for kind in ("bands", "uses"))
-    firsts = _files(run("near", keys.buckets, _FindFirsts(bands, keys, similarity)))
-    families = _files(run("families", keys.buckets, _FindFamilies(uses, firsts, keys)))
-    over = _files(run("over", keys.buckets, _FindOver(families, keys, parts, limit)))
+    firsts = files_of(run("near", keys.buckets, _FindFirsts(bands, keys, similarity)))
+    families = files_of(run("families", keys.buckets, _FindFamilies(uses, firsts, keys)))
+    over = files_of(run("over", keys.buckets, _FindOver(families, keys, parts, limit)))
     limited = run("limit", parts.buckets, _Limit(names, over, parts, seed))
     counts = add_counts(limited.values())
-    kept = [name for marker in limited.values() for name in marker.outputs]
-    return sorted(kept, key=lambda name: (len(name), name)), {
-        Reason.NEAR_EQUAL_CAPTION: counts["inputs"] - counts["kept"]
-    }
-
-
-def _files(markers: Mapping[str, Marker]) -> list[str]:
-    return [name for marker in markers.values() for name in marker.outputs]
+    return in_order(files_of(limited)), {Reason.NEAR_EQUAL_CAPTION: counts["inputs"] - counts["kept"]}
 
 
 def _piece_of(column: str, pieces: Pieces) -> Callable[[pa.Table], np.ndarray]:

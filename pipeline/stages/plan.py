@@ -18,7 +18,7 @@ All pairs of a URL are in one part, so a URL is requested once; and each part is
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,8 +53,8 @@ from pipeline.stages.caption_families import cap_families
 from pipeline.stages.host_cap import Round
 from pipeline.stages.host_counts import spill_hosts, sum_hosts, tally_hosts
 from pipeline.stages.pairs import pair_files
-from pipeline.stages.plan_candidates import url_hashes, write_candidates
-from pipeline.stages.plan_parts import PartCut, count_planned, cut_parts, plan_parts, rows_of_parts
+from pipeline.stages.plan_candidates import files_of, url_hashes, write_candidates
+from pipeline.stages.plan_parts import PartCut, count_planned, cut_parts, in_order, plan_parts, rows_of_parts
 from queries.allowlist import Allowlist
 
 VERSION = 4
@@ -91,7 +91,7 @@ def run_plan(
     for reason in (Reason.DUPLICATE_PAIR, Reason.FREQUENT_CAPTION):
         counts[reason] = add_counts(candidates.values())[reason]
 
-    names = _in_order(name for marker in candidates.values() for name in marker.outputs)
+    names = in_order(files_of(candidates))
     if config.filters.max_pairs_per_family is not None:
         left = add_counts(candidates.values())["kept"]
         names, over = cap_families(build, config.filters, config.seed, names, left, stage_digest)
@@ -126,12 +126,7 @@ def plan_cap(config: Config) -> int:
 
 def part_names(plan: Marker) -> list[str]:
     """Return the plan's parts, in order."""
-    return _in_order(name for name in plan.outputs if name.startswith("plan/part-"))
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Return the files of parts in the order of their numbers, which have five digits or, from 100,000 on, more."""
-    return sorted(names, key=lambda name: (len(name), name))
+    return in_order(name for name in plan.outputs if name.startswith("plan/part-"))
 
 
 @dataclass(frozen=True)
@@ -171,7 +166,7 @@ def _balance(
 
 def _write_plan(build: Build, config: Config, balanced: _Balanced, stage_digest: str) -> dict[str, Marker]:
     parts = config.fetch.parts or plan_parts(count_planned(build, balanced.names, balanced.select, stage_digest))
-    cuts = cut_parts(_in_order(balanced.names), parts)
+    cuts = cut_parts(in_order(balanced.names), parts)
     units = [Unit(cut.name, digest(stage_digest, cut.candidates), cut) for cut in cuts]
     return run_units(build, "plan/write", units, _OpenWrite(balanced.select, parts, config.seed))
 

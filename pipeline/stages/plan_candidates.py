@@ -40,7 +40,7 @@ def write_candidates(
 
     def of_groups(step: str, work: Work) -> list[str]:
         units = [Unit(name, digest(inputs, names), _Spill(name, names)) for name, names in groups.items()]
-        return _files_of(run_units(build, f"plan/{step}", units, Stateless(work)))
+        return files_of(run_units(build, f"plan/{step}", units, Stateless(work)))
 
     def of_buckets(step: str, work: Work) -> dict[str, Marker]:
         units = [Unit(f"{bucket:05d}", digest(inputs, bucket), bucket) for bucket in range(parts.buckets)]
@@ -50,12 +50,13 @@ def write_candidates(
     if (limit := config.filters.max_images_per_caption) is not None:
         uses = of_groups("captions", _SpillCaptions(parts, config.seed, limit))
         pieces = -(-rows // (parts.buckets * build.rows_at_once(USE_BYTES))) or 1
-        frequent = _files_of(of_buckets("frequent", _FindFrequent(uses, parts.buckets, pieces, limit)))
+        frequent = files_of(of_buckets("frequent", _FindFrequent(uses, parts.buckets, pieces, limit)))
     spilled = of_groups("spill", _SpillPairs(parts, config.seed))
     return of_buckets("gather", _GatherParts(spilled, parts, frequent, config.seed, at_once))
 
 
-def _files_of(markers: Mapping[str, Marker]) -> list[str]:
+def files_of(markers: Mapping[str, Marker]) -> list[str]:
+    """Return the outputs of units, in the order of the units."""
     return [name for marker in markers.values() for name in marker.outputs]
 
 

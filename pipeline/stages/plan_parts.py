@@ -6,7 +6,7 @@ of the stated number, so that they fit in memory part by part. As a part is the 
 then a cut of the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,11 @@ def candidate_parts(candidates: int, parts: int | None, at_once: int) -> int:
     if parts is not None:
         return parts * max(1, -(-least // parts))
     return max(_power_of_two(least), min(_power_of_two(candidates / PAIRS_PER_PART), _MOST_CANDIDATE_PARTS))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the files of parts in the order of their numbers, which have five digits or, from 100,000 on, more."""
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def plan_parts(planned: int) -> int:
