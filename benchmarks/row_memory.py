@@ -126,7 +126,7 @@ def _uses(output: UnitOutput) -> None:
 
 def _images(output: UnitOutput) -> None:
     one = Pieces(1)
-    GroupImages([SPILLED], DedupConfig(), one, one, one, None).run(0, output)
+    GroupImages([SPILLED], DedupConfig(), one, one, one, 1 << 40, None).run(0, output)
 
 
 def _bands(output: UnitOutput) -> None:

@@ -5,133 +5,64 @@ differently. So rows are spilled: each unit writes one file with its rows sorted
 reads its range of bytes, and nothing else, from all those files. Memory is one chunk when writing and one bucket when
 reading; the result is the same on every runner and can be resumed. There are at most MAX_BUCKETS buckets, which keeps
 the number of ranges small; where they would not fit in memory, a unit sorts its bucket into pieces on its own disk, and
-where even one piece may not, because rows repeat in it, it makes them fewer while it reads (`Fewer`).
+where even one piece may not, because rows repeat in it, it makes them fewer while it reads, or cuts the piece again
+(`sorted_rows.py`).
 
 A spilled file of n buckets begins with n + 1 offsets (int64, little-endian): bucket b is the bytes from offset b to
 offset b + 1: `_CHECKED` and a CRC-32 (4 bytes, little-endian) of what follows, Arrow IPC record batches one after the
 other. Earlier versions wrote buckets without the first two.
 """
 
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.engine import sorted_rows
+from pipeline.engine.sorted_rows import Fewer, Sorted, decoded, sort_rows, sorting
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import DamagedFileError, one_line
 
-CHUNK_BYTES = 32 << 20
 MAX_BUCKETS = 1_024
 _OFFSET = np.dtype("<i8")
 _CHECKED = b"WITC"
 _CRC_BYTES = 4
-_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def spill(
     output: UnitOutput, name: str, schema: pa.Schema, buckets: int, batches: Iterable[tuple[pa.Table, np.ndarray]]
 ) -> int:
     """Write rows sorted into buckets; return the number of rows. Each batch comes with the bucket of every row."""
-    with _sorted(schema, buckets, batches) as held, output.create(name) as out:
-        check_bytes = len(_CHECKED) + _CRC_BYTES
-        sizes = [held.size(bucket) + check_bytes * bool(held.pieces[bucket]) for bucket in range(buckets)]
-        header = _OFFSET.itemsize * (buckets + 1)
-        out.write((header + np.cumsum([0, *sizes])).astype(_OFFSET).tobytes())
-        for bucket in range(buckets):
-            if held.pieces[bucket]:
-                crc = 0
-                for content in held.read(bucket):
-                    crc = zlib.crc32(content, crc)
-                out.write(_CHECKED + crc.to_bytes(_CRC_BYTES, "little"))
-            for content in held.read(bucket):
-                out.write(content)
-        return held.rows
-
-
-@dataclass
-class _Sorted:
-    """Rows in a scratch file: of each bucket, the pieces (start, end) of the file that hold its rows, in order."""
-
-    scratch: IO[bytes]
-    pieces: list[list[tuple[int, int]]]
-    rows: int = 0
-
-    def size(self, bucket: int) -> int:
-        return sum(end - start for start, end in self.pieces[bucket])
-
-    def read(self, bucket: int) -> Iterator[bytes]:
-        for start, end in self.pieces[bucket]:
-            self.scratch.seek(start)
-            yield self.scratch.read(end - start)
+    with spilling(output, name, schema, buckets) as held:
+        for table, numbers in batches:
+            held.add(table, numbers)
+    return sum(held.rows)
 
 
 @contextmanager
-def _sorted(schema: pa.Schema, buckets: int, batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[_Sorted]:
-    """Sort rows into buckets, chunk by chunk; what is more than a chunk goes to this machine's disk."""
-    with (
-        tempfile.SpooledTemporaryFile(max_size=CHUNK_BYTES, prefix="wit-spill-") as scratch,
-        pa.ipc.new_stream(scratch, schema, options=_COMPRESSED) as writer,
-    ):
-        held = _Sorted(scratch, [[] for _ in range(buckets)])
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema))  # a writer's first batch comes after the schema
-        for table, numbers in _chunks(batches):
-            order = np.argsort(numbers, kind="stable")
-            held.rows += len(order)
-            (ordered,) = table.cast(schema).combine_chunks().take(pa.array(order)).combine_chunks().to_batches()
-            edges = [0, *(np.flatnonzero(np.diff(numbers[order])) + 1), len(order)]
-            for start, end in pairwise(map(int, edges)):
-                at = scratch.tell()
-                writer.write_batch(ordered.slice(start, end - start))
-                held.pieces[numbers[order[start]]].append((at, scratch.tell()))
+def spilling(output: UnitOutput, name: str, schema: pa.Schema, buckets: int) -> Iterator[Sorted]:
+    """Give what takes rows, with the bucket of each; they are written when the block ends."""
+    with sorting(schema, buckets) as held:
         yield held
-
-
-def _chunks(batches: Iterable[tuple[pa.Table, np.ndarray]]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """Gather small batches into chunks of at least CHUNK_BYTES, so that a bucket is not a thousand tiny ones."""
-    tables: list[pa.Table] = []
-    buckets: list[np.ndarray] = []
-    held_bytes = 0
-    for table, numbers in batches:
-        if not len(numbers):
-            continue
-        tables.append(table)
-        buckets.append(numbers)
-        held_bytes += table.nbytes
-        if held_bytes >= CHUNK_BYTES:
-            yield pa.concat_tables(tables), np.concatenate(buckets)
-            tables, buckets, held_bytes = [], [], 0
-    if tables:
-        yield pa.concat_tables(tables), np.concatenate(buckets)
-
-
-@dataclass(frozen=True)
-class Fewer:
-    """Whenever more than `rows` rows are held, `combine` makes them fewer: drops repeated ones, or adds them up.
-
-    If it cannot, twice as many as it left are read before it tries again.
-    """
-
-    rows: int
-    combine: Callable[[pa.Table], pa.Table]
-
-    def read(self, tables: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
-        """Return the rows of tables, combined where they were too many."""
-        held, rows, most = [schema.empty_table()], 0, self.rows
-        for table in tables:
-            held.append(table)
-            rows += table.num_rows
-            if rows > most:
-                held = [self.combine(pa.concat_tables(held))]
-                rows = held[0].num_rows
-                most = max(self.rows, 2 * rows)
-        return pa.concat_tables(held)
+        held.flush()
+        with output.create(name) as out:
+            check_bytes = len(_CHECKED) + _CRC_BYTES
+            sizes = [held.size(bucket) + check_bytes * bool(held.pieces[bucket]) for bucket in range(buckets)]
+            header = _OFFSET.itemsize * (buckets + 1)
+            out.write((header + np.cumsum([0, *sizes])).astype(_OFFSET).tobytes())
+            for bucket in range(buckets):
+                if held.pieces[bucket]:
+                    crc = 0
+                    for content in held.read(bucket):
+                        crc = zlib.crc32(content, crc)
+                    out.write(_CHECKED + crc.to_bytes(_CRC_BYTES, "little"))
+                for content in held.read(bucket):
+                    out.write(content)
 
 
 def gather(workspace: Workspace, names: Sequence[str], bucket: int, schema: pa.Schema) -> pa.Table:
@@ -152,7 +83,7 @@ def gather_some(workspace: Workspace, names: Sequence[str], bucket: int, schema:
     """
     for ranges in _by_bytes(_filled(workspace, names, bucket)):
         name, start, end = ranges[0]
-        if end - start >= CHUNK_BYTES:
+        if end - start >= sorted_rows.CHUNK_BYTES:
             yield from _streamed(workspace, name, start, end, schema)
         else:
             yield pa.Table.from_batches(_read(workspace, ranges, schema), schema)
@@ -176,19 +107,33 @@ def gather_pieces(
         DamagedFileError: a file is not what was written.
     """
 
-    def whole(tables: Iterable[pa.Table]) -> pa.Table:
+    for tables in gather_streams(workspace, names, bucket, schema, pieces, piece_of):
         if fewer is not None:
-            return fewer.read(tables, schema)
-        return pa.concat_tables([schema.empty_table(), *tables])
+            yield fewer.read(tables, schema)
+        else:
+            yield pa.concat_tables([schema.empty_table(), *tables])
 
+
+def gather_streams(
+    workspace: Workspace,
+    names: Sequence[str],
+    bucket: int,
+    schema: pa.Schema,
+    pieces: range,
+    piece_of: Callable[[pa.Table], np.ndarray],
+) -> Iterator[Iterator[pa.Table]]:
+    """Yield the rows of each piece of `gather_pieces`, about CHUNK_BYTES at a time.
+
+    Raises:
+        DamagedFileError: a file is not what was written.
+    """
     if len(pieces) == 1:
-        yield whole(gather_some(workspace, names, bucket, schema))
+        yield gather_some(workspace, names, bucket, schema)
         return
     routed = ((rows, piece_of(rows) - pieces.start) for rows in gather_some(workspace, names, bucket, schema))
-    with _sorted(schema, len(pieces), routed) as held:
+    with sort_rows(schema, len(pieces), routed) as held:
         for piece in range(len(pieces)):
-            contents = (_decoded("scratch", content, schema) for content in held.read(piece))
-            yield whole(pa.Table.from_batches(batches, schema) for batches in contents)
+            yield held.tables(piece)
 
 
 _Range = tuple[str, int, int]
@@ -209,7 +154,7 @@ def _by_bytes(ranges: Iterable[_Range]) -> Iterator[list[_Range]]:
     group: list[_Range] = []
     held_bytes = 0
     for name, start, end in ranges:
-        if group and held_bytes + end - start > CHUNK_BYTES:
+        if group and held_bytes + end - start > sorted_rows.CHUNK_BYTES:
             yield group
             group, held_bytes = [], 0
         group.append((name, start, end))
@@ -284,18 +229,7 @@ def _batches(name: str, content: bytes, size: int, schema: pa.Schema) -> list[pa
         encoded = encoded[head:]
         if len(content) != size or zlib.crc32(encoded) != crc:
             raise DamagedFileError.of(name, "its checksum does not match")
-    return _decoded(name, encoded, schema)
-
-
-def _decoded(name: str, encoded: bytes | memoryview, schema: pa.Schema) -> list[pa.RecordBatch]:
-    found = []
-    try:
-        with pa.BufferReader(encoded) as reader:
-            while reader.tell() < len(encoded):
-                found.append(pa.ipc.read_record_batch(pa.ipc.read_message(reader), schema))
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
-        raise DamagedFileError.of(name, one_line(error)) from error
-    return found
+    return decoded(name, encoded, schema)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import Fewer, gather_some, spill
+from pipeline.engine.shuffle import gather_some, spill
+from pipeline.engine.sorted_rows import Fewer
 from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest
 from pipeline.fetching.addresses import Target
 from pipeline.web.urls import normalize_url

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
-from pipeline.engine.shuffle import Fewer, Pieces, gather, gather_pieces, spill
+from pipeline.engine.shuffle import Pieces, gather, gather_pieces, spill
+from pipeline.engine.sorted_rows import Fewer
 from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, Work, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.filters.frequency import CAPTION_USES, FREQUENT, frequent_captions, needed_uses

@@ -18,7 +18,8 @@ from dedup.copies.detector import Detector
 from dedup.overlap import OVERLAP
 from pipeline.consent.block_lists import BlockLists
 from pipeline.consent.policy import Signal
-from pipeline.engine.shuffle import gather, group_count, group_of_part, spill
+from pipeline.engine.shuffle import gather_some, group_count, group_of_part, spill
+from pipeline.engine.sorted_rows import Fewer
 from pipeline.engine.units import UnitOutput, Work
 from pipeline.engine.workspace import Workspace
 from pipeline.fetching.block_files import BlockFiles, read_block_lists
@@ -171,12 +172,14 @@ class OpenDecide:
     select: OpenSelect
     captions: list[str]
     parts: int
+    captions_at_once: int
     remove_evals: bool
     taken: BlockFiles
 
     def open(self) -> Work:
+        few = Fewer(self.captions_at_once, first_captions)
         taken = read_block_lists(self.taken)
-        return _Decide(self.select.open(), self.captions, self.parts, self.remove_evals, taken)
+        return _Decide(self.select.open(), self.captions, self.parts, few, self.remove_evals, taken)
 
 
 @dataclass(frozen=True)
@@ -186,14 +189,14 @@ class _Decide:
     select: SelectQueries
     captions: list[str]
     parts: int
+    few: Fewer
     remove_evals: bool
     taken: BlockLists
 
     def run(self, group: PartGroup, output: UnitOutput) -> Mapping[str, int]:
         number = int(group_of_part(np.array([group.parts[0].number]), self.parts)[0])
-        lost = gather(output.workspace, self.captions, number, _LOST_CAPTIONS).sort_by(
-            [("survivor", "ascending"), ("uid", "ascending")]
-        )
+        sent = gather_some(output.workspace, self.captions, number, _LOST_CAPTIONS)
+        lost = first_captions(self.few.read(sent, _LOST_CAPTIONS))
         duplicates = duplicates_of(output.workspace, group)
         counts = Counter[str]()
         images, texts = [], []
@@ -227,6 +230,16 @@ class _Decide:
         counts.update({"inputs": rows.num_rows, "kept": pc.sum(kept).as_py() or 0})
         counts[Reason.OVER_FINAL_CAP] += pc.sum(over).as_py() or 0
         return rows["uid"].filter(kept).combine_chunks()
+
+
+def first_captions(lost: pa.Table) -> pa.Table:
+    """Return of the captions sent to each survivor the first MAX_CAPTIONS different ones, by uid."""
+    ordered = lost.sort_by([("survivor", "ascending"), ("uid", "ascending")])
+    survivor = ordered["survivor"].dictionary_encode().combine_chunks().indices.to_numpy().astype(np.int64)
+    caption = ordered["caption"].dictionary_encode().combine_chunks().indices.to_numpy().astype(np.int64)
+    at = np.sort(np.unique(np.stack([survivor, caption]), axis=1, return_index=True)[1])
+    place = np.arange(len(at)) - np.searchsorted(survivor[at], survivor[at])
+    return ordered.take(pa.array(at[place < MAX_CAPTIONS]))
 
 
 def _captions(rows: pa.Table, lost: pa.Table, kept: pa.ChunkedArray) -> pa.Array:

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from dedup.duplicates import Comparison, band_values, find_edges
 from dedup.overlap import hash_matrix
 from pipeline.config import DedupConfig
-from pipeline.engine.shuffle import Pieces, gather_pieces, spill
+from pipeline.engine.shuffle import Pieces, gather_pieces, gather_streams, spill, spilling
+from pipeline.engine.sorted_rows import Cut, Sorted
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
@@ -133,83 +134,109 @@ def piece_of_band(bands: np.ndarray, values: np.ndarray, pieces: int) -> np.ndar
 
 @dataclass(frozen=True)
 class GroupImages:
-    """Let placeholders, exact copies and equal fingerprints go; pass the rest on by the bands of their hashes."""
+    """Let placeholders, exact copies and equal fingerprints go; pass the rest on by the bands of their hashes.
+
+    A file may be on any number of pages, so a piece of more than `at_once` images is cut by their URLs.
+    """
 
     images: list[str]
     config: DedupConfig
     pieces: Pieces
     band_pieces: Pieces
     settle_pieces: Pieces
+    at_once: int
     max_urls: int | None  # of one file; more make it a placeholder
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
-        losers, rows = [PACKED_DUPLICATES.empty_table()], [0]
-        banded = self._banded(output.workspace, bucket, losers, rows)
-        spill(output, f".wit/dedup/banded/{bucket:05d}.rows", _BANDED, self.band_pieces.buckets, banded)
-        lost = pa.concat_tables(losers)
-        by_survivor = self.settle_pieces.bucket_of(piece_of_loser(lost, self.settle_pieces.count))
-        name = f".wit/dedup/losers/{bucket:05d}.rows"
-        spill(output, name, PACKED_DUPLICATES, self.settle_pieces.buckets, [(lost, by_survivor)])
-        return {"inputs": sum(rows), "kept": sum(rows)}
+        name = f"{bucket:05d}.rows"
+        rows, places = 0, self.pieces.of_bucket(bucket)
+        streams = gather_streams(output.workspace, self.images, bucket, _IMAGES, places, self._piece_of)
+        with (
+            spilling(output, f".wit/dedup/banded/{name}", _BANDED, self.band_pieces.buckets) as banded,
+            spilling(output, f".wit/dedup/losers/{name}", PACKED_DUPLICATES, self.settle_pieces.buckets) as losers,
+        ):
+            for tables in streams:
+                with Cut(self.at_once, _number_of_url).read(tables, _IMAGES) as cuts:
+                    files = find_files(cuts, self.config, self.max_urls)
+                    for images in cuts:
+                        rows += images.num_rows
+                        kept, lost = _split(images, files)
+                        losers.add(lost, self.settle_pieces.bucket_of(piece_of_loser(lost, self.settle_pieces.count)))
+                        self._add_bands(kept, banded)
+        return {"inputs": rows, "kept": rows}
 
-    def _banded(
-        self, workspace: Workspace, bucket: int, losers: list[pa.Table], rows: list[int]
-    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield what stays, once for each band; note what goes."""
-        pieces = self.pieces.of_bucket(bucket)
-        for images in gather_pieces(workspace, self.images, bucket, _IMAGES, pieces, self._piece_of):
-            rows.append(images.num_rows)
-            kept, lost = self._group(images)
-            losers.append(lost)
-            values = band_values(hash_matrix(kept["pdq"]), self.config.max_distance_bits)  # (n, bands)
-            for band in range(values.shape[1]):
-                bands = np.full(kept.num_rows, band, np.int32)
-                piece = piece_of_band(bands, values[:, band], self.band_pieces.count)
-                table = kept.append_column("band", pa.array(bands)).select(_BANDED.names)
-                yield table, self.band_pieces.bucket_of(piece)
+    def _add_bands(self, images: pa.Table, banded: Sorted) -> None:
+        values = band_values(hash_matrix(images["pdq"]), self.config.max_distance_bits)  # (n, bands)
+        for band in range(values.shape[1]):
+            bands = np.full(images.num_rows, band, np.int32)
+            piece = piece_of_band(bands, values[:, band], self.band_pieces.count)
+            table = images.append_column("band", pa.array(bands)).select(_BANDED.names)
+            banded.add(table, self.band_pieces.bucket_of(piece))
 
     def _piece_of(self, images: pa.Table) -> np.ndarray:
         return piece_of_hash(images["pdq"], self.pieces.count)
 
-    def _group(self, images: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Return the images to compare by their bands, and PACKED_DUPLICATES of those that go."""
-        whole = images.sort_by([("rank", "ascending"), ("uid", "ascending")])
-        is_placeholder = files_of_many_urls(whole, self.max_urls)
-        rows = whole.filter(pa.array(~is_placeholder))
-        comparable = rows["pdq_quality"].to_numpy() >= self.config.min_quality
-        comparable &= self.config.near_duplicates
-        exact = first_of_each(rows["sha256"])
-        same = first_of_each(rows["pdq"], comparable)
-        survivor = same[exact]
-        lost = survivor != np.arange(rows.num_rows)
-        places = np.arange(rows.num_rows)
-        reasons = np.where(exact != places, Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
-        is_same_url = (first_of_each(rows["url_hash"]) != places) & (exact != places)
-        reasons = np.where(is_same_url, Reason.OTHER_CAPTION_OF_SAME_IMAGE, reasons)
-        losers = _duplicates(rows.filter(pa.array(lost)), rows.take(survivor[lost]), reasons[lost])
-        placeholders = _placeholders(whole.filter(pa.array(is_placeholder)))
-        return rows.filter(pa.array(~lost & comparable)), pa.concat_tables([losers, placeholders])
+
+def _number_of_url(images: pa.Table) -> np.ndarray:
+    return np.frombuffer(b"".join(images["url_hash"].to_pylist()), np.uint64)
 
 
-def files_of_many_urls(images: pa.Table, limit: int | None) -> np.ndarray:
-    """Return which rows of `sha256` and `url_hash` are of a file that more than `limit` URLs have, (n,) bool."""
-    if limit is None:
-        return np.zeros(images.num_rows, bool)
-    distinct = images.select(["sha256", "url_hash"]).group_by(["sha256", "url_hash"]).aggregate([])
-    urls = distinct.group_by("sha256").aggregate([("url_hash", "count")])
-    files = urls.filter(pc.greater(urls["url_hash_count"], limit))["sha256"]
-    return np.asarray(pc.is_in(images["sha256"], files.combine_chunks()).to_numpy())
+_IN_RANK_ORDER = [("rank", "ascending"), ("uid", "ascending")]
 
 
-def _placeholders(images: pa.Table) -> pa.Table:
-    """Return rows of PACKED_DUPLICATES that have no survivor."""
+def find_files(cuts: Iterable[pa.Table], config: DedupConfig, max_urls: int | None) -> pa.Table:
+    """Return a row for each file of a piece, read in cuts by URL: `sha256`; `first`, its first image; `survivor` and
+    `survivor_part`, the image that represents it, null for a placeholder; `is_compared`, whether others may be near it.
+    """
+    found = pa.concat_tables([_files_of(images, max_urls is not None) for images in cuts]).sort_by(_IN_RANK_ORDER)
+    file = first_of_each(found["sha256"])
+    is_first = file == np.arange(len(file))
+    urls = np.bincount(file, found["urls"].to_numpy(), len(file))[is_first]
+    files = found.filter(pa.array(is_first))
+    is_placeholder = urls > max_urls if max_urls is not None else np.zeros(len(urls), bool)
+    comparable = files["pdq_quality"].to_numpy() >= config.min_quality
+    comparable &= config.near_duplicates
+    comparable &= ~is_placeholder
+    survivor = files.take(first_of_each(files["pdq"], comparable)).select(["uid", "part"])
+    gone = pa.array(is_placeholder)
     columns = {
-        "uid": images["uid"],
-        "reason": pa.repeat(pa.scalar(Reason.PLACEHOLDER_IMAGE.value), images.num_rows),
-        "part": images["part"],
+        "sha256": files["sha256"],
+        "first": files["uid"],
+        "survivor": pc.if_else(gone, None, survivor["uid"]),
+        "survivor_part": pc.if_else(gone, None, survivor["part"]),
+        "is_compared": pa.array(comparable),
     }
-    arrays = [columns.get(field.name, pa.nulls(images.num_rows, field.type)) for field in PACKED_DUPLICATES]
-    return pa.table(arrays, PACKED_DUPLICATES)
+    return pa.table(columns)
+
+
+def _files_of(images: pa.Table, count_urls: bool) -> pa.Table:
+    """Return the first image of each file among these, with the number of the file's URLs among them."""
+    ordered = images.sort_by(_IN_RANK_ORDER)
+    firsts = ordered.take(np.unique(first_of_each(ordered["sha256"])))
+    urls = pa.repeat(1, firsts.num_rows)
+    if count_urls:
+        distinct = ordered.select(["sha256", "url_hash"]).group_by(["sha256", "url_hash"]).aggregate([])
+        counted = distinct.group_by("sha256").aggregate([("url_hash", "count")])
+        urls = counted["url_hash_count"].take(pc.index_in(firsts["sha256"], counted["sha256"]))
+    return firsts.drop_columns(["url_hash"]).append_column("urls", urls)
+
+
+def _split(images: pa.Table, files: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the images to compare by their bands, and PACKED_DUPLICATES of those that go."""
+    rows = images.sort_by(_IN_RANK_ORDER)
+    of = files.take(pc.index_in(rows["sha256"], files["sha256"]))
+    is_placeholder = pc.is_null(of["survivor"])
+    stays = pc.fill_null(pc.equal(rows["uid"], of["survivor"]), False)
+    is_copy = pc.not_equal(rows["uid"], of["first"]).to_numpy()
+    # A placeholder's URL is that of no other file here, or the file of another time; both lose all their images.
+    is_first_of_url = first_of_each(rows["url_hash"], ~is_placeholder.to_numpy()) == np.arange(rows.num_rows)
+    reasons = np.where(is_copy, Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
+    reasons = np.where(is_copy & ~is_first_of_url, Reason.OTHER_CAPTION_OF_SAME_IMAGE, reasons)
+    reasons = np.where(is_placeholder.to_numpy(), Reason.PLACEHOLDER_IMAGE, reasons)
+    distance = pc.if_else(is_placeholder, None, pa.scalar(0, pa.int32()))
+    columns = [rows["uid"], of["survivor"], pa.array(reasons.tolist(), pa.string()), distance]
+    duplicates = pa.table([*columns, rows["part"], of["survivor_part"]], PACKED_DUPLICATES)
+    return rows.filter(pc.and_(stays, of["is_compared"])), duplicates.filter(pc.invert(stays))
 
 
 def first_of_each(column: pa.ChunkedArray, among: np.ndarray | None = None) -> np.ndarray:
@@ -219,16 +246,6 @@ def first_of_each(column: pa.ChunkedArray, among: np.ndarray | None = None) -> n
         codes = np.where(among, codes, len(codes) + np.arange(len(codes)))
     _, first, group = np.unique(codes, return_index=True, return_inverse=True)
     return first[group]
-
-
-def _duplicates(losers: pa.Table, survivors: pa.Table, reasons: np.ndarray) -> pa.Table:
-    distances = np.zeros(len(reasons), np.int32)
-    columns = [losers["uid"], survivors["uid"], reasons, distances, losers["part"], survivors["part"]]
-    arrays = [
-        c if isinstance(c, pa.ChunkedArray) else pa.array(c.tolist(), kind)
-        for c, kind in zip(columns, PACKED_DUPLICATES.types, strict=True)
-    ]
-    return pa.table(arrays, schema=PACKED_DUPLICATES)
 
 
 @dataclass(frozen=True)

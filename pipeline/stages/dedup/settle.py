@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dedup.duplicates import MAX_BETTER, Status, decide
-from pipeline.engine.shuffle import Fewer, Pieces, bucket_of_part, gather, gather_pieces, spill
+from pipeline.engine.shuffle import Pieces, bucket_of_part, gather, gather_pieces, gather_streams, spill
+from pipeline.engine.sorted_rows import Fewer
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.records import Reason
@@ -266,7 +267,7 @@ class FollowSurvivors:
 
     def _tables(self, output: UnitOutput, bucket: int) -> Iterator[pa.Table]:
         places, count = self.pieces.of_bucket(bucket), self.pieces.count
-        gone = gather_pieces(
+        gone = gather_streams(
             output.workspace, self.losers, bucket, PACKED_DUPLICATES, places, lambda rows: piece_of_loser(rows, count)
         )
         for piece, losers in zip(places, gone, strict=True):
@@ -274,7 +275,8 @@ class FollowSurvivors:
             read = [output.workspace.read_table(name).cast(PACKED_DUPLICATES) for name in files]
             near = pa.concat_tables([PACKED_DUPLICATES.empty_table(), *read])
             yield near
-            yield follow_survivors(losers, near)
+            for some in losers:  # a picture may have any number of copies
+                yield follow_survivors(some, near)
 
 
 def follow_survivors(losers: pa.Table, near: pa.Table) -> pa.Table:

@@ -70,9 +70,9 @@ VERSION = 9
 _IMAGES_PER_PIECE = 50_000
 _IMAGES_PER_BAND_PIECE = 12_500
 """Every image is in 16 or 32 pieces of bands. More at a time would save nothing, and leave fewer units to share out."""
-_IMAGE_BYTES, _BANDS_BYTES, _DUPLICATE_BYTES = 4_096, 32 * 384, 448
-"""Memory of an image with the copies that are made of it: while exact copies are found, bands are compared, and the
-duplicates of a range of parts are sorted (benchmarks/row_memory.py)."""
+_IMAGE_BYTES, _BANDS_BYTES, _DUPLICATE_BYTES, _CAPTION_BYTES = 4_096, 32 * 384, 448, 2_048
+"""Memory of an image with the copies that are made of it: while exact copies are found, bands are compared, the
+duplicates of a range of parts are sorted, and their captions are given to survivors (benchmarks/row_memory.py)."""
 _EDGES_PER_IMAGE = 4
 """Edges of an image to better ones, on average: the pieces of settling have this many, or what was found if more."""
 
@@ -220,8 +220,9 @@ class _Stage:
         spilling = SpillImages(self.pieces, self.config.seed, self.config.dedup.evals == "remove")
         spilled = self._run("spill", self._groups(), Stateless(spilling))
         names = [name for m in spilled.values() for name in m.outputs]
-        max_urls = self.config.filters.max_urls_per_image
-        grouping = GroupImages(names, self.config.dedup, self.pieces, self.band_pieces, self.settle_pieces, max_urls)
+        max_urls, at_once = self.config.filters.max_urls_per_image, self.build.rows_at_once(_IMAGE_BYTES)
+        cuts = (self.pieces, self.band_pieces, self.settle_pieces)
+        grouping = GroupImages(names, self.config.dedup, *cuts, at_once, max_urls)
         return self._run("group", _numbers(self.pieces.buckets), Stateless(grouping))
 
     def compare(self) -> Resolved:
@@ -272,6 +273,7 @@ class _Stage:
             OpenSelect(self.build.workspace.root, thresholds, keys),
             captions,
             len(self.parts),
+            self.build.rows_at_once(_CAPTION_BYTES),
             self.config.dedup.evals == "remove",
             self.taken,
         )

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine import shuffle
-from pipeline.engine.shuffle import Fewer, Pieces, gather, gather_pieces, gather_some, spill
+from pipeline.engine import shuffle, sorted_rows
+from pipeline.engine.shuffle import Pieces, gather, gather_pieces, gather_some, spill
+from pipeline.engine.sorted_rows import Cut, Fewer
 from pipeline.engine.units import UnitOutput
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import DamagedFileError
@@ -21,7 +22,7 @@ def test_every_row_lands_in_its_bucket(tmp_path_factory, files, chunk_bytes):
     workspace = Workspace(str(tmp_path_factory.mktemp("w")))
     expected: dict[int, list[int]] = {b: [] for b in range(6)}
     names, n = [], 0
-    original, shuffle.CHUNK_BYTES = shuffle.CHUNK_BYTES, chunk_bytes
+    original, sorted_rows.CHUNK_BYTES = sorted_rows.CHUNK_BYTES, chunk_bytes
     try:
         for i, buckets in enumerate(files):
             batches = []
@@ -35,7 +36,7 @@ def test_every_row_lands_in_its_bucket(tmp_path_factory, files, chunk_bytes):
             names.append(f"spill/{i}.rows")
             assert spill(UnitOutput(workspace), names[-1], SCHEMA, 6, batches) == len(buckets)
     finally:
-        shuffle.CHUNK_BYTES = original
+        sorted_rows.CHUNK_BYTES = original
     for bucket, rows in expected.items():
         found = gather(workspace, names, bucket, SCHEMA)
         assert found["n"].to_pylist() == rows
@@ -60,7 +61,7 @@ def test_two_levels_give_each_piece_what_one_level_gives(tmp_path_factory, files
         return rows["n"].to_numpy().astype(np.int32)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(shuffle, "CHUNK_BYTES", chunk_bytes)
+        patched.setattr(sorted_rows, "CHUNK_BYTES", chunk_bytes)
         patched.setattr(shuffle, "MAX_BUCKETS", most_buckets)
         pieces = Pieces(count)
         assert pieces.buckets <= most_buckets
@@ -97,11 +98,11 @@ def test_some_rows_at_a_time_are_all_rows_in_order(tmp_path_factory, files, writ
     workspace = Workspace(str(tmp_path_factory.mktemp("w")))
     names = [f"{i}.rows" for i in range(len(files))]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(shuffle, "CHUNK_BYTES", written_bytes)
+        patched.setattr(sorted_rows, "CHUNK_BYTES", written_bytes)
         for i, (name, buckets) in enumerate(zip(names, files, strict=True)):
             batches = [(pa.table([[n], [[f"{i}"] * n]], schema=SCHEMA), np.array([b])) for n, b in enumerate(buckets)]
             spill(UnitOutput(workspace), name, SCHEMA, 4, batches)
-        patched.setattr(shuffle, "CHUNK_BYTES", read_bytes)
+        patched.setattr(sorted_rows, "CHUNK_BYTES", read_bytes)
         for bucket in range(4):
             some = list(gather_some(workspace, names, bucket, SCHEMA))
             assert pa.concat_tables([SCHEMA.empty_table(), *some]).equals(gather(workspace, names, bucket, SCHEMA))
@@ -109,7 +110,7 @@ def test_some_rows_at_a_time_are_all_rows_in_order(tmp_path_factory, files, writ
 
 def test_a_large_range_is_read_batch_by_batch_and_its_damage_is_found(tmp_path, monkeypatch):
     workspace = Workspace(str(tmp_path))
-    monkeypatch.setattr(shuffle, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(sorted_rows, "CHUNK_BYTES", 10_000)
     rows = pa.table([range(50_000), [["word"]] * 50_000], schema=SCHEMA)
     batches = [(rows.slice(start, 1_000), np.zeros(1_000, np.int32)) for start in range(0, 50_000, 1_000)]
     spill(UnitOutput(workspace), "all.rows", SCHEMA, 1, batches)
@@ -139,3 +140,21 @@ def test_repeated_rows_are_made_fewer_while_they_are_read():
     held.clear()
     assert sorted(Fewer(100, distinct).read(iter(different), SCHEMA)["n"].to_pylist()) == list(range(1_000))
     assert len(held) < 6
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 12), st.integers(1, 70))
+def test_a_piece_is_cut_so_that_rows_of_one_number_stay_together(numbers, rows_of_table, at_once):
+    starts = range(0, len(numbers), rows_of_table)
+    tables = [
+        pa.table([some, [[str(at)] for at, _ in enumerate(some)]], schema=SCHEMA)
+        for some in (numbers[start : start + rows_of_table] for start in starts)
+    ]
+    cut = Cut(at_once, lambda rows: rows["n"].to_numpy().astype(np.uint64))
+    with cut.read(iter(tables), SCHEMA) as cuts:
+        found, again = list(cuts), list(cuts)
+    assert sorted(n for rows in found for n in rows["n"].to_pylist()) == sorted(numbers)
+    assert all(one.equals(other) for one, other in zip(found, again, strict=True))
+    cuts_of = {n: {i for i, rows in enumerate(found) if n in rows["n"].to_pylist()} for n in numbers}
+    assert all(len(places) == 1 for places in cuts_of.values())
+    assert len(found) == (1 if len(numbers) <= at_once else -(-len(numbers) // at_once))

@@ -204,7 +204,7 @@ def test_a_pair_on_many_pages_takes_no_more_memory_than_others(tmp_path, monkeyp
     files = [rows, *(repeated[start : start + 100] for start in range(0, 3_000, 100))]
     _, marker, _ = run(tmp_path / "whole", files, cap=20, parts=parts)
     held = counted_rows(monkeypatch)
-    monkeypatch.setattr("pipeline.engine.shuffle.CHUNK_BYTES", 2_000)
+    monkeypatch.setattr("pipeline.engine.sorted_rows.CHUNK_BYTES", 2_000)
     _, same, _ = run(tmp_path / "pieces", files, cap=20, parts=parts, memory_bytes=2 * 300 * CANDIDATE_BYTES)
     assert max(held) < 700
     assert same.outputs == marker.outputs

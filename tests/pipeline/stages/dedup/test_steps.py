@@ -13,12 +13,14 @@ from pipeline.beam.runner import parse_beam_options
 from pipeline.config import MEMORY_BYTES, Config
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
+from pipeline.engine.shuffle import Pieces
+from pipeline.engine.sorted_rows import Fewer
 from pipeline.engine.units import Marker, UnitOutput, read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.records import FETCHED, Reason, pair_uid
 from pipeline.stages.balance.scans import QueryHashes
 from pipeline.stages.dedup import steps as stage_of_dedup
-from pipeline.stages.dedup.decisions import MAX_CAPTIONS
+from pipeline.stages.dedup.decisions import MAX_CAPTIONS, first_captions
 from pipeline.stages.dedup.duplicates import survivor_ranks
 from pipeline.stages.dedup.steps import run_dedup
 from queries.allowlist import Allowlist, import_allowlist
@@ -313,6 +315,56 @@ def test_another_caption_of_a_url_is_no_copy_of_a_file(tmp_path):
     assert len(kept["captions"]) == 5
     lost = [row for row in decisions(workspace) if row["reason"] is not None]
     assert {row["survivor"] for row in lost} == {kept["uid"]}
+
+
+def test_a_picture_with_more_copies_than_fit_in_memory_is_decided_in_cuts(tmp_path, monkeypatch):
+    """Copies with other URLs, other captions of one URL, other files of the same look; with and without a limit."""
+    random = np.random.default_rng(11)
+    images = random_images(random, 60)
+    for name, look, files in (("logo", 100, 3), ("small", 10, 5)):  # the second is of too low quality to be compared
+        pdq = random.integers(0, 256, 32, np.uint8)
+        for copy in range(90):
+            url = f"http://example.org/{name}/{copy // 2}"
+            image = {"bytes": f"{name}{copy // 2 % files}", "pdq": pdq, "quality": look, "queries": [copy % 6]}
+            images.append(image | {"url": url, "caption": f"caption {copy}"})
+    rows = make_rows(images)
+    trees = []
+    for filters in ({}, {"max_urls_per_image": 14}):
+        for at_once in (None, 5):
+            folder = tmp_path / f"{len(filters)}-{at_once}"
+            folder.mkdir()
+            with monkeypatch.context() as patched:
+                if at_once:
+                    patched.setattr(stage_of_dedup._Stage, "pieces", Pieces(2))
+                    patched.setattr(stage_of_dedup, "_IMAGE_BYTES", ROWS_BYTES // at_once)
+                    patched.setattr(stage_of_dedup, "_CAPTION_BYTES", ROWS_BYTES // at_once)
+                workspace, marker = run_stage(folder, rows, 3, filters=filters)
+            trees.append({name: workspace.read_bytes(name) for name in workspace.sizes("dedup")})
+            assert marker.counts[Reason.OTHER_CAPTION_OF_SAME_IMAGE] >= 40
+            assert (Reason.PLACEHOLDER_IMAGE in marker.counts) == bool(filters)
+    assert trees[0] == trees[1]
+    assert trees[2] == trees[3]
+    assert trees[0] != trees[2]
+
+
+def test_the_first_captions_of_survivors_do_not_depend_on_how_they_are_read():
+    random = np.random.default_rng(12)
+    rows = [
+        {"survivor": f"s{random.integers(3)}", "uid": f"{uid:05d}", "caption": f"caption {random.integers(90)}"}
+        for uid in random.permutation(2_000)
+    ]
+    expected = {}
+    for row in sorted(rows, key=lambda row: row["uid"]):
+        expected.setdefault(row["survivor"], {}).setdefault(row["caption"], row["uid"])
+    whole = pa.Table.from_pylist(rows)
+    first = first_captions(whole)
+    for survivor, captions in expected.items():
+        of = first.filter(pa.compute.equal(first["survivor"], survivor))
+        assert dict(zip(of["caption"].to_pylist(), of["uid"].to_pylist(), strict=True)) == dict(
+            list(captions.items())[:MAX_CAPTIONS]
+        )
+    some = (whole.slice(start, 100) for start in range(0, 2_000, 100))
+    assert first_captions(Fewer(300, first_captions).read(some, whole.schema)).equals(first)
 
 
 def test_no_image_at_all(tmp_path):
