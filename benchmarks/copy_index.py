@@ -189,14 +189,14 @@ def measure(
 ) -> None:
     """Search for all queries at once; a search in all blocks, which is a scan, is the reference."""
     min_score = detector.score(detector.card.propose)
-    index.search(queries[:200], min_score, MOST)  # reads the files
+    index.search(queries[:200], [min_score], MOST)  # reads the files
     began = time.process_time()
-    found = index.search(queries, min_score, MOST)
+    found = index.search(queries, [min_score], MOST)
     spent_ms = (time.process_time() - began) / len(queries) * 1000
     console.print(f"{len(queries):,} queries at once: {spent_ms:.2f} ms each; {memory()}")
     scan = replace(index, centres=index.centres[:, :0])
     began = time.process_time()
-    exact = pairs_of(scan.search(queries, min_score, MOST))
+    exact = pairs_of(scan.search(queries, [min_score], MOST))
     console.print(f"a scan takes {(time.process_time() - began) / len(queries) * 1000:.0f} ms each")
     pairs = pairs_of(found)
     table = Table(title=f"candidates at {detector.card.propose}, the {MOST} nearest images")

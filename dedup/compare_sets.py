@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,13 +20,21 @@ import pyarrow.parquet as pq
 
 from dedup.control import CONTROL_IMAGES, CONTROL_SET, Control, control_table, index_control
 from dedup.copies.detector import Detector
-from dedup.copies.match import Copy, CopyFinder, Described, find_copies
+from dedup.copies.match import Copy, CopyFinder, Described, KnownSet
 from dedup.copies.search import VectorIndex
 from dedup.copies.verify import MIN_PROBABILITY
 from dedup.copies.views import VIEWS
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.errors import DedupError
-from dedup.eval_sets.index import EvalSummary, index_eval_set, outline, read_thumbnails, read_vectors, thumbnail
+from dedup.eval_sets.index import (
+    EvalSummary,
+    Thumbnails,
+    index_eval_set,
+    outline,
+    read_thumbnails,
+    read_vectors,
+    thumbnail,
+)
 from dedup.eval_sets.read import IMAGE_SUFFIXES, read_examples
 from dedup.measure import PLANTED, Recall, measure_recall, spread_pictures
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence
@@ -101,13 +109,12 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
     summary = index_eval_set(name, first.kind, first.path, out / "index", detector=settings.detector)
     folder = out / "index" / name
     with tempfile.TemporaryDirectory(prefix="wit-overlap-") as scratch:
-        matches = _Matches.load(folder, settings)
         index_control(CONTROL_IMAGES, Path(scratch), settings.detector)
-        controlled = _Matches.load(Path(scratch) / CONTROL_SET, settings)
+        known = _Known.load([Path(scratch) / CONTROL_SET, folder], settings)
         counts: Counter[str] = Counter()
         tables, false = [], [OVERLAP.empty_table()]
         for batch in _decoded(second, counts):
-            found, false_matches = _find_in([matches, controlled], batch, settings)
+            false_matches, found = known.find(batch)
             tables.append(found)
             false.append(false_matches)
             _keep_thumbnails(batch, tables[-1]["uid"].to_pylist(), Path(scratch))
@@ -118,12 +125,12 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
         )
         kept = overlap.append_column("kept", pa.repeat(True, overlap.num_rows))
         index = pq.read_table(folder / "index.parquet", columns=["eval_id", "reason", "quality"])
-        recall = _measure(matches, first, summary, settings) if settings.planted else None
+        recall = _measure(known, first, summary, settings) if settings.planted else None
         index = index.append_column("long_captions", pa.nulls(index.num_rows, pa.int32()))
         published = Published(name, index, kept, planted=recall.table() if recall else PLANTED.empty_table())
         report = _report(published, folder, Path(scratch), settings)
     images = counts.pop("kept")
-    rendered = control_table(controlled.index.eval_ids, pa.concat_tables(false))
+    rendered = control_table(known.indexes[0].eval_ids, pa.concat_tables(false))
     control = Control.of(rendered, images)
     compared = Compared(report, images, dict(counts), control, recall)
     data = ReportData(
@@ -161,26 +168,16 @@ def _measured_json(compared: Compared) -> dict[str, Any]:
     }
 
 
-def _measure(matches: "_Matches", first: Source, summary: EvalSummary, settings: Settings) -> Recall:
+def _measure(known: "_Known", first: Source, summary: EvalSummary, settings: Settings) -> Recall:
     """Plant edits of examples that are spread evenly over the set."""
     examples = read_examples(first.kind, str(first.path))
     pictures = spread_pictures(examples, summary.examples, settings.planted)
 
     def find(planted: list[tuple[str, bytes]]) -> pa.Table:
         batch = [_Image(name, file, decode_rgb(file)) for name, file in planted]
-        return _find_in([matches], batch, settings)[0]
+        return known.find(batch, only=[1])[0]
 
     return measure_recall(find, pictures)
-
-
-def _finder(folder: Path, settings: Settings) -> CopyFinder | None:
-    detector = settings.detector
-    if detector is None:
-        return None
-    rows = read_vectors(pq.read_table(folder / "vectors.parquet"), detector)
-    jpegs = pq.read_table(folder / "thumbnails.parquet")["jpeg"].combine_chunks()
-    index = VectorIndex.build(rows, len(VIEWS))
-    return CopyFinder(detector, index, lambda row: decode_rgb(jpegs[row].as_py()), settings.min_probability)
 
 
 class _Image(NamedTuple):
@@ -208,37 +205,49 @@ def _decoded(source: Source, counts: Counter[str]) -> Iterator[list[_Image]]:
 
 
 @dataclass(frozen=True)
-class _Matches:
-    """An indexed set to compare images with."""
+class _Known:
+    """The negative control and an indexed set, to compare images with."""
 
-    index: EvalIndex
+    indexes: list[EvalIndex]
     finder: CopyFinder | None
+    settings: Settings
 
     @classmethod
-    def load(cls, folder: Path, settings: Settings) -> Self:
-        return cls(EvalIndex.load(pq.read_table(folder / "index.parquet")), _finder(folder, settings))
+    def load(cls, folders: list[Path], settings: Settings) -> Self:
+        indexes = [EvalIndex.load(pq.read_table(folder / "index.parquet")) for folder in folders]
+        return cls(indexes, _finder(folders, settings.detector, settings.min_probability), settings)
+
+    def find(self, batch: list[_Image], only: Sequence[int] = (0, 1)) -> list[pa.Table]:
+        """Return the overlap rows of a batch with each set."""
+        fingerprints = [fingerprint(one.picture) for one in batch]
+        images = pa.table(
+            {
+                "uid": pa.array([one.name for one in batch], pa.string()),
+                "pdq": pa.array([one.pdq for one in fingerprints], pa.binary(32)),
+                "pdq_quality": pa.array([one.quality for one in fingerprints], pa.int32()),
+                "sha256": pa.array([hashlib.sha256(one.file).hexdigest() for one in batch], pa.string()),
+            }
+        )
+        copies: list[list[Copy]] = [[] for _ in self.indexes]
+        if self.finder:
+            described = Described.of(self.finder.detector, [one.picture for one in batch])
+            copies = self.finder.find(described, lambda row: batch[row].picture, only)
+        bits, quality = self.settings.max_distance_bits, self.settings.min_quality
+        return [
+            find_overlap(
+                images, self.indexes[number], max_distance_bits=bits, min_quality=quality, copies=copies[number]
+            )
+            for number in only
+        ]
 
 
-def _find_in(sets: list[_Matches], batch: list[_Image], settings: Settings) -> list[pa.Table]:
-    """Return the overlap rows of a batch with each set."""
-    fingerprints = [fingerprint(one.picture) for one in batch]
-    images = pa.table(
-        {
-            "uid": pa.array([one.name for one in batch], pa.string()),
-            "pdq": pa.array([one.pdq for one in fingerprints], pa.binary(32)),
-            "pdq_quality": pa.array([one.quality for one in fingerprints], pa.int32()),
-            "sha256": pa.array([hashlib.sha256(one.file).hexdigest() for one in batch], pa.string()),
-        }
-    )
-    copies: list[list[Copy]] = [[] for _ in sets]
-    if settings.detector:
-        described = Described.of(settings.detector, [one.picture for one in batch])
-        copies = find_copies([one.finder for one in sets], described, lambda row: batch[row].picture)
-    bits, quality = settings.max_distance_bits, settings.min_quality
-    return [
-        find_overlap(images, one.index, max_distance_bits=bits, min_quality=quality, copies=found)
-        for one, found in zip(sets, copies, strict=True)
-    ]
+def _finder(folders: list[Path], detector: Detector | None, min_probability: float) -> CopyFinder | None:
+    if detector is None:
+        return None
+    vectors = [read_vectors(pq.read_table(folder / "vectors.parquet"), detector) for folder in folders]
+    index = VectorIndex.build(np.concatenate(vectors), len(VIEWS), [len(rows) // len(VIEWS) for rows in vectors])
+    pixels = [Thumbnails(folder / "thumbnails.parquet").pixels for folder in folders]
+    return CopyFinder(detector, index, [KnownSet(one, min_probability) for one in pixels])
 
 
 def _keep_thumbnails(batch: list[_Image], names: list[str], scratch: Path) -> None:

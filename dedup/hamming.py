@@ -9,6 +9,7 @@ in full, so no match is ever wrong. None is missed up to 15 bits, where some row
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -19,8 +20,10 @@ BAND_BITS = 16
 EXACT_BITS = BANDS - 1
 """Up to this distance a search misses nothing, regardless of the size of the index."""
 
-# Up to here a scan is about as fast as the tables, and exact at every distance.
-_SCAN_ROWS = 8_192
+SCANNED_ROWS = 8_192
+"""Up to here a scan is about as fast as the tables, and exact at every distance."""
+
+_TABLES = ("words", "buckets", "offsets")
 # Rows measured at once: bounds the memory of a search to some 30 MB, and stays near the processor's caches.
 _CANDIDATES = 1 << 18
 
@@ -42,18 +45,34 @@ class HammingIndex:
     offsets: np.ndarray | None  # (32 bands, 65537) int32: where the bucket of each value starts
 
     @classmethod
-    def build(cls, hashes: np.ndarray) -> Self:
-        """Index hashes, `(n, 32)` uint8. Tables take 160 bytes per hash and 8 MB; small sets 32 bytes per hash."""
+    def build(cls, hashes: np.ndarray, folder: Path | None = None) -> Self:
+        """Index hashes, `(n, 32)` uint8. Tables take 160 bytes per hash and 8 MB; small sets 32 bytes per hash.
+
+        With a folder, those of a large set are written there and mapped.
+        """
         words = _words(hashes)
-        if len(words) <= _SCAN_ROWS:
+        if len(words) <= SCANNED_ROWS:
             return cls(words, None, None)
         keys = all_band_keys(hashes)
-        buckets = np.empty((2 * BANDS, len(words)), np.int32)
+        shape = (2 * BANDS, len(words))
+        if folder is None:
+            buckets: np.ndarray = np.empty(shape, np.int32)
+        else:
+            buckets = np.lib.format.open_memmap(folder / "buckets.npy", "w+", np.int32, shape)
         offsets = np.zeros((2 * BANDS, 2**BAND_BITS + 1), np.int32)
         for band in range(2 * BANDS):
             buckets[band] = np.argsort(keys[:, band], kind="stable")
             np.cumsum(np.bincount(keys[:, band], minlength=2**BAND_BITS), out=offsets[band, 1:])
-        return cls(words, buckets, offsets)
+        if folder is None:
+            return cls(words, buckets, offsets)
+        np.save(folder / "words.npy", words)
+        np.save(folder / "offsets.npy", offsets)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map the files that `build` wrote; the processes of a machine share their pages."""
+        return cls(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _TABLES))
 
     def __len__(self) -> int:
         return len(self.words)

@@ -47,8 +47,28 @@ def scratch_folder(kind: str) -> Iterator[Path]:
         os.close(held)
 
 
+def shared_folder(name: str) -> Path:
+    """Return a folder of this name that the processes of a user on a machine fill and read together.
+
+    This process holds it until it ends. When no process does, `remove_leftovers` removes it.
+    """
+    shared = private_folder(_SCRATCH)
+    with (shared / "lock").open("w") as making:
+        fcntl.flock(making, fcntl.LOCK_SH)
+        folder = shared / name
+        folder.mkdir(exist_ok=True)
+        if folder not in _HELD:
+            _HELD[folder] = os.open(folder, os.O_RDONLY)
+            fcntl.flock(_HELD[folder], fcntl.LOCK_SH)
+    return folder
+
+
+_HELD: dict[Path, int] = {}
+"""The descriptors that keep the shared folders of this process."""
+
+
 def remove_leftovers() -> None:
-    """Remove the scratch folders and logs of killed processes; those of running ones are locked."""
+    """Remove the scratch folders and logs that no running process has locked."""
     shared = private_folder(_SCRATCH)
     with (shared / "lock").open("w") as making:
         fcntl.flock(making, fcntl.LOCK_EX)

@@ -4,7 +4,7 @@ A candidate with a cosine of at least `Card.sure` is a copy; one of at least `De
 pixels align. The pixels of both are compared, so that the report can name the edit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple, Self
@@ -30,7 +30,7 @@ MOST_CANDIDATES = 3
 """Evaluation images that are compared with one web image, at most."""
 
 _INVERTED = VIEWS.index("inverted")
-_FEATURES_KEPT = 1_024  # evaluation images whose features are in memory, 180 kB each with the mirror image's
+_FEATURES_KEPT = 2_048  # evaluation images whose features are in memory, 180 kB each with the mirror image's
 _KNOWN_KEPT = 8_192  # evaluation images whose size, or pixels where they are small, are in memory: 12 kB at most
 
 
@@ -102,54 +102,79 @@ class _Known(NamedTuple):
     small: np.ndarray | None  # RGB, of an image that is too small for features
 
 
-class CopyFinder:
-    """An evaluation set to compare images with; `pixels(n)` returns its example n as RGB, at any size."""
+class KnownSet(NamedTuple):
+    """An evaluation set to compare images with."""
 
-    def __init__(
-        self,
-        detector: Detector,
-        index: VectorIndex,
-        pixels: Callable[[int], np.ndarray],
-        min_probability: float = MIN_PROBABILITY,
-    ) -> None:
-        self.detector, self.index, self._pixels, self._min_probability = detector, index, pixels, min_probability
+    pixels: Callable[[int], np.ndarray]  # of its example n: RGB, at any size
+    min_probability: float = MIN_PROBABILITY
+
+
+class CopyFinder:
+    """Evaluation sets to compare images with, in the order of the index."""
+
+    def __init__(self, detector: Detector, index: VectorIndex, sets: Sequence[KnownSet]) -> None:
+        self.detector, self.index, self.sets = detector, index, tuple(sets)
+        sizes = np.diff(index.sets).tolist()
+        self._min_scores = [detector.score(detector.propose_in(images)) for images in sizes]
         self._features = lru_cache(_FEATURES_KEPT)(self._take_features)
         self._known = lru_cache(_KNOWN_KEPT)(self._look_at)
 
-    def propose(self, web: Described) -> dict[int, list[Candidate]]:
-        """Return the nearest examples of each web image that has some, nearest first."""
-        best: dict[int, dict[int, tuple[int, int]]] = {}  # image -> example -> (score, view)
-        threshold = self.detector.score(self.detector.propose_in(len(self.index)))
+    def find(
+        self, web: Described, pixels: Callable[[int], np.ndarray], only: Collection[int] | None = None
+    ) -> list[list[Copy]]:
+        """Return the copies of each set's examples among web images, by example, then image.
+
+        `pixels(n)` returns web image n as RGB; it is called once for all sets, if the image has candidates. `only` has
+        the numbers of the sets to compare with; default: all.
+        """
+        copies: list[list[Copy]] = [[] for _ in self.sets]
+        for image, of_sets in sorted(self.propose(web, only).items()):
+            looked_at = _WebImage(pixels(image))
+            for number, candidates in of_sets.items():
+                copies[number] += self._verify(image, number, candidates, looked_at)
+        return [sorted(found, key=lambda copy: (copy.example, copy.image)) for found in copies]
+
+    def propose(self, web: Described, only: Collection[int] | None = None) -> dict[int, dict[int, list[Candidate]]]:
+        """Return the nearest examples of each web image that has some: image -> set -> candidates, nearest first."""
+        least = [score if only is None or number in only else None for number, score in enumerate(self._min_scores)]
+        best: dict[tuple[int, int], tuple[int, int]] = {}  # (web image, image of the index) -> (score, view)
         for numbers, vectors in ((list(range(len(web.whole))), web.whole), (list(web.boxes), web.inner)):
-            hits = self.index.search(vectors, threshold, MOST_CANDIDATES)
-            for query, row, view, score in zip(*(column.tolist() for column in hits), strict=True):
-                candidates = best.setdefault(numbers[query], {})
-                candidates[row] = max(candidates.get(row, (score, view)), (score, view))
+            hits = self.index.search(vectors, least, MOST_CANDIDATES)
+            for query, known, view, score in zip(*(column.tolist() for column in hits), strict=True):
+                pair = numbers[query], known
+                best[pair] = max(best.get(pair, (score, view)), (score, view))
+        found: dict[int, dict[int, list[Candidate]]] = {}
+        for (image, known), (score, view) in best.items():
+            number, example = self._place(known)
+            found.setdefault(image, {}).setdefault(number, []).append(Candidate(example, score, view))
         return {
-            image: sorted(
-                (Candidate(row, *found) for row, found in candidates.items()), key=lambda one: (-one.score, one.row)
-            )[:MOST_CANDIDATES]
-            for image, candidates in best.items()
+            image: {number: _nearest(candidates) for number, candidates in sorted(of_sets.items())}
+            for image, of_sets in found.items()
         }
 
-    def verify(self, image: int, candidates: Sequence[Candidate], web: _WebImage) -> list[Copy]:
-        """Return the copies among the candidates of a web image."""
+    def _place(self, known: int) -> tuple[int, int]:
+        """Return set and example of an image of the index."""
+        number = int(np.searchsorted(self.index.sets, known, side="right")) - 1
+        return number, known - int(self.index.sets[number])
+
+    def _verify(self, image: int, number: int, candidates: Sequence[Candidate], web: _WebImage) -> list[Copy]:
+        """Return the copies among the candidates of a web image in a set."""
         copies = []
-        for candidate, alignment in zip(candidates, self._align(candidates, web), strict=True):
+        for candidate, alignment in zip(candidates, self._align(number, candidates, web), strict=True):
             cosine = self.detector.cosine(candidate.score)
-            proof = alignment if alignment and alignment.probability >= self._min_probability else None
+            proof = alignment if alignment and alignment.probability >= self.sets[number].min_probability else None
             if proof is None and cosine < self.detector.card.sure:
                 continue
             size = (web.rgb.shape[1], web.rgb.shape[0])
-            transform = Transform.of(proof, self._known(candidate.row).size, size) if proof else None
+            transform = Transform.of(proof, self._known(number, candidate.row).size, size) if proof else None
             copies.append(Copy(candidate.row, image, round(cosine, 4), proof, transform, candidate.inverted))
         return copies
 
-    def _align(self, candidates: Sequence[Candidate], web: _WebImage) -> list[Alignment | None]:
+    def _align(self, number: int, candidates: Sequence[Candidate], web: _WebImage) -> list[Alignment | None]:
         """Return the best alignment of each candidate."""
-        small = [self._known(one.row).small for one in candidates]
+        small = [self._known(number, one.row).small for one in candidates]
         large = [one for one, pixels in zip(candidates, small, strict=True) if pixels is None]
-        sides = [side for one in large for side in self._features(one.row, one.inverted)]
+        sides = [side for one in large for side in self._features(number, one.row, one.inverted)]
         found = iter(align_features(sides, web.features) if sides else ())
         return [
             best_alignment(next(found), next(found))
@@ -158,29 +183,16 @@ class CopyFinder:
             for one, pixels in zip(candidates, small, strict=True)
         ]
 
-    def _look_at(self, row: int) -> _Known:
-        rgb = self._pixels(row)
+    def _look_at(self, number: int, row: int) -> _Known:
+        rgb = self.sets[number].pixels(row)
         return _Known((rgb.shape[1], rgb.shape[0]), rgb if is_small(rgb) else None)
 
-    def _take_features(self, row: int, inverted: bool) -> tuple[Features, Features]:
+    def _take_features(self, number: int, row: int, inverted: bool) -> tuple[Features, Features]:
         """Return the features of an evaluation image and of its mirror image."""
-        rgb = self._pixels(row)
+        rgb = self.sets[number].pixels(row)
         rgb = 255 - rgb if inverted else rgb
         return features(rgb), features(rgb, mirrored=True)
 
 
-def find_copies(
-    finders: Sequence[CopyFinder | None], web: Described, pixels: Callable[[int], np.ndarray]
-) -> list[list[Copy]]:
-    """Return the copies that each set's finder finds among web images, by example, then image; none without a finder.
-
-    `pixels(n)` returns web image n as RGB; it is called once for all sets, if the image has candidates.
-    """
-    proposed = [finder.propose(web) if finder else {} for finder in finders]
-    copies: list[list[Copy]] = [[] for _ in finders]
-    for image in sorted(set().union(*proposed)):
-        looked_at = _WebImage(pixels(image))
-        for finder, candidates, found in zip(finders, proposed, copies, strict=True):
-            if finder and image in candidates:
-                found += finder.verify(image, candidates[image], looked_at)
-    return [sorted(found, key=lambda copy: (copy.example, copy.image)) for found in copies]
+def _nearest(candidates: list[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda one: (-one.score, one.row))[:MOST_CANDIDATES]

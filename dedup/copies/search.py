@@ -2,8 +2,9 @@
 
 Vectors are int8. They lie in blocks of some thousand, as columns, and each block is compared with all queries that
 look into it: by fast integer products that are nearly right (`products.py`), then exactly where those are high enough.
-Up to `SEARCHED_ROWS` vectors, queries look into every block. More vectors are cut into cells (`cells.py`), and a query
-looks into the nearest ones, which have that many vectors. docs/copies.md has the recall against a scan.
+Up to `SEARCHED_ROWS` vectors, queries look into every block. Of more, only the first sets are compared in this way, up
+to a quarter of that; the others are cut into cells (`cells.py`), and a query looks into the nearest ones, so that it is
+compared with that many vectors in all. docs/copies.md has the recall against a scan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ _QUERIES_IN_PRODUCT = 256  # products that fit the processor's cache
 _MOST_FOUND = 1 << 22  # pairs held before the best of each query are taken
 _SLACK_DEVIATIONS = 6.0
 _DENSE = 0.02  # share of pairs from which all of a product are scored exactly
+_NEVER = 1 << 24  # above every score
 
 
 class Candidates(NamedTuple):
@@ -45,10 +47,10 @@ class VectorIndex:
     columns: np.ndarray  # (n * dimensions,) int8: block after block, each of them (dimensions, its vectors)
     rows: np.ndarray  # (n,) int32: p * views + v is view v of image p
     starts: np.ndarray  # (blocks + 1,) int64
-    centres: np.ndarray  # (dimensions, blocks) int8; (dimensions, 0) if queries look into all blocks
+    centres: np.ndarray  # (dimensions, cells) int8, of the last blocks; queries look into all the blocks before them
     sets: np.ndarray  # (sets + 1,) int64: the first image of each set
     views: int
-    probes: int  # blocks that a query looks into
+    probes: int  # cells that a query looks into
 
     @classmethod
     def build(
@@ -65,7 +67,8 @@ class VectorIndex:
         Args:
             vectors: Unit vectors times a scale, `(n, dimensions)`; row p * views + v is view v of image p.
             views: Views of an image.
-            images: The number of images of each set, one set after another; default: all are of one set.
+            images: The number of images of each set, one set after another; default: all are of one set. The first
+                sets are searched more thoroughly than the last, so small ones should come first.
             folder: Write the index there and map its files; default: hold it in memory.
             searched_rows: Vectors compared with a query, about.
         """
@@ -74,7 +77,8 @@ class VectorIndex:
             raise ValueError(
                 f"need int8 vectors of {views} views and 64 n dimensions, not {vectors.shape} {vectors.dtype}"
             )
-        rows, starts, centres = _blocks(vectors, searched_rows)
+        scanned = _scanned(sets * views, searched_rows)
+        rows, starts, centres = _blocks(vectors, scanned)
         width = vectors.shape[1]
         columns: np.ndarray
         if folder is None:
@@ -83,7 +87,7 @@ class VectorIndex:
             columns = np.lib.format.open_memmap(folder / "columns.npy", "w+", np.int8, (vectors.size,))
         for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             columns[start * width : end * width] = vectors[rows[start:end]].T.ravel()
-        probes = -(-searched_rows * centres.shape[1] // max(1, len(vectors)))
+        probes = -(-(searched_rows - scanned) * centres.shape[1] // max(1, len(vectors) - scanned))
         index = cls(columns, rows, starts, centres, sets, views, probes)
         if folder is None:
             return index
@@ -105,27 +109,39 @@ class VectorIndex:
     def __len__(self) -> int:
         return len(self.rows) // self.views
 
-    def search(self, queries: np.ndarray, min_score: int, most: int) -> Candidates:
-        """Return, per query and set, up to `most` images that score `min_score` or more, each with its best view."""
+    @property
+    def is_exact(self) -> bool:
+        """Return whether queries are compared with all vectors, so that what is found of a set is the set's alone."""
+        return not self.centres.shape[1]
+
+    def search(self, queries: np.ndarray, min_scores: Sequence[int | None], most: int) -> Candidates:
+        """Return, per query and set, up to `most` images with the set's minimum score or more, each with its best view.
+
+        A set whose minimum is None is not searched.
+        """
+        least = np.array([_NEVER if score is None else score for score in min_scores], np.int64)
+        if len(least) != len(self.sets) - 1:
+            raise ValueError(f"need the minimum scores of {len(self.sets) - 1} sets, not {len(least)}")
         found = []
         for at in range(0, max(1, len(queries)), _QUERIES_AT_ONCE):
-            best = _Batch(self, queries[at : at + _QUERIES_AT_ONCE], min_score, most).run()
+            best = _Batch(self, queries[at : at + _QUERIES_AT_ONCE], least, most).run()
             found.append(best._replace(queries=best.queries + at))
         return Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
     def visits(self, halves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each block that some of the `halved` queries look into, and the numbers of these queries."""
-        blocks = len(self.starts) - 1
-        if not self.centres.shape[1]:
-            yield from ((block, np.arange(len(halves))) for block in range(blocks))
+        cells = self.centres.shape[1]
+        scanned = len(self.starts) - 1 - cells
+        yield from ((block, np.arange(len(halves))) for block in range(scanned))
+        if not cells:
             return
         parts = range(0, len(halves), _QUERIES_IN_PRODUCT)
         pairs = [self._nearest(halves[at : at + _QUERIES_IN_PRODUCT]) + np.array([at, 0]) for at in parts]
         visiting, visited = np.concatenate([np.empty((0, 2), np.int64), *pairs]).T
         order = np.argsort(visited, kind="stable")
-        ends = np.searchsorted(visited[order], np.arange(blocks + 1))
-        for block in np.flatnonzero(np.diff(ends)).tolist():
-            yield block, visiting[order[ends[block] : ends[block + 1]]]
+        ends = np.searchsorted(visited[order], np.arange(cells + 1))
+        for cell in np.flatnonzero(np.diff(ends)).tolist():
+            yield scanned + cell, visiting[order[ends[cell] : ends[cell + 1]]]
 
     def _nearest(self, halves: np.ndarray) -> np.ndarray:
         """Return (query, block) of the nearest centres; more than `probes` of a query if several are equally near."""
@@ -137,14 +153,15 @@ class VectorIndex:
 class _Batch:
     """A search: the best pairs found so far, and the least score that can still be among them."""
 
-    def __init__(self, index: VectorIndex, queries: np.ndarray, min_score: int, most: int) -> None:
-        self._index, self._most = index, most
-        self._enough = max(1, int(np.minimum(np.diff(index.sets), most).sum()))  # images of all sets
+    def __init__(self, index: VectorIndex, queries: np.ndarray, min_scores: np.ndarray, most: int) -> None:
+        self._index, self._min_scores, self._most = index, min_scores, most
+        searched = np.diff(index.sets)[min_scores < _NEVER]
+        self._enough = max(1, int(np.minimum(searched, most).sum()))  # images of all sets
         self._halves, self._floats = halved(np.ascontiguousarray(queries)), queries.astype(np.float32)
         longest = np.sqrt(np.square(self._floats).sum(1).max(initial=0))
         self._slack = int(_SLACK_DEVIATIONS * DEVIATION * longest) + 1
-        self._least = np.full(len(queries), min_score, np.int64)
-        self._limits = self._half_limits()
+        self._least = np.full(len(queries), min_scores.min(initial=_NEVER), np.int64)
+        self._limits = self._half_limits(self._least)
         self._found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))]  # queries, scores, rows
         self._held = 0
 
@@ -152,19 +169,27 @@ class _Batch:
         index, width = self._index, self._floats.shape[1]
         for block, numbers in index.visits(self._halves):
             start, end = index.starts[block : block + 2].tolist()
+            rows = index.rows[start:end]
+            first, last = self._set_of(rows[[0, -1]])  # the rows of a block ascend
+            least = self._min_scores[first : last + 1].min()
+            if least == _NEVER:
+                continue
             columns = index.columns[start * width : end * width].reshape(width, end - start)
             for at in range(0, len(numbers), _QUERIES_IN_PRODUCT):
-                self._compare(numbers[at : at + _QUERIES_IN_PRODUCT], columns, index.rows[start:end])
+                self._compare(numbers[at : at + _QUERIES_IN_PRODUCT], columns, rows, self._half_limits(least))
         self._keep_best()
         queries, values, rows = self._found[0]
         return Candidates(queries, rows // index.views, rows % index.views, values.astype(np.int32))
 
-    def _half_limits(self) -> np.ndarray:
-        return ((self._least - self._slack) // 2).clip(-(2**31)).astype(np.int32)[:, None]
+    def _set_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._index.sets, rows // self._index.views, side="right") - 1
 
-    def _compare(self, numbers: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> None:
+    def _half_limits(self, least: np.ndarray) -> np.ndarray:
+        return ((least - self._slack) // 2).clip(-(2**31)).astype(np.int32)
+
+    def _compare(self, numbers: np.ndarray, columns: np.ndarray, rows: np.ndarray, limit: np.ndarray) -> None:
         near = products(self._halves[numbers], columns)
-        hits = np.flatnonzero(near >= self._limits[numbers])
+        hits = np.flatnonzero(near >= np.maximum(self._limits[numbers], limit)[:, None])
         if not len(hits):
             return
         queries, places = np.divmod(hits, columns.shape[1])
@@ -174,7 +199,8 @@ class _Batch:
             some = columns[:, places].T.astype(np.float32)
             values = np.einsum("pd,pd->p", self._floats[numbers[queries]], some).astype(np.int32)
         queries = numbers[queries]
-        high = np.flatnonzero(values >= self._least[queries])
+        least = np.maximum(self._least[queries], self._min_scores[self._set_of(rows[places])])
+        high = np.flatnonzero(values >= least)
         self._found.append((queries[high], values[high].astype(np.int64), rows[places[high]].astype(np.int64)))
         self._held += len(high)
         if self._held > _MOST_FOUND:
@@ -186,14 +212,14 @@ class _Batch:
         images = rows // self._index.views
         first = np.unique(queries * len(self._index) + images, return_index=True)[1]
         first.sort()
-        of_set = np.searchsorted(self._index.sets, images[first], side="right")
+        of_set = self._set_of(rows[first])
         kept = first[_among_first(queries[first] * len(self._index.sets) + of_set, self._most)]
         self._found = [(queries[kept], values[kept], rows[kept])]
         self._held = len(kept)
         count = np.bincount(queries[kept], minlength=len(self._least))
         full = np.flatnonzero(count == self._enough)
         self._least[full] = values[kept][np.cumsum(count)[full] - 1]
-        self._limits = self._half_limits()
+        self._limits = self._half_limits(self._least)
 
 
 def _ordered(queries: np.ndarray, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -219,19 +245,28 @@ def _among_first(groups: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[rank < most])
 
 
-def _blocks(vectors: np.ndarray, searched_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scanned(sets: np.ndarray, searched_rows: int) -> int:
+    """Return how many of the first rows all queries are compared with; `sets` has the first row of each set."""
+    if sets[-1] <= searched_rows:
+        return int(sets[-1])
+    return int(sets[sets <= searched_rows // 4].max())
+
+
+def _blocks(vectors: np.ndarray, scanned: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows block by block, where each block begins (and the end), and the centres as columns."""
-    if len(vectors) <= searched_rows:
-        starts = np.array([*range(0, len(vectors), _MOST_IN_BLOCK), len(vectors)])
-        return np.arange(len(vectors), dtype=np.int32), starts, np.empty((vectors.shape[1], 0), np.int8)
-    centres, cell = cut(vectors, -(-len(vectors) // _ROWS_IN_CELL))
-    rows = np.argsort(cell, kind="stable").astype(np.int32)
-    ends = np.searchsorted(cell, np.arange(len(centres) + 1), sorter=rows)
+    first = np.arange(scanned, dtype=np.int32)
+    starts = np.array([*range(0, scanned, _MOST_IN_BLOCK), scanned])
+    if scanned == len(vectors):
+        return first, starts, np.empty((vectors.shape[1], 0), np.int8)
+    centres, cell = cut(vectors[scanned:], -(-(len(vectors) - scanned) // _ROWS_IN_CELL))
+    order = np.argsort(cell, kind="stable")
+    ends = np.searchsorted(cell, np.arange(len(centres) + 1), sorter=order)
     pieces = [
         (number, start)
         for number, (begin, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
         for start in range(begin, end, _MOST_IN_BLOCK)
     ]
     of_cell = np.array([number for number, _ in pieces])
-    starts = np.array([*(start for _, start in pieces), len(rows)])
+    starts = np.concatenate([starts[:-1], scanned + np.array([*(start for _, start in pieces), len(order)])])
+    rows = np.concatenate([first, (scanned + order).astype(np.int32)])
     return rows, starts, np.ascontiguousarray(centres[of_cell].T)

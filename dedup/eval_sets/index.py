@@ -11,6 +11,7 @@ They appear whole or not at all, index.parquet last; equal images give equal byt
 import hashlib
 import io
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -139,8 +140,25 @@ def thumbnail(rgb: Any, max_side_px: int = _THUMBNAIL_PX) -> bytes:
     return buffer.getvalue()
 
 
-def read_vectors(table: pa.Table, detector: Detector) -> np.ndarray:
-    """Return the descriptors of all views in a vectors.parquet, `(n * views, dimensions)` int8.
+class Thumbnails:
+    """A thumbnails file on this machine, which examples are read from by number. Safe to use from threads."""
+
+    def __init__(self, file: Path) -> None:
+        self._parquet = pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+        facts = self._parquet.metadata
+        self._starts = np.cumsum([0, *(facts.row_group(group).num_rows for group in range(facts.num_row_groups))])
+        self._lock = threading.Lock()
+
+    def pixels(self, row: int) -> np.ndarray:
+        """Return the RGB pixels of the readable example with this number."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        with self._lock:
+            jpegs = self._parquet.read_row_group(group, ["jpeg"], use_threads=False)["jpeg"]
+        return decode_rgb(jpegs[row - int(self._starts[group])].as_py())
+
+
+def read_vectors(table: pa.Table | pa.RecordBatch, detector: Detector) -> np.ndarray:
+    """Return the descriptors of all views in rows of a vectors.parquet, `(n * views, dimensions)` int8.
 
     Raises:
         DetectorError: another detector made them.

@@ -28,12 +28,13 @@ def run_control(build: Build, config: Config, detector: Detector | None) -> Eval
     """Fill control/; nothing if there are no evaluation sets, or `dedup.control` is 0."""
     count = config.dedup.control
     if not config.evals or not count:
-        return EvalIndexes({}, {}, digest())
+        return EvalIndexes({}, {}, digest(), {})
     unit = Unit(CONTROL_SET, digest(VERSION, count, detector and detector.sha256), count)
     markers = run_units(build, FOLDER, [unit], Stateless(_IndexControl(detector)))
     hashes = {name: facts.sha256 for name, facts in markers[CONTROL_SET].outputs.items()}
     bits = {CONTROL_SET: config.dedup.eval_max_distance_bits}
-    return EvalIndexes(bits, hashes, digest(sorted(hashes.items()), bits), detector, FOLDER)
+    images = {CONTROL_SET: markers[CONTROL_SET].counts["kept"]}
+    return EvalIndexes(bits, hashes, digest(sorted(hashes.items()), bits), images, FOLDER)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ FOLDERS = (
     "evals",
     "control",
     "described",
+    "lookup",
     "consent",
     "dedup",
     "shards",
@@ -43,7 +44,7 @@ _WITHOUT_MARKERS = re.compile(
     r"consent/(withdrawn\.txt|takedowns\.jsonl|takedown/(refilled/)?[a-z_]+\.txt)|evals/[^/]+/results/.*"
     r"|shards/takedowns\.jsonl|\.wit/.*\.json|\.wit/.*/markers\.packed|\.wit/(lock|run|merged)|\.wit/crawls/.*"
 )
-_WRITTEN_BY_US = re.compile(r".*\.(tar|parquet|rows)|.*_stats\.json|\.wit/.*")
+_WRITTEN_BY_US = re.compile(r".*\.(tar|parquet|rows|npy)|.*_stats\.json|\.wit/.*")
 """Files with other names in these folders are notes of users."""
 _LEDGER = re.compile(r"consent/(part-[0-9]+)\.parquet")
 _SEARCHED = re.compile(r"(searched/[^/]+/[^/]+)\.parquet")

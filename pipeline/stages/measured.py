@@ -21,15 +21,17 @@ from dedup.pdq import fingerprint
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Unit, UnitOutput, Work, digest
+from pipeline.engine.workspace import Workspace
 from pipeline.paths import resolve_path
 from pipeline.sources import file_versions
-from pipeline.stages.evals import EvalIndexes, LoadedEval, find_overlaps
+from pipeline.stages.evals import LoadedEval
+from pipeline.stages.lookup import Lookup, OpenLookup
 
 VERSION = 3
 """Raise it when the same set would give other counts."""
 
 
-def run_measured(build: Build, config: Config, base_dir: Path, indexes: EvalIndexes) -> Mapping[str, Marker]:
+def run_measured(build: Build, config: Config, base_dir: Path, lookup: Lookup) -> Mapping[str, Marker]:
     """Fill measured/ with one table for each set; nothing if `dedup.planted` is 0."""
     if not config.dedup.planted:
         return {}
@@ -37,9 +39,9 @@ def run_measured(build: Build, config: Config, base_dir: Path, indexes: EvalInde
     units = []
     for evaluation in config.evals:
         path = resolve_path(evaluation.path, base_dir)
-        unit_digest = digest(VERSION, indexes.digest, recipe, evaluation.name, file_versions(path))
+        unit_digest = digest(VERSION, lookup.digest_of(evaluation.name), recipe, file_versions(path))
         units.append(Unit(evaluation.name, unit_digest, _Set(evaluation, path)))
-    prepare = _OpenMeasure(indexes, config.dedup.planted, config.dedup.min_quality)
+    prepare = _OpenMeasure(build.workspace.root, lookup, config.dedup.planted, config.dedup.min_quality)
     return run_units(build, "measured", units, prepare)
 
 
@@ -51,23 +53,24 @@ class _Set:
 
 @dataclass(frozen=True)
 class _OpenMeasure:
-    indexes: EvalIndexes
+    root: str
+    lookup: Lookup
     planted: int
     min_quality: int
 
     def open(self) -> Work:
-        return _Measure(self.indexes, self.planted, self.min_quality)
+        return _Measure(self.lookup.open(Workspace(self.root)), self.planted, self.min_quality)
 
 
 @dataclass(frozen=True)
 class _Measure:
-    indexes: EvalIndexes
+    lookup: OpenLookup
     planted: int
     min_quality: int
 
     def run(self, task: _Set, output: UnitOutput) -> Mapping[str, int]:
         config = task.config
-        loaded = self.indexes.load_one(output.workspace, config.name)
+        loaded = self.lookup.load(config.name)
         examples = read_examples(config.kind, task.path, image_column=config.image, label_column=config.label)
         pictures = spread_pictures(examples, len(loaded.index), self.planted)
         recall = measure_recall(lambda planted: self._find(loaded, planted), pictures)
@@ -86,9 +89,9 @@ class _Measure:
                 "sha256": pa.array([hashlib.sha256(file).hexdigest() for _, file in planted], pa.string()),
             }
         )
-        detector = self.indexes.detector
+        detector = self.lookup.lookup.detector
         described = _Pictures(Described.of(detector, pictures), pictures) if detector else None
-        return find_overlaps({loaded.name: loaded}, images, self.min_quality, described)[loaded.name]
+        return self.lookup.find({loaded.name: loaded}, images, self.min_quality, described)[loaded.name]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ HASHES = hnp.arrays(np.uint8, st.tuples(st.integers(0, 30), st.just(32)), elemen
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the tables however small the index is, in blocks small enough to need several."""
-    monkeypatch.setattr(dedup.hamming, "_SCAN_ROWS", 0)
+    monkeypatch.setattr(dedup.hamming, "SCANNED_ROWS", 0)
     monkeypatch.setattr(dedup.hamming, "_CANDIDATES", 7)
     return
 
@@ -58,7 +58,7 @@ def test_a_scan_finds_what_a_loop_finds(hashes: np.ndarray, queries: np.ndarray,
 @given(HASHES, HASHES, st.integers(0, EXACT_BITS))
 def test_tables_are_exact_up_to_15_bits(hashes: np.ndarray, queries: np.ndarray, max_distance_bits: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup.hamming, "_SCAN_ROWS", 0)
+        patch.setattr(dedup.hamming, "SCANNED_ROWS", 0)
         patch.setattr(dedup.hamming, "_CANDIDATES", 7)
         found = HammingIndex.build(hashes).search(queries, max_distance_bits)
     assert as_sets(found) == naive(hashes, queries, max_distance_bits)

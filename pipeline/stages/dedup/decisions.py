@@ -29,8 +29,9 @@ from pipeline.stages.balance.ranking import Ranking
 from pipeline.stages.balance.scans import OpenSelect, SelectQueries, matched_columns
 from pipeline.stages.dedup.duplicates import FetchedPart, PartGroup, in_evals, successes
 from pipeline.stages.described import DescribedPart
-from pipeline.stages.evals import EvalIndexes, LoadedEval, find_overlaps
+from pipeline.stages.evals import LoadedEval
 from pipeline.stages.listed import find_listed
+from pipeline.stages.lookup import Lookup, OpenLookup
 
 MAX_CAPTIONS = 64
 """The maximum of captions that a survivor keeps: one placeholder image had a hundred thousand."""
@@ -45,22 +46,20 @@ _LOST_CAPTIONS = pa.schema([("survivor", pa.string()), ("uid", pa.string()), ("c
 @dataclass(frozen=True)
 class OpenOverlap:
     root: str
-    indexes: EvalIndexes
-    control: EvalIndexes
+    lookup: Lookup
     min_quality: int
 
     def open(self) -> Work:
-        workspace = Workspace(self.root)
-        sets = {one.name: one for one in self.indexes.load(workspace)}
-        for one in self.control.load(workspace):
-            sets[control.OVERLAP] = one
-        return FindOverlap(sets, self.min_quality, self.indexes.detector)
+        lookup = self.lookup.open(Workspace(self.root))
+        sets = {name: lookup.load(name) for name in self.lookup.names}
+        return FindOverlap(lookup, sets, self.min_quality, self.lookup.detector)
 
 
 @dataclass(frozen=True)
 class FindOverlap:
     """Compare every fetched image of a part with every evaluation set, by name, and the negative control."""
 
+    lookup: OpenLookup
     sets: Mapping[str, LoadedEval]
     min_quality: int
     detector: Detector | None
@@ -68,7 +67,7 @@ class FindOverlap:
     def run(self, part: FetchedPart, output: UnitOutput) -> Mapping[str, int]:
         images = successes(output.workspace, part, ["uid", "pdq", "pdq_quality", "sha256", "caption"])
         with self._described(part, output.workspace, images["uid"].to_pylist()) as described:
-            found = find_overlaps(self.sets, images, self.min_quality, described)
+            found = self.lookup.find(self.sets, images, self.min_quality, described)
         matches = [_named(rows, name, _OVERLAP) for name, rows in found.items()]
         output.write_table(part.file(".wit/dedup/overlap"), pa.concat_tables([_OVERLAP.empty_table(), *matches]))
         texts = [_named(one.find_captions(images), name, _CAPTIONS) for name, one in self.sets.items()]

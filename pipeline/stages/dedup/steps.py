@@ -60,7 +60,8 @@ from pipeline.stages.dedup.decisions import CollectCaptions, CollectOverlap, Ope
 from pipeline.stages.dedup.duplicates import CompareBands, FetchedPart, GroupImages, PartGroup, SpillImages
 from pipeline.stages.dedup.settle import EDGE_BYTES, FollowSurvivors, SettleFirst, SettleNext, WriteDuplicates
 from pipeline.stages.described import load_detector, run_described
-from pipeline.stages.evals import EvalIndexes, run_evals
+from pipeline.stages.evals import run_evals
+from pipeline.stages.lookup import Lookup, run_lookup
 from pipeline.stages.measured import run_measured
 from queries.allowlist import Allowlist
 
@@ -94,8 +95,8 @@ def run_dedup(
     indexes = run_evals(build, config, base_dir, detector)
     if detector and config.evals:
         run_described(build, detector, fetched)
-    run_measured(build, config, base_dir, indexes)
-    controls = control.run_control(build, config, detector)
+    lookup = run_lookup(build, indexes, control.run_control(build, config, detector), detector)
+    run_measured(build, config, base_dir, lookup)
     taken = find_takedowns(build.workspace, REFILLED)
     content = sorted(
         (name, f.sha256)
@@ -112,14 +113,15 @@ def run_dedup(
     limit = config.filters.max_urls_per_image
     limited = [] if limit is None else [{"max_urls": limit}]
     refilled = [contents_of(taken)] if taken else []
-    stage_digest = digest(*decides, controls.digest, allowlist.sha256, *ranked, *limited, *refilled)
+    searched = [] if lookup.is_exact else [lookup.digest]
+    stage_digest = digest(*decides, lookup.controls.digest, allowlist.sha256, *ranked, *limited, *refilled, *searched)
     done = finished_stage(build.workspace, "dedup", stage_digest)
     if done is not None:
         build.progress.say("dedup          already done")
         return done
     images = add_counts((filtered or fetched).values())["kept"]
     parts = list(fetched)
-    stage = _Stage(build, config, indexes, controls, parts, bool(filtered), ranking, images, stage_digest, taken)
+    stage = _Stage(build, config, lookup, parts, bool(filtered), ranking, images, stage_digest, taken)
     stage.overlap()
     duplicates = stage.write(stage.compare())
     survivors = stage.survive()
@@ -168,8 +170,7 @@ class _Stage:
 
     build: Build
     config: Config
-    indexes: EvalIndexes
-    controls: EvalIndexes
+    lookup: Lookup
     parts: list[str]
     is_filtered: bool
     ranking: Ranking
@@ -213,7 +214,7 @@ class _Stage:
         return {group.name: group for group in groups}
 
     def overlap(self) -> dict[str, Marker]:
-        prepare = OpenOverlap(self.build.workspace.root, self.indexes, self.controls, self.config.dedup.min_quality)
+        prepare = OpenOverlap(self.build.workspace.root, self.lookup, self.config.dedup.min_quality)
         return self._run("overlap", self._parts(), prepare)
 
     def group(self) -> dict[str, Marker]:
@@ -281,10 +282,9 @@ class _Stage:
 
     def collect(self) -> dict[str, Marker]:
         marked = [f".wit/dedup/marked/{name}.parquet" for name in self._groups()]
-        names = [*self.indexes.names, *([control.OVERLAP] if self.controls.names else [])]
-        return self._run("collect", {name: name for name in names}, Stateless(CollectOverlap(marked)))
+        return self._run("collect", {name: name for name in self.lookup.names}, Stateless(CollectOverlap(marked)))
 
     def collect_captions(self) -> dict[str, Marker]:
         marked = [f".wit/dedup/marked_texts/{name}.parquet" for name in self._groups()]
-        names = [name for name in self.indexes.names if self.indexes.has_captions(name)]
+        names = [name for name in self.lookup.evals.names if self.lookup.evals.has_captions(name)]
         return self._run("collect-captions", {name: name for name in names}, Stateless(CollectCaptions(marked)))

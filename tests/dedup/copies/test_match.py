@@ -9,7 +9,7 @@ from support.copies import save_model, scene
 
 from dedup.copies.detector import Detector
 from dedup.copies.edits import EDITS
-from dedup.copies.match import CopyFinder, Described, describe_views, find_copies
+from dedup.copies.match import CopyFinder, Described, KnownSet, describe_views
 from dedup.copies.search import VectorIndex
 from dedup.copies.verify import align
 from dedup.copies.views import VIEWS
@@ -23,9 +23,10 @@ def detector(tmp_path_factory) -> Detector:
     return Detector.load(save_model(path, metadata={"wit.side": 16, "wit.sure": 1.0, "wit.propose": 0.2}))
 
 
-def finder(detector: Detector, images: list[np.ndarray]) -> CopyFinder:
-    index = VectorIndex.build(describe_views(detector, images), len(VIEWS))
-    return CopyFinder(detector, index, lambda row: images[row])
+def finder(detector: Detector, sets: list[list[np.ndarray]]) -> CopyFinder:
+    vectors = describe_views(detector, [image for images in sets for image in images])
+    index = VectorIndex.build(vectors, len(VIEWS), [len(images) for images in sets])
+    return CopyFinder(detector, index, [KnownSet(images.__getitem__) for images in sets])
 
 
 def tiny(image: np.ndarray) -> np.ndarray:
@@ -46,22 +47,39 @@ def test_sets_searched_together_find_what_each_finds_alone(detector):
         decoded.append(number)
         return web[number]
 
-    together = find_copies([finder(detector, images) for images in sets], described, pixels)
+    together = finder(detector, sets).find(described, pixels)
     assert len(decoded) == len(set(decoded)) >= 4
-    alone = [find_copies([finder(detector, images)], described, web.__getitem__)[0] for images in sets]
+    alone = [finder(detector, [images]).find(described, web.__getitem__)[0] for images in sets]
     assert together == alone
+    some = finder(detector, sets).find(described, web.__getitem__, only=[3, 1])
+    assert some == [[], alone[1], [], alone[3]]
     assert [{(copy.example, copy.image) for copy in found} for found in together[:2]] == [
         {(0, 0), (1, 1), (2, 2), (3, 3)},
         {(0, 2), (1, 3), (2, 4)},
     ]
     assert {(0, 0), (1, 1)} <= {(copy.example, copy.image) for copy in together[2]}
     assert not together[3]
-    assert find_copies([], described, pixels) == []
+    assert finder(detector, []).find(described, pixels) == []
 
 
 def test_the_proof_is_the_alignment_of_the_two_pictures(detector):
     web = [EDITS["flip"](scene(1), scene(9), random.Random(1))]
-    (found,) = find_copies([finder(detector, [scene(7), scene(1)])], Described.of(detector, web), web.__getitem__)
+    (found,) = finder(detector, [[scene(7), scene(1)]]).find(Described.of(detector, web), web.__getitem__)
     assert [copy.example for copy in found] == [1]
     assert found[0].alignment == align(scene(1), web[0])
     assert found[0].edit() == "mirrored"
+
+
+def test_small_sets_propose_from_a_lower_cosine_than_large_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr("dedup.copies.detector._FEW_IMAGES", 2)
+    monkeypatch.setattr("dedup.copies.detector._MANY_IMAGES", 6)
+    metadata = {"wit.side": 16, "wit.sure": 1.0, "wit.propose": 0.99, "wit.loose": 0.2}
+    detector = Detector.load(save_model(tmp_path / "model.onnx", metadata=metadata))
+    web = [EDITS["crop 80%"](scene(1), scene(9), random.Random(1))]
+    few, many = [scene(1), scene(2)], [scene(number) for number in range(1, 9)]
+    described = Described.of(detector, web)
+    for sets in ([few, many], [many, few]):
+        proposed = finder(detector, sets).propose(described)[0]
+        (number,) = proposed  # the large set proposes nothing
+        assert sets[number] is few
+        assert proposed[number][0].row == 0

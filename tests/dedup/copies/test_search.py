@@ -27,14 +27,14 @@ def near(vectors: np.ndarray, cosine: float, seed: int) -> np.ndarray:
     return cosine * vectors + np.sqrt(1 - cosine**2) * other
 
 
-def by_definition(vectors, queries, views, min_score, most, sets):
+def by_definition(vectors, queries, views, min_scores, most, sets):
     found = []
     first = np.cumsum([0, *sets])
     for number, row in enumerate(queries.astype(np.int64) @ vectors.T.astype(np.int64)):
         best = row.reshape(-1, views).max(1)
         nearest = []
-        for start, end in itertools.pairwise(first):
-            high = [image for image in range(start, end) if best[image] >= min_score]
+        for (start, end), least in zip(itertools.pairwise(first), min_scores, strict=True):
+            high = [image for image in range(start, end) if least is not None and best[image] >= least]
             nearest += sorted(high, key=lambda image: (-best[image], image))[:most]
         nearest.sort(key=lambda image: (-best[image], image))
         found += [(number, image, int(row.reshape(-1, views)[image].argmax()), best[image]) for image in nearest]
@@ -57,9 +57,29 @@ def test_a_scan_finds_what_the_definition_says(views, sets, most_found, monkeypa
     monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 8)
     vectors, queries = as_int8(unit(300, 1)), as_int8(unit(20, 2))
     vectors[50:60] = vectors[200:210]  # equal scores
+    index = VectorIndex.build(vectors, views, sets)
+    assert index.is_exact
     for min_score, most in ((200, 5), (-(10**6), 2), (10**6, 3)):
-        found = VectorIndex.build(vectors, views, sets).search(queries, min_score, most)
-        assert listed(found) == by_definition(vectors, queries, views, min_score, most, sets)
+        each = [min_score] * len(sets)
+        for min_scores in (each, [*each[:-1], 900], [*each[:-1], None], [None] * len(sets)):
+            found = index.search(queries, min_scores, most)
+            assert listed(found) == by_definition(vectors, queries, views, min_scores, most, sets)
+
+
+def test_of_too_many_vectors_the_first_sets_are_still_compared_with_all():
+    vectors, queries = as_int8(unit(6_000, 7)), as_int8(unit(30, 8))
+    sets = [40, 0, 100, 1_860]
+    index = VectorIndex.build(vectors, 3, sets, searched_rows=3_000)
+    assert not index.is_exact
+    assert index.rows[:420].tolist() == list(range(420))
+    assert np.array_equal(np.sort(index.rows), np.arange(6_000))
+    for min_scores in ([100, 100, 200, None], [None, None, 150, None], [300, None, None, None]):
+        found = index.search(queries, min_scores, 4)
+        assert listed(found) == by_definition(vectors, queries, 3, min_scores, 4, sets) != []
+    every, exact = index.search(queries, [200] * 4, 2), by_definition(vectors, queries, 3, [200] * 4, 2, sets)
+    few = [row for row in exact if row[1] < 140]
+    assert [row for row in listed(every) if row[1] < 140] == few
+    assert len(few) < len(listed(every)) <= len(exact)
 
 
 def test_scores_are_exact_at_the_largest_values():
@@ -93,10 +113,10 @@ def test_cells_find_almost_what_a_scan_finds(cosine, recall):
     assert 5_000 < np.diff(index.starts).mean() * index.probes < 7_500
     chosen = np.arange(0, 20_000, 50)
     queries = as_int8(near(vectors[chosen], cosine, 4))
-    found = index.search(queries, int((cosine - 0.05) * 16**2 * 128), 1)
+    found = index.search(queries, [int((cosine - 0.05) * 16**2 * 128)], 1)
     assert (found.images == chosen[found.queries]).sum() / len(chosen) >= recall
     assert (found.scores == scores(queries, as_int8(vectors))[found.queries, found.images]).all()
-    alone = [index.search(query[None], int((cosine - 0.05) * 16**2 * 128), 1) for query in queries[:20]]
+    alone = [index.search(query[None], [int((cosine - 0.05) * 16**2 * 128)], 1) for query in queries[:20]]
     expected = [(number, *row[1:]) for number, one in enumerate(alone) for row in listed(one)]
     assert [row for row in listed(found) if row[0] < 20] == expected
 
@@ -116,14 +136,14 @@ def test_the_same_vectors_give_the_same_index_in_memory_and_on_disk(tmp_path, mo
             columns = index.columns[start * 128 : end * 128].reshape(128, -1)
             assert np.array_equal(columns.T, vectors[index.rows[start:end]]), block
     queries = as_int8(unit(5, 6))
-    assert listed(built[0].search(queries, 0, 3)) == listed(built[1].search(queries, 0, 3)) != []
+    assert listed(built[0].search(queries, [0], 3)) == listed(built[1].search(queries, [0], 3)) != []
 
 
 def test_an_empty_index_finds_nothing():
     index = VectorIndex.build(np.empty((0, 64), np.int8), 1)
-    assert [len(column) for column in index.search(as_int8(unit(3, 1, 64)), 0, 5)] == [0, 0, 0, 0]
+    assert [len(column) for column in index.search(as_int8(unit(3, 1, 64)), [0], 5)] == [0, 0, 0, 0]
     index = VectorIndex.build(as_int8(unit(9, 1, 64)), 1)
-    assert [len(column) for column in index.search(np.empty((0, 64), np.int8), 0, 5)] == [0, 0, 0, 0]
+    assert [len(column) for column in index.search(np.empty((0, 64), np.int8), [0], 5)] == [0, 0, 0, 0]
 
 
 def test_what_is_no_index_is_refused():
@@ -133,3 +153,5 @@ def test_what_is_no_index_is_refused():
         VectorIndex.build(np.zeros((4, 64), np.int8), 3)
     with pytest.raises(ValueError, match="2 views"):
         VectorIndex.build(np.zeros((4, 64), np.int8), 2, [3])
+    with pytest.raises(ValueError, match="scores of 2 sets, not 1"):
+        VectorIndex.build(np.zeros((4, 64), np.int8), 2, [1, 1]).search(np.zeros((1, 64), np.int8), [0], 3)

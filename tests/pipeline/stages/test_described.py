@@ -1,103 +1,34 @@
 """Edited copies of evaluation images are found from fetched images on: described once, verified, reported."""
 
-import hashlib
 import json
 import random
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.copies import save_model, scene
+from support.dedup_builds import jpeg, run
 
 from dedup.copies.control import control_image
 from dedup.copies.edits import EDITS
 from dedup.copies.verify import MIN_PROBABILITY
-from dedup.decode import decode_rgb
-from dedup.pdq import fingerprint
 from dedup.published import derive
 from dedup.report import render_html
 from dedup.report_data import ReportData
 from dedup.reviews import Reviews
-from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
-from pipeline.engine.progress import Progress
-from pipeline.engine.run import Build
-from pipeline.engine.units import Marker, UnitOutput, read_markers
+from pipeline.engine.units import read_markers
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError, UserError
-from pipeline.records import FETCHED, pair_uid
+from pipeline.records import pair_uid
 from pipeline.shards.tar import TarWriter
-from pipeline.stages.balance.scans import QueryHashes
-from pipeline.stages.dedup.steps import run_dedup
 from pipeline.stages.described import load_detector
 from pipeline.stages.report import read_measured
-from queries.allowlist import Allowlist, import_allowlist
 
 METADATA = {"wit.side": 16, "wit.sure": 0.999, "wit.propose": 0.2}
 PLANTED = ("same", "crop 70%", "flip", "rotate 8", "screenshot", "border 10% white", "meme text", "inverted")
-
-
-def jpeg(picture: np.ndarray) -> bytes:
-    _, file = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    return file.tobytes()
-
-
-def fetched_part(workspace: Workspace, files: dict[str, bytes]) -> Marker:
-    """Write one fetched part of these images, named by their captions."""
-    rows, output = [], UnitOutput(workspace)
-    with output.create("fetched/part-00000.tar") as stream, TarWriter(stream) as tar:
-        for caption, file in files.items():
-            look = fingerprint(decode_rgb(file))
-            uid = pair_uid(f"http://example.org/{caption}", caption)
-            row = dict.fromkeys(FETCHED.names) | {
-                "uid": uid,
-                "url": f"http://example.org/{caption}",
-                "caption": caption,
-            }
-            row |= {
-                "query_ids": [0],
-                "selected_by": [0],
-                "status": "success",
-                "sha256": hashlib.sha256(file).hexdigest(),
-            }
-            rows.append(row | {"pdq": look.pdq, "pdq_quality": look.quality})
-            tar.add(f"{uid}.jpg", file)
-        failed = dict.fromkeys(FETCHED.names) | {"uid": "0" * 32, "reason": "timeout", "query_ids": [0]}
-    output.write_table("fetched/part-00000.parquet", pa.Table.from_pylist([*rows, failed], FETCHED))
-    return Marker("d", output.files, {"inputs": len(rows) + 1, "kept": len(rows)})
-
-
-def run(
-    folder: Path,
-    detector: str,
-    files: dict[str, bytes],
-    planted: int = 0,
-    control: int = 3,
-    evals: str = "report",
-    **evaluation: str,
-) -> Workspace:
-    workspace = Workspace(str(folder / "work"))
-    (folder / "queries.txt").write_text("query\n")
-    path = str(folder / "queries.parquet")
-    import_allowlist(str(folder / "queries.txt"), path)
-    config = Config.model_validate(
-        {
-            "workspace": "work",
-            "allowlist": {"path": "queries.parquet"},
-            "sources": [{"kind": "warc", "paths": ["x"]}],
-            "fetch": {"network": False, "parts": 1},
-            "dedup": {"detector": detector, "planted": planted, "control": control, "evals": evals},
-            "evals": [{"name": "scenes", "kind": "folder", "path": "scenes"} | evaluation],
-        }
-    )
-    fetched = {"part-00000": fetched_part(workspace, files)}
-    build = Build(workspace, parse_beam_options([]), Progress(None))
-    run_dedup(build, config, folder, Allowlist.load(path), QueryHashes(path, 0), fetched, {})
-    return workspace
 
 
 @pytest.fixture(scope="module")
