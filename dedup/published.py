@@ -165,6 +165,8 @@ def read_control(folder: Path, images: int) -> Control:
 def _read(file: Path, schema: pa.Schema) -> pa.Table:
     try:
         return pq.read_table(file, columns=schema.names).cast(schema)
+    except FileNotFoundError:
+        raise DedupError(f"{file}: no such file") from None
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         raise DedupError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from error
 

@@ -101,6 +101,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if path.stat().st_size > _MAX_BYTES:
             raise DedupError(f"{path}: larger than {_MAX_BYTES >> 20} MiB: not a review")
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DedupError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise DedupError(f"{path}: not a review ({error})") from error
     reviews = content if isinstance(content, list) else [content]

@@ -61,13 +61,16 @@ def verify_report(folder: Path) -> list[str]:
 def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise DedupError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DedupError(f"{path}: cannot be read ({error})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
-        content = json.loads(_read_text(path))
+        content = json.loads(text)
     except ValueError as error:
         raise DedupError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):

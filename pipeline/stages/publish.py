@@ -202,6 +202,8 @@ def open_destination(url: str) -> Destination:
         fs, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{url}: {one_line(error)}") from None
+    except OSError as error:  # those of FTP and SSH connect at once
+        raise NetworkError(f"{url}: cannot be opened ({one_line(error)})") from error
     return FolderDestination(fs, root.rstrip("/"))
 
 

@@ -65,3 +65,8 @@ def test_other_files_are_refused_in_one_line(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DedupError, match=r"^\S+a\.json: not a review[^\n]*$"):
         Reviews.read([tmp_path / "a.json"])
+
+
+def test_a_missing_review_is_said_to_be_missing(tmp_path):
+    with pytest.raises(DedupError, match=r"a\.json: no such file$"):
+        Reviews.read([tmp_path / "a.json"])

@@ -205,6 +205,7 @@ def test_the_account_is_compared(folder: Path):
         ("overlap.json", b'{"format": 4}'),
         ("overlap.parquet", b"no parquet"),
         ("examples.parquet", None),
+        ("overlap.json", None),
         ("index.html", b"\xff"),
     ],
 )
@@ -212,5 +213,6 @@ def test_damaged_files_are_named(folder: Path, file: str, content: bytes | None)
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_bytes(content)
-    with pytest.raises(DedupError, match=r"^\S+: [^\n]+$"):
+    with pytest.raises(DedupError, match=r"^\S+: [^\n]+$") as raised:
         verify_report(folder)
+    assert content is not None or f"{file}: no such file" in str(raised.value)

@@ -190,13 +190,16 @@ def test_datasets_reads_what_was_published(project: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("url", "code"), [("hf://me/set", 2), ("hf://datasets/set", 2), ("foo://a/b", 2), ("s3fake://x", 2)]
+    ("url", "code"),
+    [("hf://me/set", 2), ("hf://datasets/set", 2), ("foo://a/b", 2), ("s3fake://x", 2), ("ftp://127.0.0.1:1/x", 4)],
 )
 def test_a_place_that_is_none_is_one_line(
     project: Path, capsys: pytest.CaptureFixture[str], url: str, code: int
 ) -> None:
     assert main(["publish", url, "-c", str(project)]) == code
-    assert capsys.readouterr().err.count("\n") == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"wit: {url}: ")
+    assert err.count("\n") == 1
 
 
 def test_a_damaged_shard_is_not_published(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
