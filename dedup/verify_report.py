@@ -53,6 +53,8 @@ def verify_report(folder: Path) -> list[str]:
         problems += _account_differences(folder, told)
         data = replace(data, evals=tuple(_with_thumbnails(data.evals, page)))
         problems += _page_differences(page, render_html(data))
+    except DedupError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DedupError(f"{folder}: overlap.json is damaged ({type(error).__name__}: {error})") from error
     return problems
