@@ -4,7 +4,8 @@
 
 The store is moto's S3 server on this machine, in a process of its own; all its responses together keep the limit. The
 set is as img2dataset writes it: tars and `NNNNN_stats.json`, no manifest. The model is a tiny one, whose steps are made
-so long that the store gives 1.6 times what they use. Prints one line of JSON.
+so long that the store gives 1.6 times what they use. Before, the same steps run on the set as local files: what the
+first step takes there is the start of any run. Imports do not count. Prints one line of JSON.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import s3fs  # noqa: F401  # fsspec would import it in the run
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -60,23 +62,26 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     os.environ |= {**_KEYS, "AWS_ENDPOINT_URL": receiver.recv()}
     batch = 256
     bytes_per_step = batch * size / (options.shards * options.samples)
+    step_s, shard_s = 1.6 * bytes_per_step / rate, size / options.shards / rate
     try:
-        figures = run(folder, batch, 1.6 * bytes_per_step / rate, options.steps)
+        local = run(folder, f"{folder}/set/*.tar", batch, step_s, 4)
+        remote = run(folder, "s3://bucket/set/*.tar", batch, step_s, options.steps)
     finally:
         server.kill()
-    shard_s = size / options.shards / rate
+    first_s = remote["first_step_s"], local["first_step_s"]
     return {
         "shards": options.shards, "shard_mb": round(size / options.shards / 1e6, 1), "shard_s": round(shard_s, 2),
-        "set_s": round(size / rate, 1), **figures,
+        "set_s": round(size / rate, 1), **remote, "local_first_step_s": first_s[1],
+        "first_step_shards": round((first_s[0] - first_s[1]) / shard_s, 1),
     }  # fmt: skip
 
 
-def run(folder: Path, batch: int, step_s: float, steps: int) -> dict[str, float]:
+def run(folder: Path, glob: str, batch: int, step_s: float, steps: int) -> dict[str, float]:
     """Train with steps of at least `step_s`; return the seconds to the first, and the share of waiting after it."""
+    output = folder / ("remote" if "://" in glob else "local")
     table = {
-        "model": "tiny", "shards": ["s3://bucket/set/*.tar"], "output": f"{folder}/out", "batch": batch,
-        "steps": steps, "log_steps": 1, "lanes": 4, "window": 4_000, "workers": 1, "prefetch": 1, "device": "cpu",
-        "threads": 1, "tensorboard": False,
+        "model": "tiny", "shards": [glob], "output": str(output), "batch": batch, "steps": steps, "log_steps": 1,
+        "lanes": 4, "window": 4_000, "workers": 1, "prefetch": 1, "device": "cpu", "threads": 1, "tensorboard": False,
     }  # fmt: skip
     arrived: list[float] = []
 
@@ -87,7 +92,7 @@ def run(folder: Path, batch: int, step_s: float, steps: int) -> dict[str, float]
     logging.disable(logging.WARNING)
     start = time.perf_counter()
     train(settings_from({"workspace": str(folder / "work"), "train": table}, folder), on_step=pace)
-    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()][1:]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()][1:]
     waited = sum(line["train/data_wait"] * line["train/step_ms"] for line in lines)
     return {
         "first_step_s": round(arrived[0] - start, 2),

@@ -1,8 +1,9 @@
 """Copy the shards of the coming steps before a worker needs them, in a process beside the loader's.
 
 It follows the same order as the loader, so it knows which shards come and when. It copies them in the order of their
-first use, several at a time, as long as the copies still needed fit into this rank's part of the cache; and it keeps
-those fresh, so that the cache drops the ones that are no longer needed first.
+first use, as long as the copies still needed fit into this rank's part of the cache; and it keeps those fresh, so that
+the cache drops the ones that are no longer needed first. A large shard comes in several streams, and few shards at a
+time: those of later steps would take bandwidth from the one that the run waits for.
 """
 
 import logging
@@ -20,10 +21,12 @@ import numpy as np
 from trainer.data import RankSampler
 from trainer.errors import TrainerError
 from trainer.order import rank_offsets
+from trainer.remote_shards import streams_of
 from trainer.shards import ShardSet
 
 log = logging.getLogger(__name__)
 STREAMS = 8
+"""Requests at a time."""
 _PAUSE_S = 0.05
 _FRESHEN_S = 10.0  # how often the copies still needed are marked as used
 
@@ -31,8 +34,8 @@ _FRESHEN_S = 10.0  # how often the copies still needed are marked as used
 class ReadAhead:
     """What is copied and needed, as of the step that the run has reached."""
 
-    def __init__(self, shards: ShardSet, sampler: RankSampler, max_bytes: float, streams: int = STREAMS) -> None:
-        self._shards, self._sampler, self._max_bytes, self._streams = shards, sampler, max_bytes, streams
+    def __init__(self, shards: ShardSet, sampler: RankSampler, max_bytes: float) -> None:
+        self._shards, self._sampler, self._max_bytes = shards, sampler, max_bytes
         self._offsets = rank_offsets(sampler.batch, sampler.lanes, sampler.rank, sampler.world_size)
         self._last_use: dict[int, int] = {}  # shard -> the last step known to need it
         self._fetching: dict[int, Future[tuple[Path, int]]] = {}
@@ -51,7 +54,7 @@ class ReadAhead:
             del self._fetching[shard]
             with suppress(TrainerError):  # the worker that needs it tries again, and tells why it cannot
                 self._copies[shard] = future.result()
-        while len(self._fetching) < self._streams and (coming := self._next()) is not None:
+        while self._streams() < STREAMS and (coming := self._next()) is not None:
             tar = self._shards.shards[coming]
             self._fetching[coming] = threads.submit(self._shards.cache.keep, tar.path, tar.samples, tar.sha256)
         if time.monotonic() - self._freshened_at > _FRESHEN_S:
@@ -59,6 +62,9 @@ class ReadAhead:
             for copy, _ in self._copies.values():
                 with suppress(OSError):
                     os.utime(copy)
+
+    def _streams(self) -> int:
+        return sum(streams_of(self._shards.shards[shard].size) for shard in self._fetching)
 
     def _next(self) -> int | None:
         """Return the shard to copy next, looking further ahead while the cache has room; None if it has none."""

@@ -1,5 +1,6 @@
 """Shards behind an fsspec URL: list them, get the version of one, and copy it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,11 @@ import fsspec
 
 from trainer.errors import TrainerConfigError, TrainerError, one_line
 
+_WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"}
+"""Protocols of stores without folders."""
+PART_BYTES = 8 << 20
+MAX_STREAMS = 4
+"""Of one file, so that a shard that a run waits for has a store's whole bandwidth."""
 _TAGS = ("ETag", "etag", "mtime", "updated", "LastModified", "Last-Modified", "created")
 # A large shard may take hours, but not a minute without a byte; aiohttp's own limit is five minutes in all. The clients
 # of object stores have such limits by themselves.
@@ -43,8 +49,12 @@ def expand(pattern: str) -> list[Listed]:
             found = sorted(filesystem.glob(path, detail=True).items())
         else:
             found = [(path, filesystem.info(path))]
+            if found[0][1].get("type") == "directory":
+                raise TrainerError(f"{pattern} is a folder: write {pattern.rstrip('/')}/*.tar")
     except FileNotFoundError:
         return []
+    except TrainerError:
+        raise
     except Exception as error:  # each file system raises its client's errors
         raise TrainerError(f"cannot list the shards {pattern}: {one_line(error)}") from error
     is_url = "://" in pattern
@@ -68,20 +78,45 @@ def version_of(url: str) -> Version:
     return Version(info.get("size"), next((str(info[tag]) for tag in _TAGS if info.get(tag)), None))
 
 
-def fetch(url: str, copy: Path, size: int | None) -> None:
-    """Copy a file to `copy` and check that it has `size` bytes.
+def streams_of(size: int | None) -> int:
+    """Return in how many requests at a time a file of this size is copied."""
+    return min(MAX_STREAMS, -(-size // PART_BYTES)) if size else 1
+
+
+def fetch(url: str, copy: Path, version: Version) -> None:
+    """Copy a file of this version to `copy`, a large one of an object store in parts.
 
     Raises:
-        TrainerError: the file cannot be read in full, or the copy cannot be written.
+        TrainerError: the file cannot be read in full, has changed, or the copy cannot be written.
     """
     filesystem, path = filesystem_of(url)
+    in_parts = _has_buckets(filesystem) and streams_of(version.size) > 1  # an HTTP server may send the whole for a part
     try:
-        filesystem.get_file(path, str(copy))
+        if in_parts:
+            _fetch_parts(filesystem, path, copy, version.size or 0)
+            filesystem.invalidate_cache(path)
+        else:
+            filesystem.get_file(path, str(copy))
         copied = copy.stat().st_size
     except Exception as error:  # as above
         raise TrainerError(f"cannot copy shard {url} to {copy.parent}: {one_line(error)}") from error
-    if size not in (None, copied):
-        raise TrainerError(f"shard {url}: received {copied} of {size} bytes: run again, or copy it by hand")
+    if version.size not in (None, copied):
+        raise TrainerError(f"shard {url}: received {copied} of {version.size} bytes: run again, or copy it by hand")
+    if in_parts and version_of(url) != version:  # some parts may be of the file that was there before
+        raise TrainerError(f"shard {url} was replaced while it was copied: run again")
+
+
+def _fetch_parts(filesystem: Any, path: str, copy: Path, size: int) -> None:
+    copy.touch()
+
+    def fetch_part(start: int) -> None:
+        content = filesystem.cat_file(path, start=start, end=min(size, start + PART_BYTES))
+        with copy.open("r+b") as file:
+            file.seek(start)
+            file.write(content)
+
+    with ThreadPoolExecutor(MAX_STREAMS) as threads:
+        list(threads.map(fetch_part, range(0, size, PART_BYTES)))
 
 
 def filesystem_of(url: str, key: str = "train.shards") -> tuple[Any, str]:
@@ -95,3 +130,14 @@ def filesystem_of(url: str, key: str = "train.shards") -> tuple[Any, str]:
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
         raise TrainerConfigError(f"{key}: {url}: {one_line(error)}") from error
     return filesystem, path
+
+
+def make_folder(filesystem: Any, file: str) -> None:
+    """Make the folder of a file where a store has folders; others would make a bucket, also of a name that is wrong."""
+    if not _has_buckets(filesystem):
+        filesystem.makedirs(file.rpartition("/")[0], exist_ok=True)
+
+
+def _has_buckets(filesystem: Any) -> bool:
+    protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
+    return bool(protocols & _WITH_BUCKETS)

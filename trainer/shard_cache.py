@@ -96,7 +96,7 @@ class ShardCache:
     def _fetch(self, path: str, copy: Path, version: Version, sha256: str | None) -> tuple[BinaryIO, Index]:
         partial = copy.with_suffix(".part")
         try:
-            fetch(path, partial, version.size)
+            fetch(path, partial, version)
             if sha256 is not None and _sha256(partial) != sha256:
                 raise TrainerError(
                     f"shard {path} arrived damaged: its SHA-256 is not the one in manifest.json; run again, or check "
@@ -104,10 +104,14 @@ class ShardCache:
                 )
             with self._writing():
                 file = partial.open("rb", buffering=0)  # from here on it may be deleted: an open file stays readable
-            index = index_tar(file, path)
-            with self._writing():
-                self._store(index, copy.stem)
-                os.replace(partial, copy)
+            try:
+                index = index_tar(file, path)
+                with self._writing():
+                    self._store(index, copy.stem)
+                    os.replace(partial, copy)
+            except BaseException:
+                file.close()
+                raise
         finally:
             partial.unlink(missing_ok=True)
         self._drop_oldest(copy)
