@@ -130,13 +130,11 @@ class Saver:
         """Save, and remember as the best, a model that scores better than all before by the metric of `train.best`.
 
         Raises:
-            TrainerError: there is no such metric, or the checkpoint cannot be written.
+            TrainerError: the checkpoint cannot be written.
         """
         metric = self.config.best
         if metric is None:
             return
-        if metric not in scores:
-            raise TrainerError(f"train.best = {metric!r} is not a score: choose one of {', '.join(scores)}")
         is_better = [False]
 
         def compare() -> None:
@@ -164,7 +162,7 @@ class Saver:
         for key, value in self._identity.items():
             if state["identity"].get(key, value) != value:  # absent: the version that wrote it did not know the key
                 differs = key in ("shards", "annotations")  # hashes, which tell nobody anything
-                detail = f"the {key} differ" if differs else f"{key} = {state['identity'].get(key)!r}"
+                detail = f"the {key} differ" if differs else _difference(key, state["identity"].get(key), value)
                 raise TrainerError(
                     f"{path} belongs to another run ({detail}): set train.output to a new folder, or restore the value"
                 )
@@ -222,6 +220,15 @@ class Saver:
             raise TrainerError(
                 f"the weights are not finite after step {step}; no checkpoint of them is written: {STABILITY_ADVICE}"
             )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Return the first key of a table whose value differs, and what it was."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = (name for name in {**before, **now} if before.get(name) != now.get(name))
+        if (name := next(names, None)) is not None:
+            return _difference(f"{key}.{name}", before.get(name), now.get(name))
+    return f"{key} = {before!r}"
 
 
 def _replace(path: Path, content: str) -> None:

@@ -17,43 +17,28 @@ import torch.distributed as dist
 from trainer import checkpoint
 from trainer.distributed import WAIT_TIMEOUT, World
 from trainer.errors import PeerError, TrainerError, one_line
-from trainer.remote_shards import filesystem_of
+from trainer.remote_shards import filesystem_of, make_folder
+from trainer.store_claim import StoreClaim
 
 FILES_AT_ONCE = 8
 _RECORDS = ("metrics.jsonl", "wandb_id", "checkpoints/best.json")
 """What a run resumes beside its checkpoint."""
-_STARTED, _LAST = ".started", ".metadata"
-_WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"}
-"""Stores without folders."""
+_LAST = ".metadata"
 
 
 class Store:
     """A run's folder on a store. Every process calls every method, unless it says otherwise."""
 
-    def __init__(self, url: str, folder: Path, world: World) -> None:
-        self.url, self._folder, self._world = url, folder, world
-        self._filesystem, self._root = filesystem_of(url, "train.output")
-        self._has_buckets = url.partition("://")[0] in _WITH_BUCKETS
+    def __init__(self, claim: StoreClaim, folder: Path, world: World) -> None:
+        self.url, self._claim, self._folder, self._world = claim.url, claim, folder, world
+        self._filesystem, self._root = filesystem_of(self.url, "train.output")
         # Its thread must not share a group with the steps, whose operations would be mixed up with its own.
         group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT) if world.size > 1 else None
         self._peers = replace(world, waiting=group)
         self._thread = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
         self._uploaded: dict[str, tuple[int, int]] = {}  # name -> size and time of the file
-        world.in_first(self._try_to_write)
         world.in_first_of_machine(self._clear)
-
-    def _try_to_write(self) -> None:
-        """Fail now where the first checkpoint could not be written."""
-        try:
-            self._make_folder(f"{self._root}/{_STARTED}")
-            self._filesystem.pipe_file(f"{self._root}/{_STARTED}", b"started\n")
-        except Exception as error:  # each file system raises its client's errors
-            raise TrainerError(f"cannot write {self.url}: {one_line(error)}; set train.output") from error
-
-    def _make_folder(self, target: str) -> None:
-        if not self._has_buckets:  # which would be created, also where the name is wrong
-            self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
 
     def _clear(self) -> None:
         """Remove what an earlier run has left on this machine, and fetch the records."""
@@ -110,7 +95,12 @@ class Store:
         Each process uploads what it has written: of a file the first all, of a folder its own part.
         """
         name = f"checkpoints/{path.name}"
-        self._world.in_first(lambda: self._remove(name))  # parts of an attempt that was interrupted
+
+        def prepare() -> None:
+            self._claim.check()
+            self._remove(name)  # parts of an attempt that was interrupted
+
+        self._world.in_first(prepare)
 
         def upload() -> None:
             failure = None
@@ -130,6 +120,7 @@ class Store:
         self._upload = self._thread.submit(upload)
 
     def _publish(self, path: Path, stale: Callable[[list[Path]], list[Path]]) -> None:
+        self._claim.check()
         if path.is_dir():
             self._put([path / "about.pt"])
             self._put([path / _LAST])
@@ -163,6 +154,7 @@ class Store:
                 self.wait()
             raise
         self.wait()
+        self._world.in_first(self._claim.check)
         self._world.in_first(self._put_records)
 
     def _put_records(self) -> None:
@@ -184,7 +176,7 @@ class Store:
             version = state.st_size, state.st_mtime_ns
             if self._uploaded.get(name) == version:
                 return
-            self._make_folder(target)
+            make_folder(self._filesystem, target)
             self._filesystem.put_file(str(file), target)
         except Exception as error:  # as above
             raise TrainerError(

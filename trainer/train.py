@@ -34,6 +34,7 @@ from trainer.schedule import learning_rate
 from trainer.step import Stepper
 from trainer.stop_signal import stop_signal
 from trainer.store import Store
+from trainer.store_claim import StoreClaim
 from trainer.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,12 @@ def train(settings: Settings, on_step: StepHook | None = None, *, profile: bool 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
+        claim = None if settings.output_url is None else StoreClaim(settings.output_url)
         with (
             open_world(config.device, config.collective_timeout_s) as world,
-            _claimed_by_first(settings.output, world),
+            _claimed_by_first(settings.output, claim, world),
         ):
-            run = _Run(settings, world, profile=profile)
+            run = _Run(settings, world, claim, profile=profile)
             with run.store.kept() if run.store is not None else nullcontext():
                 return run.go(on_step)
     except torch.OutOfMemoryError as error:
@@ -74,17 +76,19 @@ def train(settings: Settings, on_step: StepHook | None = None, *, profile: bool 
 
 
 @contextmanager
-def _claimed_by_first(output: Path, world: World) -> Iterator[None]:
-    """Hold the output folder in the first process; fail in all of them if it cannot."""
+def _claimed_by_first(output: Path, claim: StoreClaim | None, world: World) -> Iterator[None]:
+    """Hold the output folder, on this machine and on a store, in the first process; fail in all if it cannot."""
     with ExitStack() as held:
         world.in_first(lambda: held.enter_context(output_lock(output)))
+        if claim is not None:
+            world.in_first(lambda: held.enter_context(claim.held()))
         yield
 
 
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, settings: Settings, world: World, *, profile: bool) -> None:
+    def __init__(self, settings: Settings, world: World, claim: StoreClaim | None, *, profile: bool) -> None:
         config = settings.train
         self.settings, self.config, self.world = settings, config, world
         on_device = config.resize == "device" or (config.resize == "auto" and world.device.type == "cuda")
@@ -98,14 +102,15 @@ class _Run:
                 f"train.batch = {config.batch}: raise train.epochs, or lower train.batch"
             )
         self.validation = Validation(settings, self.inputs, world) if config.evaluate_steps else None
-        url = settings.output_url
-        self.store = None if url is None else Store(url, settings.output, world)
+        self.store = None if claim is None else Store(claim, settings.output, world)
         started = (
             self.store.checkpoints() if self.store else checkpoint.list_checkpoints(settings.output / "checkpoints")
         )
         self.stepper = _stepper(settings, world, is_new=not started)
         self.saver = Saver(settings, world, self.stepper, self._identity, samples, self.store)
         self.done_steps, broken = self.saver.resume()
+        if self.validation is not None and not self.done_steps:
+            self.validation.check_sets()
         self.evaluated_step = self.done_steps
         self.reporter = Reporter(config, world, self.stepper, broken, self.done_steps)
         self.profiler = Profiler(settings.output / "profile", self.done_steps) if profile and world.is_first else None
@@ -243,6 +248,11 @@ class _Run:
                 len(self.inputs.shards.shards), self.inputs.held_out.counts.sum(), self.total_steps, self.config.batch,
                 workers,
             )  # fmt: skip
+            if self.config.warmup_steps >= self.total_steps:
+                log.warning(
+                    "the learning rate does not reach its peak: train.warmup_steps = %d, and the run has %d steps",
+                    self.config.warmup_steps, self.total_steps,
+                )  # fmt: skip
 
 
 def _stepper(settings: Settings, world: World, *, is_new: bool) -> Stepper:

@@ -16,10 +16,11 @@ from torch import Tensor
 from trainer.config import Settings
 from trainer.data import MAX_CHUNK, Batch, PairDataset, concatenated, to_model_input
 from trainer.distributed import World
+from trainer.errors import TrainerConfigError
 from trainer.evaluation.models import Encoder, evaluation_transform
 from trainer.evaluation.prompts import find_prompts, read_prompts
-from trainer.evaluation.retrieval import recalls
-from trainer.evaluation.zero_shot import zero_shot
+from trainer.evaluation.retrieval import DEPTHS, recalls
+from trainer.evaluation.zero_shot import check_set, zero_shot
 from trainer.inputs import Inputs
 from trainer.loss import whole_loss
 from trainer.order import SamplePositions, hash64
@@ -33,12 +34,37 @@ _THREADS = 4
 
 
 class Validation:
-    """The held-out pairs and the evaluation sets of a run. Every process calls `scores` after the same step."""
+    """The held-out pairs and the evaluation sets of a run. Every process calls every method, after the same step.
+
+    Raises:
+        TrainerConfigError: `train.best` is no score.
+    """
 
     def __init__(self, settings: Settings, inputs: Inputs, world: World) -> None:
         self._settings, self._inputs, self._world = settings, inputs, world
         self._published = read_prompts(Path(settings.evaluate.prompts)) if settings.evaluate.prompts else {}
         self._positions = _choice(inputs, settings.train.validation_samples, settings.seed)
+        self._check_best()
+
+    def _check_best(self) -> None:
+        pairs = ["loss", *(f"{side}_recall@{k}" for side in ("text", "image") for k in DEPTHS)]
+        names = [*(pairs if len(self._positions) else ()), *(source.name for source in self._settings.evals)]
+        best = self._settings.train.best
+        if best is not None and best not in names:
+            raise TrainerConfigError(f"train.best = {best!r} is not a score: choose one of {', '.join(names)}")
+
+    def check_sets(self) -> None:
+        """Fail before the first step where the first evaluation would.
+
+        Raises:
+            TrainerError: an evaluation set cannot be scored.
+        """
+
+        def check() -> None:
+            for source in self._settings.evals:
+                check_set(source, find_prompts(source.name, self._published))
+
+        self._world.in_first(check)
 
     def scores(self, stepper: Stepper) -> dict[str, float]:
         """Return the metrics by name: `loss`, `text_recall@1` (image to text) ..., and each set's by the set's name.

@@ -1,6 +1,7 @@
 """Runs whose output is on a store: written beside the steps, resumed on a machine that knows nothing of them."""
 
 import functools
+import io
 import json
 import logging
 import multiprocessing
@@ -14,17 +15,21 @@ from typing import Any
 
 import boto3
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from moto.server import DomainDispatcherApplication, create_backend_app
 from support.processes import run, tiny_settings
 from werkzeug.serving import make_server
 
-from trainer import checkpoint, sharded
+from dedup.eval_sets.results import RESULTS
+from trainer import checkpoint, remote_shards, sharded, store_claim
 from trainer.config import Settings, settings_from
 from trainer.data import Batch
 from trainer.errors import TrainerError
 from trainer.evaluation.models import open_encoder
+from trainer.evaluation.zero_shot import ZeroShotResult, write_results
 from trainer.init_weights import load_initial
 from trainer.train import train
 
@@ -142,6 +147,51 @@ def test_models_are_read_from_the_store(scenes: Path, tmp_path: Path, bucket: An
         load_initial(encoder.model, f"s3://runs/model/{name}")
     with pytest.raises(TrainerError, match=r"s3://runs/model/none does not exist"):
         open_encoder("s3://runs/model/none")
+
+
+def _start_another(other: Settings, codes: Path, step: int, batch: Batch) -> None:
+    if step == 2:
+        codes.write_text(str(run(other)))
+
+
+def test_a_second_run_is_refused_on_any_machine(
+    scenes: Path, tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(store_claim, "RENEW_S", 0.2)
+    one, other = (_settings(scenes, "claimed", tmp_path / name, steps=4) for name in ("one", "other"))
+    assert run(one, functools.partial(_start_another, other, tmp_path / "codes")) == [0]
+    assert (tmp_path / "codes").read_text() == "[1]"
+    assert "error: another run is training in s3://runs/claimed (process" in capfd.readouterr().out
+    assert ".run" not in _files(bucket, "claimed")
+    assert run(other) == [0]
+
+
+def test_a_large_shard_comes_in_parts(tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(remote_shards, "PART_BYTES", 10_000)
+    content, url = os.urandom(95_001), "s3://runs/parts/00000.tar"
+    bucket.put_object(Key="parts/00000.tar", Body=content)
+    assert remote_shards.streams_of(len(content)) == 4
+    remote_shards.fetch(url, tmp_path / "copy", remote_shards.version_of(url))
+    assert (tmp_path / "copy").read_bytes() == content
+    before = remote_shards.version_of(url)
+    bucket.put_object(Key="parts/00000.tar", Body=content[::-1])
+    with pytest.raises(TrainerError, match=r"shard s3://runs/parts/00000\.tar was replaced while it was copied"):
+        remote_shards.fetch(url, tmp_path / "copy", before)
+    bucket.put_object(Key="parts/00000.tar", Body=content[:50_000])
+    with pytest.raises(TrainerError, match=r"cannot copy shard|received 50000 of 95001 bytes"):
+        remote_shards.fetch(url, tmp_path / "copy", before)
+
+
+def test_results_on_a_store_make_no_bucket(tmp_path: Path, bucket: Any):
+    table = pa.Table.from_pylist([], schema=RESULTS)
+    result = ZeroShotResult("set", "accuracy", 0.5, 0.1, 0.5, 0, 0, 2, "a file", table)
+    assert write_results("s3://runs/work", "m", result) == "s3://runs/work/evals/set/results/m.parquet"
+    held = [one.key for one in bucket.objects.filter(Prefix="work/")]
+    assert held == ["work/evals/set/results/m.parquet"]
+    assert pq.read_table(io.BytesIO(bucket.Object(held[0]).get()["Body"].read())).schema.equals(RESULTS)
+    with pytest.raises(TrainerError, match=r"^cannot write s3://absent/work/evals/set/results/m\.parquet: "):
+        write_results("s3://absent/work", "m", result)
+    assert [one.name for one in boto3.resource("s3").buckets.all()] == ["runs"]
 
 
 def test_a_store_that_refuses_is_one_line(scenes: Path, tmp_path: Path, bucket: Any, capfd: pytest.CaptureFixture[str]):

@@ -13,10 +13,11 @@ import torch
 from support.processes import run, tiny_settings
 from support.scene_shards import draw_scene, scene_of, write_scene_shards
 
+from dedup.eval_sets.config import EvalSetConfig
 from trainer import checkpoint
 from trainer.config import Settings
 from trainer.data import Batch
-from trainer.errors import TrainerError
+from trainer.errors import TrainerConfigError, TrainerError
 from trainer.train import train
 
 WATCHED: dict[str, Any] = {"evaluate_steps": 4, "validation_share": 0.2, "steps": 14, "checkpoint_steps": 5}
@@ -35,8 +36,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _settings(workspace: Path, output: Path, **keys: Any) -> Settings:
-    from dedup.eval_sets.config import EvalSetConfig
-
     source = EvalSetConfig(name="objects", kind="folder", path=str(workspace / "objects"))
     return tiny_settings(workspace, output, **{**WATCHED, **keys}).model_copy(update={"evals": (source,)})
 
@@ -117,9 +116,23 @@ def test_the_kept_checkpoints(watched: Path, tmp_path: Path):
 
 def test_the_best_by_an_unknown_score_is_one_line(watched: Path, tmp_path: Path):
     with pytest.raises(
-        TrainerError, match=r"train\.best = 'imagenet' is not a score: choose one of loss, text_recall@1"
+        TrainerConfigError, match=r"train\.best = 'imagenet' is not a score: choose one of loss, text_recall@1.*objects"
     ):
         train(_settings(watched, tmp_path, best="imagenet"))
+
+
+def test_labels_that_no_prompt_can_use_stop_a_run_before_its_first_step(watched: Path, tmp_path: Path):
+    for number in range(3):
+        path = tmp_path / "numbers" / str(number) / "image.jpg"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"not decoded")
+    source = EvalSetConfig(name="mine", kind="folder", path=str(tmp_path / "numbers"))
+    settings = _settings(watched, tmp_path / "out").model_copy(update={"evals": (source,)})
+    with pytest.raises(TrainerError, match=r"evaluation set mine: label '0' is not a name that a prompt can use"):
+        train(settings, on_step=lambda step, batch: pytest.fail("a step was made"))
+    gone = source.model_copy(update={"path": str(tmp_path / "gone")})
+    with pytest.raises(TrainerError, match=r"evaluation set mine: .*/gone: no such folder"):
+        train(settings.model_copy(update={"evals": (gone,)}))
 
 
 def test_an_exported_model_has_the_mode_of_any_file(watched: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 
@@ -72,17 +73,38 @@ def encode_set(encoder: Encoder, source: EvalSetConfig) -> EncodedSet:
     reader = _Reader(source)
     parts: list[Tensor] = []
     kept: list[tuple[str, str]] = []
-    try:
+    with _named_errors(source):
         for features, readable in encoder.encode_images(reader.images()):
             kept += reader.take(readable)
             if len(features):
                 parts.append(features)
-    except (OSError, ValueError) as error:
-        raise TrainerError(f"evaluation set {source.name}: {error}") from error
-    if not kept:
-        raise TrainerError(f"evaluation set {source.name}: no example at {source.path} has an image and a label")
+        if not kept:
+            raise ValueError(f"no example at {source.path} has an image and a label")
     eval_ids, labels = (list(column) for column in zip(*kept, strict=True))
     return EncodedSet(eval_ids, labels, torch.cat(parts), reader.left_out)
+
+
+def read_labels(source: EvalSetConfig) -> list[str]:
+    """Return the labels of the examples that have an image, which is not decoded.
+
+    Raises:
+        TrainerError: the set cannot be read, or has no labelled example.
+    """
+    reader = _Reader(source)
+    with _named_errors(source):
+        for _ in reader.images():
+            pass
+        if not reader.waiting:
+            raise ValueError(f"no example at {source.path} has an image and a label")
+    return [label for _, label in reader.waiting]
+
+
+@contextmanager
+def _named_errors(source: EvalSetConfig) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"evaluation set {source.name}: {error}") from error
 
 
 def number_labels(name: str, labels: list[str], prompts: Prompts | None, *, several: bool) -> tuple[Prompts, Bools]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,8 +21,8 @@ from torch import Tensor
 from dedup.eval_sets import Metric
 from dedup.eval_sets.config import EvalSetConfig
 from dedup.eval_sets.results import RESULTS, results_folder
-from trainer.errors import TrainerError
-from trainer.evaluation.examples import EncodedSet, encode_set, number_labels
+from trainer.errors import TrainerError, one_line
+from trainer.evaluation.examples import EncodedSet, encode_set, number_labels, read_labels
 from trainer.evaluation.metrics import (
     chance,
     evaluate,
@@ -34,6 +33,7 @@ from trainer.evaluation.metrics import (
 )
 from trainer.evaluation.models import Encoder
 from trainer.evaluation.prompts import Origin, Prompts
+from trainer.remote_shards import filesystem_of, make_folder
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,17 @@ def zero_shot(
     )
 
 
+def check_set(source: EvalSetConfig, prompts: Prompts | None) -> None:
+    """Read the labels of a set, and no image, so that what is wrong with them shows before hours of training.
+
+    Raises:
+        TrainerError: as `zero_shot` does.
+    """
+    metric = registered_metric(source.name)
+    _, positive = number_labels(source.name, read_labels(source), prompts, several=has_several_classes(metric))
+    check_classes(source.name, metric, positive)
+
+
 def check_classes(name: str, metric: Metric, positive: NDArray[np.bool_]) -> None:
     """Raise TrainerError if the metric is undefined for the examples' classes, (n, classes)."""
     if metric == "roc-auc" and (positive.shape[1] != 2 or not positive.any(axis=0).all()):
@@ -124,22 +135,30 @@ def write_results(workspace: str, model: str, result: ZeroShotResult) -> str:
     """
     about = {"model": model, "metric": result.metric, "value": result.value, "accuracy": result.accuracy}
     table = result.table.replace_schema_metadata({"wit": json.dumps(about)})
-    filesystem, root = fsspec.core.url_to_fs(workspace)
-    folder = f"{root}/{results_folder(result.name)}"
-    target = f"{folder}/{model}.parquet"
-    partial = f"{target}.partial"
+    name = f"{results_folder(result.name)}/{model}.parquet"
+    if "://" not in workspace:
+        return _write_local(table, Path(workspace, name))
+    filesystem, root = filesystem_of(workspace, "workspace")
+    target, encoded = f"{root}/{name}", pa.BufferOutputStream()
+    pq.write_table(table, encoded)
     try:
-        filesystem.makedirs(folder, exist_ok=True)
-        with filesystem.open(partial, "wb") as file:
+        make_folder(filesystem, target)
+        filesystem.pipe_file(target, encoded.getvalue().to_pybytes())  # a store shows a whole object or none
+    except Exception as error:  # each file system raises its client's errors
+        raise TrainerError(f"cannot write {workspace}/{name}: {one_line(error)}") from error
+    return str(filesystem.unstrip_protocol(target))
+
+
+def _write_local(table: pa.Table, target: Path) -> str:
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
             pq.write_table(table, file)
-        if "://" in workspace:
-            filesystem.mv(partial, target)
-        else:
-            os.replace(partial, target)
-    except BaseException as error:
+        os.replace(partial, target)
+    except OSError as error:
+        raise TrainerError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
         with suppress(OSError):
-            filesystem.rm_file(partial)
-        if isinstance(error, OSError):
-            raise TrainerError(f"cannot write {target}: {error.strerror or error}") from error
-        raise
-    return str(Path(target)) if "://" not in workspace else filesystem.unstrip_protocol(target)
+            partial.unlink(missing_ok=True)
+    return str(target)
