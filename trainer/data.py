@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dedup.decode import DecodeFailure, ImageDecodeError, decode_rgb
 from trainer.annotations import annotations_of
@@ -82,6 +82,7 @@ class PairDataset(Dataset[Batch | TrainerError]):
         self._shards = shards
         self._preprocessing = preprocessing
         self.image_size = preprocessing.image_size
+        tokenize([], preprocessing.context_length)  # loads the vocabulary once for all workers, which are forked
 
     def __getitem__(self, positions: SamplePositions) -> Batch | TrainerError:
         try:
@@ -104,7 +105,7 @@ class PairDataset(Dataset[Batch | TrainerError]):
             index[row], crop, caption = self._first_usable(positions, row, draws[:, row], broken)
             crops.append(crop)
             captions.append(caption)
-        images, boxes = packed(crops)
+        images, boxes = packed(crops, shared=get_worker_info() is not None)
         return Batch(
             images, tokenize(captions, self._preprocessing.context_length), torch.from_numpy(positions.shard),
             torch.from_numpy(index), dict(broken), boxes if self._preprocessing.resizes_on_device else None,
@@ -145,7 +146,9 @@ class PairDataset(Dataset[Batch | TrainerError]):
             reasons[str(crop)] += 1
             if number == wanted:  # later ones are counted when the stream reaches them
                 broken[str(crop)] += 1
-        raise TrainerError(f"shard {self._shards.shards[shard].path} holds no usable sample: {_listing(reasons)}")
+        way_out = "; correct train.caption_keys" if reasons.keys() == {"no_caption"} and rule.keys else ""
+        path = self._shards.shards[shard].path
+        raise TrainerError(f"shard {path} holds no usable sample: {_listing(reasons)}{way_out}")
 
     def _caption(self, rule: CaptionRule, usable: list[str], epoch: int, shard: int, number: int) -> str | None:
         if len(usable) < 2 or rule.choice == "first":

@@ -5,6 +5,7 @@ result equals `PIL.Image.resize(..., BICUBIC, box=...)` but for the rounding of 
 of 255 levels. Both round to whole levels between the horizontal and the vertical pass.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -47,19 +48,23 @@ def resized(image: Image.Image, left: float, top: float, side: float, size: int)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def packed(crops: list[Crop]) -> tuple[Tensor, Tensor]:
+def packed(crops: list[Crop], *, shared: bool = False) -> tuple[Tensor, Tensor]:
     """Return crops as one (n, P, P, 3) uint8 tensor, and (n, 5) float32: left, top, side, width and height of each.
 
-    Bytes outside a crop are arbitrary.
+    Bytes outside a crop are arbitrary. `shared`: the images lie in memory that another process gets without a copy.
     """
     edge = max((max(crop.pixels.shape[:2]) for crop in crops), default=0)
-    images = np.empty((len(crops), edge, edge, 3), np.uint8)
+    shape = (len(crops), edge, edge, 3)
+    images = torch.empty(0 if shared else shape, dtype=torch.uint8)
+    if shared:  # as torch's own collate does: moving a finished tensor there would copy it
+        images.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)  # type: ignore[call-overload]
     boxes = np.empty((len(crops), 5), np.float32)
+    rows = images.numpy()
     for row, (pixels, left, top, side) in enumerate(crops):
         height, width = pixels.shape[:2]
-        images[row, :height, :width] = pixels
+        rows[row, :height, :width] = pixels
         boxes[row] = left, top, side, width, height
-    return torch.from_numpy(images), torch.from_numpy(boxes)
+    return images, torch.from_numpy(boxes)
 
 
 def resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
