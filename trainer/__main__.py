@@ -14,7 +14,7 @@ from trainer.train import train
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done or stopped by SIGTERM, 1 failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer",
+        prog="wit train",
         description="Train a CLIP model on the shards of a workspace; rerun to resume from the last checkpoint.",
         epilog="On several GPUs: torchrun --nproc-per-node=8 -m trainer -c wit.toml",
     )

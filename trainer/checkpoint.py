@@ -152,7 +152,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises any error of its unpickler and zip reader
-        raise TrainerError(f"cannot read checkpoint {path}: {_why_not_loaded(error)}") from error
+        raise TrainerError(f"cannot read checkpoint {path}: {why_not_loaded(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise TrainerError(f"{path} is not a checkpoint of this trainer")
     bad = [key for key, kind in _PARTS.items() if not isinstance(content.get(key), kind)]
@@ -179,8 +179,8 @@ def _check_bytes(path: Path) -> None:
         raise TrainerError(f"cannot read checkpoint {path}: it is damaged (checksum of {damaged})")
 
 
-def _why_not_loaded(error: Exception) -> str:
+def why_not_loaded(error: Exception) -> str:
     """Return torch's reason, without its advice to load what may run code."""
     if "weights_only" in str(error):
-        return "it holds more than tensors, numbers and text; that is not loaded, because it could run code"
-    return str(error).partition("\n")[0] or type(error).__name__
+        return "it is not a file of tensors, numbers and text; others are not loaded, because they could run code"
+    return one_line(error)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dedup.eval_sets.config import EvalSetConfig
-from trainer.errors import TrainerConfigError
+from trainer.errors import TrainerConfigError, one_line
 from trainer.loss import Objective
 from trainer.model import TextTower, named_architecture, with_text_tower
 from trainer.schedule import Schedule
@@ -51,8 +51,10 @@ class TrainConfig(Table):
     initial: str | None = None  # open_clip checkpoint to start from; positions are resized
 
     # input
-    shards: tuple[str, ...] = Field(default=(), strict=False)  # globs of tars; default: `<workspace>/shards/*.tar`
-    sets: tuple[TrainSet, ...] = Field(default=(), strict=False)  # instead of `shards`
+    shards: tuple[str, ...] = Field(
+        default=(), strict=False, min_length=1
+    )  # globs of tars; default: `<workspace>/shards/*.tar`
+    sets: tuple[TrainSet, ...] = Field(default=(), strict=False, min_length=1)  # instead of `shards`
     validation: tuple[str, ...] = Field(default=(), strict=False)  # globs of held-out tars
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the shards, drawn by seed and held out
     output: str | None = None  # a folder or URL; default: `<workspace>/train`
@@ -159,6 +161,16 @@ class Settings(Table):
     evaluate: EvaluateConfig = EvaluateConfig()
     evals: tuple[EvalSetConfig, ...] = Field(default=(), strict=False)
 
+    @model_validator(mode="after")
+    def _check_together(self) -> "Settings":
+        names = [source.name for source in self.evals]
+        for name in names:
+            if names.count(name) > 1:  # the results of one would replace the other's
+                raise ValueError(f"two [[evals]] have the name {name!r}: rename one")
+        if self.train.evaluate_steps and not (self.train.validation or self.train.validation_share or names):
+            raise ValueError("train.evaluate_steps has nothing to score: set train.validation_share, or add [[evals]]")
+        return self
+
     @property
     def shard_globs(self) -> tuple[str, ...]:
         """The globs that match the shards."""
@@ -231,7 +243,7 @@ def load_settings(path: str | Path) -> Settings:
     except RecursionError:
         raise TrainerConfigError(f"cannot read {path}: tables or lists are nested too deeply") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, or a number of thousands of digits
-        raise TrainerConfigError(f"cannot read {path}: {error}") from error
+        raise TrainerConfigError(f"cannot read {path}: {one_line(error)}") from error
     known: dict[str, Any] = {
         key: document[key] for key in ("workspace", "seed", "train", "evaluate", "evals") if key in document
     }
@@ -281,14 +293,18 @@ def _one_line(error: ValidationError) -> str:
     """Name the first wrong key, its value and what is allowed."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["loc"] == ("train",) and first["type"] == "value_error":
-        return f"[train]: {first['msg'].removeprefix('Value error, ')}"
+    if first["loc"] in ((), ("train",)) and first["type"] == "value_error":
+        return f"{'[train]: ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
     if first["type"] == "extra_forbidden":
         tables: dict[str, type[Table]] = {"train": TrainConfig, "evaluate": EvaluateConfig}
         table = TrainSet if first["loc"][:2] == ("train", "sets") else tables.get(str(first["loc"][0]))
         return f"unknown key {key}; allowed: {', '.join(table.model_fields)}" if table else f"unknown key {key}"
     if first["type"] == "missing":
         return f"{key} is missing"
+    if first["type"] == "tuple_type":
+        return f"{key} = {first['input']!r}: must be a list in brackets"
+    if first["type"] == "too_short":
+        return f"{key} = {first['input']!r}: must not be empty"
     return f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 

@@ -45,16 +45,17 @@ class CountedShard:
     size: int | None = None
 
 
-def count_shards(globs: tuple[str, ...], cache: ShardCache) -> tuple[CountedShard, ...]:
-    """List the shards that match, each once, and count their samples.
+def count_shards(globs: tuple[str, ...], cache: ShardCache, key: str = "train.shards") -> tuple[CountedShard, ...]:
+    """List the shards that match, each once, and count their samples. `key` names the globs in an error.
 
     Raises:
-        TrainerError: nothing matches, no shard holds a sample, or a shard to be counted cannot be read.
+        TrainerError: a glob matches nothing, no shard holds a sample, or a shard to be counted cannot be read.
     """
     matches_by_glob = {pattern: expand(pattern) for pattern in globs}
+    for pattern, matches in matches_by_glob.items():
+        if not matches:
+            raise TrainerError(f"no shards match {pattern}: build them first, or correct {key}")
     listed = list({shard.path: shard for matches in matches_by_glob.values() for shard in matches}.values())
-    if not listed:
-        raise TrainerError(f"no shards match {', '.join(globs)}: build them first, or set train.shards")
     announced: dict[str, CountedShard] = {}
     for folder in sorted({shard.path.rpartition("/")[0] for shard in listed}):
         source, shards = _announced_shards(folder)
@@ -92,8 +93,8 @@ def _count(shard: Listed, cache: ShardCache) -> CountedShard:
 def _from_statistics(shard: Listed) -> int | None:
     """Return what img2dataset says that it wrote: `successes` of `NNNNN_stats.json`; None where it does not."""
     with suppress(Exception):  # absent, JSON of any shape, and any file system's errors: then the tar is counted
-        with fsspec.open(f"{shard.path.removesuffix('.tar')}_stats.json", "rb") as file:
-            count = json.load(file)["successes"]
+        filesystem, path = filesystem_of(f"{shard.path.removesuffix('.tar')}_stats.json")
+        count = json.loads(filesystem.cat_file(path))["successes"]  # in one request: `open` sends two
         if type(count) is int and 0 <= count <= MAX_SAMPLES:
             return count
     return None
@@ -137,7 +138,8 @@ def _announced_shards(folder: str) -> tuple[str, dict[str, CountedShard]]:
         except Exception as error:  # JSON of any shape, and any file system's errors
             if isinstance(error, _ABSENT) or getattr(error, "status", None) == 403:
                 continue
-            raise TrainerError(f"{folder}/{name} cannot be used: {one_line(error)}") from error
+            reason = one_line(error).removeprefix(f"{folder}/{name}: ")
+            raise TrainerError(f"{folder}/{name} cannot be used: {reason}") from error
         for shard in shards:
             if type(shard.samples) is not int or not 0 <= shard.samples <= MAX_SAMPLES:
                 raise TrainerError(
@@ -152,8 +154,8 @@ def _read_manifest(folder: str) -> list[CountedShard]:
 
 
 def _read_sizes(folder: str) -> list[CountedShard]:
-    with fsspec.open(f"{folder}/sizes.json", "rb") as file:
-        return [CountedShard(f"{folder}/{name}", count) for name, count in json.load(file).items()]
+    filesystem, path = filesystem_of(f"{folder}/sizes.json")
+    return [CountedShard(f"{folder}/{name}", count) for name, count in json.loads(filesystem.cat_file(path)).items()]
 
 
 def write_sizes(globs: tuple[str, ...], cache: ShardCache) -> dict[str, dict[str, int]]:

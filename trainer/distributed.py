@@ -100,7 +100,7 @@ class World:
         return sum(self.gather(counts), Counter())
 
 
-def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+def pick_device(wanted: str, local_rank: int = 0, key: str = "train.device") -> torch.device:
     """Return the GPU of this process, or the CPU where there is none and "auto" allows it.
 
     Raises:
@@ -113,7 +113,7 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
         raise TrainerError(
             f"no GPU for process {local_rank} of this machine, which has {gpus}: start at most {gpus} processes here"
             if gpus
-            else 'no GPU found: install a CUDA build of torch, or set train.device = "cpu"'
+            else f'no GPU found: install a CUDA build of torch, or set {key} = "cpu"'
         )
     return torch.device("cuda", local_rank)
 

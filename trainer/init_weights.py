@@ -36,7 +36,9 @@ def load_initial(model: CLIP, path: str, name: str = "") -> None:
             else:
                 load_checkpoint(model, str(source))
     except Exception as error:  # open_clip and torch raise any error of their readers
-        reason = shorten(str(error), 300)  # torch lists every weight that does not fit
+        reason = checkpoint.why_not_loaded(error)
+        if reason.endswith(":"):  # torch lists every weight that does not fit
+            reason = shorten(str(error), 300)
         raise TrainerError(
             f"train.initial = {path!r} cannot be used: {reason}; give an open_clip checkpoint, a step-*.pt or an "
             "exported model/ folder of this trainer, with the architecture of train.model"

@@ -54,8 +54,9 @@ def open_inputs(settings: Settings, world: World, *, resizes_on_device: bool) ->
     sets = config.sets or (TrainSet(shards=settings.shard_globs),)
 
     def count() -> tuple[list[tuple[CountedShard, ...]], tuple[CountedShard, ...]]:
-        counted = [count_shards(one.shards, cache) for one in sets]
-        return counted, count_shards(config.validation, cache) if config.validation else ()
+        keys = [f"train.sets[{number}].shards" if config.sets else "train.shards" for number in range(len(sets))]
+        counted = [count_shards(one.shards, cache, key) for one, key in zip(sets, keys, strict=True)]
+        return counted, count_shards(config.validation, cache, "train.validation") if config.validation else ()
 
     counted, validation = world.from_first(count)
     trained, held_out = _divided(settings, counted, validation)

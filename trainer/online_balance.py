@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from queries.parquet_pages import TEXT, GuardedParquet
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, one_line
 from trainer.order import Int64s, SampleOrder, SamplePositions, hash64, uniform
 from trainer.shards import ShardSet
 
@@ -59,8 +59,7 @@ def _shard_query_ids(tar: str, samples: int) -> pa.ListArray:
             table = _read(file)
         kept = table.filter(pc.equal(table["status"], "success"))["query_ids"].cast(pa.list_(pa.int32()))
     except (OSError, pa.ArrowException, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise TrainerError(f"train.balance_cap needs the query_ids of {path}: {reason}") from error
+        raise TrainerError(f"train.balance_cap needs the query_ids of {path}: {one_line(error)}") from error
     if len(kept) != samples:
         raise TrainerError(f"{path} lists {len(kept)} samples where {tar} has {samples}: write the set again")
     lists: pa.ListArray = kept.combine_chunks()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.config import TrainConfig
-from trainer.errors import TrainerConfigError
+from trainer.errors import TrainerConfigError, TrainerError, one_line
 
 log = logging.getLogger(__name__)
 MUCH_WAITING = 0.05
@@ -87,9 +87,14 @@ class _WeightsAndBiases:
             raise TrainerConfigError(
                 "train.wandb_project needs the wandb package: pip install 'wit-pipeline[wandb]'"
             ) from error
-        self._run = wandb.init(
-            project=project, config=settings, dir=str(folder), id=_run_id(folder / "wandb_id"), resume="allow"
-        )
+        try:
+            self._run = wandb.init(
+                project=project, config=settings, dir=str(folder), id=_run_id(folder / "wandb_id"), resume="allow"
+            )
+        except wandb.Error as error:  # no key, or no connection
+            raise TrainerError(
+                f"train.wandb_project = {project!r}: {one_line(error)} Or set WANDB_MODE=offline"
+            ) from error
         # wandb drops values of steps before its own counter, such as those done again after a crash; ours are x values
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -99,10 +99,10 @@ def _open(shards: tuple[CountedShard, ...], cache: ShardCache, number: int) -> S
     return ShardReader(*cache.open(shard.path, shard.samples, shard.sha256))
 
 
-def find_shards(globs: tuple[str, ...], cache: ShardCache) -> ShardSet:
-    """List the shards that match, each once, and count their samples.
+def find_shards(globs: tuple[str, ...], cache: ShardCache, key: str = "train.shards") -> ShardSet:
+    """List the shards that match, each once, and count their samples. `key` names the globs in an error.
 
     Raises:
-        TrainerError: nothing matches, no shard holds a sample, or a shard to be counted cannot be read.
+        TrainerError: a glob matches nothing, no shard holds a sample, or a shard to be counted cannot be read.
     """
-    return ShardSet(count_shards(globs, cache), cache)
+    return ShardSet(count_shards(globs, cache, key), cache)

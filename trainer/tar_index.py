@@ -12,6 +12,8 @@ from trainer.errors import TrainerError
 
 _MEMBERS = {**dict.fromkeys(IMAGE_SUFFIXES, 0), "txt": 1, "json": 2}
 
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, Zstandard
+
 Index = NDArray[np.int64]
 """(samples, 3, 2): offset and size of image, text and json; -1 where missing."""
 
@@ -27,6 +29,9 @@ def index_tar(file: BinaryIO, name: str, size: int | None = None) -> Index:
     rows: list[list[list[int]]] = []
     previous = None
     try:
+        if file.read(6).startswith(_COMPRESSED):
+            raise TrainerError(f"shard {name} is compressed: unpack it, so that its samples can be read one by one")
+        file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")

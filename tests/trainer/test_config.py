@@ -77,6 +77,10 @@ def test_any_open_clip_architecture_trains_with_its_familys_values(tmp_path: Pat
         ("architecture = 5", "train.architecture = 5: must be an open_clip model config"),
         ('text = "bag-of-words"\narchitecture = { embed_dim = 3 }', "train.architecture = {'embed_dim': 3}: must be"),
         ('[[train]]\nmodel = "tiny"', "cannot read"),
+        ('shards = "a/*.tar"', "train.shards = 'a/*.tar': must be a list in brackets"),
+        ("shards = []", "train.shards = []: must not be empty"),
+        ("evaluate_steps = 5", "train.evaluate_steps has nothing to score: set train.validation_share"),
+        ('[[evals]]\nname = "a"\nkind = "foldr"\npath = "b"', "evals.0.kind = 'foldr': input should be 'folder'"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(tmp_path: Path, text: str, message: str):
@@ -90,6 +94,13 @@ def test_wrong_values_are_refused_in_one_line(tmp_path: Path, text: str, message
 def test_what_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str):
     with pytest.raises(TrainerConfigError, match=r"^train = .*: must be one table, \[train\]$"):
         _load(tmp_path, text)
+
+
+def test_a_config_that_is_not_there_is_one_line(tmp_path: Path):
+    for path, reason in ((tmp_path / "none.toml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(TrainerConfigError) as caught:
+            load_settings(path)
+        assert str(caught.value) == f"cannot read {path}: {reason}"
 
 
 def test_an_output_on_a_store_needs_a_folder_for_its_copy(tmp_path: Path):

@@ -129,7 +129,7 @@ def _scene(number: int) -> tuple[str, str]:
             "[train]: give every one of [[train.sets]] a",
         ),
         ({"sets": [{"shards": ["y"], "wait": 1.0}]}, "unknown key train.sets.0.wait; allowed: shards, weight"),
-        ({"sets": [{"shards": []}]}, "train.sets.0.shards = []"),
+        ({"sets": [{"shards": []}]}, "train.sets.0.shards = []: must not be empty"),
         ({"best": "loss"}, "[train]: train.best needs train.evaluate_steps"),
         ({"cooldown_steps": 5}, '[train]: train.cooldown_steps needs train.schedule = "cooldown"'),
     ],

@@ -106,6 +106,25 @@ def test_no_shards_is_one_clear_line(tmp_path: Path):
         assert "no shards match" in _one_line(caught)
 
 
+def test_every_glob_must_match_tars(scenes: Path, tmp_path: Path):
+    good = f"{scenes}/shards/*.tar"
+    with pytest.raises(TrainerError) as caught:
+        find_shards((good, f"{tmp_path}/typo/*.tar"), _cache(tmp_path), "train.validation")
+    assert _one_line(caught) == f"no shards match {tmp_path}/typo/*.tar: build them first, or correct train.validation"
+    with pytest.raises(TrainerError) as caught:
+        find_shards((good, f"{scenes}/shards"), _cache(tmp_path))
+    assert _one_line(caught) == f"{scenes}/shards is a folder: write {scenes}/shards/*.tar"
+
+
+@pytest.mark.parametrize("how", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_said_to_be_one(tmp_path: Path, how: str):
+    with tarfile.open(tmp_path / "00000.tar", f"w:{how}"):
+        pass
+    with pytest.raises(TrainerError) as caught:
+        find_shards((f"{tmp_path}/*.tar",), _cache(tmp_path))
+    assert "00000.tar is compressed: unpack it" in _one_line(caught)
+
+
 def test_remote_shards_are_kept_in_a_bounded_folder(scenes: Path, tmp_path: Path):
     memory = fsspec.filesystem("memory")
     for file in sorted((scenes / "shards").iterdir()):

@@ -248,6 +248,11 @@ def test_weights_to_start_from_that_do_not_fit_are_one_line(scenes: Path, tmp_pa
         assert message.startswith(f"train.initial = {initial!r} cannot be used: ")
         assert "size mismatch" in message or "No such file" in message
     assert not (tmp_path / "other" / "checkpoints").exists()
+    text = tmp_path / "text.pt"
+    text.write_text("not weights")
+    message = _fails(tiny_settings(scenes, tmp_path / "other", initial=str(text)))
+    assert "it is not a file of tensors" in message
+    assert "weights_only" not in message  # torch's advice to load it all the same
 
 
 def test_a_run_goes_on_in_another_precision(scenes: Path, tmp_path: Path):
@@ -275,7 +280,8 @@ def test_a_checkpoint_of_another_run_is_one_line(scenes: Path, tmp_path: Path):
     train(tiny_settings(scenes, tmp_path, steps=1))
     assert "belongs to another run (train.batch = 24)" in _fails(tiny_settings(scenes, tmp_path, steps=2, batch=20))
     wider = tiny_settings(scenes, tmp_path).train.architecture | {"embed_dim": 8}
-    assert "belongs to another run (train.architecture" in _fails(tiny_settings(scenes, tmp_path, architecture=wider))
+    message = _fails(tiny_settings(scenes, tmp_path, architecture=wider))
+    assert "belongs to another run (train.architecture.embed_dim = 16)" in message
 
 
 def test_other_captions_are_another_run(tmp_path: Path):
@@ -301,6 +307,20 @@ def test_other_captions_are_another_run(tmp_path: Path):
     rows["00001"][17] = "another"
     annotate()
     assert "belongs to another run (the annotations differ)" in _fails(settings(3, keys))
+
+
+def test_captions_that_nobody_has_are_one_line(scenes: Path, tmp_path: Path):
+    message = _fails(tiny_settings(scenes, tmp_path, caption_keys=["alt"]))
+    assert message.endswith("no_caption; correct train.caption_keys")
+
+
+def test_a_rate_that_never_reaches_its_peak_is_mentioned(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for warmup_steps, mentions in ((2, 1), (1, 0)):
+        caplog.clear()
+        train(tiny_settings(scenes, tmp_path / str(warmup_steps), steps=2, warmup_steps=warmup_steps))
+        assert caplog.text.count("the learning rate does not reach its peak") == mentions
 
 
 def test_a_damaged_checkpoint_is_one_line(scenes: Path, tmp_path: Path):

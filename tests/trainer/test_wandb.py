@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from support.processes import run, tiny_settings
 
 from trainer.data import Batch
-from trainer.errors import TrainerConfigError
+from trainer.errors import TrainerConfigError, TrainerError
 from trainer.train import train
 
 _BLOCK = 1 << 15
@@ -82,6 +83,20 @@ def test_restarts_are_one_run_with_each_step_at_its_place(
         {key: line[key] for key in ("step", "train/loss")} for line in lines[5:]
     ]
     assert metrics == {"*"}
+
+
+def test_without_a_key_it_is_one_line(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Error(Exception):
+        """Stands for wandb's own."""
+
+    def init(**_: Any) -> None:
+        raise Error("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Error))
+    with pytest.raises(
+        TrainerError, match=r"^train\.wandb_project = 'tests': No API key .* Or set WANDB_MODE=offline$"
+    ):
+        train(tiny_settings(scenes, tmp_path, steps=1, wandb_project="tests"))
 
 
 def test_without_the_package_it_is_one_line(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -70,9 +70,6 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check_names(settings: Settings) -> None:
     names = [source.name for source in settings.evals]
-    for name in names:
-        if names.count(name) > 1:  # the results of one would replace the other's
-            raise TrainerConfigError(f"two [[evals]] have the name {name!r}: rename one")
     for name in settings.evaluate.probe_train:
         if name not in names:
             raise TrainerConfigError(
@@ -88,7 +85,7 @@ def _check_file_name(key: str, name: str | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluation",
+        prog="wit evaluate",
         description="Score a checkpoint zero-shot on the evaluation sets of a config, and write per-example results "
         "that the overlap report splits into All, Clean and Overlap.",
     )
@@ -181,7 +178,7 @@ def _probe(
 
 
 def _retrieve(settings: Settings, encoder: Encoder, glob: str) -> None:
-    shards = find_shards((glob,), ShardCache(settings.cache, int(settings.train.cache_gib * 2**30)))
+    shards = find_shards((glob,), ShardCache(settings.cache, int(settings.train.cache_gib * 2**30)), "--retrieval")
     result = retrieve(encoder, shards, PREFIX)
     table = Table(
         "retrieval", *(f"R@{k}" for k in DEPTHS), title=f"{result.images:,} images, {result.captions:,} captions"

@@ -110,7 +110,7 @@ def open_encoder(
         TrainerError: it cannot be opened, or the weights are of another architecture.
     """
     path, config = str(path), config or EvaluateConfig()
-    device = pick_device(config.device)
+    device = pick_device(config.device, key="evaluate.device")
     logging.getLogger().setLevel(logging.WARNING)  # open_clip logs every step of building a model
     with local_copy(path) as local:
         model, preprocess, context_length = _open(local, architecture)
@@ -131,16 +131,29 @@ def _open(path: str, architecture: str | None) -> tuple[Any, Callable[[Image.Ima
         return _open_training_checkpoint(Path(path))
     if architecture is None and not Path(path, "open_clip_config.json").exists():
         raise TrainerError(
-            f"{path} is neither a checkpoint of this trainer nor an exported model: add its architecture, such as "
-            "--model ViT-B-32"
+            f"{path} is neither a checkpoint of this trainer nor an exported model: {_what_instead(Path(path))}"
         )
     source = (f"local-dir:{path}", None) if architecture is None else (architecture, path)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what open_clip logs before it raises lists all tags
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(*source)
     except Exception as error:  # open_clip and torch raise any error of their readers
-        reason = str(error).partition("\n")[0]
+        reason = checkpoint.why_not_loaded(error)
         raise TrainerError(f"cannot open {path} as {architecture or 'an exported model'}: {reason}") from error
+    finally:
+        logging.disable(before)
     return model, preprocess, model.context_length
+
+
+def _what_instead(path: Path) -> str:
+    """Return what to give where a folder or file cannot be opened."""
+    if not path.exists():
+        return "it does not exist; for a tag of open_clip add its architecture, such as --model ViT-B-32"
+    if (path / "model" / "open_clip_config.json").exists():
+        return f"give {path}/model"
+    saved = [*checkpoint.list_checkpoints(path), *checkpoint.list_checkpoints(path / "checkpoints")]
+    return f"give {saved[-1]}" if saved else "add its architecture, such as --model ViT-B-32"
 
 
 def _open_training_checkpoint(path: Path) -> tuple[Any, Callable[[Image.Image], Tensor], int]:

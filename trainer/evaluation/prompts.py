@@ -20,7 +20,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TE
 from timm.data.imagenet_info import ImageNetInfo
 
 from dedup.eval_sets import find_set
-from trainer.errors import TrainerConfigError
+from trainer.errors import TrainerConfigError, one_line
 
 Origin = Literal["the paper's", "a file", "WordNet's names", "the labels"]
 """Where prompts are from. The paper's: ImageNet's, or a file in the form of OpenAI's."""
@@ -120,7 +120,7 @@ def read_prompts(path: Path) -> dict[str, Prompts]:
         origin: Origin = "the paper's" if path.suffix == ".md" else "a file"
         prompts = {_slug(name): _checked(entry, origin) for name, entry in entries.items()}
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise TrainerConfigError(f"cannot read prompts from {path}: {error}") from error
+        raise TrainerConfigError(f"cannot read prompts from {path}: {one_line(error)}") from error
     if not prompts:
         raise TrainerConfigError(f"{path} holds no prompts: it needs `## Set` sections with `classes` and `templates`")
     return prompts

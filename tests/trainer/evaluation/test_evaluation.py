@@ -493,7 +493,8 @@ def test_the_command_writes_results_and_prints_chance(
     ("change", "code", "message"),
     [
         ({"--checkpoint": "missing.pt"}, 1, "checkpoint missing.pt does not exist"),
-        ({"--checkpoint": "nowhere"}, 1, "add its architecture"),
+        ({"--checkpoint": "nowhere"}, 1, "it does not exist; for a tag of open_clip add its architecture"),
+        ({"--model": "ViT-B-32"}, 1, "/model as ViT-B-32: Pretrained value"),
         ({"--sets": "other"}, 2, "no such set in [[evals]], which has scenes"),
         ({"-c": "missing.toml"}, 2, "cannot read missing.toml"),
     ],
@@ -508,6 +509,14 @@ def test_mistakes_are_one_line(
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_runs_folder_is_no_checkpoint_but_has_some(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = _config(tmp_path, EvalSetConfig(name="scenes", kind="folder", path=str(tmp_path / "none")))
+    saved = trained / "checkpoints" / "step-000000002.pt"
+    for given, instead in ((trained, trained / "model"), (trained / "checkpoints", saved)):
+        assert main(["-c", str(config), "--checkpoint", str(given)]) == 1
+        assert capsys.readouterr().err.endswith(f"nor an exported model: give {instead}\n")
 
 
 @pytest.mark.parametrize(
