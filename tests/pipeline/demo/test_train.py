@@ -18,7 +18,8 @@ from pipeline.errors import UserError
 
 def test_the_tables_are_ones_the_trainer_accepts(tmp_path: Path):
     config = pytest.importorskip("trainer.config")
-    document = tomllib.loads(f'workspace = "work"\n{demo_train._TABLES}')
+    sets = '[[evals]]\nname = "objects"\nkind = "folder"\npath = "evals/objects"\n'  # the demo's config has some
+    document = tomllib.loads(f'workspace = "work"\n{sets}{demo_train._TABLES}')
     settings = config.settings_from(document, tmp_path)
     assert settings.train.text == "bag-of-words"
     assert settings.evaluate.prompts == str(tmp_path / "prompts.json")
