@@ -1,9 +1,10 @@
 """At most so many pairs of a host in the plan: `fetch.max_pairs_per_host` and `max_pairs` of `[[fetch.hosts]]`.
 
 The same arithmetic as the cap of queries (balance/exact.py), with hosts in the place of queries: of a host with too
-many pairs, those of smallest priority stay, which is exact, seeded, and the same in any order. It looks at the pairs
-that queries select. What a host loses may make room for pairs of other hosts, so both balances alternate until no
-host has too many; a host that was limited keeps the pairs chosen then, and gets no others.
+many pairs, those of smallest priority stay, which is exact, seeded, and the same in any order. With `balance.score`
+a host takes its pairs as queries do, the best first or by weight. It looks at the pairs that queries select. What a
+host loses may make room for pairs of other hosts, so both balances alternate until no host has too many; a host that
+was limited keeps the pairs chosen then, and gets no others.
 
     count  candidates -> hosts of the selected pairs
     mark   candidates -> (uid, number of the host) of selected pairs of hosts over their cap
@@ -23,11 +24,10 @@ from pipeline.engine.run import Build, run_units
 from pipeline.engine.units import Marker, Unit, UnitOutput, Work, add_counts, digest, unit_of
 from pipeline.records import PAIRS, Reason
 from pipeline.stages.balance.exact import query_hashes
-from pipeline.stages.balance.ranking import RANDOM, Ranking
-from pipeline.stages.balance.scans import OpenSelect, SelectQueries, find_balance, save_thresholds
+from pipeline.stages.balance.ranking import Ranking
+from pipeline.stages.balance.scans import OpenSelect, SelectQueries, find_balance, matched_columns, save_thresholds
 from pipeline.stages.host_counts import hosts_of, spill_hosts, sum_hosts, tally_hosts
 
-_MARKED = pa.schema([("uid", pa.string()), ("query_ids", pa.list_(pa.int32()))])
 _MOST_HOSTS = 100_000
 """Hosts over their caps that one round looks at; there are rounds until there is none."""
 
@@ -38,7 +38,7 @@ class _Hosts:
 
     queries: tuple[str, ...]
     seed: int
-    ranking: Ranking = RANDOM
+    ranking: Ranking
 
     @property
     def sha256(self) -> str:
@@ -65,10 +65,11 @@ class Round:
         over = self._over_cap()
         if not over:
             return None
-        marked = self._run("mark", _Mark(self._folder, over))
+        ranking = self.select.keys.ranking
+        marked = self._run("mark", _Mark(self._folder, over, ranking))
         selects = []
         for cap in sorted(set(over.values())):
-            hosts = _Hosts(tuple(sorted(host for host, limit in over.items() if limit == cap)), self.seed)
+            hosts = _Hosts(tuple(sorted(host for host, limit in over.items() if limit == cap)), self.seed, ranking)
             files = sorted(n for marker in marked.values() for n in marker.outputs if f"/marked-{cap}/" in n)
             step = f"{self._step}/{cap}"
             balance = find_balance(self.build, step, files, hosts, hosts, cap=cap, inputs=self._digest)
@@ -153,6 +154,7 @@ class _Mark:
 
     folder: str
     over: Mapping[str, int]
+    ranking: Ranking
 
     def open(self) -> "_Mark":
         return self
@@ -162,10 +164,17 @@ class _Mark:
         for cap in sorted(set(self.over.values())):
             numbers = {h: n for n, h in enumerate(sorted(h for h, limit in self.over.items() if limit == cap))}
             rows = [i for i in np.flatnonzero(is_selected).tolist() if hosts[i] in numbers]
-            lists = pa.array([[numbers[hosts[i]]] for i in rows], pa.list_(pa.int32()))
-            uids = table["uid"].take(pa.array(rows, pa.int64()))
-            output.write_table(f"{self.folder}/marked-{cap}/{stem}.parquet", pa.table([uids, lists], schema=_MARKED))
+            lists = [[numbers[hosts[i]]] for i in rows]
+            marked = _of_hosts(table.take(pa.array(rows, pa.int64())), lists, self.ranking)
+            output.write_table(f"{self.folder}/marked-{cap}/{stem}.parquet", marked)
         return {"inputs": table.num_rows, "kept": table.num_rows}
+
+
+def _of_hosts(pairs: pa.Table, numbers: list[list[int]], ranking: Ranking) -> pa.Table:
+    """Return what a balance reads of pairs, with the numbers of hosts in the place of queries."""
+    columns = pairs.select(matched_columns(ranking))
+    place = columns.schema.get_field_index("query_ids")
+    return columns.set_column(place, "query_ids", pa.array(numbers, pa.list_(pa.int32())))
 
 
 @dataclass(frozen=True)
@@ -190,8 +199,8 @@ class _LimitOpened:
         is_chosen = np.zeros(len(hosts), bool)
         for of_cap, select in self.selects:
             numbers = {host: number for number, host in enumerate(of_cap.queries)}
-            lists = pa.array([[numbers[host]] if host in numbers else [] for host in hosts], pa.list_(pa.int32()))
-            chosen = select.select(pa.table({"uid": table["uid"], "query_ids": lists}))
+            lists = [[numbers[host]] if host in numbers else [] for host in hosts]
+            chosen = select.select(_of_hosts(table, lists, of_cap.ranking))
             is_chosen |= pc.greater(pc.list_value_length(chosen), 0).to_numpy(zero_copy_only=False)
         is_kept = ~is_of_limited | (is_selected & is_chosen)
         output.write_table(f"{self.folder}/candidates/{stem}.parquet", table.filter(pa.array(is_kept)).cast(PAIRS))

@@ -57,7 +57,7 @@ from pipeline.stages.plan_candidates import files_of, url_hashes, write_candidat
 from pipeline.stages.plan_parts import PartCut, count_planned, cut_parts, in_order, plan_parts, rows_of_parts
 from queries.allowlist import Allowlist
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same pairs would give another plan, or scratch files have another format."""
 
 MOST_HOSTS = 100_000

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,56 @@ def test_a_query_takes_its_best_pairs_or_samples_by_the_score_of_the_sources(tmp
         head = {row["uid"]: row["score"] for row in rows if 0 in row["query_ids"]}
         taken = sorted((head[uid] for uid, queries in planned.items() if 0 in queries), reverse=True)
         assert taken == sorted((s for s in head.values() if not math.isnan(s)), reverse=True)[:30]
+
+
+def limited_oracle(rows: list[dict], cap: int, of_host: Callable[[str], int | None], ranking: Ranking) -> dict:
+    """Balance by query, then by host, until no host has too many pairs; hosts that were limited get no other pairs."""
+    left = {row["uid"]: row for row in rows}
+    while True:
+        selected = oracle(list(left.values()), cap, ranking)
+        hosts = defaultdict(list)
+        for uid in selected:
+            hosts[left[uid]["url"].split("/")[2]].append(uid)
+        over = {host for host, uids in hosts.items() if (limit := of_host(host)) is not None and len(uids) > limit}
+        if not over:
+            return selected
+        kept = set()
+        for host in over:
+            high, low = uid_numbers(pa.array(hosts[host], pa.string()))
+            order = priorities(np.full(len(high), query_hashes([host], SEED)[0]), high, low)
+            order = ranking.priorities(order, np.array([left[uid]["score"] for uid in hosts[host]], np.float32))
+            kept.update(uid for _, uid in sorted(zip(order.tolist(), hosts[host], strict=True))[: of_host(host)])
+        left = {uid: row for uid, row in left.items() if uid in kept or row["url"].split("/")[2] not in over}
+
+
+@pytest.mark.parametrize("order", ["random", "best", "weighted"])
+@pytest.mark.parametrize(("cap", "most"), [(20, 12), (1000, 30), (40, 1)])
+def test_a_host_keeps_its_best_pairs_where_queries_take_the_best(tmp_path, order, cap, most):
+    rows = []
+    for row in make_pairs(400):
+        known = int(row["uid"][:2], 16) < 200
+        score = round(int(row["uid"][2:6], 16) / 65_536, 2) if known else math.nan
+        rows.append(row | {"extra": json.dumps({"similarity": score}) if known else None, "score": score})
+    keys = {} if order == "random" else {"score": "similarity", "order": order, "temperature": 0.1}
+    ranking = RANDOM if order == "random" else Ranking(order, 0.1, "similarity")
+    budgets = {"max_pairs_per_host": most, "hosts": [{"match": "h3.example", "max_pairs": 7}]}
+    limit = {"h3.example": 7}
+    expected = limited_oracle(rows, math.ceil(cap * 1.5), lambda host: limit.get(host, most), ranking)
+    _, marker, tables = run(tmp_path / "a", [rows[:150], [], rows[150:]], cap=cap, balance=keys, fetch=budgets)
+    planned = {row["uid"]: row for table in tables for row in table.to_pylist()}
+    assert {uid: row["selected_by"] for uid, row in planned.items()} == expected
+    hosts = Counter(row["url"].split("/")[2] for row in planned.values())
+    assert all(count <= limit.get(host, most) for host, count in hosts.items())
+    unique = len({row["uid"] for row in rows})
+    over_host, over_query = marker.counts[Reason.OVER_HOST_CAP], marker.counts.get(Reason.OVER_CAP, 0)
+    assert over_host > 0
+    assert len(planned) + over_host + over_query == unique
+    if order == "best" and cap == 1000:  # every pair is selected, so a host keeps its best, as a person would read it
+        scores = {row["uid"]: row["score"] for row in rows if row["url"].startswith("http://h1.") and row["query_ids"]}
+        taken = sorted((s for uid, s in scores.items() if uid in planned), reverse=True)
+        assert taken == sorted((s for s in scores.values() if not math.isnan(s)), reverse=True)[:most]
+    _, same, _ = run(tmp_path / "b", [rows[::-1][:100], rows[::-1][100:]], cap=cap, balance=keys, fetch=budgets)
+    assert same.outputs == marker.outputs
 
 
 @pytest.mark.parametrize("cap", [1, 20, 1000])
