@@ -61,6 +61,16 @@ def cap_families(
     return in_order(files_of(limited)), {Reason.NEAR_EQUAL_CAPTION: counts["inputs"] - counts["kept"]}
 
 
+def over_family_cap(pairs: pa.Table, filters: FiltersConfig, seed: int) -> np.ndarray:
+    """Return which pairs would be dropped if these, each once, were the pool: in memory. Needs `uid` and `caption`."""
+    captions = pairs["caption"].combine_chunks()
+    keys, hashes = word_set_keys(captions), url_hashes(pairs["uid"].to_pylist(), seed)
+    firsts = firsts_of_bands(band_rows(captions, keys, filters.family_similarity), filters.family_similarity)
+    uses = pa.table([keys, hashes, np.zeros(len(keys), np.int32)], _OF_SET).filter(pa.array(keys != 0))
+    over = _over(_by_family(uses, firsts), filters.max_pairs_per_family or len(keys))
+    return (keys != 0) & np.isin(hashes, over["pair"].to_numpy())
+
+
 def _piece_of(column: str, pieces: Pieces) -> Callable[[pa.Table], np.ndarray]:
     """Return what finds the piece of rows by a column of hashes."""
     return lambda rows: (rows[column].to_numpy() % np.uint64(pieces.count)).astype(np.int32)
@@ -151,15 +161,18 @@ class _FindOver:
 
     def run(self, bucket: int, output: UnitOutput) -> Mapping[str, int]:
         pieces = _pieces(output.workspace, self.families, bucket, _OF_SET, "key", self.keys)
-        found = ((over, self.parts.bucket_of(over["part"].to_numpy())) for over in map(self._over, pieces))
-        rows = spill(output, f"{_FOLDER}/over/{bucket:05d}.rows", _OF_SET, self.parts.buckets, found)
+        found = (_over(rows, self.limit) for rows in pieces)
+        routed = ((over, self.parts.bucket_of(over["part"].to_numpy())) for over in found)
+        rows = spill(output, f"{_FOLDER}/over/{bucket:05d}.rows", _OF_SET, self.parts.buckets, routed)
         return {"inputs": rows, "kept": rows}
 
-    def _over(self, rows: pa.Table) -> pa.Table:
-        key, pair = rows["key"].to_numpy(), rows["pair"].to_numpy()
-        order = np.lexsort((pair, key))
-        rank = np.arange(len(order)) - np.searchsorted(key[order], key[order])
-        return rows.take(pa.array(order[rank >= self.limit]))
+
+def _over(rows: pa.Table, limit: int) -> pa.Table:
+    """Return the pairs of families without the first `limit` of each."""
+    key, pair = rows["key"].to_numpy(), rows["pair"].to_numpy()
+    order = np.lexsort((pair, key))
+    rank = np.arange(len(order)) - np.searchsorted(key[order], key[order])
+    return rows.take(pa.array(order[rank >= limit]))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """`wit sources check`: what the first rows of each source are."""
 
+import gzip
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +12,14 @@ import pytest
 from support.recorded_web import make_project
 
 from pipeline.cli.main import main
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
 def test_every_source_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +42,98 @@ def test_every_source_is_described(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "queries.parquet").unlink()
     assert main(["sources", "check", "-c", str(config), "--rows", "5"]) == 0
     assert "matches are not counted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv.gz", "list.jsonl", "list.tar", "beside.tar"])
+def test_the_names_that_a_table_or_tar_has_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = make_project(tmp_path)
+    row = {"url": "http://a.example/1.jpg", "caption": "a dog", "similarity": "0.3"}
+    kind = "webdataset" if name.endswith(".tar") else "url-table"
+    if kind == "webdataset":
+        beside = {"1.json": json.dumps(row).encode()} if name == "list.tar" else {}
+        write_tar(tmp_path / name, {"1.jpg": b"x", "1.txt": b"a dog"} | beside)
+        pq.write_table(
+            pa.table({"key": ["1"]} | {key: [value] for key, value in row.items()}), tmp_path / "beside.parquet"
+        )
+    elif "jsonl" in name:
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    else:
+        lines = "".join(("," if "csv" in name else "\t").join(line) + "\n" for line in (row, row.values())).encode()
+        (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    text = config.read_text().replace(
+        'kind = "warc"\npaths = ["web-*.warc.gz"]', f'kind = "{kind}"\npaths = ["{name}"]'
+    )
+    config.write_text(text)
+    assert main(["sources", "check", "-c", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert f"columns        {'key, ' if name == 'beside.tar' else ''}url, caption, similarity" in shown
+    assert "match a query  1 (100.0%)" in shown
+
+
+FILTERS = """
+[filters]
+min_words = 3
+urls = true
+block_hosts = ["b.example"]
+languages = ["en", "und"]
+max_images_per_caption = 2
+max_pairs_per_family = 4
+single_colour = true
+max_urls_per_image = 5
+[[filters.python]]
+call = "rules:keep"
+"""
+
+
+def test_each_filter_shows_what_it_drops_also_where_that_is_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_project(tmp_path)
+    captions = ["a dog", "www.dog.example dog", "the dog of b", "a dog shouts"]
+    captions += ["every dog has it"] * 3 + ["every dog has it too"] * 2
+    captions += [f"dog bed number {i}, washable and blue" for i in range(6)]
+    urls = [f"http://{'b' if 'of b' in caption else 'a'}.example/{i}.jpg" for i, caption in enumerate(captions)]
+    pq.write_table(pa.table({"url": urls[:9], "caption": captions[:9]}), tmp_path / "one.parquet")
+    # The pairs of the second source count with those of the first: the same pairs once, others of a family.
+    pq.write_table(pa.table({"url": urls[6:], "caption": captions[6:]}), tmp_path / "two.parquet")
+    text = config.read_text().replace(
+        'kind = "warc"\npaths = ["web-*.warc.gz"]', 'kind = "url-table"\npaths = ["one.parquet"]'
+    )
+    text = text.replace("[balance]", '[[sources]]\nkind = "url-table"\npaths = ["two.parquet"]\n[balance]')
+    config.write_text(text + FILTERS)
+    (tmp_path / "rules.py").write_text(
+        "def keep(pairs):\n    return ['shouts' not in t for t in pairs['caption'].to_pylist()], 'loud'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["sources", "check", "-c", str(config)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    first, second = lines[: lines.index("url-table two.parquet: 1 files")], lines
+    for line in (
+        'block_hosts = ["b.example"] 1 (11.1%) blocked_host',
+        "urls = true 1 (11.1%) url_caption",
+        "min_words = 3 1 (11.1%) too_few_words",
+        'languages = ["en","und"] 0 (0.0%) language',
+        "python rules:keep 1 (11.1%) python:loud",
+    ):
+        assert line in first
+    assert "python rules:keep 0 (0.0%)" in second
+    pool = lines[lines.index("over the whole pool, estimated on these 11 pairs alone (of the pool it is more)") :]
+    assert pool[1:3] == ["max_images_per_caption = 2 3 (27.3%) frequent_caption", "3 x every dog has it"]
+    assert pool[3] == "max_pairs_per_family = 4 2 (25.0%) near_equal_caption"
+    assert pool[-1] == "decided once there are images: single_colour = true, max_urls_per_image = 5"
+
+
+def test_filters_over_the_pool_bear_sources_without_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_project(tmp_path)
+    pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["xyz"]}), tmp_path / "one.parquet")
+    text = config.read_text().replace(
+        'kind = "warc"\npaths = ["web-*.warc.gz"]', 'kind = "url-table"\npaths = ["one.parquet"]'
+    )
+    config.write_text(text + "[filters]\nmax_images_per_caption = 2\nmax_pairs_per_family = 4\n")
+    assert main(["sources", "check", "-c", str(config)]) == 0
+    assert "estimated on these 0 pairs alone" in capsys.readouterr().out
 
 
 def test_a_source_that_cannot_be_read_is_named_after_the_others(

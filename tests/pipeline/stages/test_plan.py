@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.beam.runner import parse_beam_options
 from pipeline.config import Config
+from pipeline.config.filters import FiltersConfig
 from pipeline.engine.progress import Progress
 from pipeline.engine.run import Build
 from pipeline.engine.units import Marker, UnitOutput
@@ -22,7 +23,7 @@ from pipeline.records import PAIRS, PLAN, Reason, pair_uid
 from pipeline.stages.balance.exact import priorities, query_hashes, uid_numbers
 from pipeline.stages.balance.ranking import RANDOM, Ranking
 from pipeline.stages.balance.scans import QueryHashes
-from pipeline.stages.caption_families import PAIR_BYTES
+from pipeline.stages.caption_families import PAIR_BYTES, over_family_cap
 from pipeline.stages.plan import part_names, run_plan
 from pipeline.stages.plan_candidates import drop_repeats, url_hashes
 from pipeline.stages.plan_parts import CANDIDATE_BYTES, candidate_parts, plan_parts
@@ -356,6 +357,10 @@ def test_of_a_family_of_captions_the_cap_is_exact_over_the_pool(tmp_path, monkey
     order = {uid: int(url_hashes([uid], SEED)[0]) for uid in family}
     over = {uid for key, of_it in members.items() if key for uid in sorted(of_it, key=order.__getitem__)[limit:]}
     assert (limit == 500) == (not over)
+    table = pa.Table.from_pylist([{name: row[name] for name in ("uid", "caption")} for row in unique])
+    filters = FiltersConfig(max_pairs_per_family=limit, family_similarity=similarity)
+    is_over = over_family_cap(table, filters, SEED)
+    assert set(table["uid"].filter(pa.array(is_over)).to_pylist()) == over
     left = [row for row in rows if row["uid"] not in over]
     keys = {"max_pairs_per_family": limit, "family_similarity": similarity}
     workspace, marker, tables = run(tmp_path / "whole", [rows[:150], [], rows[150:]], cap=20, **keys)
