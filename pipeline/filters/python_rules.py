@@ -75,9 +75,13 @@ def rule_reasons(rule: Rule, call: str, arguments: Sequence[Any]) -> np.ndarray:
     """
     rows = arguments[0].num_rows
     try:
-        mask, reasons = rule(*arguments)
+        answer = rule(*arguments)
     except Exception as error:  # whatever the user's function raises
         raise UserError(f"filters.python: {call} failed: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        kind = type(answer).__name__
+        raise UserError(f"filters.python: {call} must return two things, a mask and reasons; it returned one {kind}")
+    mask, reasons = answer
     keeps = np.asarray(mask.to_pylist() if isinstance(mask, pa.Array | pa.ChunkedArray) else mask)
     names = reasons.to_pylist() if isinstance(reasons, pa.Array | pa.ChunkedArray) else reasons
     if keeps.shape != (rows,) or keeps.dtype != bool:
@@ -86,8 +90,9 @@ def rule_reasons(rule: Rule, call: str, arguments: Sequence[Any]) -> np.ndarray:
         )
     if isinstance(names, str):
         names = [names] * rows
-    if len(names) != rows:
-        raise UserError(f"filters.python: {call} must return one reason, or {rows}; it returned {len(names)}")
+    if not isinstance(names, Sequence | np.ndarray) or len(names) != rows:
+        shown = len(names) if isinstance(names, Sequence | np.ndarray) else repr(names)
+        raise UserError(f"filters.python: {call} must return one reason, or {rows}; it returned {shown}")
     found = ["" if stays else f"python:{name}" for stays, name in zip(keeps.tolist(), names, strict=True)]
     for name in set(found) - {""}:
         if PYTHON_REASON.fullmatch(name) is None:

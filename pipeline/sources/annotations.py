@@ -19,7 +19,7 @@ import ijson
 
 from pipeline.errors import UserError, one_line
 from pipeline.records import Reason
-from pipeline.sources.presets import Layout
+from pipeline.sources.presets import PRESETS, Layout
 
 _MAX_ITEM_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 16
@@ -43,15 +43,17 @@ def read_annotations(stream: BinaryIO, path: str, layout: Layout) -> Iterator[li
     """Yield the rows of a file in the order of `layout.columns`; last `DAMAGED_FILE`, where it breaks off.
 
     Raises:
-        UserError: a file that belongs to it is not there; a column is none of its keys.
+        UserError: a file that belongs to it is not there; a column is none of its keys; it is another JSON file.
     """
-    read = _READERS.get(layout.source.preset or "")
+    preset = layout.source.preset or ""
+    read = _READERS.get(preset)
     if read is None:
         names = ", ".join(map(repr, _READERS))
         raise UserError(f"{path}: a .json file needs sources.preset = one of {names}; one object per line is .jsonl")
-    seen = False
+    seen = is_any = False
     try:
         for item in read(stream, path):
+            is_any = True
             if isinstance(item, dict):
                 if not seen:
                     layout.find(list(dict.fromkeys([*item, *layout.source.keep])), path)
@@ -63,6 +65,9 @@ def read_annotations(stream: BinaryIO, path: str, layout: Layout) -> Iterator[li
                 yield Reason.DAMAGED_RECORD
     except (ijson.JSONError, ValueError, EOFError, gzip.BadGzipFile):
         yield Reason.DAMAGED_FILE
+        return
+    if not is_any:
+        raise UserError(f"{path}: holds nothing that preset = {preset!r} reads, which is for {PRESETS[preset].files}")
 
 
 def _plain(stream: BinaryIO, path: str) -> BinaryIO:

@@ -123,8 +123,18 @@ class Layout:
                 )
                 more = [f"{len(names) - _MAX_NAMES_LISTED:,} more"] if len(names) > _MAX_NAMES_LISTED else []
                 listed = [repr(name[:64]) for name in names[:_MAX_NAMES_LISTED]]
-                raise UserError(f"{path}: {problem}; its columns are {', '.join(listed + more)}")
+                raise UserError(f"{path}: {problem}; its columns are {', '.join(listed + more)}{self._hint()}")
         return self.columns
+
+    def _hint(self) -> str:
+        """Return what a preset expects, for a file that is not as its list."""
+        preset = PRESETS.get(self.source.preset or "")
+        if preset is None:
+            return ""
+        return (
+            f"; preset = {self.source.preset!r} is for {preset.files}: choose another preset, or name the columns "
+            "with url and caption"
+        )
 
     def _choose(
         self, url: str, captions: tuple[str, ...], page_url: tuple[str, ...], stated: dict[str, tuple[str, ...]]

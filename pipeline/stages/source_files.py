@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -53,6 +53,8 @@ def source_files(
             }
         else:
             found = _named_files(source, base_dir)
+            if source.kind == "webdataset":
+                _check_tars(found)
         for path, name in found.items():
             file = SourceFile(source, path, name)
             if listed.setdefault(path, file).source != source:
@@ -108,6 +110,21 @@ def _named_files(source: SourceConfig, base_dir: Path) -> dict[str, str]:
         for path in expand_paths((pattern,), base_dir):
             names.setdefault(path, _public_name(path, pattern, base_dir))
     return dict(sorted(names.items()))
+
+
+def _check_tars(names: Mapping[str, str]) -> None:
+    """Refuse files that a pattern such as `shards/*` finds beside tars.
+
+    Raises:
+        ConfigError: a file has another name.
+    """
+    for path, name in names.items():
+        local = urlsplit(path).path if "://" in path else path
+        if "::" not in path and not local.endswith(".tar"):
+            raise ConfigError(
+                f"sources.paths: {name} is not named .tar: a webdataset source reads plain tars; write "
+                f"{name.rpartition('/')[0] or '.'}/*.tar, and what lies beside each tar is found by its name"
+            )
 
 
 def _public_name(path: str, pattern: str, base_dir: Path) -> str:

@@ -139,7 +139,11 @@ def test_a_function_that_is_not_there_is_one_line(folder: Path, call: str, line:
         (([1, 0], "numbers"), "must return 2 bools"),
         (([True, False], "Not A Name"), "'Not A Name' must be of a-z"),
         (([True, False], ["one"]), "one reason, or 2"),
-        (None, "failed: TypeError"),
+        (([True, False], None), "must return one reason, or 2; it returned None"),
+        (([True, None], "null"), "must return 2 bools"),
+        (([True, False], [None, None]), "'None' must be of a-z"),
+        (None, "must return two things, a mask and reasons; it returned one NoneType"),
+        (pa.array([True, False]), "must return two things, a mask and reasons; it returned one BooleanArray"),
     ],
 )
 def test_what_a_function_returns_is_checked(answer, line: str) -> None:

@@ -175,6 +175,30 @@ def test_other_json_is_no_traceback(tmp_path: Path, content: str) -> None:
         read(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize(
+    ("preset", "name", "columns"),
+    [("cc3m", "list.parquet", "URL TEXT"), ("laion2b", "list.jsonl", "link text"), ("coco", "list.parquet", "url")],
+)
+def test_a_table_that_is_not_of_its_preset_says_what_the_preset_is_for(
+    tmp_path: Path, preset: str, name: str, columns: str
+) -> None:
+    path = write(tmp_path / name, [dict.fromkeys(columns.split(), "x")])
+    with pytest.raises(UserError) as raised:
+        read(path, preset=preset)
+    message = str(raised.value)
+    assert f"its columns are {', '.join(map(repr, columns.split()))}; preset = '{preset}' is for" in message
+    assert PRESETS[preset].files in message
+    assert "choose another preset, or name the columns with url and caption" in message
+
+
+@pytest.mark.parametrize("preset", ["coco", "redcaps", "sbu", "visual-genome"])
+def test_json_of_something_else_is_no_empty_source(tmp_path: Path, preset: str) -> None:
+    (tmp_path / "image_data.json").write_text("[]")
+    (tmp_path / "x.json").write_text(json.dumps({"licenses": [], "categories": [{"id": 1}]}))
+    with pytest.raises(UserError, match=rf"x\.json: holds nothing that preset = '{preset}' reads, which is for "):
+        read(tmp_path / "x.json", preset=preset)
+
+
 def test_columns_of_any_name_several_texts_and_more_that_are_kept(tmp_path: Path) -> None:
     table = pa.table(
         {

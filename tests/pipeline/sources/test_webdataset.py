@@ -22,6 +22,7 @@ from pipeline.build import run_build
 from pipeline.config import PairsConfig
 from pipeline.config.sources import SourceConfig
 from pipeline.engine.progress import Progress
+from pipeline.errors import ConfigError
 from pipeline.fetching.images import bare_jpeg
 from pipeline.records import Reason
 from pipeline.sources import SourceBatch, read_source
@@ -197,6 +198,24 @@ def test_a_tar_that_breaks_off_keeps_what_was_before(tmp_path: Path, cut: int) -
 def test_a_file_that_is_no_tar(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "0.tar").write_bytes(content)
     assert rows_of(iter(read(tmp_path / "0.tar"))) == ([], Counter({Reason.DAMAGED_FILE: 1}))
+
+
+def test_files_beside_the_tars_are_refused_with_the_pattern_to_write(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in/0.tar", sample("1", picture(1), "a dog", url="http://a.example/1.jpg"))
+    (tmp_path / "in/0_stats.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"sources\.paths: in/0_stats\.json is not named \.tar: .* write in/\*\.tar"):
+        build(tmp_path, "in/*", ["dog"])
+
+
+@pytest.mark.parametrize(
+    "facts", [b'{"a": [[[{"b": 1}]]]}', b"[]", b"7", b'{"url": 3, "caption": {}, "sha256": 1}', b"\xff"]
+)
+def test_strange_json_is_no_traceback(tmp_path: Path, facts: bytes) -> None:
+    write_tar(tmp_path / "0.tar", {"1.jpg": picture(1), "1.txt": b"a dog", "1.json": facts})
+    rows, dropped = rows_of(iter(read(tmp_path / "0.tar", keep=["a"])))
+    assert len(rows) + dropped.total() == 1
+    assert dropped[Reason.DAMAGED_RECORD] == (facts[:1] != b"{")
+    assert all(row[0] == named_by_content(hashlib.sha256(picture(1)).digest()) for row in rows)
 
 
 def test_broken_images_have_reasons_and_an_image_without_a_url_is_kept(tmp_path: Path) -> None:
