@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.config import PairsConfig
@@ -42,9 +43,7 @@ _BATCH_CHARS = 1 << 24  # a page can repeat a long caption on many images, so th
 
 # Most URLs are in normal form already, which a pattern detects faster than a parser: a lower-case host name, printable
 # ASCII, no dot segments (also not as %2e), no fragment. A test compares the patterns with normalize_url.
-_PLAIN_PATH = (
-    r"(?:/(?:[A-Za-z0-9_!$&'()*+,;=:@~-][A-Za-z0-9_!$&'()*+,;=:@~.-]*+)?+)++(?:\?[A-Za-z0-9_!$&()*+,;=:@~.%/?-]*+)?+"
-)
+_PLAIN_PATH = r"(?:/(?!\.)[A-Za-z0-9_!$&'()*+,;=:@~.-]*+)++(?:\?[A-Za-z0-9_!$&()*+,;=:@~.%/?-]*+)?+"
 _PLAIN_URL = re.compile(r"https?://(?:(?!xn--)[a-z0-9-]++\.)++[a-z]{2,}" + _PLAIN_PATH)
 _PLAIN_REFERENCE = re.compile("(?!//)" + _PLAIN_PATH)
 
@@ -94,26 +93,36 @@ class BatchBuilder:
         self._start()
 
     def _start(self) -> None:
-        self._rows: list[tuple[str, str, str, str, Origin]] = []  # in the order of CANDIDATES
+        self._urls: list[str] = []
+        self._captions: list[str] = []
+        self._fields: list[str] = []
+        # Rows of one page follow each other: its URL and origin are held once, with the number of rows up to the last.
+        self._pages: list[tuple[str, Origin]] = []
+        self._page_ends: list[int] = []
         self._chars = 0
         self.dropped: Counter[Reason] = Counter()
 
     @property
     def is_full(self) -> bool:
-        return len(self._rows) >= _BATCH_ROWS or self._chars >= _BATCH_CHARS
+        return len(self._urls) >= _BATCH_ROWS or self._chars >= _BATCH_CHARS
 
     def take(self) -> SourceBatch:
         """Return what was added since the last call."""
-        *texts, origins = zip(*self._rows, strict=True) if self._rows else [()] * 5
-        columns = [*texts, *(zip(*origins, strict=True) if origins else [()] * len(Origin._fields))]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, CANDIDATES, strict=True)]
+        page_urls, origins = zip(*self._pages, strict=True) if self._pages else ((), ())
+        of_pages = [page_urls, *(zip(*origins, strict=True) if origins else [()] * len(Origin._fields))]
+        names = ["url", "caption", "text_field", "page_url", *Origin._fields]
+        columns = dict(zip(names, [self._urls, self._captions, self._fields, *of_pages], strict=True))
+        arrays = [pa.array(columns[field.name], field.type) for field in CANDIDATES]
+        if len(page_urls) < len(self._urls):
+            page_of_row = pa.array(np.repeat(np.arange(len(page_urls)), np.diff(self._page_ends, prepend=0)))
+            arrays[3:] = [array.take(page_of_row) for array in arrays[3:]]
         batch = SourceBatch(pa.RecordBatch.from_arrays(arrays, schema=CANDIDATES), self.dropped)
         self._start()
         return batch
 
     def finish(self) -> Iterator[SourceBatch]:
         """Yield the last batch, if there is anything in it."""
-        if self._rows or self.dropped:
+        if self._urls or self.dropped:
             yield self.take()
 
     def add_row(
@@ -139,11 +148,15 @@ class BatchBuilder:
             self.dropped[Reason.UNDECODABLE_TEXT] += 1
         else:
             shown = self._shown(normalize_url(raw_page_url)) if raw_page_url else ""
-            self._append(url, caption, field, shown, origin)
+            self._urls.append(url)
+            self._captions.append(caption)
+            self._fields.append(field)
+            self._chars += len(url) + len(caption) + len(shown) + len(origin.extra or "")
+            self._end_page(shown, origin)
 
     def add_page(
         self,
-        images: Iterable[Image],
+        images: Iterable[Image | tuple[str, Sequence[tuple[str, str]]]],
         address: str,
         base: str | None,
         *,
@@ -164,15 +177,21 @@ class BatchBuilder:
         origin = start[: start.index("/", len("https://"))] if start else None
         shown, shortest, longest = self._shown(page_url), self._limits.min_caption_chars, self._limits.max_caption_chars
         known = Origin(_instant(captured) if captured else None, offset)
+        most_url_chars, page_chars = self._limits.max_url_chars, len(shown)
         # Hashes, not strings: a page of 400,000 short tags below one long base would fill gigabytes with its addresses.
         seen: set[int] = set()
+        without_text = 0
+        urls, captions, fields, chars = self._urls, self._captions, self._fields, self._chars
         for raw_url, texts in images:
             url: str | Reason | None = None
             for field, caption in texts:
                 if len(caption) < shortest:
                     continue
                 if url is None:
-                    url = self._address(_with_encoded_query(raw_url, encoding), start, origin)
+                    if _PLAIN_URL.fullmatch(raw_url) and len(raw_url) <= most_url_chars:
+                        url = raw_url
+                    else:
+                        url = self._address(_with_encoded_query(raw_url, encoding), start, origin)
                 if isinstance(url, Reason):
                     self.dropped[url] += 1
                 elif len(caption) > longest:
@@ -186,15 +205,30 @@ class BatchBuilder:
                     self.dropped[Reason.OPTED_OUT] += 1
                 else:
                     seen.add(key)
-                    self._append(url, caption, field, shown, known)
+                    urls.append(url)
+                    captions.append(caption)
+                    fields.append(field)
+                    chars += len(url) + len(caption) + page_chars
             if url is None:
-                self.dropped[Reason.NO_CAPTION] += 1
-            if self.is_full:
+                without_text += 1
+            elif len(urls) >= _BATCH_ROWS or chars >= _BATCH_CHARS:
+                self._end_page(shown, known)
+                self._count_without_text(without_text)
                 yield self.take()
+                urls, captions, fields, chars = self._urls, self._captions, self._fields, self._chars
+                without_text = 0
+        self._chars = chars
+        self._end_page(shown, known)
+        self._count_without_text(without_text)
 
-    def _append(self, url: str, caption: str, field: str, page_url: str, origin: Origin) -> None:
-        self._rows.append((url, caption, field, page_url, origin))
-        self._chars += len(url) + len(caption) + len(page_url) + len(origin.extra or "")
+    def _count_without_text(self, images: int) -> None:
+        if images:
+            self.dropped[Reason.NO_CAPTION] += images
+
+    def _end_page(self, page_url: str, origin: Origin) -> None:
+        if len(self._urls) > (self._page_ends[-1] if self._page_ends else 0):
+            self._pages.append((page_url, origin))
+            self._page_ends.append(len(self._urls))
 
     def _shown(self, page_url: str | None) -> str:
         """Return the page URL to record with a candidate, "" if it is not a URL or too long."""
@@ -204,10 +238,17 @@ class BatchBuilder:
         """Return an image's URL; `origin` is the part of `base` before the path."""
         if not raw or raw.isspace():
             return Reason.NO_URL
+        url: str | None
         if _PLAIN_URL.fullmatch(raw) or (base is None and _CONTENT_NAME.fullmatch(raw)):
-            url: str | None = raw
-        elif origin is not None and _PLAIN_REFERENCE.fullmatch(raw):
+            url = raw
+        elif origin is None:
+            url = normalize_url(raw, base)
+        elif _PLAIN_REFERENCE.fullmatch(raw):
             url = origin + raw
+        elif raw.startswith("//") and _PLAIN_URL.fullmatch(whole := origin[: origin.index("/")] + raw):
+            url = whole
+        elif raw.startswith("data:"):
+            url = None
         else:
             url = normalize_url(raw, base)
         return url if url and len(url) <= self._limits.max_url_chars else Reason.BAD_URL
@@ -237,6 +278,8 @@ def clean_text(text: str) -> str:
 
     Lone surrogates (half an emoji, cut by a script) are left out.
     """
+    if text.isprintable() and "  " not in text and text.strip() == text:
+        return text  # most are clean; of white space only the space is printable
     caption = " ".join(text.split())
     if caption.isprintable():
         return caption

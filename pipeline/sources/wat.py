@@ -3,7 +3,7 @@
     {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": {"HTML-Metadata": {"Links": [
         {"path": "IMG@/src", "url": "../a.jpg", "alt": "A dog &amp; a cat"}, {"path": "A@/href", ...
 
-Most of a record is other links, so image links are cut out of the JSON text, and only those with a text are parsed.
+Most of a record is other links, so image links are cut out of the JSON text, and only they are parsed.
 """
 
 import html
@@ -18,22 +18,21 @@ import orjson
 
 from pipeline.config import PairsConfig
 from pipeline.records import Reason
-from pipeline.sources.batch import BatchBuilder, Image, SourceBatch, clean_text
+from pipeline.sources.batch import BatchBuilder, SourceBatch, clean_text
 from pipeline.sources.opt_out import USUAL_POLICY, Meta, PagePolicy, is_opted_out
 from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # in a JSON string the quotes would be escaped, so this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, if the JSON has spaces
 _LINKS, _WARC_HEADER, _DATE = b'"Links":[', b'"WARC-Header-Metadata":{', b'"WARC-Date":"'
-_ALT, _TITLE, _BASE = b'"alt":"', b'"title":"', b'"Base":"'
-_ARRAY_END, _OUTSIDE = b"}]", (b'"Metas"', b'"Head"', b'"Headers"')
-_BACKSLASH, _BRACE = b"\\{"
-_BEFORE_STRINGS = frozenset(b":,{[ \t\r\n")
-_OPENS_STRING = (b'":', b'",', b"},", b"],", b"{", b"[")
+_BASE, _RESPONSE = b'"Base":"', b'"Response-Message":{'
+_SOME_HEAD, _HEADS, _METAS = b'"Head', (b'"Head"', b'"Headers"'), b'"metas"'
+_LONG_ARRAYS, _ARRAY_END = (b'"Link":[{', b'"Scripts":[{'), b"}]"  # of a page's head
+_OBJECT_END, _BRACE = b'"}', b"{"[0]
+_LOWER_CASE, _HYPHENS = bytes(range(256)).lower(), b"-_"
 # In lower case, without hyphens and underscores.
-_REFUSING_WORDS = (b"noai", b"imageai", b"imageindex", b"noml", b"noindex", b"none")
-_METAS = b'"metas"'
 _REFUSING_NAMES = (b"tdmreservation", b"contentusage", b"contentsignal")
+_REFUSALS_AFTER_NO = (b"ai", b"image", b"ml", b"index", b"ne")  # noai, noimageai, noimageindex, ...
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
@@ -67,7 +66,7 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy) -
     block = record.block
     if (first := block.find(_IMAGE_LINK)) < 0 and _IMAGE not in block:
         return
-    status = _STATUS.search(block)
+    status = _STATUS.search(block, max(0, block.find(_RESPONSE)))
     if status and status[1] != b"200":
         return
     page = None
@@ -79,7 +78,7 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy) -
     builder.dropped[Reason.NO_CAPTION] += page.without_text
     target = record.field("WARC-Target-URI") or ""
     yield from builder.add_page(
-        map(_image, page.links),
+        _images(page.links),
         target,
         page.base,
         is_opted_out=page.is_opted_out,
@@ -95,83 +94,103 @@ def _captured(block: bytes) -> str | None:
     return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
 
 
-def _may_refuse(beside: bytes, head_bytes: int, policy: PagePolicy) -> bool:
-    """Say whether words outside of the image links could opt the images out: so few records have some. `head_bytes` of
-    them come before the links.
+def _may_refuse(head: bytes, tail: bytes, policy: PagePolicy) -> bool:
+    """Say whether words of a page's headers and head could opt the images out: so few records have some. `head` comes
+    before the links, `tail` follows them.
     """
-    lower = beside.lower()
-    joined = lower.translate(None, b"-_")
+    before = head.translate(_LOWER_CASE, _HYPHENS)
+    joined = before + tail.translate(_LOWER_CASE, _HYPHENS)
     if any(name in joined for name in _REFUSING_NAMES):
         return True
-    if b"robots" in joined and any(word in joined for word in _REFUSING_WORDS):
+    if not any(rest.startswith(_REFUSALS_AFTER_NO) for rest in joined.split(b"no")[1:]):
+        return False
+    if b"robots" in joined:
         return True
-    start = lower.find(_METAS)
-    end = head_bytes if start < head_bytes else len(lower)
-    return start >= 0 and _names_of(policy.directives.agents).search(lower, start, end) is not None
+    start = joined.find(_METAS)
+    end = len(before) if start < len(before) else len(joined)
+    return start >= 0 and _names_of(policy.directives.agents).search(joined, start, end) is not None
+
+
+def _without_arrays(text: bytes) -> bytes:
+    """Leave out what is long and refuses nothing: most of the links in a page's head, and its scripts.
+
+    An array of objects does not end before the first "}]".
+    """
+    for key in _LONG_ARRAYS:
+        start = text.find(key)
+        end = text.find(_ARRAY_END, start) if start >= 0 else -1
+        if end >= 0:
+            text = text[:start] + text[end:]
+    return text
 
 
 @cache
 def _names_of(agents: frozenset[str]) -> re.Pattern[bytes]:
-    """Return the pattern of an agent's name as the name of a meta element, in lower case."""
-    names = b"|".join(re.escape(agent.encode()) for agent in sorted(agents))
-    return re.compile(rb'"(?:name|property|http-equiv)"\s*:\s*"\s*(?:%b)\s*"' % names)
+    """Return the pattern of an agent's name as the name of a meta element, in lower case, without hyphens."""
+    plain = sorted(agent.encode().translate(None, _HYPHENS) for agent in agents)
+    return re.compile(rb'"(?:name|property|httpequiv)"\s*:\s*"\s*(?:%b)\s*"' % b"|".join(map(re.escape, plain)))
 
 
-def _image(link: dict[str, Any]) -> Image:
-    texts = []
-    for field in ("alt", "title"):
-        text = link.get(field)
-        if isinstance(text, str) and text:
-            texts.append((field, clean_text(_unescape(text))))
-    url = link.get("url")
-    return Image(_unescape(url) if isinstance(url, str) else "", texts)
+def _images(links: list[dict[str, Any]]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield what `Image` has of each link."""
+    for link in links:
+        texts = []
+        if (text := link.get("alt")) and isinstance(text, str):
+            texts.append(("alt", clean_text(_unescape(text) if "&" in text else text)))
+        if (text := link.get("title")) and isinstance(text, str):
+            texts.append(("title", clean_text(_unescape(text) if "&" in text else text)))
+        url = link.get("url")
+        if not isinstance(url, str):
+            url = ""
+        yield _unescape(url) if "&" in url else url, texts
 
 
 def _unescape(text: str) -> str:
     """Decode character references: older WAT files have attributes as written in the page, newer ones decoded. Only
     references that end in ";" are decoded, because a decoded URL may contain "&copy=1".
     """
-    return _REFERENCE.sub(lambda match: html.unescape(match[0]), text) if "&" in text else text
+    return _REFERENCE.sub(lambda match: html.unescape(match[0]), text)
 
 
 def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
-    """Parse only the image links with a text; None if the whole JSON must be parsed. `first` is the offset of the first
-    image link, -1 if there is none.
+    """Parse only the image links; None if the whole JSON must be parsed. `first` is the offset of the first image link,
+    -1 if there is none.
+
+    A link is taken to end with the first string that ends an object. Where that is wrong (in a text, or within a nested
+    object), what was cut out is no list of as many objects.
     """
-    links: list[bytes] = []
-    count, end, path = 0, 0, first
-    while path >= 0:
-        start = path - 1 if block[path - 1] == _BRACE else _object_start(block, end, path)
-        end = block.find(b'"}', path + len(_IMAGE_LINK) - 1) + 2
-        if start < 0 or end < 2 or block[end - 3] == _BACKSLASH or block.find(b'{"', path, end) >= 0:
-            return None
-        if block[end - 3] in _BEFORE_STRINGS and block[max(0, end - 10) : end - 2].rstrip().endswith(_OPENS_STRING):
-            return None  # the quote starts a string, "}...", and does not end the object
-        if block.find(_ALT, start, end) >= 0 or block.find(_TITLE, start, end) >= 0:
-            links.append(block[start:end])
-        count += 1
-        path = block.find(_IMAGE_LINK, end)
     if first < 0:
         return None
-    head_bytes = max(block.rfind(_LINKS, 0, first), 0) or first
-    beside = block[:head_bytes] + block[_links_end(block, end) :]  # what is not among the links
-    if _BASE in beside or _may_refuse(beside, head_bytes, policy):
+    links: list[bytes] = []
+    end, path = 0, first
+    while path >= 0:
+        start = path - 1 if block[path - 1] == _BRACE else _object_start(block, end, path)
+        end = block.find(_OBJECT_END, path + len(_IMAGE_LINK) - 1) + 2
+        if start < 0 or end < 2:
+            return None
+        links.append(block[start:end])
+        path = block.find(_IMAGE_LINK, end)
+    head = block[: max(block.rfind(_LINKS, 0, first), 0) or first]
+    tail = block[_head_start(block, end) :]
+    head, tail = _without_arrays(head), _without_arrays(tail)
+    if _BASE in head or _BASE in tail or _may_refuse(head, tail, policy):
         return None
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(links))
     except ValueError:
         return None
-    return _Page(parsed, count - len(links), None) if len(parsed) == len(links) else None
+    if len(parsed) != len(links) or {*map(type, parsed)} != {dict}:
+        return None
+    with_text = [link for link in parsed if "alt" in link or "title" in link]
+    return _Page(with_text, len(parsed) - len(with_text), None)
 
 
-def _links_end(block: bytes, end: int) -> int:
-    """Return an offset after that of the last image link, `end`, up to which there are only other links.
-
-    The array of links ends with the first "}]", unless that is in a text: then some links count as what is beside.
-    """
-    close = block.find(_ARRAY_END, end - 1)
-    is_array = close >= 0 and all(block.find(key, end, close) < 0 for key in _OUTSIDE)
-    return close if is_array else end
+def _head_start(block: bytes, start: int) -> int:
+    """Return where a page's headers or head begin at or after `start`; the end of the record if they do not."""
+    place = block.find(_SOME_HEAD, start)
+    while place >= 0 and not block.startswith(_HEADS, place):
+        place = block.find(_SOME_HEAD, place + 1)
+    return place if place >= 0 else len(block)
 
 
 def _object_start(block: bytes, earliest: int, path: int) -> int:

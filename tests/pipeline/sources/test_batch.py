@@ -1,10 +1,16 @@
 """Judging rows: the quick test for addresses in normal form, and the cleaning of texts."""
 
+import re
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.batch import _PLAIN_REFERENCE, _PLAIN_URL, clean_text
+from pipeline.config import PairsConfig
+from pipeline.records import Reason
+from pipeline.sources import batch as batch_module
+from pipeline.sources.batch import _PLAIN_REFERENCE, _PLAIN_URL, BatchBuilder, Image, Origin, clean_text
 from pipeline.web.urls import normalize_url
 
 HOSTS = st.lists(
@@ -64,9 +70,64 @@ def test_clean_text(text, expected):
     assert clean_text(text) == expected
 
 
+def clean_text_by_its_words(text: str) -> str:
+    text = re.sub("[\ud800-\udfff]", "", text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"))
+    return " ".join(re.sub("[\x00-\x1f\x7f-\x9f\u200b\ufeff]", " ", text).split())
+
+
+@given(st.text(st.sampled_from(" ab\t\u00a0\u2003\u200b\u200d\ud83d\x1c\u2028é") | st.characters(), max_size=8))
+def test_texts_that_are_clean_already_are_left_as_they_are(text: str):
+    assert clean_text(text) == clean_text_by_its_words(text)
+
+
 @given(st.text(st.characters()))
 def test_clean_text_is_clean_and_can_be_encoded(text: str):
     cleaned = clean_text(text)
     assert cleaned == clean_text(cleaned) == cleaned.encode().decode()
     assert "  " not in cleaned
     assert cleaned == cleaned.strip()
+
+
+ABSOLUTE = ["http://c.example/x.jpg", "HTTP://c.example/x", "//c.example/y", "//C.example/y", "//c", "//c.example:25/x"]
+OTHERS = ["/x.jpg", "/x.jpg#f", "/./x", "/a/../b", "a/b.jpg", "", " ", "//", "mailto:x", "data:image/png;base64,AA"]
+ADDRESSES = st.sampled_from([*ABSOLUTE, *OTHERS])
+
+
+@given(ADDRESSES, st.sampled_from(["http://b.example/d/p.html", "https://b.example:8443/", ""]))
+def test_the_quick_ways_to_an_address_lead_where_the_parser_does(raw: str, page: str):
+    builder = BatchBuilder(PairsConfig())
+    assert not list(builder.add_page([Image(raw, [("alt", "a dog")])], page, None))
+    (found,) = builder.finish()
+    expected = normalize_url(raw, normalize_url(page))
+    reason = Reason.NO_URL if not raw.strip() else Reason.BAD_URL
+    assert found.candidates["url"].to_pylist() == ([] if expected is None else [expected])
+    assert dict(found.dropped) == ({reason: 1} if expected is None else {})
+
+
+PAGES = st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=5)
+
+
+@given(PAGES, st.integers(1, 5), st.booleans())
+def test_each_row_has_the_page_it_is_of_however_batches_are_cut(pages: list[list[int]], rows: int, as_table: bool):
+    builder = BatchBuilder(PairsConfig())
+    batches, expected, without = [], [], 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_module, "_BATCH_ROWS", rows)
+        for number, images in enumerate(pages):
+            page, at = f"http://p{number}.example/", datetime(2020, 1, 1 + number, tzinfo=UTC)
+            shown = [(f"http://a.example/{n}/{k}", "" if n == 0 else f"text {n}") for k, n in enumerate(images)]
+            expected += [(url, text, page, at, number) for url, text in shown if text]
+            without += sum(not text for _, text in shown)
+            if as_table:
+                for url, text in shown:
+                    builder.add_row(url, text, page, Origin(at, number))
+                    batches += [builder.take()] if builder.is_full else []
+            else:
+                made = [Image(url, [("alt", text)] if text else []) for url, text in shown]
+                batches += builder.add_page(made, page, None, captured=at.isoformat(), offset=number)
+        batches += builder.finish()
+    names = ["url", "caption", "page_url", "captured_at", "source_offset"]
+    found = [tuple(row.values()) for one in batches for row in one.candidates.select(names).to_pylist()]
+    assert found == expected
+    assert all(one.candidates.num_rows == rows for one in batches[:-1])
+    assert sum(one.dropped[Reason.NO_CAPTION] for one in batches) == without

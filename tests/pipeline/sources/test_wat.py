@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 from collections import Counter
 from typing import Any
@@ -296,3 +297,38 @@ def test_a_word_of_refusal_in_a_link_refuses_nothing_and_one_beside_the_links_do
     assert len(read(wat(links))[0]) == 1
     assert len(read(wat(links, metas=[{"name": "robots", "content": "noai"}]))[0]) == 0
     assert len(read(wat(links, headers={"X-Robots-Tag": "noai"}))[0]) == 0
+
+
+NAMES = st.sampled_from(["robots", "GPTBot", "gpt-bot", "Kangaroo Bot", "wit-pipeline", "TDM-Reservation", "author"])
+STATED = st.sampled_from(
+    ["noai", "no-ai", "NOINDEX", "none", "nofollow", "1", "0", '}],"x', "noml", "max-snippet:1", "x"]
+)
+METAS = st.lists(
+    st.builds(
+        lambda key, name, said: {key: name, "content": said}, st.sampled_from(["name", "property"]), NAMES, STATED
+    ),
+    max_size=3,
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["X-Robots-Tag", "x-robots-tag", "TDM-Reservation", "Content-Usage", "Content-Signal", "Link"]),
+    st.one_of(STATED, st.sampled_from(["train-ai=n", "ai-train=no", "gptbot: noai"])),
+    max_size=2,
+)
+ARRAYS = st.lists(st.fixed_dictionaries({"path": st.just("LINK@/href"), "url": WORDS | STATED | NAMES}), max_size=2)
+
+
+@settings(max_examples=300)
+@given(METAS, HEADERS, ARRAYS, ARRAYS, st.permutations(["Metas", "Link", "Scripts"]), st.booleans(), st.booleans())
+def test_the_quick_way_misses_no_refusal(metas, headers, link, scripts, order, is_head_first, are_headers_first):
+    head = {key: {"Metas": metas, "Link": link, "Scripts": scripts}[key] for key in order}
+    links = [other_link(text="Headlines noai"), image_link("a.jpg", alt="x"), other_link(text="robots: none")]
+    parts = [("Head", head), ("Links", links)]
+    inner = ("HTML-Metadata", dict(parts if is_head_first else parts[::-1]))
+    response = dict([("Headers", headers), inner] if are_headers_first else [inner, ("Headers", headers)])
+    body = {"Envelope": {"Payload-Metadata": {"HTTP-Response-Metadata": response}}}
+    raw = record("metadata", json.dumps(body, separators=(",", ":")).encode())
+    quick = read(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wat_module, "_cut_out", lambda block, first, policy: None)
+        assert read(raw) == quick
+    assert len(quick[0]) + quick[1][Reason.OPTED_OUT] == 1
