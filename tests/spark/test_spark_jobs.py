@@ -1,7 +1,7 @@
 """The small job on Spark: local, on a cluster, and on a cluster that loses processes in mid-run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apache_beam as beam
@@ -11,7 +11,7 @@ from support import small_job
 from support.spark_cluster import LOCAL, end_job_servers, in_mid_run, kill_worker, on_cluster
 
 from pipeline.beam.runner import log_file, parse_beam_options, run_pipeline
-from pipeline.beam.spark.cluster import local_cluster
+from pipeline.beam.spark.cluster import Cluster, local_cluster
 from pipeline.errors import UserError
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(900), pytest.mark.usefixtures("spark")]
@@ -91,25 +91,60 @@ def test_the_job_outlives_a_worker_and_its_executor_and_then_nothing_is_left_run
         started += small_job.processes(job)
         assert started
     end_job_servers()
-    assert small_job.tree(job) == {name: content for name, content in expected.items() if name.startswith("unit-")}
+    assert small_job.tree(job) == units_of(expected)
     assert set(small_job.calls(job)) == set(range(UNITS))
     wait_for_the_end_of(started)
 
 
-def test_speculation_on_a_cluster_of_two_machines(expected, tmp_path):
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    """A cluster of two machines, and its folder."""
+    folder = tmp_path_factory.mktemp("machines")
+    with local_cluster(folder, hosts=("127.0.0.1", "127.0.0.2")) as cluster:
+        yield cluster, folder
+        end_job_servers()
+
+
+def test_the_job_outlives_two_deaths_of_the_process_of_one_unit(machines, expected, tmp_path):
+    deadly = small_job.DeadlyAtFirst(str(tmp_path), 0.05, deaths=2)
+    end_job_servers()  # another application would keep the cores
+    run_pipeline(small_job.units_only(tmp_path, UNITS, write=deadly), parse_beam_options(on_cluster(machines[0])))
+    end_job_servers()
+    assert small_job.tree(tmp_path) == units_of(expected)
+    assert small_job.calls(tmp_path).count(0) == 3
+
+
+def test_executors_that_come_and_go_with_the_work(machines, expected, tmp_path):
+    """Dynamic allocation begins with one executor, and asks for the other when units wait."""
+    cluster, folder = machines
+    settings = ["enabled=true", "shuffleTracking.enabled=true", "minExecutors=0", "initialExecutors=1"]
+    settings += ["maxExecutors=2", "schedulerBacklogTimeout=1s", "executorIdleTimeout=5s"]
+    changed = [f"--job_server_jvm_properties=-Dspark.dynamicAllocation.{setting}" for setting in settings]
+    end_job_servers()
+    before = set(folder.glob("worker-*/app-*/*"))
+    options = parse_beam_options([*on_cluster(cluster), *changed])
+    run_pipeline(small_job.units_only(tmp_path, UNITS, 0.3), options)
+    end_job_servers()
+    assert len(set(folder.glob("worker-*/app-*/*")) - before) >= 2
+    assert small_job.tree(tmp_path) == units_of(expected)
+    assert small_job.calls(tmp_path) == list(range(UNITS))
+
+
+def test_speculation_on_a_cluster_of_two_machines(machines, expected, tmp_path):
     """A copy of a slow unit starts on the other machine; the result is the same."""
-    (tmp_path / "cluster").mkdir()
     settings = ["spark.speculation=true", "spark.speculation.interval=100ms", "spark.speculation.quantile=0.5"]
     changed = [f"--job_server_jvm_properties=-D{setting}" for setting in settings]
-    root = tmp_path / "job"
-    slow = small_job.SlowAtFirst(str(root), 0.05, 20.0)
-    end_job_servers()  # another application would keep the cores
-    with local_cluster(tmp_path / "cluster", hosts=("127.0.0.1", "127.0.0.2")) as cluster:
-        options = parse_beam_options([*on_cluster(cluster), *changed])
-        run_pipeline(small_job.units_only(root, UNITS, write=slow), options)
-        end_job_servers()
-    assert small_job.tree(root) == {name: content for name, content in expected.items() if name.startswith("unit-")}
-    assert small_job.calls(root).count(0) == 2
+    slow = small_job.SlowAtFirst(str(tmp_path), 0.05, 20.0)
+    end_job_servers()
+    options = parse_beam_options([*on_cluster(machines[0]), *changed])
+    run_pipeline(small_job.units_only(tmp_path, UNITS, write=slow), options)
+    end_job_servers()
+    assert small_job.tree(tmp_path) == units_of(expected)
+    assert small_job.calls(tmp_path).count(0) == 2
+
+
+def units_of(tree: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in tree.items() if name.startswith("unit-")}
 
 
 def some_units_began(root: Path) -> Callable[[], bool]:

@@ -6,6 +6,7 @@ module, so it stands apart from the tests.
 
 import hashlib
 import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -46,6 +47,19 @@ class SlowAtFirst(WriteUnit):
         if unit == 0 and not list(Path(self.root).glob("calls/0-*")):
             return WriteUnit(self.root, self.slow_s)(unit)
         return super().__call__(unit)
+
+
+@dataclass(frozen=True)
+class DeadlyAtFirst(WriteUnit):
+    """The same; the first `deaths` calls of unit 0 end their process, as a crash of a decoder does."""
+
+    deaths: int = 0
+
+    def __call__(self, unit: int) -> tuple[int, int]:
+        row = super().__call__(unit)
+        if unit == 0 and len(list(Path(self.root).glob("calls/0-*"))) <= self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
 
 
 @dataclass(frozen=True)

@@ -162,11 +162,11 @@ def _cluster_properties(cores: int, *, per_executor: int, attempts: int) -> dict
         # that crashes on a hostile image) then costs one core, not a host.
         "spark.executor.cores": "1",
         # Without it one dead Python process fails the job: its executor keeps the broken environment, and all four
-        # attempts of a task go there. So at most two do; an excluded executor is replaced; and the other executors of
-        # its host are kept.
+        # attempts of a task go there. So one does, and a task whose process dies three times still has an attempt; an
+        # excluded executor is replaced; and the other executors of its host are kept.
         "spark.excludeOnFailure.enabled": str(attempts > 1).lower(),
         "spark.excludeOnFailure.killExcludedExecutors": "true",
-        "spark.excludeOnFailure.task.maxTaskAttemptsPerExecutor": str(max(1, min(2, attempts - 1))),
+        "spark.excludeOnFailure.task.maxTaskAttemptsPerExecutor": "1",
         "spark.excludeOnFailure.task.maxTaskAttemptsPerNode": str(max(1, attempts - 1)),  # Spark wants fewer than all
         "spark.scheduler.excludeOnFailure.unschedulableTaskSetTimeout": "30s",  # for clusters of one host
         "spark.excludeOnFailure.stage.maxFailedExecutorsPerNode": "1000",
