@@ -124,9 +124,10 @@ def _pipeline(options: PipelineOptions) -> beam.Pipeline:
 
 def _expect_master(options: PipelineOptions) -> None:
     """Raise NetworkError if no standalone Spark master is listening; the driver would try for minutes."""
-    standard, portable = options.view_as(StandardOptions), options.view_as(PortableOptions)
+    if options.view_as(StandardOptions).runner != "SparkRunner" or options.view_as(PortableOptions).job_endpoint:
+        return
     master = options.view_as(SparkRunnerOptions).spark_master_url
-    if standard.runner != "SparkRunner" or portable.job_endpoint or not master.startswith("spark://"):
+    if not master.startswith("spark://"):
         return
     problems = []
     for address in master.removeprefix("spark://").split(","):  # several: masters with a stand-by

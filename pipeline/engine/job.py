@@ -65,6 +65,10 @@ class Job:
         size, chains = -(-self.chains // _SLICES), min(_CHAINS_PER_PACK, self.chains - pack * _CHAINS_PER_PACK)
         return [Slice(pack, first, min(first + size, chains)) for first in range(0, chains, size)]
 
+    def all_slices(self, _: bytes) -> list[Slice]:
+        """Return the slices of all files; the argument is what Beam's Impulse gives."""
+        return [part for pack in self.packs for part in self.slices(pack)]
+
     def read(self, workspace: Workspace, part: Slice) -> list[list[Unit]]:
         """Return the chains of a slice."""
         of_pack = pickle.loads(zlib.decompress(workspace.read_bytes(self._file(part.pack))))

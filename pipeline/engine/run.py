@@ -18,7 +18,7 @@ from apache_beam.internal import pickler
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.utils.shared import Shared
 
-from pipeline.beam.runner import run_pipeline
+from pipeline.beam.runner import run_pipeline, worker_count
 from pipeline.config import MEMORY_BYTES
 from pipeline.engine.disk_space import short_of_space, wait_for_space
 from pipeline.engine.job import REPORT_EVERY_S_IN_STORES, Job, Reporter, Reports, Slice
@@ -203,9 +203,15 @@ def _run_on_beam(
     build: Build, step: str, units: Sequence[Unit], prepare: Prepare, at_once: int, bar: StepProgress
 ) -> None:
     job = Job.write(build.workspace, _chains(units), pickler.dumps(prepare))
+    options = build.options if job.chains > 1 else _in_this_process(build.options)
 
     def wire(pipeline: beam.Pipeline) -> None:
-        (
+        run = "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, job, at_once, build.min_free_bytes))
+        if worker_count(options) == 1:
+            # With nothing to spread, the fewest transforms: Beam takes CPU for each in each of a build's many steps.
+            _ = pipeline | beam.Impulse() | "Slices" >> beam.FlatMap(job.all_slices) | run
+            return
+        _ = (
             pipeline
             # One reshuffle, or one worker would do everything; but not two, and Create has one of its own. The input of
             # the second would be in random order, which Spark cannot recompute when a worker dies, so the job would
@@ -213,12 +219,12 @@ def _run_on_beam(
             | "Packs" >> beam.Create(job.packs, reshuffle=False)
             | "Slices" >> beam.FlatMap(job.slices)
             | "Spread" >> beam.Reshuffle()
-            | "Run" >> beam.ParDo(_RunUnit(step, build.workspace.root, job, at_once, build.min_free_bytes))
+            | run
         )
 
     try:
         with _watching(build, job, bar):
-            run_pipeline(wire, build.options if job.chains > 1 else _in_this_process(build.options))
+            run_pipeline(wire, options)
     finally:
         job.remove(build.workspace)
 
