@@ -3,10 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SPARK := $(VENV)/.spark
+# More test processes than cores: some tests wait for time-outs.
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
+PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist loadfile
 # Some images set it. The demo and the tests start many processes, and each would compile Beam and torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check test-slow golden test-spark emulators fuzz lock clean
+.PHONY: setup demo test check test-slow golden spark test-spark emulators fuzz lock clean
 
 setup: $(INSTALLED)
 
@@ -21,17 +25,17 @@ demo: setup
 	$(BIN)/wit demo
 
 test: setup emulators
-	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "not spark"
+	$(PYTEST) -m "not spark"
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "not slow and not spark"
+	$(PYTEST) -m "not slow and not spark"
 
 # The rest of `make test`: what `make check` leaves out.
 test-slow: setup emulators
-	$(BIN)/python -m pytest -rs -n 2 --dist loadfile -m "slow and not spark"
+	$(PYTEST) -m "slow and not spark"
 
 # An emulator of Google Cloud Storage for the tests, built once. Without Go they skip and say so.
 GO ?= $(or $(shell command -v go),/usr/local/go/bin/go)
@@ -47,11 +51,15 @@ golden: setup
 	PYTHONPATH=tests $(BIN)/python -m support.golden_losses
 
 # Spark on this machine. If pyspark, Java, Maven or a jar is not available, print why and pass: nothing else needs them.
-test-spark: setup
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[spark]" \
-	  || { echo "test-spark: skipped, pyspark cannot be installed (the reason is above)"; exit 0; }; \
-	$(BIN)/python -m pipeline.beam.spark.build_job_server \
-	  || { echo "test-spark: skipped, there is no job server (the reason is above)"; exit 0; }; \
+spark: $(SPARK)
+
+$(SPARK): $(INSTALLED)
+	@{ $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[spark]" \
+	  && $(BIN)/python -m pipeline.beam.spark.build_job_server && touch $@; } \
+	  || echo "spark: not available (the reason is above)"
+
+test-spark: spark
+	@test -e $(SPARK) || { echo "test-spark: skipped, Spark is not available"; exit 0; }; \
 	$(BIN)/python -m pytest -rs -m spark tests/spark || test $$? -eq 5  # 5: no tests collected
 
 # Damaged files for every reader of untrusted bytes: make fuzz FUZZ_SECONDS=3600 FUZZ_SEED=7
