@@ -26,6 +26,7 @@ from pipeline.engine.units import read_markers, read_stage
 from pipeline.engine.workspace import Workspace
 
 FILES = 8
+_ROWS_PER_FILE = 500_000  # an interrupted run repeats a file at most
 _LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
@@ -45,8 +46,9 @@ def make_project(folder: Path, pairs: int, words: list[str]) -> Path:
     """Write an allowlist, URL tables with `pairs` rows, and a config; return the config's path."""
     random = np.random.default_rng(1)
     (folder / "words.txt").write_text("\n".join(words))
-    for i in range(FILES):
-        rows = pairs // FILES
+    files = max(FILES, -(-pairs // _ROWS_PER_FILE))
+    for i in range(files):
+        rows = pairs // files
         ranks = np.minimum(random.zipf(1.2, (rows, 8)) - 1, len(words) - 1)
         captions = [" ".join(words[r] for r in row) for row in ranks]
         urls = [f"https://host{n % 5000}.example/{i}/{n}.jpg" for n in range(rows)]
