@@ -24,9 +24,9 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dedup.image_files import avif, jpeg, webp
+from dedup.image_files import avif, filled, jpeg, webp
 from dedup.image_files.bounds import check_structure
-from dedup.image_files.exif import ORIENTATIONS, orientation, parse_exif, read_exif, without_xmp
+from dedup.image_files.exif import ORIENTATIONS, exif_data, exif_of_tiff, orientation, parse_exif, without_xmp
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit for a decompression bomb."""
@@ -237,7 +237,7 @@ def _open(encoded: bytes, file_format: str) -> Image.Image:
 
 def _header_of_jpeg(encoded: bytes) -> ImageHeader:
     markers = jpeg.survey(encoded)
-    exif = parse_exif(jpeg.exif_data(encoded, markers))
+    exif = jpeg.exif_data(encoded, markers)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
     except (ValueError, KeyError) as error:  # a rare subsampling is a KeyError
@@ -245,7 +245,7 @@ def _header_of_jpeg(encoded: bytes) -> ImageHeader:
             raise
         width, height = _open(jpeg.without_metadata(encoded, markers), "JPEG").size
         colours = ""
-    return ImageHeader(encoded, "JPEG", (width, height), orientation(encoded, "JPEG", exif), exif, markers, colours)
+    return ImageHeader(encoded, "JPEG", (width, height), orientation(exif), parse_exif(exif), markers, colours)
 
 
 def _header_of_others(encoded: bytes, file_format: str) -> ImageHeader:
@@ -253,8 +253,10 @@ def _header_of_others(encoded: bytes, file_format: str) -> ImageHeader:
     if file_format == "AVIF" and (decoded := avif.decoded_pixels(encoded)) > MAX_AVIF_PIXELS:
         raise ImageDecodeError("too_many_pixels", f"AVIF: {decoded:,} pixels in its frames")
     size = _open(encoded, file_format).size
-    exif = read_exif(encoded, file_format)
-    return ImageHeader(encoded, file_format, size, orientation(encoded, file_format, exif), exif)
+    if file_format == "TIFF":  # Pillow turns its pixels
+        return ImageHeader(encoded, file_format, size, 1, exif_of_tiff(encoded))
+    exif = exif_data(encoded, file_format)
+    return ImageHeader(encoded, file_format, size, orientation(exif), parse_exif(exif))
 
 
 def _decode_jpeg(header: ImageHeader, min_side: int) -> np.ndarray | Image.Image:
@@ -275,8 +277,11 @@ def _decode_jpeg(header: ImageHeader, min_side: int) -> np.ndarray | Image.Image
 
 def _decode_with_pillow(header: ImageHeader, min_side: int) -> Image.Image:
     encoded, file_format = header.encoded, header.file_format
-    end = _ENDS[file_format](encoded) if file_format in _ENDS else 0
-    image = _in_rgb(_open(encoded, file_format), encoded, file_format)
+    opened = _open(encoded, file_format)
+    if file_format in ("BMP", "PPM", "TIFF"):
+        filled.check_filled(opened, encoded)
+    end = filled.compressed_end(opened) if file_format == "TIFF" else _ENDS.get(file_format, lambda _: 0)(encoded)
+    image = _in_rgb(opened, encoded, file_format)
     if end > _TAIL_BYTES and _FILLED.fullmatch(encoded, end - _TAIL_BYTES, end):
         _check_tail(image, encoded, end, file_format)
     return image

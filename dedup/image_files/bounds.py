@@ -4,13 +4,14 @@ import re
 import struct
 import zlib
 
-from dedup.image_files.exif import check_directories
+from dedup.image_files.exif import BYTE_ORDERS, check_directories
 
 MAX_CHUNKS = 50_000
 """Limit of the chunks of a PNG, and of the blocks before the image of a GIF: Pillow takes microseconds for each."""
 _MAX_COMMENT_BYTES = 1 << 20
 _MAX_SLOW_BYTES = 1 << 23
 """Limit of a file that Pillow decodes in Python: run-length BMP, PPM as text or with a range other than 0 to 255."""
+_LAST_KIND = 18  # of the value of a TIFF tag
 _CRITICAL = frozenset([b"IHDR", b"PLTE", b"IDAT"])
 _PLAIN_PPM = re.compile(rb"P[56]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*255\s")
 
@@ -72,4 +73,19 @@ def _check_ppm(encoded: bytes) -> None:
         raise ValueError(f"{len(encoded):,} bytes of pixels in a slow format")
 
 
-_CHECKS = {"PNG": _check_png, "GIF": _check_gif, "BMP": _check_bmp, "PPM": _check_ppm, "TIFF": check_directories}
+def _check_tiff(encoded: bytes) -> None:
+    """Check the directories, and that the entries of the first were not overwritten: many programs write it last."""
+    check_directories(encoded)
+    order = BYTE_ORDERS[encoded[:4]]
+    (start,) = struct.unpack_from(f"{order}I", encoded, 4)
+    (entries,) = struct.unpack_from(f"{order}H", encoded, start)
+    count = 1
+    for at in range(start + 2, start + 2 + 12 * entries, 12):
+        tag, kind, count = struct.unpack_from(f"{order}HHI", encoded, at)
+        if not tag or not 0 < kind <= _LAST_KIND:
+            raise ValueError("its directory was overwritten")
+    if not 0 < count <= len(encoded):
+        raise ValueError("the last tag of its directory was overwritten")
+
+
+_CHECKS = {"PNG": _check_png, "GIF": _check_gif, "BMP": _check_bmp, "PPM": _check_ppm, "TIFF": _check_tiff}

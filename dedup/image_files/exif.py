@@ -1,7 +1,7 @@
 """EXIF data of image files, and the orientation that browsers apply.
 
-JPEG, PNG and WebP by the EXIF tag; AVIF by its own boxes (irot, imir); TIFF by its tag, which Pillow follows when it
-decodes. XMP has a copy of the tag that no browser follows.
+JPEG and PNG by the EXIF tag; WebP too, as WebKit and libvips do and Chromium does not; AVIF by its own boxes (irot,
+imir); TIFF by its tag, which Pillow follows when it decodes. XMP has a copy of the tag that no browser follows.
 """
 
 import io
@@ -20,10 +20,13 @@ ORIENTATIONS = {
 }
 """What to do to the pixels of an image with each EXIF orientation to make it upright; 1 is upright."""
 
-_SEARCHED_BYTES = 1 << 17
-_MARKERS = {"PNG": b"eXIf", "WEBP": b"EXIF", "TIFF": b"", "AVIF": b"Exif"}
-_TURNS_OF_AVIF = (b"irot", b"imir")
+PREFIX = b"Exif\0\0"
+"""Before the TIFF structure in a JPEG, and in the WebP files of some programs. A second one makes it unreadable."""
+BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 
+_BOXES_OF_AVIF = (b"Exif", b"irot", b"imir")
+
+_SHORT = 3  # a 16-bit number
 _MAX_EXIF_BYTES = 1 << 20
 _VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _STRIPS_AND_TILES = (273, 324)
@@ -32,13 +35,45 @@ _MAX_DIRECTORIES = 16
 _DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 
 
-def read_exif(encoded: bytes, file_format: str) -> Image.Exif | None:
-    """Return the EXIF data of a file that is not a JPEG, without decoding it; None if it is missing or unreadable."""
-    marker = _MARKERS.get(file_format)
-    end = {"WEBP": len(encoded), "PNG": max(encoded.find(b"IDAT"), 0)}.get(file_format, _SEARCHED_BYTES)
-    if marker is None or encoded.find(marker, 0, end) < 0:
+def exif_of_tiff(encoded: bytes) -> Image.Exif | None:
+    """Return the tags of a TIFF file, without decoding it; None if they are unreadable."""
+    try:
+        return without_xmp(Image.open(io.BytesIO(encoded), formats=("TIFF",))).getexif()
+    except MemoryError:
+        raise
+    except Exception:
         return None
-    return _exif_of(encoded, file_format)
+
+
+def exif_data(encoded: bytes, file_format: str) -> bytes:
+    """Return the EXIF data of a PNG, WebP or AVIF file as a TIFF structure; empty if there is none."""
+    if file_format == "PNG":
+        return _exif_of_png(encoded)
+    is_there = {"WEBP": (b"EXIF",), "AVIF": _BOXES_OF_AVIF}.get(file_format, ())
+    if not any(name in encoded for name in is_there):
+        return b""
+    try:
+        # Of an AVIF, Pillow writes the turn of the boxes into it.
+        image = Image.open(io.BytesIO(encoded), formats=(file_format,))
+        raw = image.info.get("exif", b"")
+    except MemoryError:
+        raise
+    except Exception:
+        return b""
+    return raw.removeprefix(PREFIX) if isinstance(raw, bytes) else b""
+
+
+def _exif_of_png(encoded: bytes) -> bytes:
+    """Return the first eXIf chunk before the pixels that is a TIFF structure, as libpng does."""
+    at = 8
+    while at + 8 <= len(encoded):
+        length, name = struct.unpack_from(">I4s", encoded, at)
+        if name in (b"IDAT", b"IEND"):
+            break
+        if name == b"eXIf" and encoded[at + 8 : at + 12] in BYTE_ORDERS:
+            return encoded[at + 8 : at + 8 + length]
+        at += 12 + length
+    return b""
 
 
 def parse_exif(raw: bytes) -> Image.Exif | None:
@@ -47,8 +82,6 @@ def parse_exif(raw: bytes) -> Image.Exif | None:
         return None
     exif = Image.Exif()
     try:
-        while raw.startswith(b"Exif\0\0"):  # as Pillow does
-            raw = raw[6:]
         check_directories(raw)
         exif.load(raw)
     except MemoryError:
@@ -58,14 +91,24 @@ def parse_exif(raw: bytes) -> Image.Exif | None:
     return exif
 
 
-def orientation(encoded: bytes, file_format: str, exif: Image.Exif | None) -> int:
-    """Return the EXIF orientation of decoded pixels, 1 to 8; 1 is upright."""
-    if file_format == "TIFF":
-        return 1
-    if file_format == "AVIF" and any(box in encoded[:_SEARCHED_BYTES] for box in _TURNS_OF_AVIF):
-        exif = _exif_of(encoded, file_format)  # Pillow writes the boxes' turn into it
-    turn = exif.get(ExifTags.Base.Orientation) if exif is not None else None
-    return turn if isinstance(turn, int) and turn in ORIENTATIONS else 1
+def orientation(tiff: bytes) -> int:
+    """Return the orientation in EXIF data, 1 to 8; 1 is upright.
+
+    Browsers look only for a single 16-bit number in the first directory, whatever the rest is like.
+    """
+    order, turn = BYTE_ORDERS.get(tiff[:4]), 1
+    if order is None:
+        return turn
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, start)
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, at)
+            if (tag, kind, count) == (ExifTags.Base.Orientation, _SHORT, 1):
+                turn = value if value in ORIENTATIONS else 1
+    except struct.error:  # the directory is cut
+        pass
+    return turn
 
 
 def without_xmp(image: Image.Image) -> Image.Image:
@@ -107,20 +150,3 @@ def check_directories(tiff: bytes) -> None:
                 waiting.append(at + 8)
     if total_bytes > 2 * len(tiff) + 4096:
         raise ValueError(f"{total_bytes:,} bytes of tags in a file of {len(tiff):,}")
-
-
-def _exif_of(encoded: bytes, file_format: str) -> Image.Exif | None:
-    try:
-        image = without_xmp(Image.open(io.BytesIO(encoded), formats=(file_format,)))
-    except MemoryError:
-        raise
-    except Exception:
-        return None
-    if file_format != "TIFF":
-        return parse_exif(image.info.get("exif", b""))
-    try:
-        return image.getexif()
-    except MemoryError:
-        raise
-    except Exception:
-        return None

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import simplejpeg
 
+from dedup.image_files.exif import BYTE_ORDERS, PREFIX
+from dedup.image_files.page_text import ends_in_page
+
 MAX_SCANS = 100
 """A progressive JPEG costs its whole size again for each scan, which can be a few bytes. Encoders write some ten."""
 MAX_SEGMENTS = 5_000
@@ -107,14 +110,19 @@ def check_scans(encoded: bytes, found: Survey) -> None:
 
 
 def exif_data(encoded: bytes, found: Survey) -> bytes:
-    """Return the EXIF data of the segments before the first scan, as Pillow puts it together."""
+    """Return the EXIF data of the segments before the first scan, as a TIFF structure; empty if there is none.
+
+    The first segment with such a structure counts, as in browsers; long data goes on in the next segments.
+    """
     parts = list[bytes]()
     for segment in found.segments:
         if segment.marker == 0xDA:
             break
         content = encoded[segment.start + 4 : segment.header_end]
-        if segment.marker == 0xE1 and content.startswith(b"Exif\0\0"):
-            parts.append(content[6:] if parts else content)
+        if segment.marker == 0xE1 and content.startswith(PREFIX):
+            part = content.removeprefix(PREFIX)
+            if parts or part[:4] in BYTE_ORDERS:
+                parts.append(part)
     return b"".join(parts)
 
 
@@ -132,12 +140,31 @@ def check_tail(encoded: bytes, found: Survey) -> None:
     """Refuse an image whose pixels end in text: an error page appended to a truncated file, and read as pixels.
 
     Raises:
-        ValueError: it ends in 32 bytes of text with more than a few distinct letters (flat images can repeat any byte).
+        ValueError: it ends in 32 bytes of text with more than a few distinct letters (flat images can repeat any byte),
+            or in the start of a page.
     """
     if found.segments and found.segments[-1].marker == 0xDA:
-        tail = encoded[max(found.segments[-1].header_end, found.segments[-1].end - 32) : found.segments[-1].end]
-        if len(tail) == 32 and _TEXT.fullmatch(tail) and len(set(tail)) > 5:
+        start, end = found.segments[-1].header_end, found.segments[-1].end
+        tail = encoded[max(start, end - 32) : end]
+        is_text = len(tail) == 32 and _TEXT.fullmatch(tail) is not None and len(set(tail)) > 5
+        if is_text or ends_in_page(encoded, start, end):
             raise ValueError("text after truncated pixels")
+
+
+def check_strictly(encoded: bytes) -> None:
+    """Check a JPEG that another decoder will decode, in a TIFF file.
+
+    Raises:
+        ValueError: it is truncated or damaged, or there is too little memory to decide.
+    """
+    found = survey(encoded)
+    whole = encoded if found.end >= 0 else encoded + END
+    check_scans(whole, found)
+    check_tail(whole, found)
+    frame = next((segment for segment in found.segments if segment.marker in _FRAMES), None)
+    components = encoded[frame.start + 9] if frame is not None and frame.start + 9 < len(encoded) else 0
+    if components in (1, 3, 4):
+        check_whole(whole, found, is_cmyk=components == 4)
 
 
 def check_whole(encoded: bytes, found: Survey, *, is_cmyk: bool) -> None:

@@ -19,18 +19,24 @@ from support.fetching import config
 from support.shared_data import SHARED
 from support.torture_images import (
     GREY,
+    PAGE,
     PICTURE,
     SIDE,
     damaged,
+    dark_endings,
     encode,
     expensive,
+    filled,
     good_colours,
     good_greys,
     grey_png,
     hidden_frames,
     jpeg,
+    jpegs_in_tiffs,
     odd_greys,
+    run_length_bmp,
     segment,
+    tiff,
 )
 
 from dedup import decode
@@ -102,6 +108,54 @@ def test_greys_have_their_brightness_for_all(name: str) -> None:
 @pytest.mark.parametrize("name", DAMAGED)
 def test_cut_and_damaged_files_are_broken_for_all(name: str) -> None:
     assert check_equal_verdicts(DAMAGED[name]) == "broken_image"
+
+
+def test_files_that_were_cut_and_filled_up_are_broken() -> None:
+    kept = [name for name, encoded in filled() if not isinstance(verdict(encoded), str)]
+    assert not kept
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "PPM", "TIFF"])
+def test_pictures_that_end_dark_or_look_like_letters_are_whole(file_format: str) -> None:
+    """Also as grey, with a palette and in many strips: a row that ends early is no cut."""
+    for name, picture in dark_endings():
+        for mode in ("RGB", "L", "P"):
+            if (file_format, mode) == ("PPM", "P"):
+                continue
+            image = picture.quantize(60) if mode == "P" else picture.convert(mode)
+            for options in ({}, {"tiffinfo": {278: 7}}) if file_format == "TIFF" else ({},):
+                found = verdict(encode(image, file_format, **options))
+                assert not isinstance(found, str), (name, mode)
+                assert np.array_equal(found, np.asarray(image.convert("RGB"))), (name, mode)
+
+
+def test_a_page_or_zeros_behind_whole_pixels_are_no_damage() -> None:
+    for whole in (encode(PICTURE, "BMP"), encode(PICTURE, "PPM"), run_length_bmp(), tiff(GREY.tobytes(), 8)):
+        for more in (PAGE * 9, bytes(5_000)):
+            assert np.array_equal(verdict(whole + more), verdict(whole))
+    described = encode(PICTURE, "TIFF", tiffinfo={270: PAGE.decode() * 9}, compression="tiff_lzw")
+    assert not isinstance(verdict(described), str)
+
+
+def test_jpeg_data_in_a_tiff_may_lack_its_end_marker() -> None:
+    for _, whole in jpegs_in_tiffs():
+        assert not isinstance(verdict(whole), str)
+    found, expected = verdict(tiff(jpeg(GREY)[:-2], 8, compression=7)), verdict(tiff(jpeg(GREY), 8, compression=7))
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
+@pytest.mark.parametrize("filling", [b"\0", PAGE])
+def test_a_compressed_tiff_that_was_cut_and_filled_up_never_shows_other_pixels(
+    compression: str, filling: bytes
+) -> None:
+    mode = "1" if compression == "group4" else "RGB"
+    whole = encode(Image.fromarray(PICTURE).convert(mode), "TIFF", compression=compression)
+    expected = verdict(whole)
+    assert not isinstance(expected, str)
+    for lost in (13, 40, 111, 400, len(whole) // 3, len(whole) // 2):
+        found = verdict(whole[:-lost] + (filling * lost)[:lost])
+        assert isinstance(found, str) or np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

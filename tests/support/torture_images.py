@@ -4,6 +4,7 @@ All show `PICTURE`, red, green, blue and white quarters on a soft pattern, or ar
 """
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -69,10 +70,12 @@ def segment(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-def tiff(pixels: bytes, bits: int, order: str = "<", *, photometric: int = 1, sample_format: int = 1) -> bytes:
+def tiff(
+    pixels: bytes, bits: int, order: str = "<", *, photometric: int = 1, sample_format: int = 1, compression: int = 1
+) -> bytes:
     """A grey TIFF of one strip behind its directory."""
     tags = [
-        (256, 3, SIDE), (257, 3, SIDE), (258, 3, bits), (259, 3, 1), (262, 3, photometric),
+        (256, 3, SIDE), (257, 3, SIDE), (258, 3, bits), (259, 3, compression), (262, 3, photometric),
         (273, 4, 8 + 2 + 10 * 12 + 4), (277, 3, 1), (278, 3, SIDE), (279, 4, len(pixels)), (339, 3, sample_format),
     ]  # fmt: skip
     directory = struct.pack(f"{order}H", len(tags))
@@ -104,6 +107,55 @@ def grey_png(values: np.ndarray, depth: int, transparent: int | None = None, col
     )  # fmt: skip
 
 
+def exif_data(turn: int, order: str = "<", kind: int = 3, count: int = 1) -> bytes:
+    """EXIF data, as a TIFF structure, of an orientation only."""
+    value = struct.pack(f"{order}HH" if kind == 3 else f"{order}I", *((turn, 0) if kind == 3 else (turn,)))
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    return head + struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, count) + value + bytes(4)
+
+
+def png_with_exif(image: Image.Image, *chunks: bytes) -> bytes:
+    """A PNG with these eXIf chunks."""
+    whole = encode(image, "PNG")
+    return whole[:33] + b"".join(png_chunk(b"eXIf", chunk) for chunk in chunks) + whole[33:]
+
+
+def _jpeg_with_exif(image: Image.Image, *segments: bytes) -> bytes:
+    whole = encode(image, "JPEG", quality=95)
+    return whole[:2] + b"".join(segment(0xE1, content) for content in segments) + whole[2:]
+
+
+def _webp_with_exif(image: Image.Image, content: bytes) -> bytes:
+    """A WebP whose EXIF chunk has this content; Pillow removes one prefix."""
+    return encode(image, "WEBP", quality=95, exif=b"Exif\0\0" + content)
+
+
+def _odd_exif() -> Iterator[tuple[str, bytes]]:
+    """EXIF data as it should not be written, as libpng, Blink (exif_reader.cc) and Gecko (EXIF.cpp) read it."""
+    upright, lying_6, prefix = lying(1), lying(6), b"Exif\0\0"
+    for order in "<>":
+        turn_6, turn_3 = exif_data(6, order), exif_data(3, order)
+        yield f"JPEG, a prefix too many {order}", _jpeg_with_exif(upright, prefix * 2 + turn_6)
+        yield f"PNG, a prefix {order}", png_with_exif(upright, prefix + turn_6)
+        yield f"WebP, a prefix {order}", _webp_with_exif(lying_6, prefix + turn_6)
+        yield f"WebP, a prefix too many {order}", _webp_with_exif(upright, prefix * 2 + turn_6)
+        yield f"PNG, two chunks {order}", png_with_exif(lying_6, turn_6, turn_3)
+        yield f"PNG, the first chunk unreadable {order}", png_with_exif(lying_6, prefix + turn_3, turn_6)
+        yield f"JPEG, two segments {order}", _jpeg_with_exif(lying_6, prefix + turn_6, prefix + turn_3)
+        yield (
+            f"JPEG, the first segment unreadable {order}",
+            _jpeg_with_exif(lying_6, prefix * 2 + turn_3, prefix + turn_6),
+        )
+        for name, other in (("of 32 bits", exif_data(6, order, kind=4)), ("twice", exif_data(6, order, count=2))):
+            yield f"JPEG, a turn {name} {order}", _jpeg_with_exif(upright, prefix + other)
+            yield f"PNG, a turn {name} {order}", png_with_exif(upright, other)
+        cut = turn_6[:20]  # within the value of the tag
+        yield f"JPEG, a cut directory {order}", _jpeg_with_exif(lying_6, prefix + cut)
+        yield f"PNG, a cut directory {order}", png_with_exif(lying_6, cut)
+    whole = encode(upright, "PNG")
+    yield "PNG, the chunk behind the pixels", whole[:-12] + png_chunk(b"eXIf", exif_data(6)) + whole[-12:]
+
+
 def _twelve_bits(grey: np.ndarray) -> bytes:
     wide = grey.astype(np.uint16).reshape(-1, 2) << 4
     return (
@@ -111,6 +163,27 @@ def _twelve_bits(grey: np.ndarray) -> bytes:
         .astype(np.uint8)
         .tobytes()
     )
+
+
+def _boxes_last(avif: bytes) -> bytes:
+    """Move the box of the properties behind that of the pixels, and those 200 kB from the start."""
+    at = avif.index(b"meta") - 4
+    (size,) = struct.unpack_from(">I", avif, at)
+    head, meta, pixels = avif[:at], avif[at : at + size], avif[at + size :]
+    free = struct.pack(">I", 200_000) + b"free" + bytes(199_992)
+    shift = len(free) - len(meta)
+    changed = bytearray(meta)
+    start = head + meta + pixels
+    count_at = meta.index(b"iloc") + 4
+    sizes, items = meta[count_at + 4 : count_at + 6], struct.unpack_from(">H", meta, count_at + 6)[0]
+    assert sizes[:1] == b"\x44", start[:4]
+    assert not sizes[1]
+    entry = count_at + 8
+    for _ in range(items):
+        (offset,) = struct.unpack_from(">I", meta, entry + 6)
+        struct.pack_into(">I", changed, entry + 6, offset + shift)
+        entry += 14
+    return head + free + pixels + bytes(changed)
 
 
 def good_colours() -> Iterator[tuple[str, bytes]]:
@@ -128,8 +201,10 @@ def good_colours() -> Iterator[tuple[str, bytes]]:
         yield f"AVIF turned {turn}", turned
     png = encode(lying(6), "PNG", exif=orientation_tag(6))
     yield "PNG turned 6, behind a long text", png[:33] + png_chunk(b"teXt", bytes(200_000)) + png[33:]
+    yield from _odd_exif()
     for file_format in ("JPEG", "PNG", "WEBP", "AVIF"):
         yield f"{file_format} XMP", encode(PICTURE, file_format, xmp=XMP_TURN * 3, quality=95)
+    yield "AVIF turned 6, its boxes behind the pixels", _boxes_last(encode(lying(6), "AVIF", exif=orientation_tag(6)))
     yield "TIFF XMP", encode(PICTURE, "TIFF", tiffinfo={700: XMP_TURN})
     for name, whole in (("jpeg", plain), ("progressive", progressive), ("restarts", restarts)):
         yield f"{name} without its end marker", whole[:-2]
@@ -208,6 +283,118 @@ def damaged() -> Iterator[tuple[str, bytes]]:
     flipped = bytearray(encode(PICTURE, "PNG"))
     flipped[len(flipped) // 2] ^= 1
     yield "PNG with a flipped bit", bytes(flipped)
+
+
+PAGE = b"""<html>\r
+<head><title>504 Gateway Time-out</title></head>\r
+<body>\r
+<center><h1>504 Gateway Time-out</h1></center>\r
+<hr><center>nginx</center>\r
+</body>\r
+</html>\r
+"""
+PROSE = b"upstream connect error or disconnect/reset before headers. reset reason: connection failure\n"
+_FILLINGS = {
+    "zeros": b"\0",
+    "a page": PAGE,
+    "a page in French": "<!DOCTYPE html><title>Délai dépassé</title><p>Le serveur n’a pas répondu.</p>\n".encode(),
+    "prose": PROSE,
+    "json": b'{"error": "timeout"}',
+    "xml": b'<?xml version="1.0"?><Error><Code>SlowDown</Code></Error>',
+}
+
+
+def stored() -> Iterator[tuple[str, bytes, int, int]]:
+    """Files whose pixels are stored as they are, with the start of their pixels and the bytes of a row."""
+    row, grey_row = 3 * SIDE, SIDE
+    bmp = encode(PICTURE, "BMP")
+    yield "BMP", bmp, 54, row
+    yield "BMP, top row first", bmp[:22] + struct.pack("<i", -SIDE) + bmp[26:], 54, row
+    opaque = Image.fromarray(PICTURE).convert("RGBA")
+    yield "32-bit BMP", (whole := encode(opaque, "BMP")), len(whole) - SIDE * 4 * SIDE, 4 * SIDE
+    palette = Image.fromarray(GREY // 2 + 20)
+    palette.putpalette([value for index in range(256) for value in (index, 255 - index, 9)])
+    yield "8-bit BMP", (whole := encode(palette, "BMP")), len(whole) - SIDE * SIDE, grey_row
+    yield "PPM", (whole := encode(PICTURE, "PPM")), len(whole) - SIDE * row, row
+    yield "PGM", (whole := encode(GREY, "PPM")), len(whole) - SIDE * grey_row, grey_row
+    wide = GREY.astype(np.uint16) * 257
+    head = b"P5 %d %d 65535\n" % (SIDE, SIDE)
+    yield "16-bit PGM", head + wide.astype(">u2").tobytes(), len(head), 2 * grey_row
+    head = b"P6 %d %d 100\n" % (SIDE, SIDE)
+    yield "PPM of 100 levels", head + (PICTURE // 3 + 10).tobytes(), len(head), row
+    yield "TIFF", (whole := encode(PICTURE, "TIFF")), len(whole) - SIDE * row, row
+    whole = encode(PICTURE, "TIFF", tiffinfo={278: 8})
+    yield "TIFF of many strips", whole, len(whole) - SIDE * row, row
+    for order in "<>":
+        whole = tiff(GREY.tobytes(), 8, order)
+        yield f"grey TIFF {order}", whole, len(whole) - SIDE * grey_row, grey_row
+        whole = tiff(wide.astype(f"{order}u2").tobytes(), 16, order)
+        yield f"16-bit TIFF {order}", whole, len(whole) - 2 * SIDE * grey_row, 2 * grey_row
+
+
+def filled() -> Iterator[tuple[str, bytes]]:
+    """Files that were cut within a row, and filled up to their length: `broken_image`."""
+    for name, whole, start, row_bytes in stored():
+        for row in (1, SIDE // 2, SIDE - 1):
+            for share in (0.1, 0.5, 0.8):
+                cut = start + row * row_bytes + int(share * row_bytes)
+                rest = len(whole) - cut
+                for filling, unit in _FILLINGS.items():
+                    yield f"{name} cut in row {row} at {share}, {filling}", whole[:cut] + (unit * rest)[:rest]
+                yield f"{name} cut in row {row} at {share}, a page and more", whole[:cut] + PAGE * (rest // 50 + 1)
+    for name, whole in jpegs_in_tiffs():
+        for lost in (12, 20, 30, 40, 300):
+            for filling in (bytes(lost), (PAGE * 2)[:lost], bytes(5_000), PAGE * 20):
+                yield f"{name} without {lost} bytes, {filling[:8]!r} x {len(filling)}", whole[:-lost] + filling
+    runs = run_length_bmp()
+    for cut in (2_000, len(runs) // 2, len(runs) - 400):
+        yield f"run-length BMP cut at {cut}, a page", runs[:cut] + PAGE * 500
+
+
+def jpegs_in_tiffs() -> Iterator[tuple[str, bytes]]:
+    """TIFF files with JPEG data: at the end of the file, and before the directory, as libtiff writes it."""
+    yield "JPEG in a TIFF", tiff(jpeg(GREY), 8, compression=7)
+    yield "JPEG in a TIFF >", tiff(jpeg(GREY), 8, ">", compression=7)
+    yield "grey JPEG in a TIFF by libtiff", encode(GREY, "TIFF", compression="jpeg", quality=95)
+    yield "JPEG in a TIFF by libtiff", encode(PICTURE, "TIFF", compression="jpeg", quality=95)
+
+
+def run_length_bmp() -> bytes:
+    """An 8-bit BMP of runs, of GREY in 32 levels."""
+    levels = GREY // 8
+    lines = list[bytes]()
+    for row in levels[::-1]:
+        edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), SIDE]
+        runs = [(end - start, int(row[start])) for start, end in itertools.pairwise(edges)]
+        lines.append(b"".join(bytes([count, value]) for count, value in runs) + b"\0\0")
+    pixels = b"".join(lines) + b"\0\1"
+    palette = b"".join(bytes([level * 8 + 4] * 3 + [0]) for level in range(32))
+    start = 14 + 40 + len(palette)
+    head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
+    return head + struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 8, 1, len(pixels), 0, 0, 32, 0) + palette + pixels
+
+
+def dark_endings() -> Iterator[tuple[str, Image.Image]]:
+    """Whole pictures that are black at their end, or whose values are those of letters."""
+    picture, black = Image.fromarray(PICTURE), Image.new("RGB", (SIDE, SIDE))
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    shapes = {
+        "bars": abs(y - SIDE // 2) < 80,
+        "bars on all sides": (abs(y - SIDE // 2) < 80) & (abs(x - SIDE // 2) < 80),
+        "circle": (y - 120) ** 2 + (x - 120) ** 2 < 90**2,
+        "slanted": abs(y - 120 + (x - 120) / 60) < 100,
+        "very slanted": abs(y - 120 + (x - 120) / 3) < 60,
+        "triangle": y + x < 300,
+        "black corner": ~((y > 150) & (x > 120)),
+        "black end of the last row": ~((y == SIDE - 1) & (x > SIDE - 5)),
+    }
+    for name, shape in shapes.items():
+        mask = Image.fromarray((shape * 255).astype(np.uint8))
+        for turned, method in (("", None), (", upside down", Image.Transpose.ROTATE_180)):
+            whole = Image.composite(picture, black, mask)
+            yield f"{name}{turned}", whole if method is None else whole.transpose(method)
+    for low, high in ((32, 126), (97, 122), (60, 110)):
+        yield f"values of {low} to {high}", picture.point(lambda v, low=low, high=high: low + v * (high - low) // 255)
 
 
 def expensive() -> Iterator[tuple[str, bytes]]:
