@@ -40,6 +40,8 @@ MAX_EXAMPLE_BYTES = 1 << 26
 """Limit of an encoded image; a larger one is `too_large`."""
 MAX_LABEL_BYTES = 1 << 20
 
+_OTHER_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
 _IMAGES = PageLimits(page_bytes=1 << 26, delta_page_bytes=1 << 26, growth=20, rows=8)
 """Of a Parquet file. A row may be large, and images hardly shrink when they are packed again."""
 
@@ -196,13 +198,23 @@ def _read_webdataset(fs: Any, root: str, fields: _Fields) -> Iterator[Example]:
         tar_name = name.split(".tar")[0]
         with _opened(fs, file) as stream:
             try:
-                for sample in read_samples(stream, "r:gz" if file.endswith("gz") else "r:", _limit_bytes):
+                for sample in read_samples(stream, _mode_of(stream, file), _limit_bytes):
                     if isinstance(sample, Stray):
                         yield Example(f"{tar_name}/{sample.name}", None, b"", "other_file")
                     else:
                         yield from _examples_of_sample(tar_name, sample, fields)
             except tarfile.TarError as error:
                 raise DedupError(f"{file}: damaged tar file ({error}); copy it again") from error
+
+
+def _mode_of(stream: Any, file: str) -> Literal["r:", "r:gz"]:
+    """Return how to read a tar, by its first bytes: names are not reliable."""
+    head = stream.read(6)
+    stream.seek(0)
+    packed = next((name for start, name in _OTHER_COMPRESSIONS.items() if head.startswith(start)), None)
+    if packed is not None:
+        raise DedupError(f"{file}: compressed by {packed}; tars are read as they are or compressed by gzip: unpack it")
+    return "r:gz" if head.startswith(b"\x1f\x8b") else "r:"
 
 
 def _limit_bytes(suffix: str) -> int:

@@ -1,9 +1,13 @@
 """Evaluation sets from strangers: each image is read or has a reason, whatever the names, and nothing large is read."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import resource
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dedup.errors import DedupError
 from dedup.eval_sets import read, tars
 from dedup.eval_sets.index import index_eval_set
 from dedup.eval_sets.read import MAX_EXAMPLE_BYTES, Example, read_examples
@@ -85,6 +90,85 @@ def test_hidden_files_links_and_devices_of_a_tar_are_counted(tmp_path: Path) -> 
     assert [e for e in found if not e[3]] == [("t/0", "cat", b"cat", "")]
     others = ["._0.jpg", "._0.cls", "__MACOSX/._0.jpg", "soft.jpg", "hard.jpg", "pipe.jpg", "zero.jpg"]
     assert sorted(e[0] for e in found if e[3] == "other_file") == sorted(f"t/{name}" for name in others)
+
+
+LONG, LONGER = "d" * 150, "/".join(["d" * 90, "e" * 90, "f" * 90, "n" * 200])
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("folder", [LONG, LONGER, "/".join(["p" * 99] * 40), "ü/写真", "caf\udce9", "犬"])
+def test_names_of_any_length_and_alphabet_are_whole(tmp_path: Path, tar_format: int, folder: str) -> None:
+    """Long names take headers of their own, written differently by POSIX (pax) and GNU tar."""
+    members = [(f"{folder}/0.png", b"1"), (f"{folder}/0.cls", b"cat"), (f"{folder}/1.png", b"2")]
+    shown = folder.replace("\udce9", "\\xe9")
+    assert examples("webdataset", write_tar(tmp_path / "t.tar", members, tar_format)) == [
+        (f"t/{shown}/0", "cat", b"1", ""),
+        (f"t/{shown}/1", None, b"2", ""),
+    ]
+
+
+def test_names_in_another_encoding_are_escaped(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w", format=tarfile.GNU_FORMAT, encoding="shift_jis") as tar:
+        for name in ("犬.png", "犬.cls"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"1"))
+    assert examples("webdataset", tmp_path / "t.tar") == [("t/\\x8c\\xa2", "1", b"1", "")]
+
+
+def test_pax_headers_for_all_and_with_attributes_change_nothing_but_the_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 900}) as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size, info.mtime, info.uid = 3, 1.5, 1 << 40
+        info.pax_headers = {"path": "dög.png", "SCHILY.xattr.user.note": "size=9", "LIBARCHIVE.xattr.user.x": "eA=="}
+        tar.addfile(info, io.BytesIO(b"dog"))
+    assert examples("webdataset", tmp_path / "t.tar") == [("t/dög", None, b"dog", "")]
+
+
+def _run_tar(folder: Path, *arguments: str) -> Path:
+    made = folder.parent / "t.tar"
+    subprocess.run(["tar", *arguments, "-cf", str(made), "-C", str(folder), "."], check=True, capture_output=True)
+    return made
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax", "ustar", "v7"])
+@pytest.mark.parametrize("sparse", [(), ("-S",), ("-S", "--sparse-version=0.0"), ("-S", "--sparse-version=0.1")])
+def test_every_form_of_gnu_tar_is_read(tmp_path: Path, form: str, sparse: tuple[str, ...]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    contents = {"0.png": b"a dog", "1.png": b"a cat" + bytes(1 << 20), "2.png": b"x".rjust(1 << 20, b"\0")}
+    if form in ("gnu", "oldgnu", "pax"):
+        contents["n" * 180 + ".png"] = b"long"
+    for name, content in contents.items():
+        with (folder / name).open("wb") as file:  # with a hole where there are zeros
+            file.seek(len(content) - len(content.lstrip(b"\0")))
+            file.write(content.strip(b"\0"))
+            file.truncate(len(content))
+    (folder / "1.cls").write_text("cat")
+    os.symlink("0.png", folder / "8soft.png")
+    os.link(folder / "0.png", folder / "9hard.png")
+    if form not in ("gnu", "pax") or (sparse[1:] and form != "pax"):
+        sparse = sparse[:0] if form != "gnu" else sparse[:1]
+    tar = _run_tar(folder, "--sort=name", f"--format={form}", *sparse)
+    found = examples("webdataset", tar)
+    assert {e[0].removeprefix("t/./"): (e[1], e[2]) for e in found if not e[3]} == {
+        name.removesuffix(".png"): ("cat" if name == "1.png" else None, content) for name, content in contents.items()
+    }
+    assert [e[0] for e in found if e[3] == "other_file"] == ["t/./8soft.png", "t/./9hard.png"]
+    assert len(found) == len(contents) + 2
+
+
+def test_a_packed_tar_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    plain = write_tar(tmp_path / "t.tar", [("0.png", b"1")]).read_bytes()
+    (tmp_path / "t.tar").write_bytes(gzip.compress(plain))
+    assert examples("webdataset", tmp_path / "t.tar") == [("t/0", None, b"1", "")]
+    (tmp_path / "u.tar.gz").write_bytes(plain)
+    assert examples("webdataset", tmp_path / "u.tar.gz") == [("u/0", None, b"1", "")]
+    for packed, name in ((bz2.compress(plain), "bzip2"), (lzma.compress(plain), "xz")):
+        (tmp_path / "t.tar").write_bytes(packed)
+        with pytest.raises(DedupError, match=f"t.tar: compressed by {name}; .* unpack it"):
+            examples("webdataset", tmp_path / "t.tar")
 
 
 def test_a_tar_whose_names_all_have_dots_is_not_held_as_one_sample(
