@@ -29,6 +29,9 @@ _MIN_STATISTICS = 4  # bytes above 0x7F; with fewer, one accented letter would d
 _LIKE_UTF8 = frozenset({"euc-kr", "gbk", "gb18030", "big5", "euc-jp", "shift_jis", "windows-874"})
 _MIN_UTF8_CHARACTERS = 4
 
+_STRAY_BYTES = 4
+
+_SURROGATE = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 _HIGH_OR_ESCAPE = re.compile(rb"[\x80-\xff\x1b]")
 _LONG_CHARACTER = re.compile(rb"[\xe0-\xf4]")
 _COMMENT = re.compile(rb"<!--.*?-->", re.S)
@@ -84,10 +87,18 @@ def decode_page(page: bytes, http_charset: str | None) -> DecodedPage | None:
             text = codecs.utf_8_decode(page, "strict", False)[0]  # not final: a page may be cut within a character
         except UnicodeDecodeError:
             return _decode_legacy(page, http_charset)
-        if 0 < len(page) - len(text) < _MIN_UTF8_CHARACTERS and not _LONG_CHARACTER.search(page):
+        if page.isascii():
+            return DecodedPage(text, _encoding_of_ascii(page, http_charset))
+        if len(page) - len(text) < _MIN_UTF8_CHARACTERS and not _LONG_CHARACTER.search(page):
             return _decode_short(page, text, http_charset)
         return DecodedPage(text, "utf-8")
     return _decode_legacy(page, http_charset)
+
+
+def _encoding_of_ascii(page: bytes, http_charset: str | None) -> str:
+    """Return the encoding of a page of ASCII: its character references in queries of URLs are written in it."""
+    declared = next(_declared(page, http_charset), None)
+    return "utf-8" if declared == REPLACEMENT else declared or _usual_encoding(page)
 
 
 def _decode_short(page: bytes, text: str, http_charset: str | None) -> DecodedPage:
@@ -101,6 +112,8 @@ def _decode_short(page: bytes, text: str, http_charset: str | None) -> DecodedPa
 def _decode_legacy(page: bytes, http_charset: str | None) -> DecodedPage | None:
     declared = list(dict.fromkeys(_declared(page, http_charset)))
     high_bytes = len(page) - len(page.translate(None, _HIGH_BYTES))
+    if "utf-8" in declared and _SURROGATE.search(page) and (text := _without_surrogates(page)) is not None:
+        return DecodedPage(text, "utf-8")
     utf8 = page.decode("utf-8", "replace")
     damaged = utf8.count("\ufffd")
     characters = len(utf8) - (len(page) - high_bytes) - damaged  # those of several bytes
@@ -119,22 +132,36 @@ def _decode_legacy(page: bytes, http_charset: str | None) -> DecodedPage | None:
     return _guess(page, high_bytes)
 
 
+def _without_surrogates(page: bytes) -> str | None:
+    """Return the text of a page that is UTF-8 apart from surrogates, as which some databases store emoji; else None."""
+    try:
+        return codecs.utf_8_decode(_SURROGATE.sub("\ufffd".encode(), page), "strict", False)[0]
+    except UnicodeDecodeError:
+        return None
+
+
 def _is_mostly_sound(text: str) -> bool:
-    """Return whether at most a third of the non-ASCII characters are undecodable."""
+    """Return whether at most a third of the non-ASCII characters are undecodable; of a short text, not most of them."""
     damaged = text.count("\ufffd")
-    return not damaged or 3 * damaged <= len(text) - len(text.encode("ascii", "ignore"))
+    characters = len(text) - len(text.encode("ascii", "ignore"))
+    return not damaged or 3 * damaged <= characters or (damaged <= _STRAY_BYTES and 2 * damaged < characters)
 
 
 def _guess(page: bytes, high_bytes: int) -> DecodedPage:
     """Decode a page whose declaration is missing or wrong."""
-    language = _LANGUAGE.search(page, 0, _HEAD_BYTES)
-    usual = _ENCODINGS_OF_LANGUAGES.get(language[1].decode().lower(), _WESTERN) if language else _WESTERN
+    usual = _usual_encoding(page)
     if not high_bytes or high_bytes >= _MIN_STATISTICS:
         found = _statistics(page, _LANGUAGES_OF_STATISTICS.get(usual))
         if found:
             return DecodedPage(decode(page, found), found)
     text = decode(page, usual)
     return DecodedPage(text, usual) if _is_mostly_sound(text) else DecodedPage(decode(page, _WESTERN), _WESTERN)
+
+
+def _usual_encoding(page: bytes) -> str:
+    """Return the default encoding of the page's language."""
+    language = _LANGUAGE.search(page, 0, _HEAD_BYTES)
+    return _ENCODINGS_OF_LANGUAGES.get(language[1].decode().lower(), _WESTERN) if language else _WESTERN
 
 
 def _statistics(page: bytes, language: str | None) -> str | None:

@@ -98,6 +98,46 @@ def test_a_stray_byte_costs_itself_and_not_the_page(text, codec, place):
     assert damaged.replace("\ufffd", "").count("。") + damaged.count("잠을 잔다.") >= 4
 
 
+@pytest.mark.parametrize(
+    ("text", "codec", "label"),
+    [
+        ("<img alt='똠 사진'>", "cp949", "euc-kr"),
+        ("<img alt='囍字的'>", "gbk", "gbk"),
+        ("<img alt='犬の写真'>", "cp932", "shift_jis"),
+        ("<img alt='แมวดำ'>", "cp874", "iso-8859-11"),
+        ("<img alt='狗的照片'>", "big5", "big5"),
+    ],
+)
+def test_two_stray_bytes_do_not_disqualify_the_declaration_of_a_short_page(text, codec, label):
+    for damaged in (b"<p>\xff\xff</p>" + text.encode(codec), text.encode(codec) + b"<p>\xff\xff</p>"):
+        assert text in text_of(damaged, label)
+        assert text in text_of(f"<meta charset={label}>".encode() + damaged)
+
+
+def test_halves_of_an_emoji_are_lost_and_not_another_alphabet():
+    """Some databases store characters beyond U+FFFF as two surrogates of three bytes each, which browsers refuse."""
+    dog = "\ud83d\udc36".encode("utf-8", "surrogatepass")
+    for before in ("", "犬", "é"):
+        page = f"<meta charset=utf-8><img alt='{before}a dog @'>"
+        assert text_of(page.encode().replace(b"@", dog)) == page.replace("@", "\ufffd\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("head", "header", "encoding"),
+    [
+        ("", "windows-1251", "windows-1251"),
+        ("<meta charset=iso-8859-1>", None, "windows-1252"),
+        ("<meta charset=utf-8>", None, "utf-8"),
+        ("<html lang=ru>", None, "windows-1251"),
+        ("", None, "windows-1252"),
+        ("", "iso-2022-kr", "utf-8"),
+    ],
+)
+def test_a_page_of_ascii_has_the_encoding_that_it_declares(head, header, encoding):
+    """The queries of its URLs are written in it: `?q=caf&eacute;`."""
+    assert decode_page(f"{head}<img src='?q=&eacute;'>".encode(), header).encoding == encoding
+
+
 def test_every_byte_of_windows_1252_is_a_character():
     text = text_of(b"<p>" + bytes(range(0x80, 0x100)) + b"</p>", "iso-8859-1")
     assert "\ufffd" not in text
