@@ -38,7 +38,7 @@ class Inflater:
     """Decodes one gzip or deflate coding. `is_whole`: whether the data so far is complete.
 
     `deflate` means zlib data (RFC 9110 section 8.4.1.2), but some servers send raw deflate data or gzip. gzip data may
-    have several members (RFC 1952 section 2.2); other bytes after the end are ignored.
+    have several members (RFC 1952 section 2.2), with zeros between them; other bytes after the end are ignored.
     """
 
     def __init__(self, coding: str) -> None:
@@ -62,6 +62,7 @@ class Inflater:
             if self._inflater is None:
                 data = self._head + data
                 self._head = b""
+                data = data.lstrip(b"\0") if self._members else data
                 if len(data) < 2:
                     self._head = data
                     return

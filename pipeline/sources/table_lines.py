@@ -1,6 +1,7 @@
 """The lines of a text table, which may be compressed, damaged, or crafted to exhaust memory."""
 
 import bz2
+import codecs
 import gzip
 import re
 import zlib
@@ -13,12 +14,14 @@ from pipeline.records import Reason
 
 MAX_LINE_BYTES = 4 << 20
 _READ_BYTES = 1 << 16
+_MAX_HELD = 2  # CRs at the end of a piece, before a LF perhaps
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Text compresses to a twentieth, rarely to a hundredth; a higher ratio is a decompression bomb.
 _MAX_RATIO = 500
 _FREE_BYTES = 64 << 20
 
-_FIRST_END = re.compile(rb"[^\r\n]*+(\r\n|\r|\n)")
+_FIRST_END = re.compile(rb"[^\r\n]*+(\r*\n|\r)")  # CR CR LF is what Windows makes of a CR LF
 
 # Each decoder's `read1`: unlike `read` it returns the data before an error.
 COMPRESSIONS: dict[str, Callable[[BinaryIO], Callable[[int], bytes]]] = {
@@ -42,6 +45,7 @@ class Lines:
         self._any_end = any_end
         self._end = b"\n"
         self._reasons: list[Reason] = []
+        self._decoder: codecs.IncrementalDecoder | None = None  # of UTF-16, which spreadsheets write
         self.is_cut = False
 
     def __iter__(self) -> Iterator[bytes]:
@@ -70,11 +74,14 @@ class Lines:
         piece = self._read()
         while len(piece) < len(_BYTE_ORDER_MARK) and (more := self._read()):
             piece += more
+        if piece.startswith(_UTF16_MARKS):
+            self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+            piece = self._decoder.decode(piece).encode()
         piece = piece.removeprefix(_BYTE_ORDER_MARK) or self._read()
         held, is_known = b"", False
         while piece:
             chunk = held + piece
-            held = b"\r" if chunk.endswith(b"\r") else b""
+            held = chunk[max(len(chunk.rstrip(b"\r")), len(chunk) - _MAX_HELD) :]
             chunk = chunk[: len(chunk) - len(held)]
             if not is_known and (found := _FIRST_END.match(chunk)):
                 self._end, is_known = (b"\r" if found[1] == b"\r" else b"\n"), True
@@ -98,6 +105,15 @@ class Lines:
         return reasons
 
     def _read(self) -> bytes:
+        """Return the next piece in UTF-8, empty at the end."""
+        while piece := self._read_piece():
+            if self._decoder is None:
+                return piece
+            if text := self._decoder.decode(piece):
+                return text.encode()
+        return b""
+
+    def _read_piece(self) -> bytes:
         if self.is_cut:
             return b""
         try:

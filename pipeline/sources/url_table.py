@@ -1,7 +1,7 @@
 """Tables of image URLs and texts: parquet, csv, tsv and jsonl; the text kinds also compressed (.gz .bz2 .zst).
 
 csv has quotes, also around line ends (RFC 4180); tsv does not (IANA text/tab-separated-values), so a caption may
-contain any quotation mark. Text is UTF-8.
+contain any quotation mark. Text is UTF-8, or UTF-16 with a byte order mark.
 """
 
 import csv
@@ -178,7 +178,8 @@ def _csv_rows(lines: Lines, path: str, layout: Layout) -> Iterator[Row | Reason]
 
 def _tsv_rows(lines: Lines, path: str, layout: Layout) -> Iterator[Row | Reason]:
     text = _Text(lines)
-    reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+    unended = (line.rstrip("\r\n") for line in text)
+    reader = csv.reader(unended, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
     return _separated_rows(reader, text, path, layout)
 
 

@@ -22,7 +22,13 @@ _HTML_START = re.compile(
     re.IGNORECASE,
 )
 _HTTP_OR_HTML = re.compile("http|html", re.IGNORECASE)  # in the type of a record
-_GZIP_MAGIC = b"\x1f\x8b"
+_TYPE = re.compile(r"[^\s/]+/[^\s/]+")  # browsers treat others as unknown
+# Codings that the headers no longer mention, by the first bytes; zlib's second byte makes both a multiple of 31.
+_UNSAID_CODINGS = {
+    "gzip": (b"\x1f\x8b",),
+    "zstd": (b"\x28\xb5\x2f\xfd",),
+    "deflate": (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"),
+}
 _CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
 _MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
 
@@ -57,10 +63,11 @@ def _add_response(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy)
         if _HTTP_OR_HTML.search(record.field("Content-Type") or "http"):
             builder.dropped[Reason.DAMAGED_RECORD] += 1
         return
-    if response.status != 200 or not (response.media_type in _PAGE_TYPES or response.media_type in _UNKNOWN_TYPES):
+    is_unknown = response.media_type in _UNKNOWN_TYPES or not _TYPE.fullmatch(response.media_type)
+    if response.status != 200 or not (response.media_type in _PAGE_TYPES or is_unknown):
         return
     body = _page_bytes(record, response)
-    if response.media_type in _UNKNOWN_TYPES and (body is None or not _HTML_START.match(body)):
+    if is_unknown and (body is None or not _HTML_START.match(body)):
         return
     page = decode_page(body, response.charset) if body is not None and target else None
     if page is None:
@@ -85,8 +92,9 @@ def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
     if not record.is_whole:
         return None
     page = decode_body(response, MAX_PAGE_BYTES)
-    if page is not None and page.startswith(_GZIP_MAGIC):  # a coding that the headers no longer mention
-        page = decode_body(replace(response, codings=("gzip",), body=page), MAX_PAGE_BYTES)
+    unsaid = next((coding for coding, starts in _UNSAID_CODINGS.items() if page and page.startswith(starts)), None)
+    if unsaid and page:
+        page = decode_body(replace(response, codings=(unsaid,), body=page), MAX_PAGE_BYTES)
     if page is None or len(page) > MAX_PAGE_BYTES or (any(response.codings) and _is_binary(page)):
         return None
     return page

@@ -120,7 +120,7 @@ def _dechunk(body: bytes, limit: int) -> bytes:
 
 def _gunzip(body: bytes, limit: int) -> bytes | None:
     """Decode `gzip`, all its members (RFC 1952 section 2.2); None if nothing is readable, or there are too many
-    members. Other bytes after the last member are ignored.
+    members. Zeros between members, and other bytes after the last one, are ignored.
     """
     parts: list[bytes] = []
     position: int | None = 0
@@ -131,6 +131,8 @@ def _gunzip(body: bytes, limit: int) -> bytes | None:
         part, position = _inflate(body, position, limit - size, zlib.MAX_WBITS | 16)
         parts.append(part)
         size += len(part)
+        if position is not None and (padding := _PADDING.match(body, position)):
+            position = padding.end()
     if not parts:
         return body
     return b"".join(parts) if size or position is not None else None
@@ -178,6 +180,7 @@ def _read_with(reader_type: Callable[[BytesIO], _Reader]) -> Callable[[bytes, in
 
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_PADDING = re.compile(rb"\0+(?=\x1f\x8b)")
 # Registered (IANA, HTTP content codings), but not decoded here.
 _UNSUPPORTED = frozenset(
     {"compress", "x-compress", "exi", "pack200-gzip", "aes128gcm", "dcb", "dcz", "sdch", "bzip2", "lzma", "xz"}

@@ -13,6 +13,7 @@ from pipeline.fetching.content_coding import PIECE_BYTES, Inflater, UnsupportedC
 PACKED = {
     "gzip": ("gzip", gzip.compress),
     "members": ("x-gzip", lambda data: gzip.compress(data[:5]) + gzip.compress(b"") + gzip.compress(data[5:])),
+    "padded members": ("gzip", lambda data: gzip.compress(data[:5]) + bytes(9) + gzip.compress(data[5:])),
     "padded": ("gzip", lambda data: gzip.compress(data) + bytes(40)),
     "zlib": ("deflate", zlib.compress),
     "raw": ("deflate", raw_deflate),

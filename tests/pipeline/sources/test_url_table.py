@@ -222,7 +222,7 @@ def test_damaged_compression_counts_once():
     assert captions(b"not compressed at all", "t.jsonl.gz") == ([], {Reason.DAMAGED_FILE: 1})
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r", b"\r\r\n"])
 @pytest.mark.parametrize(("kind", "write"), [("csv", as_csv), ("tsv", as_tsv), ("jsonl", as_jsonl)])
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 16])
 def test_lines_end_as_any_system_ends_them(kind, write, end, chunk_bytes, monkeypatch):
@@ -230,6 +230,16 @@ def test_lines_end_as_any_system_ends_them(kind, write, end, chunk_bytes, monkey
     data = write(ITEMS).replace(b"\r\n", b"\n").replace(b"\n", end)
     for raw in (data, data.rstrip(b"\r\n"), data + end * 3, b"\xef\xbb\xbf" + data):
         assert read(raw, f"t.{kind}", page_url="page") == (EXPECTED, Counter())
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(("kind", "write"), [("csv", as_csv), ("tsv", as_tsv), ("jsonl", as_jsonl)])
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 16])
+def test_the_unicode_text_of_spreadsheets_is_read(codec, kind, write, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(table_lines, "_READ_BYTES", chunk_bytes)
+    for end in ("\r\n", "\r"):
+        text = write(ITEMS).decode().replace("\r\n", "\n").replace("\n", end)
+        assert read(("\ufeff" + text).encode(codec), f"t.{kind}", page_url="page") == (EXPECTED, Counter())
 
 
 def test_csv_whose_line_ends_differ():

@@ -98,6 +98,7 @@ def test_a_head_of_many_lines_costs_what_its_bytes_cost():
         ("Content-Encoding: gzip", gzip.compress(PAGE, mtime=0) + b"\r\nwhat follows"),
         ("Content-Encoding: gzip;q=1.0", gzip.compress(PAGE, mtime=0)),
         ("Content-Encoding: aws-chunked, gzip", gzip.compress(PAGE, mtime=0)),
+        ("Content-Encoding: gzip", gzip.compress(PAGE[:9], mtime=0) + bytes(7) + gzip.compress(PAGE[9:], mtime=0)),
         ("Content-Encoding: utf-8", PAGE),
         ("Content-Encoding: binary", PAGE),
         ("Content-Encoding: text/html", PAGE),
