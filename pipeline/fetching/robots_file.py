@@ -145,6 +145,6 @@ def _groups(text: str) -> Iterator[_Group]:
 
 
 def _product_token(value: str) -> str:
-    """Return the token of `wit-pipeline/1.0 (any)` in lower case; "*" only for exactly that."""
+    """Return the token of `wit-pipeline/1.0 (any)` in lower case; "*" only for that word (Google's parser: `* bot`)."""
     token = _TOKEN.match(value.lower())
-    return token[0] if token else value.strip()
+    return token[0] if token else next(iter(value.split()), "")

@@ -26,6 +26,7 @@ from pipeline.web.robots_directives import Wanted, find_directive
 PAGE_SIGNALS = frozenset({Signal.X_ROBOTS_TAG, Signal.TDM_RESERVATION, Signal.CONTENT_USAGE, Signal.CONTENT_SIGNAL})
 """The signals of pages; meta elements for robots are X_ROBOTS_TAG."""
 
+_FOR_EVERYONE = frozenset({"robots", "x-robots-tag"})
 _REFUSALS = frozenset({"noai", "noimageai", "noml", "noimageindex"})
 _REFUSALS_BY_NAME = _REFUSALS | {"noindex", "none"}
 
@@ -73,7 +74,7 @@ def is_opted_out(metas: Iterable[Meta], header_lines: Callable[[str], Sequence[s
     lines, reservations = [*header_lines("x-robots-tag")], [*header_lines("tdm-reservation")]
     for meta in metas:
         name = meta.name.strip().lower()
-        if name in ("robots", "x-robots-tag"):
+        if not _FOR_EVERYONE.isdisjoint(map(str.strip, name.split(","))):
             lines.append(meta.content)
         elif name in policy.directives.agents:
             lines.append(f"{name}: {meta.content}")

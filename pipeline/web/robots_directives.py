@@ -5,8 +5,8 @@
                                                     name
     unavailable_after: 25 Jun 2020 15:00:00 GMT     from that time on
 
-Undefined spellings occur too: `noai; noimageai`, `noai noimageai`, `all: noai`, `no-ai`, `noai: true`. Each is
-interpreted in the more restrictive way.
+Undefined spellings occur too: `noai; noimageai`, `noai noimageai`, `noai|noimageai`, `all: noai`, `no-ai`,
+`noai: true`, `noai=1`, `[noai]`, `noai.`. Each is interpreted in the more restrictive way.
 """
 
 import re
@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _MAX_MARKS = 2_000
-_MARK = re.compile("[,;:]")
-_SEPARATOR = re.compile("[,;]")
+_MARK = re.compile("[,;:|=]")
+_SEPARATOR = re.compile("[,;|]")
+_AROUND_WORDS = "\"'.[](){}<>"
 _AGENT = re.compile(r"([a-z*_-][a-z0-9*_.-]*+)(?:/.*)?")  # a version may follow
 _EVERYONE = frozenset({"*", "all", "any", "robots", "x-robots-tag"})
 # Names before a colon that are not agents: the text after it is their value, or applies to the previous agent.
@@ -63,7 +64,7 @@ def _directives(line: str, wanted: Wanted, now: datetime | None) -> Iterator[str
     known = wanted.for_everyone | wanted.by_name
     words_wanted, for_whom, is_ours = wanted.for_everyone, "", True
     for position, part in enumerate(parts):
-        before_colons = part.split(":")
+        before_colons = part.replace("=", ":").split(":")
         for number, text in enumerate(before_colons):
             raw = text.split()
             words = [_plain(word) for word in raw]
@@ -108,7 +109,7 @@ def _addressee(text: str, agents: frozenset[str]) -> str | None:
 
 
 def _plain(word: str) -> str:
-    return word.lower().strip("\"'").replace("-", "").replace("_", "")
+    return word.lower().strip(_AROUND_WORDS).replace("-", "").replace("_", "")
 
 
 def _is_past(parts: list[str], now: datetime) -> bool:

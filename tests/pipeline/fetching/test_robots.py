@@ -37,6 +37,7 @@ FILES = {
     "<html><body>User-agent: *\nDisallow: /</body></html>": (True, True),
     "User-agent: *bot\nDisallow: /": (True, True),
     "User-agent: *.*\nDisallow: /": (True, True),
+    "User-agent: * bot\nDisallow: /private": (True, False),
     "User-agent: wit-pipeline*\nDisallow: /private": (True, False),
     "User-agent: wit-pipeline/1.0\rDisallow: /private\r": (True, False),
     "User-agent: *\rDisallow: /private\r\rUser-agent: b\rDisallow: /": (True, False),

@@ -4,9 +4,11 @@ import gzip
 import io
 import re
 import tarfile
+import zlib
 from collections import Counter
 
 import brotli
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,9 +125,17 @@ def test_texts_are_what_a_reader_sees():
     assert [row[1] for row in rows] == ["café 😀", "déjà vu, très fatigué"]
 
 
-def test_coded_payloads():
-    body = gzip.compress(b"<img src=a.jpg alt=x>", mtime=0)
-    for headers in (["Content-Encoding: gzip"], ["Content-Encoding: utf-8"], []):  # the last two no longer say it
+@pytest.mark.parametrize(
+    ("coding", "pack"),
+    [
+        ("gzip", lambda body: gzip.compress(body, mtime=0)),
+        ("zstd", lambda body: pa.compress(body, "zstd", asbytes=True)),
+        *(("deflate", lambda body, level=level: zlib.compress(body, level)) for level in (1, 5, 6, 9)),
+    ],
+)
+def test_coded_payloads(coding, pack):
+    body = pack(b"<img src=a.jpg alt=x>")
+    for headers in ([f"Content-Encoding: {coding}"], ["Content-Encoding: utf-8"], []):  # the last two no longer say it
         rows, _ = read(page(body, headers=headers))
         assert rows == [("http://a.example/dir/a.jpg", "x", "alt", PAGE_URL)]
 
@@ -158,7 +168,7 @@ def test_records_that_lack_what_they_are_or_where_are_counted():
     assert dropped == Counter({Reason.DAMAGED_RECORD: 2})
 
 
-@pytest.mark.parametrize("content_type", [None, "*/*", "unknown/unknown"])
+@pytest.mark.parametrize("content_type", [None, "*/*", "unknown/unknown", "html", "text", "text/", "/html"])
 def test_a_page_of_unknown_type_is_known_by_its_start(content_type):
     rows, _ = read(
         page("\n<!DOCTYPE HTML><img src=a.jpg alt=x>", content_type=content_type),
@@ -189,6 +199,13 @@ def test_queries_are_in_the_encoding_of_their_page():
     ]
 
 
+def test_references_in_queries_of_a_page_of_ascii_are_in_its_encoding():
+    image = "<img src='a?q=&eacute;&#9731;' alt=x>"
+    for charset, query in (("windows-1252", "%E9%26%239731%3B"), ("utf-8", "%C3%A9%E2%98%83")):
+        rows, _ = read(page(f"<meta charset={charset}>" + image))
+        assert [row[0] for row in rows] == [f"http://a.example/dir/a?q={query}"]
+
+
 OPTED_OUT = [
     '<meta name="robots" content="noai, noimageai">',
     "<META CONTENT='NoAI' NAME=Robots>",
@@ -202,6 +219,8 @@ OPTED_OUT = [
     "<meta name='Kangaroo Bot' content=noai>",
     "<meta name=robots content='index, gptbot: noindex'>",
     "<meta http-equiv=X-Robots-Tag content=noai>",
+    "<meta name='robots, googlebot' content=noai>",
+    "<meta name=robots content='noai=1'>",
     "<meta name=tdm-reservation content=1>",
 ]
 NOT_OPTED_OUT = [
