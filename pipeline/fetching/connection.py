@@ -4,8 +4,8 @@
   Bytes beyond the Content-Length of a response are dropped, and the connection is not used again.
 - The head of a response may have 256 KiB, as in browsers, and at most 10 interim (1xx) heads come before it.
 - Spellings that browsers read and llhttp refuses are rewritten: a Content-Length repeated with one value (RFC 9110
-  section 8.6), Content-Length beside Transfer-Encoding (RFC 9112 section 6.3), a status line in lower case, lines that
-  are not header fields.
+  section 8.6), Content-Length beside Transfer-Encoding (RFC 9112 section 6.3), a status line in lower case, with other
+  blanks or another version, lines that are not header fields.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ MAX_HEADERS = 4_096
 MAX_INTERIM = 10
 
 _HEAD_END = re.compile(rb"\n\r?\n")
-_STATUS_LINE = re.compile(rb"http/(\d\.\d) +(\d{3})(?=[ \r\n])", re.IGNORECASE)
+_STATUS_LINE = re.compile(rb"http/(\d(?:\.\d)?)[ \t]+(\d{3})(?=[ \t\r\n])", re.IGNORECASE)
 _NOT_A_FIELD = re.compile(rb"\n(?![!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t]*:|[ \t]|\r?\n|\Z)[^\n]*")  # folded lines are fields
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding)[ \t]*:([^\r\n]*)(?=\r?\n)", re.IGNORECASE)
 
@@ -106,7 +106,11 @@ class HeadReader:
 
 def _normalised(head: bytes) -> tuple[bytes, int | None]:
     """Return a head with one Content-Length, or none beside Transfer-Encoding; and that length, if unambiguous."""
-    head = _NOT_A_FIELD.sub(b"", b"HTTP" + head[4:])
+    status = _STATUS_LINE.match(head)
+    assert status is not None
+    version = b"1.0" if status[1] in (b"0.9", b"1.0") else b"1.1"
+    after = head[status.end() :].lstrip(b" \t")
+    head = _NOT_A_FIELD.sub(b"", b"HTTP/" + version + b" " + status[2] + b" " + after)
     framing = [(name.lower(), value) for name, value in _FRAMING.findall(head)]
     lengths = [one.strip() for name, value in framing if name == b"content-length" for one in value.split(b",")]
     is_coded = any(name == b"transfer-encoding" for name, _ in framing)
