@@ -25,13 +25,15 @@ from trainer.annotations import annotations_of
 from trainer.captions import CaptionRule
 from trainer.errors import TrainerError
 from trainer.order import Int64s, SamplePositions, rank_offsets, uniform
-from trainer.resize import Crop, cut, packed, resize, resized
+from trainer.resize import Crop, Packing, cut, resize, resized
 from trainer.shards import ShardSet
 from trainer.tokenizer import tokenize
 
 Unusable = Literal["no_image", "no_caption"] | DecodeFailure
 MAX_CHUNK = 256
 """Samples that one worker prepares at a time; a step's batch is concatenated from these."""
+EDGE_STEP = 16
+"""Of the squares in which crops are sent, in pixels."""
 LAST_STEP_S = 60
 """How long a worker keeps running after SIGTERM, unless its training process ends it earlier."""
 _CROP_STREAM, _CAPTION_STREAM = 2, 3  # order.py uses 0 and 1
@@ -81,7 +83,7 @@ class PairDataset(Dataset[Batch | TrainerError]):
     def __init__(self, shards: ShardSet, preprocessing: Preprocessing) -> None:
         self._shards = shards
         self._preprocessing = preprocessing
-        self.image_size = preprocessing.image_size
+        self.image_size = self._edge = preprocessing.image_size  # the latter as of the last batch
         tokenize([], preprocessing.context_length)  # loads the vocabulary once for all workers, which are forked
 
     def __getitem__(self, positions: SamplePositions) -> Batch | TrainerError:
@@ -96,16 +98,18 @@ class PairDataset(Dataset[Batch | TrainerError]):
         Raises:
             TrainerError: a shard cannot be read, or holds no usable sample.
         """
-        crops: list[Crop] = []
+        step = EDGE_STEP if self._preprocessing.resizes_on_device else 1
+        packing = Packing(len(positions), self._edge, step=step, shared=get_worker_info() is not None)
         captions: list[str] = []
         index = positions.index.copy()
         draws = self._crop_draws(positions)
         broken: Counter[str] = Counter()
         for row in range(len(positions)):
             index[row], crop, caption = self._first_usable(positions, row, draws[:, row], broken)
-            crops.append(crop)
+            packing.add(crop)
             captions.append(caption)
-        images, boxes = packed(crops, shared=get_worker_info() is not None)
+        images, boxes = packing.tensors()
+        self._edge = images.shape[1]
         return Batch(
             images, tokenize(captions, self._preprocessing.context_length), torch.from_numpy(positions.shard),
             torch.from_numpy(index), dict(broken), boxes if self._preprocessing.resizes_on_device else None,

@@ -48,23 +48,61 @@ def resized(image: Image.Image, left: float, top: float, side: float, size: int)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def packed(crops: list[Crop], *, shared: bool = False) -> tuple[Tensor, Tensor]:
-    """Return crops as one (n, P, P, 3) uint8 tensor, and (n, 5) float32: left, top, side, width and height of each.
+class Packing:
+    """Crops in one tensor, each copied there as soon as it is cut: its image's memory then serves the next one.
 
-    Bytes outside a crop are arbitrary. `shared`: the images lie in memory that another process gets without a copy.
+    `edge`: of the squares, as far as is known before; `step`: it is a multiple of that, so that most chunks have one
+    shape. `shared`: the tensor lies in memory that another process gets without a copy.
     """
-    edge = max((max(crop.pixels.shape[:2]) for crop in crops), default=0)
-    shape = (len(crops), edge, edge, 3)
-    images = torch.empty(0 if shared else shape, dtype=torch.uint8)
-    if shared:  # as torch's own collate does: moving a finished tensor there would copy it
-        images.set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)  # type: ignore[call-overload]
-    boxes = np.empty((len(crops), 5), np.float32)
-    rows = images.numpy()
-    for row, (pixels, left, top, side) in enumerate(crops):
-        height, width = pixels.shape[:2]
-        rows[row, :height, :width] = pixels
-        boxes[row] = left, top, side, width, height
-    return images, torch.from_numpy(boxes)
+
+    def __init__(self, count: int, edge: int = 0, *, step: int = 1, shared: bool = False) -> None:
+        self._step, self._shared = step, shared
+        self._images = self._empty(count, edge)
+        self._boxes = np.empty((count, 5), np.float32)
+        self._used = self._largest = 0
+
+    def add(self, crop: Crop) -> None:
+        """Append a crop; one larger than all before may enlarge the tensor."""
+        height, width = crop.pixels.shape[:2]
+        self._largest = max(self._largest, height, width)
+        if self._largest > self._images.shape[1]:
+            self._resize_edge()
+        self._images.numpy()[self._used, :height, :width] = crop.pixels
+        self._boxes[self._used] = crop.left, crop.top, crop.side, width, height
+        self._used += 1
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return (n, P, P, 3) uint8, and (n, 5) float32: left, top, side, width and height of each.
+
+        P follows from the crops, whatever `edge` was. Bytes outside a crop are arbitrary.
+        """
+        if self._images.shape[1] != self._wanted:
+            self._resize_edge()
+        return self._images, torch.from_numpy(self._boxes)
+
+    @property
+    def _wanted(self) -> int:
+        return -(-self._largest // self._step) * self._step
+
+    def _resize_edge(self) -> None:
+        kept = min(self._images.shape[1], self._wanted)
+        before, self._images = self._images, self._empty(len(self._images), self._wanted)
+        self._images[: self._used, :kept, :kept] = before[: self._used, :kept, :kept]
+
+    def _empty(self, count: int, edge: int) -> Tensor:
+        shape = (count, edge, edge, 3)
+        if not self._shared:
+            return torch.empty(shape, dtype=torch.uint8)
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch collates
+        return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+
+def packed(crops: list[Crop]) -> tuple[Tensor, Tensor]:
+    """Return crops as `Packing` does."""
+    packing = Packing(len(crops))
+    for crop in crops:
+        packing.add(crop)
+    return packing.tensors()
 
 
 def resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer.resize import Crop, cut, packed, resize, resized
+from trainer.resize import Crop, Packing, cut, packed, resize, resized
 
 
 def _noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -46,6 +46,24 @@ def test_a_batch_of_different_sizes_is_as_one_by_one_and_ignores_what_is_outside
     together = resize(pixels, boxes, 32)
     for row, crop in enumerate(crops):
         assert _difference(together[row].numpy(), resize(*packed([crop]), 32)[0].numpy()) <= 1
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=6), edge=st.integers(0, 60),
+    step=st.sampled_from([1, 16]), shared=st.booleans(),
+)  # fmt: skip
+def test_crops_are_packed_whatever_size_was_expected(sizes: list[tuple[int, int]], edge: int, step: int, shared: bool):
+    crops = [Crop(_noise(width, height, seed=edge), 1.0, 2.0, 3.0) for width, height in sizes]
+    packing = Packing(len(crops), edge, step=step, shared=shared)
+    for crop in crops:
+        packing.add(crop)
+    images, boxes = packing.tensors()
+    largest = max((max(size) for size in sizes), default=0)
+    assert images.shape == (len(crops), *[-(-largest // step) * step] * 2, 3)
+    assert images.is_shared() == shared
+    for image, box, crop, (width, height) in zip(images.numpy(), boxes.tolist(), crops, sizes, strict=True):
+        assert box == [1, 2, 3, width, height]
+        assert np.array_equal(image[:height, :width], crop.pixels)
 
 
 def test_what_is_far_too_large_is_resized_before_it_is_sent():
