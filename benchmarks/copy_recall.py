@@ -14,7 +14,7 @@ import json
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -24,10 +24,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.pdq_recall import as_row, hash_of
+from dedup.copies.boxes import inner_boxes
 from dedup.copies.detector import BATCH, Detector, scores
 from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
-from dedup.copies.verify import Features, align_features, best_alignment, features
-from dedup.copies.views import VIEWS, content_box, evaluation_views
+from dedup.copies.match import Candidate, Described
+from dedup.copies.verify import (
+    Features,
+    align_features,
+    best_alignment,
+    evaluation_features,
+    features,
+    seen_resolution,
+)
+from dedup.copies.views import VIEWS, evaluation_views
 from dedup.decode import decode_rgb
 from dedup.pdq import fingerprint, fingerprint_views
 
@@ -62,7 +71,12 @@ def main() -> None:
     parser.add_argument("--yardstick", type=Path, help="another model from uint8 NHWC to unit vectors, measured alone")
     parser.add_argument("--verify", action="store_true")
     parser.add_argument(
-        "--propose", type=float, help="look at pairs from this cosine; default: the detector's for this number"
+        "--propose",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="COSINE",
+        help="look at pairs from these cosines; default: the detector's for this number of references",
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -83,15 +97,14 @@ def main() -> None:
         )
     if arguments.detector:
         detector = Detector.load(arguments.detector)
-        if arguments.propose is not None:
-            card = replace(detector.card, propose=arguments.propose, loose=arguments.propose)
-            detector = replace(detector, card=card)
         similarity = detector_similarity(detector, photos, figures)
         columns |= recalls("learned", similarity, photos, figures)
         if arguments.verify:
-            columns |= verified(detector, similarity, photos, figures)
-            if arguments.hashes:
-                columns["PDQ or verified"] = columns["verified"] | columns["PDQ, 31 bits"]
+            proposes = sorted(arguments.propose) or [detector.propose_in(len(photos.references))]
+            for name, found in verified(detector, similarity, photos, figures, proposes).items():
+                columns[name] = found
+                if arguments.hashes:
+                    columns[f"PDQ or {name}"] = found | columns["PDQ, 31 bits"]
     report(columns, photos, figures, arguments.out)
 
 
@@ -159,26 +172,23 @@ class Yardstick:
 
 
 def detector_similarity(detector: Detector | Yardstick, photos: Photos, figures: dict[str, object]) -> np.ndarray:
-    """Return cosines, `(queries, references)`: the best over the views of the one and the content box of the other."""
+    """Return cosines, `(queries, references)`: the best over the views of the one and the boxes of the other."""
     began = time.process_time()
-    whole = detector.describe(photos.queries)
-    figures["describe_ms"] = (time.process_time() - began) / len(photos.queries) * 1000
+    for query in photos.queries:
+        inner_boxes(query)
+    figures["boxes_ms"] = (time.process_time() - began) / len(photos.queries) * 1000
+    figures["boxes_of_references"] = float(np.mean([len(inner_boxes(one)) for one in photos.references]))
     began = time.process_time()
-    boxes = [content_box(query) for query in photos.queries]
-    figures["content_box_ms"] = (time.process_time() - began) / len(photos.queries) * 1000
-    boxed = [row for row, box in enumerate(boxes) if box]
-    figures["content_box_of_references"] = float(np.mean([content_box(one) is not None for one in photos.references]))
-    inner = detector.describe(
-        [photos.queries[row][boxes[row].top : boxes[row].bottom, boxes[row].left : boxes[row].right] for row in boxed]
-    )
+    web = Described.of(detector, photos.queries)
+    figures["describe_ms"] = (time.process_time() - began) / (len(photos.queries) + len(web.boxes)) * 1000
+    owners = [number for number, _ in web.boxes]
     best = np.full((len(photos.queries), len(photos.references)), -(2**31), np.int32)
     views = [evaluation_views(photo) for photo in photos.references]
     figures["best_view"] = np.zeros_like(best, dtype=np.int8)
     for view in range(len(VIEWS)):
         described = detector.describe([one[view] for one in views])
-        score = scores(whole, described)
-        if boxed:
-            score[boxed] = np.maximum(score[boxed], scores(inner, described))
+        score = scores(web.whole, described)
+        np.maximum.at(score, owners, scores(web.inner, described))
         figures["best_view"][score > best] = view
         np.maximum(best, score, out=best)
     return best / np.float32(detector.scale**2)
@@ -227,50 +237,49 @@ def recalls(name: str, similarity: np.ndarray, photos: Photos, figures: dict[str
 
 
 def verified(
-    detector: Detector, similarity: np.ndarray, photos: Photos, figures: dict[str, object]
+    detector: Detector, similarity: np.ndarray, photos: Photos, figures: dict[str, object], proposes: list[float]
 ) -> dict[str, np.ndarray]:
-    """Accept the queries above `sure`, and those of the nearest candidates that agree on the pixels."""
-    found = np.zeros(len(photos.queries), bool)
-    proposed = np.zeros(len(photos.queries), bool)
-    false: dict[tuple[str, str], list[str]] = {}
-    cosines: list[list[float]] = []  # kind and cosine of what was found: recall at any higher --propose
-    pairs, strangers = 0, 0
-    taken: dict[tuple[int, bool], list[Features]] = {}
-    propose = detector.propose_in(len(photos.references))
-    figures["propose"] = propose
-    began = time.process_time()
+    """Return which queries are among the nearest candidates and agree on the pixels, for candidates from each cosine.
+
+    Every pair from the lowest of them is aligned, to count false matches: not only the candidates of a build.
+    """
+    at = {propose: f"verified from {propose:.3g}" for propose in proposes}
+    found = {name: np.zeros(len(photos.queries), bool) for name in at.values()}
+    false: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    taken: dict[tuple[int, int, int | None], list[Features]] = {}
+    strangers: list[float] = []
+    pairs, seconds = 0, 0.0
     for query, picture in enumerate(photos.queries):
         nearest = np.argsort(-similarity[query], kind="stable")[:CANDIDATES]
-        nearest = [int(row) for row in nearest if similarity[query, row] >= propose]
-        web = features(picture) if nearest else None
-        for row in nearest:
-            own = row == photos.own[query]
-            proposed[query] |= own
-            accepted = similarity[query, row] >= detector.card.sure
-            inverted = VIEWS[figures["best_view"][query, row]] == "inverted"
-            if not accepted:
-                key = (row, inverted)
-                if key not in taken:
-                    photo = 255 - photos.references[row] if inverted else photos.references[row]
-                    taken[key] = [features(photo), features(photo, mirrored=True)]
-                alignment = best_alignment(*align_features(taken[key], web))
-                pairs += 1
-                accepted = alignment is not None and alignment.is_copy
-            strangers += not own
-            if accepted and own:
-                found[query] = True
-                cosines.append([int(photos.kinds[query]), round(float(similarity[query, row]), 4)])
-            elif accepted and row != photos.other[query]:
-                false.setdefault((photos.names[photos.own[query]], photos.names[row]), []).append(
-                    NAMES[photos.kinds[query]]
-                )
-    figures["verify_ms_a_query"] = (time.process_time() - began) / len(photos.queries) * 1000
-    figures["found_at"] = cosines
-    figures["verified_pairs"] = pairs
-    figures["strangers_verified"] = strangers
-    figures["false_matches"] = sum(map(len, false.values()))
+        high = np.flatnonzero(similarity[query] >= proposes[0])
+        web = features(picture) if len(high) else None
+        for row in high.tolist():
+            cosine, own = float(similarity[query, row]), row == photos.own[query]
+            if not own and row == photos.other[query]:
+                continue
+            key = (row, Candidate(row, 0, int(figures["best_view"][query, row])).colours, seen_resolution(picture))
+            if key not in taken:
+                taken[key] = evaluation_features(photos.references[row], *key[1:])
+            began = time.process_time()
+            alignment = best_alignment(*align_features(taken[key], web))
+            seconds += time.process_time() - began
+            pairs += 1
+            strangers += [] if own else [cosine]
+            if alignment is None or not alignment.is_copy:
+                continue
+            if own and row in nearest:
+                for propose, name in at.items():
+                    found[name][query] |= cosine >= propose
+            elif not own:
+                names = (photos.names[photos.own[query]], photos.names[row])
+                false.setdefault(names, []).append((NAMES[photos.kinds[query]], round(cosine, 3)))
+    figures["aligned_pairs"] = pairs
+    figures["align_ms_a_pair"] = seconds / max(1, pairs) * 1000
+    cosines = [cosine for kinds in false.values() for _, cosine in kinds]
+    for title, values in (("strangers_aligned", strangers), ("false_matches", cosines)):
+        figures[title] = {name: sum(cosine >= propose for cosine in values) for propose, name in at.items()}
     figures["falsely_matched_pairs"] = [[*pair, len(kinds), kinds[:3]] for pair, kinds in sorted(false.items())]
-    return {"proposed": proposed, "verified": found}
+    return found
 
 
 def report(columns: dict[str, np.ndarray], photos: Photos, figures: dict[str, object], out: Path | None) -> None:
@@ -290,7 +299,7 @@ def report(columns: dict[str, np.ndarray], photos: Photos, figures: dict[str, ob
         shares[title] = {column: float(np.mean([shares[kind][column] for kind in kinds])) for column in columns}
         table.add_row(title, *(f"{share:.3f}" for share in shares[title].values()))
     Console(width=160).print(table)
-    print(json.dumps({name: value for name, value in figures.items() if name != "found_at"}))
+    print(json.dumps(figures))
     if out:
         out.write_text(json.dumps({"figures": figures, "recall": shares}, indent=1))
 

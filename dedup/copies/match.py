@@ -7,10 +7,12 @@ pixels align. The pixels of both are compared, so that the report can name the e
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import NamedTuple, Self
 
 import numpy as np
 
+from dedup.copies.boxes import Box, inner_boxes
 from dedup.copies.detector import Detector
 from dedup.copies.search import VectorIndex
 from dedup.copies.small import is_small
@@ -22,14 +24,15 @@ from dedup.copies.verify import (
     align_features,
     align_small,
     best_alignment,
+    evaluation_features,
     features,
+    seen_resolution,
 )
-from dedup.copies.views import VIEWS, Box, content_box, evaluation_views, shrink
+from dedup.copies.views import EQUALISED, INVERTED, evaluation_views, shrink
 
 MOST_CANDIDATES = 3
 """Evaluation images that are compared with one web image, at most."""
 
-_INVERTED = VIEWS.index("inverted")
 _FEATURES_KEPT = 2_048  # evaluation images whose features are in memory, 180 kB each with the mirror image's
 _KNOWN_KEPT = 8_192  # evaluation images whose size, or pixels where they are small, are in memory: 12 kB at most
 
@@ -60,22 +63,27 @@ class Candidate(NamedTuple):
 
     @property
     def inverted(self) -> bool:
-        return self.view == _INVERTED
+        return self.view == INVERTED
+
+    @property
+    def colours(self) -> int:
+        """Return the view if its colours are others, or the first view."""
+        return self.view if self.view in (INVERTED, EQUALISED) else 0
 
 
 @dataclass(frozen=True)
 class Described:
-    """The vectors of web images: one each, and one more for the content box of some."""
+    """The vectors of web images: one each, and one of each picture inside some."""
 
     whole: np.ndarray  # (n, dimensions) int8
-    boxes: dict[int, Box]  # image number: its content box
+    boxes: Sequence[tuple[int, Box]]  # image number and where the picture is, by image number
     inner: np.ndarray  # (len(boxes), dimensions) int8, in the order of `boxes`
 
     @classmethod
     def of(cls, detector: Detector, images: Sequence[np.ndarray]) -> Self:
         """Describe web images."""
-        boxes = {number: box for number, image in enumerate(images) if (box := content_box(image))}
-        inside = [images[number][box.top : box.bottom, box.left : box.right] for number, box in boxes.items()]
+        boxes = [(number, box) for number, image in enumerate(images) for box in inner_boxes(image)]
+        inside = [images[number][box.top : box.bottom, box.left : box.right] for number, box in boxes]
         return cls(detector.describe(images), boxes, detector.describe(inside))
 
 
@@ -138,7 +146,8 @@ class CopyFinder:
         """Return the nearest examples of each web image that has some: image -> set -> candidates, nearest first."""
         least = [score if only is None or number in only else None for number, score in enumerate(self._min_scores)]
         best: dict[tuple[int, int], tuple[int, int]] = {}  # (web image, image of the index) -> (score, view)
-        for numbers, vectors in ((list(range(len(web.whole))), web.whole), (list(web.boxes), web.inner)):
+        owners = [number for number, _ in web.boxes]
+        for numbers, vectors in ((list(range(len(web.whole))), web.whole), (owners, web.inner)):
             hits = self.index.search(vectors, least, MOST_CANDIDATES)
             for query, known, view, score in zip(*(column.tolist() for column in hits), strict=True):
                 pair = numbers[query], known
@@ -173,25 +182,26 @@ class CopyFinder:
     def _align(self, number: int, candidates: Sequence[Candidate], web: _WebImage) -> list[Alignment | None]:
         """Return the best alignment of each candidate."""
         small = [self._known(number, one.row).small for one in candidates]
-        large = [one for one, pixels in zip(candidates, small, strict=True) if pixels is None]
-        sides = [side for one in large for side in self._features(number, one.row, one.inverted)]
-        found = iter(align_features(sides, web.features) if sides else ())
+        resolution = seen_resolution(web.rgb)
+        sides = [
+            [] if pixels is not None else self._features(number, one.row, one.colours, resolution)
+            for one, pixels in zip(candidates, small, strict=True)
+        ]
+        every = [side for some in sides for side in some]
+        found = iter(align_features(every, web.features) if every else ())
         return [
-            best_alignment(next(found), next(found))
+            best_alignment(*islice(found, len(some)))
             if pixels is None
             else align_small(255 - pixels if one.inverted else pixels, web.rgb)
-            for one, pixels in zip(candidates, small, strict=True)
+            for one, pixels, some in zip(candidates, small, sides, strict=True)
         ]
 
     def _look_at(self, number: int, row: int) -> _Known:
         rgb = self.sets[number].pixels(row)
         return _Known((rgb.shape[1], rgb.shape[0]), rgb if is_small(rgb) else None)
 
-    def _take_features(self, number: int, row: int, inverted: bool) -> tuple[Features, Features]:
-        """Return the features of an evaluation image and of its mirror image."""
-        rgb = self.sets[number].pixels(row)
-        rgb = 255 - rgb if inverted else rgb
-        return features(rgb), features(rgb, mirrored=True)
+    def _take_features(self, number: int, row: int, colours: int, resolution: int | None) -> list[Features]:
+        return evaluation_features(self.sets[number].pixels(row), colours, resolution)
 
 
 def _nearest(candidates: list[Candidate]) -> list[Candidate]:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from dedup.copies.small import best_window, is_small
+from dedup.copies.views import EQUALISED, INVERTED, equalised
 
 LONG_SIDE = 160  # pixels, at which features are taken
 MAX_POINTS = 160
@@ -32,6 +33,9 @@ _EDGE = 3  # pixels at the rim of both pictures that are not compared: alignment
 _MIN_TEXTURE = 6.0  # levels, the standard deviation in a cell
 _MIN_CELLS = 4
 _AGREEMENT = 0.5  # correlation of gradients from which a cell agrees
+_MIRRORED = (
+    np.arange(128).reshape(4, 4, 8)[::-1, :, -np.arange(8) % 8].ravel()
+)  # a SIFT descriptor: rows, columns, angles
 _FLAT_GRADIENT = 50.0  # added to the squared gradients of a cell, so that noise does not correlate
 
 # A logistic regression of edited copies against look-alikes, on photos of classes that no recall is measured on
@@ -83,29 +87,58 @@ class Alignment:
         return self.probability >= MIN_PROBABILITY
 
 
-def features(image: np.ndarray, *, mirrored: bool = False) -> Features:
-    """Compute the features of an RGB image, or of its mirror image."""
-    image = image[:, ::-1] if mirrored else image
+def features(image: np.ndarray, *, resolution: int | None = None) -> Features:
+    """Compute the features of an RGB image; `resolution`: as it looks after it had only so many pixels a side."""
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     scale = LONG_SIDE / max(grey.shape)
-    size = tuple(max(8, round(side * scale)) for side in (grey.shape[1], grey.shape[0]))
-    grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    size = _size(grey, scale)
+    if resolution is not None and resolution < max(grey.shape):
+        grey = cv2.resize(grey, _size(grey, resolution / max(grey.shape)), interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if max(grey.shape) > LONG_SIDE else cv2.INTER_CUBIC)
     points, descriptors = _sift().detectAndCompute(grey, None)
     if descriptors is None:
-        return Features(grey, np.empty((0, 2), np.float32), np.empty((0, 128), np.float32), scale, mirrored)
+        return Features(grey, np.empty((0, 2), np.float32), np.empty((0, 128), np.float32), scale, False)
     # RootSIFT (Arandjelovic and Zisserman, CVPR 2012)
     descriptors = np.sqrt(descriptors / (descriptors.sum(1, keepdims=True) + 1e-6))
-    return Features(grey, np.array([point.pt for point in points], np.float32), descriptors, scale, mirrored)
+    return Features(grey, np.array([point.pt for point in points], np.float32), descriptors, scale, False)
+
+
+def _size(grey: np.ndarray, scale: float) -> tuple[int, int]:
+    """Return width and height of a scaled image, at least 8 pixels."""
+    width, height = (max(8, round(side * scale)) for side in (grey.shape[1], grey.shape[0]))
+    return width, height
+
+
+def mirrored(one: Features) -> Features:
+    """Return the features of the mirror image: a descriptor's rows and angles change places, no pixel is looked at."""
+    points = one.points.copy()
+    points[:, 0] = one.grey.shape[1] - 1 - points[:, 0]
+    grey = np.ascontiguousarray(one.grey[:, ::-1])
+    return Features(grey, points, np.ascontiguousarray(one.descriptors[:, _MIRRORED]), one.scale, not one.mirrored)
+
+
+def seen_resolution(web: np.ndarray) -> int | None:
+    """Return the pixels a side at which an evaluation image is compared with a web image; None: all it has."""
+    return max(web.shape[:2]) if is_small(web) else None
+
+
+def evaluation_features(image: np.ndarray, view: int, resolution: int | None) -> list[Features]:
+    """Return the features by which an RGB evaluation image is aligned with a web image that is near one of its views.
+
+    Both mirror images are: the descriptor is nearly invariant to mirroring, so the view does not tell which to try. An
+    image near the inverted or the equalised view may have these colours. A web image with few pixels has no fine
+    texture, so that of the evaluation image must not count.
+    """
+    pictures = [255 - image] if view == INVERTED else [image, equalised(image)] if view == EQUALISED else [image]
+    upright = [features(picture, resolution=resolution) for picture in pictures]
+    return [side for one in upright for side in (one, mirrored(one))]
 
 
 def align(evaluation: np.ndarray, web: np.ndarray) -> Alignment | None:
-    """Return the better alignment of two RGB images, unchanged or mirrored; None if neither aligns.
-
-    The descriptor is nearly invariant to mirroring, so its best view does not tell which of the two to try.
-    """
+    """Return the better alignment of two RGB images, unchanged or mirrored; None if neither aligns."""
     if is_small(evaluation):
         return align_small(evaluation, web)
-    found = align_features([features(evaluation), features(evaluation, mirrored=True)], features(web))
+    found = align_features(evaluation_features(evaluation, 0, seen_resolution(web)), features(web))
     return best_alignment(*found)
 
 

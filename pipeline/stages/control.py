@@ -16,7 +16,7 @@ from pipeline.engine.units import Stateless, Unit, UnitOutput, digest
 from pipeline.private_folder import scratch_folder
 from pipeline.stages.evals import EvalIndexes
 
-VERSION = 1
+VERSION = 2
 """Raise it when other images are rendered, or their index changes."""
 
 FOLDER = "control"

@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from dedup.copies.boxes import Box
 from dedup.copies.detector import Detector, DetectorError, packaged_detector
 from dedup.copies.match import Described
-from dedup.copies.views import Box
 from dedup.decode import decode_rgb
 from pipeline.config import Config
 from pipeline.engine.run import Build, run_units
@@ -23,15 +23,15 @@ from pipeline.engine.units import Marker, Stateless, Unit, UnitOutput, digest
 from pipeline.engine.workspace import Workspace
 from pipeline.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 """Raised when the same images and detector would give other vectors."""
 
 DESCRIBED = pa.schema(
     [
         ("uid", pa.string()),
         ("vector", pa.binary()),  # int8, of the whole image
-        ("box", pa.list_(pa.int32())),  # left, top, right, bottom of the content in a plain surround, or null
-        ("inner", pa.binary()),  # int8, of the box
+        ("boxes", pa.list_(pa.int32())),  # left, top, right, bottom of each picture inside, one after another
+        ("inner", pa.binary()),  # int8, of these pictures, one after another
     ]
 )
 
@@ -93,17 +93,12 @@ def _batches(tar: tarfile.TarFile) -> Iterator[tuple[list[str], list[np.ndarray]
 
 
 def _table(uids: list[str], described: Described) -> pa.Table:
-    inner = dict(zip(described.boxes, described.inner, strict=True))
-    rows = [
-        {
-            "uid": uid,
-            "vector": described.whole[number].tobytes(),
-            "box": list(described.boxes[number]) if number in inner else None,
-            "inner": inner[number].tobytes() if number in inner else None,
-        }
-        for number, uid in enumerate(uids)
-    ]
-    return pa.Table.from_pylist(rows, DESCRIBED)
+    boxes: list[list[int]] = [[] for _ in uids]
+    inner = [b""] * len(uids)
+    for (number, box), vector in zip(described.boxes, described.inner, strict=True):
+        boxes[number] += box
+        inner[number] += vector.tobytes()
+    return pa.table([uids, [vector.tobytes() for vector in described.whole], boxes, inner], DESCRIBED)
 
 
 @dataclass(frozen=True)
@@ -121,9 +116,13 @@ class DescribedPart:
         table = workspace.read_table(f"described/{name}.parquet")
         place = {uid: row for row, uid in enumerate(table["uid"].to_pylist())}
         rows = table.take(pa.array([place[uid] for uid in uids], pa.int64())).to_pylist()
-        boxes = {number: Box(*row["box"]) for number, row in enumerate(rows) if row["box"]}
+        boxes = [
+            (number, Box(*row["boxes"][at : at + 4]))
+            for number, row in enumerate(rows)
+            for at in range(0, len(row["boxes"]), 4)
+        ]
         whole = _matrix([row["vector"] for row in rows], dimensions)
-        inner = _matrix([rows[number]["inner"] for number in boxes], dimensions)
+        inner = _matrix([row["inner"] for row in rows], dimensions)
         members = {member.name.partition(".")[0]: member for member in tar}
         return cls(Described(whole, boxes, inner), uids, tar, members)
 

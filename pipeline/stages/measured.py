@@ -27,7 +27,7 @@ from pipeline.sources import file_versions
 from pipeline.stages.evals import LoadedEval
 from pipeline.stages.lookup import Lookup, OpenLookup
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same set would give other counts."""
 
 

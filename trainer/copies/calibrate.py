@@ -8,7 +8,8 @@ import numpy as np
 
 from dedup.copies.detector import Detector, scores
 from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
-from dedup.copies.views import VIEWS, content_box, evaluation_views
+from dedup.copies.match import Described
+from dedup.copies.views import VIEWS, evaluation_views
 
 MOST_REFERENCES = 2_000
 MOST_EDITED = 100
@@ -61,7 +62,7 @@ def calibrate(detector: Detector, photos: Sequence[np.ndarray]) -> Calibration:
         best = _similarity(detector, _edited(name, photos, chosen), views)
         rows = np.arange(len(chosen))
         own[name] = best[rows, chosen].copy()
-        best[rows, chosen] = -1
+        best[rows, chosen] = best[rows, (chosen + 1) % len(photos)] = -1  # the edit may show the next photo as well
         strangers.append(best.ravel())
     merged = np.concatenate(strangers)
     if (merged >= _COPIES).mean() < _MOST_COPIES:
@@ -82,12 +83,10 @@ def _edited(name: str, photos: Sequence[np.ndarray], chosen: np.ndarray) -> list
 
 
 def _similarity(detector: Detector, images: list[np.ndarray], views: list[np.ndarray]) -> np.ndarray:
-    """Return the best cosine over the views of each photo and the content box of each image, `(images, photos)`."""
-    boxes = [content_box(image) for image in images]
-    inner = [
-        image[box.top : box.bottom, box.left : box.right] if box else image
-        for image, box in zip(images, boxes, strict=True)
-    ]
-    described = (detector.describe(images), detector.describe(inner))
-    best = np.max([scores(vectors, view) for vectors in described for view in views], axis=0)
+    """Return the best cosine of each image, or of a picture inside it, over the views of each photo."""
+    web = Described.of(detector, images)
+    best = np.max([scores(web.whole, view) for view in views], axis=0)
+    if web.boxes:
+        inner = np.max([scores(web.inner, view) for view in views], axis=0)
+        np.maximum.at(best, [number for number, _ in web.boxes], inner)
     return np.asarray(best / np.float32(detector.scale**2))

@@ -65,7 +65,7 @@ from pipeline.stages.lookup import Lookup, run_lookup
 from pipeline.stages.measured import run_measured
 from queries.allowlist import Allowlist
 
-VERSION = 9
+VERSION = 10
 """Raise it when the same images would give other decisions, or scratch files have another format."""
 
 _IMAGES_PER_PIECE = 50_000
