@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from dedup.eval_sets.index import (
     read_vectors,
     thumbnail,
 )
-from dedup.eval_sets.read import IMAGE_SUFFIXES, read_examples
+from dedup.eval_sets.layout import Source
 from dedup.measure import PLANTED, Recall, measure_recall, spread_pictures
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence
 from dedup.pdq import fingerprint
@@ -47,32 +47,6 @@ from dedup.reviews import Reviews
 _BATCH = 64  # images of the second set in memory
 _EVIDENCE = 48
 _THUMBNAIL_PX = 160
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set of images: a folder, WebDataset tars or Parquet files; see `read_examples`."""
-
-    path: Path
-    kind: str
-
-    @classmethod
-    def of(cls, path: Path) -> "Source":
-        """Detect the layout of the files under a path.
-
-        Raises:
-            DedupError: the path does not exist, or holds no known layout.
-        """
-        if not path.exists():
-            raise DedupError(f"{path}: no such file or folder")
-        files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
-        suffixes = Counter(file.suffix.lower().removeprefix(".") for file in files)
-        for kind, count in (("webdataset", suffixes["tar"]), ("parquet", suffixes["parquet"])):
-            if count:
-                return cls(path, kind)
-        if path.is_dir() and any(suffixes[suffix] for suffix in IMAGE_SUFFIXES):
-            return cls(path, "folder")
-        raise DedupError(f"{path}: found no images, .tar files or .parquet files")
 
 
 @dataclass(frozen=True)
@@ -99,14 +73,33 @@ class Compared:
     recall: Recall | None
 
 
-def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -> Compared:
+def compare_sets(
+    first: Source,
+    second: Source,
+    out: Path,
+    settings: Settings,
+    on_progress: Callable[[str, int], object] = lambda step, images: None,
+) -> Compared:
     """Find the examples of `first` that `second` contains, and write the report to the folder `out`.
+
+    `on_progress` is called with what is done and the number of images so far.
 
     Raises:
         FileNotFoundError, DedupError: one line; a set has no readable image, or another layout.
     """
+    for source in (first, second):
+        if out.resolve().is_relative_to(source.path.resolve()):
+            raise DedupError(f"{out}: the report would be written into {source.path}, a set: choose another folder")
     name = first.path.resolve().name
-    summary = index_eval_set(name, first.kind, first.path, out / "index", detector=settings.detector)
+    summary = index_eval_set(
+        name,
+        first.kind,
+        first.path,
+        out / "index",
+        image_column=first.image_column,
+        detector=settings.detector,
+        on_progress=lambda done: on_progress(f"indexing {first.path}", done),
+    )
     folder = out / "index" / name
     with tempfile.TemporaryDirectory(prefix="wit-overlap-") as scratch:
         index_control(CONTROL_IMAGES, Path(scratch), settings.detector)
@@ -118,6 +111,7 @@ def compare_sets(first: Source, second: Source, out: Path, settings: Settings) -
             tables.append(found)
             false.append(false_matches)
             _keep_thumbnails(batch, tables[-1]["uid"].to_pylist(), Path(scratch))
+            on_progress(f"searching in {second.path}", counts["kept"])
         if not counts["kept"]:
             raise DedupError(f"{second.path}: no readable image found")
         overlap = pa.concat_tables([OVERLAP.empty_table(), *tables]).sort_by(
@@ -170,8 +164,7 @@ def _measured_json(compared: Compared) -> dict[str, Any]:
 
 def _measure(known: "_Known", first: Source, summary: EvalSummary, settings: Settings) -> Recall:
     """Plant edits of examples that are spread evenly over the set."""
-    examples = read_examples(first.kind, str(first.path))
-    pictures = spread_pictures(examples, summary.examples, settings.planted)
+    pictures = spread_pictures(first.examples(), summary.examples, settings.planted)
 
     def find(planted: list[tuple[str, bytes]]) -> pa.Table:
         batch = [_Image(name, file, decode_rgb(file)) for name, file in planted]
@@ -188,7 +181,7 @@ class _Image(NamedTuple):
 
 def _decoded(source: Source, counts: Counter[str]) -> Iterator[list[_Image]]:
     """Yield the readable images in batches; the others are counted by reason."""
-    remaining = iter(read_examples(source.kind, str(source.path)))
+    remaining = source.examples()
     while examples := list(islice(remaining, _BATCH)):
         batch = []
         for example in examples:

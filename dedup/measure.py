@@ -16,7 +16,7 @@ from dedup.copies.edits import EDITS, UNSEEN_EDITS, edited
 from dedup.copies.views import shrink
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.eval_sets.read import Example
-from dedup.statistics import Proportion, contamination, proportion
+from dedup.statistics import Proportion, proportion
 
 _CONFIDENCE = 0.95
 
@@ -55,15 +55,19 @@ class Recall:
         counts = [self.kinds[name] for name in names if name in self.kinds]
         return proportion(sum(found for found, _ in counts), sum(planted for _, planted in counts), _CONFIDENCE)
 
-    def corrected(self, found: int, total: int) -> tuple[float, float, float] | None:
-        """Return the fraction that would be found at full recall, with an interval from the ends of both intervals.
+    def corrected(self, found: Proportion, precision: Proportion | None = None) -> tuple[float, float, float] | None:
+        """Return the fraction at full recall and precision, with an interval from the least favourable ends of all.
 
         This assumes that real copies are edited like the planted ones, with all kinds equally frequent.
         """
-        recall, overlap = self._over({**EDITS, **UNSEEN_EDITS}), contamination(found, total)
-        if not recall.value or overlap.value is None:
+        recall = self._over({**EDITS, **UNSEEN_EDITS})
+        if not recall.value or found.value is None:
             return None
-        return min(1.0, overlap.value / recall.value), overlap.low / recall.high, min(1.0, overlap.high / recall.low)
+        right = (1.0, 1.0, 1.0)
+        if precision is not None and precision.value is not None:
+            right = (precision.value, precision.low, precision.high)
+        value, low, high = found.value / recall.value, found.low / recall.high, found.high / recall.low
+        return min(1.0, value * right[0]), min(1.0, low * right[1]), min(1.0, high * right[2])
 
     def to_json(self) -> dict[str, Any]:
         """Return it for overlap.json."""

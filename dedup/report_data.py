@@ -147,11 +147,10 @@ class EvalReport:
 
         Its ends are those of all intervals at their least favourable: found x precision / recall.
         """
-        corrected = self.recall.corrected(self.summary.overlap, self.indexed) if self.recall else None
-        if corrected is None or self.judged is None or self.judged.precision.value is None:
-            return corrected
-        right, (value, low, high) = self.judged.precision, corrected
-        return value * self.judged.precision.value, low * right.low, high * right.high
+        if self.recall is None:
+            return None
+        precision = self.judged.precision if self.judged else None
+        return self.recall.corrected(self.share, precision)
 
 
 @dataclass(frozen=True)
@@ -170,6 +169,11 @@ class ReportData:
     control: Control | None = None
     refused: Mapping[str, int] | None = None  # pairs by the opt-out signal or block list that excluded them
     pages: tuple[tuple[str, str], ...] = ()  # further files of the report beside this page, and what they show
+
+    @property
+    def is_build(self) -> bool:
+        """Whether this is the report of a build; if not, two sets were compared."""
+        return bool(self.stages)
 
     @property
     def not_measured(self) -> tuple[EvalSet, ...]:

@@ -41,8 +41,9 @@ MAX_EXAMPLE_BYTES = 1 << 26
 MAX_LABEL_BYTES = 1 << 20
 
 _OTHER_COMPRESSIONS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
-_IMAGES = PageLimits(page_bytes=1 << 26, delta_page_bytes=1 << 26, growth=20, rows=8)
+IMAGE_PAGES = PageLimits(page_bytes=1 << 26, delta_page_bytes=1 << 26, growth=20, rows=8)
 """Of a Parquet file. A row may be large, and images hardly shrink when they are packed again."""
 
 
@@ -194,7 +195,7 @@ def _is_regular(fs: Any, file: str) -> bool:
 
 
 def _read_webdataset(fs: Any, root: str, fields: _Fields) -> Iterator[Example]:
-    for name, file in _files(fs, root, (".tar", ".tar.gz", ".tgz")):
+    for name, file in _files(fs, root, TAR_SUFFIXES):
         tar_name = name.split(".tar")[0]
         with _opened(fs, file) as stream:
             try:
@@ -284,19 +285,19 @@ def _read_parquet(fs: Any, root: str, columns: _Columns) -> Iterator[Example]:
     for name, file in _files(fs, root, (".parquet",)):
         with _opened(fs, file) as stream:
             try:
-                parquet = GuardedParquet(stream, _IMAGES)
+                parquet = GuardedParquet(stream, IMAGE_PAGES)
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise DedupError(f"{file}: not a parquet file ({_first_line(error)})") from error
+                raise DedupError(f"{file}: not a parquet file ({first_line(error)})") from error
             examples = _read_table(parquet, name.removesuffix(".parquet"), file, columns)
             try:
                 yield from examples
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise DedupError(
-                    f"{file}: the parquet file is damaged or unpacks to too much ({_first_line(error)}); copy it again"
+                    f"{file}: the parquet file is damaged or unpacks to too much ({first_line(error)}); copy it again"
                 ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
@@ -332,10 +333,15 @@ def _images(column: pa.Array) -> Iterator[tuple[bytes, Failure]]:
             yield (image.as_py(), "") if size else (b"", "no_image")
 
 
-def _check_image_type(kind: pa.DataType, file: str, column: str) -> None:
+def holds_images(kind: pa.DataType) -> bool:
+    """Return whether a column of this type can hold encoded images: bytes, or a struct with a field of bytes."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _check_image_type(kind: pa.DataType, file: str, column: str) -> None:
+    if not holds_images(kind):
         raise DedupError(f"{file}: column {column!r} is {kind}; need encoded images, as bytes or {{bytes, path}}")
 
 

@@ -37,7 +37,12 @@
   }
 
   function save() {
-    const judge = field("name").value.trim() || "anonymous";
+    const judge = field("name").value.trim();
+    if (!judge) {  // the reviews of two people without names would be one person's
+      field("name").focus();
+      field("name").placeholder = "your name";
+      return;
+    }
     const text = JSON.stringify({ judge, verdicts: [...verdicts.values()] }, null, 1);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));

@@ -1,6 +1,8 @@
 """`wit overlap A B`: report the images of A that are also in B, for any two sets of images, without a config."""
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +10,10 @@ from dedup.errors import DedupError
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from dedup.compare_sets import Compared, Settings
     from dedup.copies.detector import Detector
+
+_MAX_DISTANCE_BITS = 31
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,16 +38,16 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--max-distance-bits",
         type=int,
-        default=31,
         choices=range(32),
         metavar="BITS",
-        help="maximum PDQ distance of a match, 0 to 31 (default: 31)",
+        help="maximum PDQ distance of a match, 0 to 31 (default: 31, or that of the registered set that A is named as)",
     )
     parser.add_argument(
         "--min-probability",
         type=float,
         metavar="P",
-        help="minimum probability of an edited copy, 0.5 to 1 (default: 0.85); look-alikes such as digits need 0.998",
+        help="minimum probability of an edited copy, 0.5 to 1 (default: 0.85, or that of the registered set); "
+        "look-alikes such as digits need 0.998",
     )
     parser.add_argument(
         "--plant",
@@ -52,39 +57,90 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="measure the recall with copies of N images of A, each edited in 66 ways",
     )
     parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help='column of encoded images in Parquet files (default: "image", or the first of {bytes, path})',
+    )
+    parser.add_argument(
         "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved: its precision"
     )
     parser.set_defaults(func=_overlap)
 
 
 def _overlap(args: argparse.Namespace) -> int:
-    from dedup.compare_sets import Settings, Source, compare_sets  # slow to import
-    from dedup.report import percent
+    from dedup.compare_sets import compare_sets  # slow to import
+    from dedup.eval_sets.layout import Source
 
     try:
-        detector = _load(args.detector)
-        if args.min_probability is not None and not 0.5 <= args.min_probability <= 1:
-            raise UserError(f"--min-probability {args.min_probability}: it must lie between 0.5 and 1")
-        least = {} if args.min_probability is None else {"min_probability": args.min_probability}
-        settings = Settings(
-            detector,
-            Path(args.detector).name,
-            max_distance_bits=args.max_distance_bits,
-            planted=args.plant,
-            reviews=tuple(args.reviews),
-            **least,
-        )
-        compared = compare_sets(Source.of(args.a), Source.of(args.b), args.out, settings)
+        settings = _settings(args)
+        first, second = (Source.of(path, args.image_column) for path in (args.a, args.b))
+        with _progress() as on_progress:
+            compared = compare_sets(first, second, args.out, settings, on_progress)
     except (FileNotFoundError, DedupError) as error:
         raise UserError(str(error)) from error
+    _print(args, compared)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from dedup.compare_sets import Settings
+    from dedup.copies.verify import MIN_PROBABILITY
+    from dedup.eval_sets import threshold_bits, threshold_probability
+
+    bits, least = args.max_distance_bits, args.min_probability
+    if least is not None and not 0.5 <= least <= 1:
+        raise UserError(f"--min-probability {least}: it must lie between 0.5 and 1")
+    if args.plant < 0:
+        raise UserError(f"--plant {args.plant}: it must be 0 or more")
+    name = args.a.resolve().name
+    return Settings(
+        _load(args.detector),
+        Path(args.detector).name,
+        max_distance_bits=threshold_bits(name, _MAX_DISTANCE_BITS) if bits is None else bits,
+        min_probability=threshold_probability(name, MIN_PROBABILITY) if least is None else least,
+        planted=args.plant,
+        reviews=tuple(args.reviews),
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int], None]]:
+    """Yield a function that shows what is done and to how many images, if somebody looks at it."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f} images"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda step, images: progress.update(task, description=step, completed=images)
+
+
+def _print(args: argparse.Namespace, compared: "Compared") -> None:
+    from dedup.report import percent
+
     report = compared.report
     lost = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in compared.left_out.items())
     print(f"{report.summary.overlap:,} of {report.indexed:,} images of {args.a} are in {args.b} ", end="")
     print(f"({percent(report.share.value)}; {compared.images:,} images{f'; left out: {lost}' if lost else ''})")
+    if report.left_out:
+        unread = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in report.left_out.items())
+        print(f"left out of {args.a}: {unread}")
+    if report.recall and report.corrected:
+        tuned, unseen = (percent(one.value) for one in (report.recall.tuned, report.recall.unseen))
+        value, low, high = map(percent, report.corrected)
+        print(f"recall of planted edits: {tuned}, of kinds never tuned on {unseen}; corrected {value} ({low} – {high})")
+    if args.reviews and not report.judged:
+        print("none of the reviews is of a pair that this report shows: its precision is unknown")
+    elif report.judged:
+        precision = report.judged.precision
+        told = f"{percent(precision.value)} ({percent(precision.low)} – {percent(precision.high)})"
+        several = report.judged.judged_by_several
+        agreed = f"; judges agree on {report.judged.agreed} of {several} pairs" if several else ""
+        print(f"precision as judged: {told}{agreed}")
     if compared.control.matches:
         print(f"negative control: {compared.control.matches} rendered images matched, so some matches are false")
     print(f"{args.out / 'index.html'}")
-    return 0
 
 
 def _load(name: str) -> "Detector | None":

@@ -317,7 +317,7 @@ def test_notes_keep_their_capitals() -> None:
 
 
 def test_nothing_measured_is_a_report_too(tmp_path: Path) -> None:
-    data = ReportData(facts=(), stages=(), evals=(), min_quality=50)
+    data = ReportData(facts=(), stages=(StageFlow("pairs", 0, 0, {}),), evals=(), min_quality=50)
     write_report(data, tmp_path / "report")
     text = (tmp_path / "report" / "index.html").read_text()
     assert "nothing was measured" in text
