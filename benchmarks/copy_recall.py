@@ -86,7 +86,7 @@ def main() -> None:
     columns: dict[str, np.ndarray] = {}
     figures: dict[str, object] = {"strangers": strangers, "references": len(photos.references)}
     if arguments.hashes:
-        for name, similarity in (("PDQ", pdq_similarity(photos)), ("pHash", phash_similarity(photos))):
+        for name, similarity in (("PDQ", pdq_similarity(photos, figures)), ("pHash", phash_similarity(photos))):
             columns |= recalls(name, similarity, photos, figures)
             if name == "PDQ":
                 own = similarity[np.arange(len(photos.queries)), photos.own]
@@ -194,10 +194,12 @@ def detector_similarity(detector: Detector | Yardstick, photos: Photos, figures:
     return best / np.float32(detector.scale**2)
 
 
-def pdq_similarity(photos: Photos) -> np.ndarray:
+def pdq_similarity(photos: Photos, figures: dict[str, object]) -> np.ndarray:
     """Return the negative distance in bits of the nearest of eight views."""
     views = np.stack([np.stack([as_row(pdq) for _, pdq in fingerprint_views(photo)]) for photo in photos.references])
+    began = time.process_time()
     rows = [as_row(fingerprint(query).pdq) for query in photos.queries]
+    figures["pdq_ms"] = (time.process_time() - began) / len(photos.queries) * 1000
     return np.stack([-np.bitwise_count(views ^ row).sum(2).min(1).astype(np.float32) for row in rows])
 
 
@@ -248,11 +250,13 @@ def verified(
     false: dict[tuple[str, str], list[tuple[str, float]]] = {}
     taken: dict[tuple[int, int, int | None], list[Features]] = {}
     strangers: list[float] = []
-    pairs, seconds = 0, 0.0
+    pairs, seconds, looked_at, looking = 0, 0.0, 0, 0.0
     for query, picture in enumerate(photos.queries):
         nearest = np.argsort(-similarity[query], kind="stable")[:CANDIDATES]
         high = np.flatnonzero(similarity[query] >= proposes[0])
+        began = time.process_time()
         web = features(picture) if len(high) else None
+        looked_at, looking = looked_at + bool(len(high)), looking + time.process_time() - began
         for row in high.tolist():
             cosine, own = float(similarity[query, row]), row == photos.own[query]
             if not own and row == photos.other[query]:
@@ -274,6 +278,7 @@ def verified(
                 names = (photos.names[photos.own[query]], photos.names[row])
                 false.setdefault(names, []).append((NAMES[photos.kinds[query]], round(cosine, 3)))
     figures["aligned_pairs"] = pairs
+    figures["features_ms"] = looking / max(1, looked_at) * 1000
     figures["align_ms_a_pair"] = seconds / max(1, pairs) * 1000
     cosines = [cosine for kinds in false.values() for _, cosine in kinds]
     for title, values in (("strangers_aligned", strangers), ("false_matches", cosines)):

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -59,7 +59,7 @@ class Settings:
     min_quality: int = 50
     min_probability: float = MIN_PROBABILITY  # that two aligned images are copies
     planted: int = 0  # examples that are edited in every way, to measure the recall
-    reviews: tuple[Path, ...] = ()  # files that the page of an earlier run saved
+    reviews: Reviews = field(default_factory=lambda: Reviews({}))  # that the page of an earlier run saved
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def compare_sets(
     )
     write_report(data, out)
     write_published([published], out, source=second.path.resolve().name, control=rendered)
-    if settings.reviews:
-        (out / "reviews.json").write_text(Reviews.read(settings.reviews).to_json(), encoding="utf-8")
+    if settings.reviews.verdicts:
+        (out / "reviews.json").write_text(settings.reviews.to_json(), encoding="utf-8")
     else:
         (out / "reviews.json").unlink(missing_ok=True)
     (out / "measured.json").write_text(json.dumps(_measured_json(compared), indent=1) + "\n")
@@ -274,6 +274,6 @@ def _report(published: Published, folder: Path, scratch: Path, settings: Setting
         )
 
     bits, quality = settings.max_distance_bits, settings.min_quality
-    derived = derive(published, bits, quality, evidence, Reviews.read(settings.reviews))
+    derived = derive(published, bits, quality, evidence, settings.reviews)
     least = settings.min_probability if settings.detector else None
     return replace(derived, evidence_limit=_EVIDENCE, min_probability=least)

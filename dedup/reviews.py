@@ -103,7 +103,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DedupError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DedupError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise DedupError(f"{path}: not a review ({error})") from error
     reviews = content if isinstance(content, list) else [content]
     for review in reviews:

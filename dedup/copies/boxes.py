@@ -103,7 +103,7 @@ def _edges(sharp: np.ndarray) -> list[int]:
 
 
 def _sharpness(box: Box, rows: np.ndarray, columns: np.ndarray) -> float:
-    """Return the sharp share of the least sharp side of a rectangle, sides of the image left out; 0 if it is too small."""
+    """Return the sharp share of a rectangle's least sharp side, but for sides of the image; 0 if it is too small."""
     height, width = len(rows), len(columns)
     sides = (box.right - box.left) / width, (box.bottom - box.top) / height
     if min(sides) < _MIN_RECTANGLE_SIDE_SHARE or sides == (1, 1):

@@ -55,8 +55,8 @@ class Source:
         if not found:
             raise DedupError(f"{path}: {_nothing(path, tables)}")
         if len(found) > 1:
-            held = " and ".join(f"{counts[kind]:,} {_CALLED[kind]}" for kind in found)
-            raise DedupError(f"{path}: holds {held}, which are different layouts: give the path of one of them")
+            held = " and ".join(f"{_CALLED[kind]} ({counts[kind]:,})" for kind in found)
+            raise DedupError(f"{path}: holds {held}: give the path of one of these layouts")
         return cls(path, found[0], column or "image")
 
     def examples(self) -> Iterator[Example]:

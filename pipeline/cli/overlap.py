@@ -86,6 +86,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from dedup.compare_sets import Settings
     from dedup.copies.verify import MIN_PROBABILITY
     from dedup.eval_sets import threshold_bits, threshold_probability
+    from dedup.reviews import Reviews
 
     bits, least = args.max_distance_bits, args.min_probability
     if least is not None and not 0.5 <= least <= 1:
@@ -99,7 +100,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         max_distance_bits=threshold_bits(name, _MAX_DISTANCE_BITS) if bits is None else bits,
         min_probability=threshold_probability(name, MIN_PROBABILITY) if least is None else least,
         planted=args.plant,
-        reviews=tuple(args.reviews),
+        reviews=Reviews.read(args.reviews),
     )
 
 

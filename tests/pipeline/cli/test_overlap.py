@@ -108,6 +108,70 @@ def test_recall_and_false_matches_are_measured(sets, monkeypatch):
     assert told["corrected_fraction"]["value"] > 2 / 6
 
 
+def review(pairs: list[dict], judge: str, *verdicts: str) -> str:
+    said = [
+        {"eval": "a", "eval_id": pair["eval_id"], "uid": pair["uid"], "verdict": verdict}
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+    ]
+    return json.dumps({"judge": judge, "verdicts": said})
+
+
+def test_two_judges_give_the_precision(sets, capsys):
+    out = run(sets, "b", "--detector", "pdq")
+    (told,) = json.loads((out / "overlap.json").read_text())["sets"]
+    pairs = told["evidence"]
+    assert len(pairs) == 2
+    (sets / "ada.json").write_text(review(pairs, "Ada", "same", "same"))
+    (sets / "bob.json").write_text(review(pairs, "Bob", "same", "different"))
+    files = [str(sets / f"{name}.json") for name in ("ada", "bob")]
+    capsys.readouterr()
+    run(sets, "b", "--detector", "pdq", "--reviews", *files)
+    assert (
+        "precision as judged: 100.0\u00a0% (2.5\u00a0% – 100.0\u00a0%); judges agree on 1 of 2 pairs"
+        in capsys.readouterr().out
+    )
+    assert main(["report", "verify", str(out)]) == 0
+    (sets / "other.json").write_text(review([{"eval_id": "x", "uid": "y"}], "Cleo", "same"))
+    capsys.readouterr()
+    run(sets, "b", "--detector", "pdq", "--reviews", str(sets / "other.json"))
+    assert "none of the reviews is of a pair that this report shows" in capsys.readouterr().out
+
+
+def test_the_page_speaks_of_two_sets(sets):
+    page = (run(sets, "b", "--detector", "pdq") / "index.html").read_text()
+    assert "2 of 6" in page
+    for word in ("final shards", "[[evals]]", "registered sets", "fetched images", "wit report"):
+        assert word not in page
+
+
+def test_a_registered_set_has_its_own_thresholds(sets):
+    (sets / "a").rename(sets / "mnist")
+    for more, bits, least in (((), 15, 0.998), (("--max-distance-bits", "20", "--min-probability", "0.9"), 20, 0.9)):
+        args = ["overlap", str(sets / "mnist"), str(sets / "b"), "--out", str(sets / "out"), *more]
+        assert main([*args, "--detector", str(sets / "model.onnx")]) == 0
+        (told,) = json.loads((sets / "out" / "overlap.json").read_text())["sets"]
+        assert (told["max_distance_bits"], told["min_probability"]) == (bits, least)
+
+
+def test_wrong_arguments_are_one_line_before_anything_is_read(sets, capsys):
+    (sets / "review.json").write_text("{}")
+    wrong = {
+        "--plant -1": "it must be 0 or more",
+        "--min-probability 2": "between 0.5 and 1",
+        "--detector none.onnx": "cannot read the copy detector",
+        f"--reviews {sets}/absent.json": "absent.json: no such file",
+        f"--reviews {sets}/review.json": "it names no judge",
+        f"--out {sets}/b/report": "choose another folder",
+    }
+    for more, said in wrong.items():
+        args = ["overlap", str(sets / "a"), str(sets / "b"), "--out", str(sets / "out"), *more.split(" ", 1)]
+        assert main(args) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert not (sets / "out").exists()
+
+
 def test_running_again_gives_the_same_files(sets):
     def contents(out: Path) -> dict[str, bytes]:
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
