@@ -83,3 +83,12 @@ def test_small_sets_propose_from_a_lower_cosine_than_large_ones(tmp_path, monkey
         (number,) = proposed  # the large set proposes nothing
         assert sets[number] is few
         assert proposed[number][0].row == 0
+
+
+@pytest.mark.parametrize("name", ["equalised", "collage half", "insert 70% side", "32 px", "JPEG 10"])
+def test_what_one_view_of_the_whole_cannot_show_is_found(detector, name):
+    known = [scene(number) for number in range(6)]
+    web = [EDITS[name](known[number], scene(number + 50), random.Random(number)) for number in range(6)]
+    (found,) = finder(detector, [known]).find(Described.of(detector, web), web.__getitem__)
+    assert sum(copy.example == copy.image for copy in found) >= 5
+    assert all(copy.example == copy.image for copy in found)

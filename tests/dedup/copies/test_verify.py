@@ -10,7 +10,7 @@ from support.copies import scene
 
 from dedup.copies.edits import EDITS, crop, edited
 from dedup.copies.transform import Transform
-from dedup.copies.verify import MIN_PROBABILITY, Agreement, align
+from dedup.copies.verify import MIN_PROBABILITY, Agreement, align, features, mirrored
 from dedup.decode import decode_rgb
 from dedup.eval_sets.index import thumbnail
 from pipeline.demo.drawing import draw
@@ -44,6 +44,26 @@ def words(web: np.ndarray, seed: int = 1) -> str:
 )
 def test_what_was_done_is_said(name, said):
     assert words(edit(name)).replace("-180", "180") == said
+
+
+def test_mirrored_features_are_those_of_the_mirror_image():
+    one, other = mirrored(features(scene(4))), features(np.ascontiguousarray(scene(4)[:, ::-1]))
+    assert one.mirrored
+    assert np.array_equal(one.grey, other.grey)
+    away = np.linalg.norm(one.points[:, None] - other.points[None], axis=2)
+    cosines = np.where(away < 1, one.descriptors @ other.descriptors.T, 0).max(1)  # a point may have two descriptors
+    assert np.mean(cosines > 0.95) > 0.75
+    again = mirrored(one)
+    assert np.allclose(again.points, features(scene(4)).points, atol=1e-3)
+    assert np.array_equal(again.descriptors, features(scene(4)).descriptors)
+
+
+def test_a_web_image_of_few_pixels_is_compared_at_its_resolution():
+    found = [align(scene(seed), edit("32 px", seed)) for seed in range(12)]
+    assert sum(one is not None and one.is_copy for one in found) >= 11
+    assert not any((one := align(scene(seed + 1), edit("32 px", seed))) and one.is_copy for seed in range(12))
+    placed = Transform.of(found[0], (280, 200), edit("32 px", 0).shape[1::-1])
+    assert placed.evaluation_share > 0.9
 
 
 def test_both_ways_of_turning():
