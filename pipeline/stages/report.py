@@ -47,7 +47,7 @@ from pipeline.stages.sources_page import write_sources_page
 from pipeline.stages.training_page import METRICS, write_training_page
 from queries.allowlist import Allowlist
 
-VERSION = 15
+VERSION = 16
 """Raise it when the same build would give another report."""
 
 _PAGES = (
