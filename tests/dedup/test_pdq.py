@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pdqhash
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from support.shared_data import SHARED
 
+from dedup import pdq
 from dedup.decode import ImageDecodeError, decode_rgb
 from dedup.pdq import VIEWS, Fingerprint, fingerprint, fingerprint_views
 
@@ -136,6 +137,32 @@ def test_the_bits_are_those_of_the_library(rgb: np.ndarray) -> None:
     small = Image.fromarray(padded).resize((64, 64), Image.Resampling.BICUBIC, box=box).convert("RGB")
     bits, quality = pdqhash.compute(np.asarray(small))
     assert fingerprint(rgb) == Fingerprint(np.packbits(bits).tobytes(), quality)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 300), st.integers(1, 400)),
+    seed=st.integers(0, 1 << 32),
+    kind=st.sampled_from(["noise", "edges", "smooth"]),
+)
+@example(shape=(256, 512), seed=0, kind="edges")
+@example(shape=(1, 131_072), seed=0, kind="noise")
+@example(shape=(400, 255), seed=0, kind="edges")
+def test_products_sample_the_same_values_as_pillow(shape: tuple[int, int], seed: int, kind: str) -> None:
+    random = np.random.default_rng(seed)
+    grey = random.integers(0, 256, shape, dtype=np.uint8)
+    if kind == "edges":
+        grey = np.where(grey < 128, 0, 255).astype(np.uint8)  # sums beyond 0 and 255
+    elif kind == "smooth":
+        grey = np.asarray(Image.fromarray(grey[:12, :12]).resize(shape[::-1], Image.Resampling.BICUBIC))
+    image = Image.fromarray(grey)
+    assert np.array_equal(pdq._sampled_by_products(image), pdq._sampled(image))
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))))
+def test_luma_is_that_of_pillow(rgb: np.ndarray) -> None:
+    assert pdq._grey(rgb).tobytes() == Image.fromarray(rgb).convert("L").tobytes()
+    turned = rgb.transpose(1, 0, 2)  # not contiguous
+    assert pdq._grey(turned).tobytes() == Image.fromarray(turned).convert("L").tobytes()
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
