@@ -9,7 +9,7 @@ have no licence.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.consent.path_patterns import PathPattern, path_of
@@ -57,8 +57,10 @@ def read_tdm_file(body: bytes) -> tuple[TdmRule, ...]:
     return tuple(rules)
 
 
-def statement_of_file(rules: Iterable[TdmRule], url: str) -> Statement | None:
+def statement_of_file(rules: Sequence[TdmRule], url: str) -> Statement | None:
     """Return the statement of tdmrep.json about a URL: the first rule that matches applies."""
+    if not rules:  # of nearly all hosts
+        return None
     path = path_of(url)
     for rule in rules:
         if rule.location.matches(path):
