@@ -172,7 +172,7 @@ class BatchBuilder:
         each of its texts, or one `no_caption` row where it has none. Of a page that is opted out, each row that would
         be a candidate is `opted_out`.
         """
-        page_url = normalize_url(address)
+        page_url = address if _PLAIN_URL.fullmatch(address) else normalize_url(address)
         start = (normalize_url(base, page_url) if base else None) or page_url
         origin = start[: start.index("/", len("https://"))] if start else None
         shown, shortest, longest = self._shown(page_url), self._limits.min_caption_chars, self._limits.max_caption_chars

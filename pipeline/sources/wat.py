@@ -24,6 +24,7 @@ from pipeline.web.warc_records import WarcRecord, read_records
 
 _IMAGE_LINK = b'"path":"IMG@/src"'  # in a JSON string the quotes would be escaped, so this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, if the JSON has spaces
+_TO_VALUE = len(_IMAGE_LINK) - len(_IMAGE)
 _LINKS, _WARC_HEADER, _DATE = b'"Links":[', b'"WARC-Header-Metadata":{', b'"WARC-Date":"'
 _BASE, _RESPONSE = b'"Base":"', b'"Response-Message":{'
 _SOME_HEAD, _HEADS, _METAS = b'"Head', (b'"Head"', b'"Headers"'), b'"metas"'
@@ -55,17 +56,17 @@ def read_wat(stream: BinaryIO, limits: PairsConfig, policy: PagePolicy = USUAL_P
     for record in read_records(stream):
         if isinstance(record, Reason):
             builder.dropped[record] += 1
-        else:
-            yield from _add_record(builder, record, policy)
+        elif (place := record.block.find(_IMAGE)) >= 0:
+            yield from _add_record(builder, record, place, policy)
         if builder.is_full:
             yield builder.take()
     yield from builder.finish()
 
 
-def _add_record(builder: BatchBuilder, record: WarcRecord, policy: PagePolicy) -> Iterator[SourceBatch]:
+def _add_record(builder: BatchBuilder, record: WarcRecord, place: int, policy: PagePolicy) -> Iterator[SourceBatch]:
+    """Add the images of a record; `place` is the offset of the first `_IMAGE`."""
     block = record.block
-    if (first := block.find(_IMAGE_LINK)) < 0 and _IMAGE not in block:
-        return
+    first = place - _TO_VALUE if block.startswith(_IMAGE_LINK, place - _TO_VALUE) else block.find(_IMAGE_LINK)
     status = _STATUS.search(block, max(0, block.find(_RESPONSE)))
     if status and status[1] != b"200":
         return
@@ -170,7 +171,7 @@ def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
             return None
         links.append(block[start:end])
         path = block.find(_IMAGE_LINK, end)
-    head = block[: max(block.rfind(_LINKS, 0, first), 0) or first]
+    head = block[_head_start(block, 0) : max(block.rfind(_LINKS, 0, first), 0) or first]
     tail = block[_head_start(block, end) :]
     head, tail = _without_arrays(head), _without_arrays(tail)
     if _BASE in head or _BASE in tail or _may_refuse(head, tail, policy):
