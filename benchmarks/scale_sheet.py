@@ -39,7 +39,7 @@ class Constant:
 MEASURED = {
     "wat_mb": Constant(350, "MB", "a WAT file, compressed", "Common Crawl's own statistics"),
     "wat_raw_mb": Constant(1_400, "MB", "the same, unpacked", "benchmarks.extract assumes it"),
-    "extract_mb_s": Constant(195, "MB per CPU s", "candidates from WAT records, unpacked", "benchmarks.extract"),
+    "extract_mb_s": Constant(120, "MB per CPU s", "candidates from WAT records, unpacked", "benchmarks.extract"),
     "match_s": Constant(266_000, "captions per CPU s", "500,000 queries", "benchmarks.matching"),
     "pairs_us": Constant(
         31, "CPU us per pair", "matched pair to pairs/, its matching included", "benchmarks.pairs_to_plan"
