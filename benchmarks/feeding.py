@@ -1,6 +1,6 @@
 """Train on a set in an S3 store with limited bandwidth: when the first step comes, and how much the steps wait.
 
-    python -m benchmarks.feeding [--shards 40] [--samples 400] [--megabytes-per-s 50] [--steps 60]
+    python -m benchmarks.feeding [--shards 40] [--samples 1600] [--megabytes-per-s 50] [--steps 60]
 
 The store is moto's S3 server on this machine, in a process of its own; all its responses together keep the limit. The
 set is as img2dataset writes it: tars and `NNNNN_stats.json`, no manifest. The model is a tiny one, whose steps are made
@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import s3fs  # noqa: F401  # fsspec would import it in the run
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from benchmarks.photos import make_shards
+from benchmarks.photos import photo
+from pipeline.shards.tar import TarWriter
 from trainer.config import settings_from
 from trainer.data import Batch
 from trainer.train import train
@@ -38,7 +40,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=40)
-    parser.add_argument("--samples", type=int, default=400, help="per shard")
+    parser.add_argument("--samples", type=int, default=1_600, help="per shard; img2dataset writes 10,000")
     parser.add_argument("--megabytes-per-s", type=float, default=50.0)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
@@ -48,12 +50,8 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Write the set, serve it, train on it; return the figures."""
-    make_shards(folder / "set", options.shards, options.samples)
-    (folder / "set" / "sizes.json").unlink()
+    write_set(folder / "set", options.shards, options.samples)
     size = sum(tar.stat().st_size for tar in (folder / "set").glob("*.tar"))
-    for tar in (folder / "set").glob("*.tar"):
-        stats = {"count": options.samples + 9, "successes": options.samples, "failed_to_download": 9}
-        (folder / "set" / f"{tar.stem}_stats.json").write_text(json.dumps(stats))
     rate = options.megabytes_per_s * 1e6
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -74,6 +72,20 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         "set_s": round(size / rate, 1), **remote, "local_first_step_s": first_s[1],
         "first_step_shards": round((first_s[0] - first_s[1]) / shard_s, 1),
     }  # fmt: skip
+
+
+def write_set(folder: Path, shards: int, samples: int) -> None:
+    """Write shards of made-up photographs, the same hundred in all of them, as img2dataset writes them."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    photos = [photo(random) for _ in range(100)]
+    stats = json.dumps({"count": samples + 9, "successes": samples, "failed_to_download": 9})
+    for shard in range(shards):
+        with (folder / f"{shard:05d}.tar").open("wb") as stream, TarWriter(stream) as tar:
+            for number in range(samples):
+                tar.add(f"{shard:05d}{number:04d}.jpg", photos[number % len(photos)])
+                tar.add(f"{shard:05d}{number:04d}.txt", b"a photo of the sea")
+        (folder / f"{shard:05d}_stats.json").write_text(stats)
 
 
 def run(folder: Path, glob: str, batch: int, step_s: float, steps: int) -> dict[str, float]:

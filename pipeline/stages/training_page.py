@@ -31,14 +31,13 @@ class Curve:
     def high(self) -> float:
         return max(value for _, value in self.points)
 
-    @property
-    def line(self) -> str:
-        """Return the points of an SVG polyline; of a long run, evenly chosen ones with the last."""
+    def line(self, steps: int) -> str:
+        """Return the points of an SVG polyline as wide as `steps`; of a long run, evenly chosen ones with the last."""
         stride = -(-len(self.points) // _MOST_POINTS)
         chosen = [*self.points[:-1:stride], self.points[-1]]
-        last, span = self.points[-1][0], (self.high - self.low) or 1.0
+        span = (self.high - self.low) or 1.0
         return " ".join(
-            f"{_WIDTH * step / max(1, last):.1f},{_HEIGHT * (self.high - value) / span:.1f}" for step, value in chosen
+            f"{_WIDTH * step / max(1, steps):.1f},{_HEIGHT * (self.high - value) / span:.1f}" for step, value in chosen
         )
 
 

@@ -33,13 +33,13 @@ def test_every_value_is_in_its_curve_once(curves: dict[str, dict[int, float]]) -
 def test_a_line_stays_within_its_chart_and_ends_with_the_last_value(count: int) -> None:
     """The largest value is at the top, y = 0; a curve that is flat is drawn too."""
     rising = Curve("a", tuple((10 * n, float(n)) for n in range(1, count + 1)))
-    points = [tuple(map(float, point.split(","))) for point in rising.line.split()]
+    points = [tuple(map(float, point.split(","))) for point in rising.line(10 * count).split()]
     assert min(2, count) <= len(points) <= 402
     assert points[-1] == (400.0, 0.0)
     assert all(0 <= x <= 400 and 0 <= y <= 120 for x, y in points)
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     flat = Curve("b", tuple((n, 0.5) for n in range(count)))
-    assert {point.split(",")[1] for point in flat.line.split()} == {"0.0"}
+    assert {point.split(",")[1] for point in flat.line(count).split()} == {"0.0"}
 
 
 def test_lines_of_any_other_form_are_passed_over() -> None:
@@ -64,4 +64,14 @@ def test_the_page_names_the_curves_and_runs_nothing(tmp_path) -> None:
     assert re.findall(r"<h3>(.*?)</h3>", page) == ["train/loss", "val/&lt;script&gt;alert(1)&lt;/script&gt;"]
     assert "<script" not in page
     assert 'last, step 20</td><td class="number">3<' in page
-    assert page.count("<polyline") == 2
+    ends = [line.split()[-1].partition(",")[0] for line in re.findall(r'<polyline points="(.*?)"', page)]
+    assert ends == ["400.0", "400.0"]
+
+
+def test_a_curve_that_ends_early_ends_early_in_its_chart(tmp_path) -> None:
+    (tmp_path / METRICS).parent.mkdir()
+    (tmp_path / METRICS).write_bytes(b"\n".join(lines_of({"train/loss": {10: 4.0, 30: 3.0}, "val/loss": {40: 2.0}})))
+    page = write_training_page(Workspace(str(tmp_path)))
+    assert page is not None
+    lines = [line.split()[-1].partition(",")[0] for line in re.findall(r'<polyline points="(.*?)"', page)]
+    assert lines == ["300.0", "400.0"]
