@@ -40,15 +40,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2_000_000)
     parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--photos", type=int, default=10_000, help="of the first tars, described")
-    parser.add_argument("--edited", type=int, default=20, help="photos that are edited")
+    parser.add_argument("--edited", type=int, default=50, help="photos that are edited")
     parser.add_argument("--spread", type=float, default=0.5)
-    parser.add_argument("--queries", type=int, default=300, help="for each cosine")
-    parser.add_argument("--searched", type=int, default=SEARCHED_ROWS)
+    parser.add_argument("--queries", type=int, default=1_000, help="for each cosine")
+    parser.add_argument("--searched", type=int, nargs="+", default=[SEARCHED_ROWS], help="vectors, in some tries")
     parser.add_argument("--detector", type=Path, default=packaged_detector())
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
     detector = Detector.load(arguments.detector)
-    console = Console(width=120)
+    console = Console(width=160)
     known = Known.read(detector, arguments.edits, arguments.edited, arguments.views)
     drawing = Drawing.fit(
         detector, described(detector, arguments.tars, arguments.photos), known.views, arguments.spread
@@ -65,31 +65,18 @@ def main() -> None:
         vectors[:planted] = known.views.reshape(planted, -1)
         console.print(drawing.tail(vectors))
         began = time.process_time()
-        index = VectorIndex.build(vectors, arguments.views, folder=Path(folder), searched_rows=arguments.searched)
+        index = VectorIndex.build(vectors, arguments.views, folder=Path(folder))
         built_s = time.process_time() - began
         chosen = np.linspace(planted, len(vectors) - 1, arguments.queries * len(COSINES)).astype(np.int64)
         near = np.array_split(chosen, len(COSINES))
         drawn = [drawing.near(vectors[rows], cosine) for rows, cosine in zip(near, COSINES, strict=True)]
-        queries = np.concatenate([known.queries, *drawn])
-        own = np.concatenate([known.own, chosen // arguments.views])
-        groups = [
-            ("edits of photos", 0, len(known.own)),
-            *(
-                (
-                    f"cosine {cosine}",
-                    len(known.own) + at * arguments.queries,
-                    len(known.own) + (at + 1) * arguments.queries,
-                )
-                for at, cosine in enumerate(COSINES)
-            ),
-        ]
-        del vectors
+        asked = Asked.of(known, drawn, chosen, arguments.views)
         console.print(
-            f"{len(index.rows):,} vectors in {len(index.starts) - 1:,} blocks, {index.probes} of them searched; "
+            f"{len(vectors):,} vectors in {len(index.centres):,} cells; "
             f"built in {built_s:.0f} s of one core; "
             f"{sum(file.stat().st_size for file in Path(folder).glob('*.npy')) / 1e9:.2f} GB of files"
         )
-        measure(index, detector, queries, own, groups, console)
+        measure(index, vectors, detector, asked, arguments.searched, console)
 
 
 def described(detector: Detector, tars: list[Path], count: int) -> np.ndarray:
@@ -179,41 +166,61 @@ def root(covariance: np.ndarray) -> np.ndarray:
     return (np.sqrt(np.maximum(values, 0))[:, None] * axes.T).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Queries, the image that each is a copy of, and the queries of each group."""
+
+    queries: np.ndarray
+    own: np.ndarray
+    groups: dict[str, range]
+
+    @classmethod
+    def of(cls, known: Known, drawn: list[np.ndarray], chosen: np.ndarray, views: int) -> "Asked":
+        groups, at = {f"{len(known.own):,} edits": range(len(known.own))}, len(known.own)
+        for cosine, some in zip(COSINES, drawn, strict=True):
+            groups[f"cosine {cosine}"] = range(at, at + len(some))
+            at += len(some)
+        return cls(np.concatenate([known.queries, *drawn]), np.concatenate([known.own, chosen // views]), groups)
+
+
 def measure(
-    index: VectorIndex,
-    detector: Detector,
-    queries: np.ndarray,
-    own: np.ndarray,
-    groups: list[tuple[str, int, int]],
-    console: Console,
+    index: VectorIndex, vectors: np.ndarray, detector: Detector, asked: Asked, searched: list[int], console: Console
 ) -> None:
-    """Search for all queries at once; a search in all blocks, which is a scan, is the reference."""
-    min_score = detector.score(detector.card.propose)
-    index.search(queries[:200], [min_score], MOST)  # reads the files
+    """Search for all queries at once, as in a part of fetched images; a full scan is the reference."""
+    min_score, queries = detector.score(detector.card.propose), asked.queries
     began = time.process_time()
-    found = index.search(queries, [min_score], MOST)
-    spent_ms = (time.process_time() - began) / len(queries) * 1000
-    console.print(f"{len(queries):,} queries at once: {spent_ms:.2f} ms each; {memory()}")
-    scan = replace(index, centres=index.centres[:, :0])
-    began = time.process_time()
-    exact = pairs_of(scan.search(queries, [min_score], MOST))
-    console.print(f"a scan takes {(time.process_time() - began) / len(queries) * 1000:.0f} ms each")
-    pairs = pairs_of(found)
-    table = Table(title=f"candidates at {detector.card.propose}, the {MOST} nearest images")
-    for name in ("queries", "the copy: scan", "search", "search, of the scan's", "of all the scan's candidates"):
+    exact = scan(vectors, index.views, queries, min_score)
+    scan_ms = (time.process_time() - began) / len(queries) * 1000
+    copies = {name: {(query, int(asked.own[query])) for query in group} for name, group in asked.groups.items()}
+    table = Table(title=f"candidates at {detector.card.propose}, the {MOST} nearest images; of those of a full scan")
+    for name in ("vectors compared", "ms a query", *copies, "all candidates"):
         table.add_column(name, justify="right")
-    for name, start, end in groups:
-        copies = {(query, int(own[query])) for query in range(start, end)}
-        candidates = {pair for pair in exact if start <= pair[0] < end}
-        scanned = copies & exact
-        table.add_row(
-            f"{end - start:,} at {name}" if name.startswith("cosine") else f"{end - start:,} {name}",
-            f"{len(scanned) / len(copies):.3f}",
-            f"{len(copies & pairs) / len(copies):.3f}",
-            f"{len(scanned & pairs) / max(1, len(scanned)):.3f}",
-            f"{len(candidates & pairs) / max(1, len(candidates)):.3f} of {len(candidates):,}",
-        )
-    console.print(table)
+    found = [f"{len(some & exact) / len(some):.3f}" for some in copies.values()]
+    table.add_row(f"{len(vectors):,}", f"{scan_ms:.2f}", *(f"({share})" for share in found), f"({len(exact):,})")
+    index.search(queries, [min_score], MOST)  # reads the files
+    for rows in searched:
+        probing = replace(index, probes=-(-rows * len(index.centres) // len(index.rows)))
+        began = time.process_time()
+        pairs = pairs_of(probing.search(queries, [min_score], MOST))
+        spent_ms = (time.process_time() - began) / len(queries) * 1000
+        shares = [len(some & exact & pairs) / max(1, len(some & exact)) for some in copies.values()]
+        shares.append(len(exact & pairs) / max(1, len(exact)))
+        table.add_row(f"{rows:,}", f"{spent_ms:.2f}", *(f"{share:.3f}" for share in shares))
+    console.print(table, f"{len(queries):,} queries at once; {memory()}")
+
+
+def scan(vectors: np.ndarray, views: int, queries: np.ndarray, min_score: int) -> set[tuple[int, int]]:
+    """Compare all pairs; return the query and image of the `MOST` best of each query."""
+    best: list[list[tuple[int, int]]] = [[] for _ in queries]
+    step = _BLOCK // views * views
+    for at in range(0, len(vectors), step):
+        block = vectors[at : at + step]
+        found = VectorIndex.build(block, views, searched_rows=step).search(queries, [min_score], MOST)
+        for query, image, score in zip(
+            found.queries.tolist(), found.images.tolist(), found.scores.tolist(), strict=True
+        ):
+            best[query] = sorted([*best[query], (-score, at // views + image)])[:MOST]
+    return {(query, image) for query, nearest in enumerate(best) for _, image in nearest}
 
 
 def pairs_of(found: Candidates) -> set[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """Dot products of int8 vectors in integers: fast, and the same on every processor.
 
-onnxruntime multiplies them by the processor's 8-bit instructions. Those of AVX2 add two products in 16 bits, which
-saturate unless one factor has 7 bits; so the queries are halved, and the products are about half of the exact ones.
+onnxruntime multiplies them by the processor's 8-bit instructions. Those of AVX2 add two products of unsigned by signed
+bytes in 16 bits, which saturate unless the signed factor has 7 bits; so the queries are halved, and the products are
+about half of the exact ones.
 """
 
 from functools import lru_cache
@@ -9,27 +10,34 @@ from typing import Any
 
 import numpy as np
 
-# ONNX, opset 13: c = MatMulInteger(a, b, 64), with a uint8 (n, k), b int8 (k, m), c int32 (n, m).
+# ONNX, opset 13: c = MatMulInteger(a, Transpose(b), 128), with a uint8 (n, k), b int8 (m, k), c int32 (n, m).
 _MODEL = bytes.fromhex(
-    "080812003a6f0a1b0a01610a01620a017a120163220d4d61744d756c496e74656765721201672a0810022a014042017a5a150a016112100a0e"
-    "0802120a0a0312016e0a0312016b5a150a016212100a0e0803120a0a0312016b0a0312016d62150a016312100a0e0806120a0a0312016e0a03"
-    "12016d42040a00100d"
+    "08083a92010a200a016212017422095472616e73706f73652a0d0a047065726d40014000a001070a1b0a01610a01740a017a120163220d4d"
+    "61744d756c496e74656765721201672a0910022a02800142017a5a150a016112100a0e0802120a0a0312016e0a0312016b5a150a01621210"
+    "0a0e0803120a0a0312016d0a0312016b62150a016312100a0e0806120a0a0312016e0a0312016d42040a00100d"
 )
-_ZERO = 64
-_HALVES = np.clip(np.rint(np.arange(256, dtype=np.uint8).view(np.int8) / 2) + _ZERO, 0, 127).astype(np.uint8)
+SHIFT = 128
 
 DEVIATION = 0.5**0.5
 """Twice a product differs from the exact one by this times the length of the vector, as a standard deviation."""
 
 
-def halved(vectors: np.ndarray) -> np.ndarray:
-    """Return half of each int8 value, rounded, as the uint8 that `products` takes."""
-    return _HALVES[vectors.view(np.uint8)]
+def shifted(vectors: np.ndarray) -> np.ndarray:
+    """Return int8 values plus `SHIFT`, as the uint8 that `products` takes."""
+    return vectors.view(np.uint8) ^ np.uint8(SHIFT)
 
 
-def products(halves: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the dot products of `halved` vectors `(n, k)` with int8 columns `(k, m)`: `(n, m)` int32."""
-    found: np.ndarray = _running().run(None, {"a": halves, "b": columns})[0]
+def halved(queries: np.ndarray) -> np.ndarray:
+    """Return half of each int8 value, rounded, as the int8 that `products` takes."""
+    return _HALVES[queries.view(np.uint8)]
+
+
+_HALVES = np.rint(np.arange(256, dtype=np.uint8).view(np.int8) / 2).astype(np.int8)
+
+
+def products(vectors: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    """Return the dot products of `shifted` vectors `(n, k)` with `halved` queries `(m, k)`: `(n, m)` int32."""
+    found: np.ndarray = _running().run(None, {"a": vectors, "b": halves})[0]
     return found
 
 

@@ -1,10 +1,11 @@
 """Find the images with the nearest descriptors, for thousands of queries at once.
 
-Vectors are int8. They lie in blocks of some thousand, as columns, and each block is compared with all queries that
-look into it: by fast integer products that are nearly right (`products.py`), then exactly where those are high enough.
-Up to `SEARCHED_ROWS` vectors, queries look into every block. Of more, only the first sets are compared in this way, up
-to a quarter of that; the others are cut into cells (`cells.py`), and a query looks into the nearest ones, so that it is
-compared with that many vectors in all. docs/copies.md has the recall against a scan.
+Vectors are int8. They lie in blocks of some thousand, and each block is compared with all queries that look into it: by
+fast integer products that are nearly right (`products.py`), then exactly where those are high enough. Up to
+`SEARCHED_ROWS` vectors, queries look into every block. Of more, only the first sets are compared in this way, up to a
+quarter of that; the others are cut into cells (`cells.py`), and a query looks into the nearest ones, so that it is
+compared with that many vectors in all. Each vector lies in two cells. If any view of an image is somewhat near there,
+its other views, which may lie in other cells, are compared too. docs/copies.md has the recall against a scan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,19 +17,24 @@ import numpy as np
 
 from dedup.copies.cells import cut
 from dedup.copies.detector import scores
-from dedup.copies.products import DEVIATION, halved, products
+from dedup.copies.products import DEVIATION, SHIFT, halved, products, shifted
 
 SEARCHED_ROWS = 300_000
 """Vectors that are compared with a query, about."""
 
-_ROWS_IN_CELL = 1_024
+_NEAR = 0.8  # of a set's minimum score: views in cells that are as near lead to the others
+_LOOKED_AT = 3  # times the images that are wanted: so many of each set in cells have their other views compared
+
+_ROWS_IN_CELL = 512  # that have it as the nearest; as many have it as the second
 _MOST_IN_BLOCK = 4_096
 _QUERIES_AT_ONCE = 8_192
 _QUERIES_IN_PRODUCT = 256  # products that fit the processor's cache
 _MOST_FOUND = 1 << 22  # pairs held before the best of each query are taken
 _SLACK_DEVIATIONS = 6.0
 _DENSE = 0.02  # share of pairs from which all of a product are scored exactly
+_SCORED_AT_ONCE = 1 << 12  # pairs, which fit the processor's cache as floats
 _NEVER = 1 << 24  # above every score
+_FILES = ("vectors", "rows", "places", "starts", "centres", "sets")
 
 
 class Candidates(NamedTuple):
@@ -44,10 +50,11 @@ class Candidates(NamedTuple):
 class VectorIndex:
     """Descriptors of the images of several sets, `views` of each; make one with `build`, or `open` one."""
 
-    columns: np.ndarray  # (n * dimensions,) int8: block after block, each of them (dimensions, its vectors)
-    rows: np.ndarray  # (n,) int32: p * views + v is view v of image p
+    vectors: np.ndarray  # (m, dimensions) uint8: block after block, as `shifted` returns them; twice in cells
+    rows: np.ndarray  # (m,) int32: p * views + v is view v of image p; they ascend in each block
+    places: np.ndarray  # (n,) int32: one place in `vectors` where a row is
     starts: np.ndarray  # (blocks + 1,) int64
-    centres: np.ndarray  # (dimensions, cells) int8, of the last blocks; queries look into all the blocks before them
+    centres: np.ndarray  # (cells, dimensions) int8, of the last blocks; queries look into all the blocks before them
     sets: np.ndarray  # (sets + 1,) int64: the first image of each set
     views: int
     probes: int  # cells that a query looks into
@@ -79,19 +86,21 @@ class VectorIndex:
             )
         scanned = _scanned(sets * views, searched_rows)
         rows, starts, centres = _blocks(vectors, scanned)
-        width = vectors.shape[1]
-        columns: np.ndarray
+        ordered: np.ndarray
+        shape = (len(rows), vectors.shape[1])
         if folder is None:
-            columns = np.empty(vectors.size, np.int8)
+            ordered = np.empty(shape, np.uint8)
         else:
-            columns = np.lib.format.open_memmap(folder / "columns.npy", "w+", np.int8, (vectors.size,))
+            ordered = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.uint8, shape)
         for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            columns[start * width : end * width] = vectors[rows[start:end]].T.ravel()
-        probes = -(-(searched_rows - scanned) * centres.shape[1] // max(1, len(vectors) - scanned))
-        index = cls(columns, rows, starts, centres, sets, views, probes)
+            ordered[start:end] = shifted(vectors[rows[start:end]])
+        places = np.empty(len(vectors), np.int32)
+        places[rows] = np.arange(len(rows), dtype=np.int32)
+        probes = -(-(searched_rows - scanned) * len(centres) // max(1, len(rows) - scanned))
+        index = cls(ordered, rows, places, starts, centres, sets, views, probes)
         if folder is None:
             return index
-        for name in ("rows", "starts", "centres", "sets"):
+        for name in _FILES[1:]:
             np.save(folder / f"{name}.npy", getattr(index, name))
         np.save(folder / "settings.npy", np.array([views, probes]))
         return cls.open(folder)
@@ -99,20 +108,19 @@ class VectorIndex:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map the files that `build` wrote; the processes of a machine share their pages."""
-        columns, rows = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("columns", "rows"))
-        starts, centres, sets, settings = (
-            np.load(folder / f"{name}.npy") for name in ("starts", "centres", "sets", "settings")
+        vectors, rows, places, starts, centres, sets = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _FILES
         )
-        views, probes = settings.tolist()
-        return cls(columns, rows, starts, centres, sets, views, probes)
+        views, probes = np.load(folder / "settings.npy").tolist()
+        return cls(vectors, rows, places, starts, centres, sets, views, probes)
 
     def __len__(self) -> int:
-        return len(self.rows) // self.views
+        return len(self.places) // self.views
 
     @property
     def is_exact(self) -> bool:
         """Return whether queries are compared with all vectors, so that what is found of a set is the set's alone."""
-        return not self.centres.shape[1]
+        return not len(self.centres)
 
     def search(self, queries: np.ndarray, min_scores: Sequence[int | None], most: int) -> Candidates:
         """Return, per query and set, up to `most` images with the set's minimum score or more, each with its best view.
@@ -128,24 +136,23 @@ class VectorIndex:
             found.append(best._replace(queries=best.queries + at))
         return Candidates(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-    def visits(self, halves: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield each block that some of the `halved` queries look into, and the numbers of these queries."""
-        cells = self.centres.shape[1]
-        scanned = len(self.starts) - 1 - cells
-        yield from ((block, np.arange(len(halves))) for block in range(scanned))
-        if not cells:
+    def visits(self, queries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield each block that some of the queries look into, and the numbers of these queries."""
+        scanned = len(self.starts) - 1 - len(self.centres)
+        yield from ((block, np.arange(len(queries))) for block in range(scanned))
+        if self.is_exact:
             return
-        parts = range(0, len(halves), _QUERIES_IN_PRODUCT)
-        pairs = [self._nearest(halves[at : at + _QUERIES_IN_PRODUCT]) + np.array([at, 0]) for at in parts]
+        centres, parts = halved(self.centres), range(0, len(queries), _QUERIES_IN_PRODUCT)
+        pairs = [self._nearest(queries[at : at + _QUERIES_IN_PRODUCT], centres) + np.array([at, 0]) for at in parts]
         visiting, visited = np.concatenate([np.empty((0, 2), np.int64), *pairs]).T
         order = np.argsort(visited, kind="stable")
-        ends = np.searchsorted(visited[order], np.arange(cells + 1))
+        ends = np.searchsorted(visited[order], np.arange(len(self.centres) + 1))
         for cell in np.flatnonzero(np.diff(ends)).tolist():
             yield scanned + cell, visiting[order[ends[cell] : ends[cell + 1]]]
 
-    def _nearest(self, halves: np.ndarray) -> np.ndarray:
-        """Return (query, block) of the nearest centres; more than `probes` of a query if several are equally near."""
-        near = products(halves, self.centres)
+    def _nearest(self, queries: np.ndarray, centres: np.ndarray) -> np.ndarray:
+        """Return (query, cell) of the nearest centres; more than `probes` of a query if several are equally near."""
+        near = products(shifted(queries), centres)
         last = near.shape[1] - self.probes
         return np.argwhere(near >= np.partition(near, last, axis=1)[:, last, None])
 
@@ -154,72 +161,106 @@ class _Batch:
     """A search: the best pairs found so far, and the least score that can still be among them."""
 
     def __init__(self, index: VectorIndex, queries: np.ndarray, min_scores: np.ndarray, most: int) -> None:
-        self._index, self._min_scores, self._most = index, min_scores, most
-        searched = np.diff(index.sets)[min_scores < _NEVER]
-        self._enough = max(1, int(np.minimum(searched, most).sum()))  # images of all sets
-        self._halves, self._floats = halved(np.ascontiguousarray(queries)), queries.astype(np.float32)
+        self._index, self._queries, self._most = index, np.ascontiguousarray(queries), most
+        self._floats, self._halves = queries.astype(np.float32), halved(self._queries)
         longest = np.sqrt(np.square(self._floats).sum(1).max(initial=0))
         self._slack = int(_SLACK_DEVIATIONS * DEVIATION * longest) + 1
-        self._least = np.full(len(queries), min_scores.min(initial=_NEVER), np.int64)
-        self._limits = self._half_limits(self._least)
+        self._scanned = int(index.starts[len(index.starts) - 1 - len(index.centres)])  # rows
+        in_cells = index.sets[1:] * index.views > self._scanned
+        lower = in_cells & (min_scores > 0) & (min_scores < _NEVER)
+        self._min_scores, self._near_scores = min_scores, np.where(lower, min_scores * _NEAR, min_scores).astype(int)
+        self._looked_at = np.where(in_cells, _LOOKED_AT * most, most)  # images of each set
+        searched = np.minimum(np.diff(index.sets), self._looked_at)[min_scores < _NEVER]
+        self._enough = max(1, int(searched.sum()))  # images of all sets
+        self._least = np.full(len(queries), self._near_scores.min(initial=_NEVER), np.int64)
         self._found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))]  # queries, scores, rows
         self._held = 0
 
     def run(self) -> Candidates:
-        index, width = self._index, self._floats.shape[1]
-        for block, numbers in index.visits(self._halves):
+        index = self._index
+        for block, numbers in index.visits(self._queries):
             start, end = index.starts[block : block + 2].tolist()
             rows = index.rows[start:end]
-            first, last = self._set_of(rows[[0, -1]])  # the rows of a block ascend
-            least = self._min_scores[first : last + 1].min()
+            first, last = self._set_of(rows[[0, -1]])
+            least = self._near_scores[first : last + 1].min()
             if least == _NEVER:
                 continue
-            columns = index.columns[start * width : end * width].reshape(width, end - start)
             for at in range(0, len(numbers), _QUERIES_IN_PRODUCT):
-                self._compare(numbers[at : at + _QUERIES_IN_PRODUCT], columns, rows, self._half_limits(least))
-        self._keep_best()
+                some = numbers[at : at + _QUERIES_IN_PRODUCT]
+                self._compare(some, index.vectors[start:end], rows, least, exactly=start < self._scanned)
+        self._keep_best(self._looked_at)
+        self._look_at_other_views()
         queries, values, rows = self._found[0]
         return Candidates(queries, rows // index.views, rows % index.views, values.astype(np.int32))
 
     def _set_of(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._index.sets, rows // self._index.views, side="right") - 1
 
-    def _half_limits(self, least: np.ndarray) -> np.ndarray:
-        return ((least - self._slack) // 2).clip(-(2**31)).astype(np.int32)
-
-    def _compare(self, numbers: np.ndarray, columns: np.ndarray, rows: np.ndarray, limit: np.ndarray) -> None:
-        near = products(self._halves[numbers], columns)
-        hits = np.flatnonzero(near >= np.maximum(self._limits[numbers], limit)[:, None])
-        if not len(hits):
-            return
-        queries, places = np.divmod(hits, columns.shape[1])
+    def _compare(
+        self, numbers: np.ndarray, vectors: np.ndarray, rows: np.ndarray, least: np.ndarray, *, exactly: bool
+    ) -> None:
+        """Add the pairs of some queries and a block that score at least `least`."""
+        near = products(vectors, self._halves[numbers])
+        limits = ((np.maximum(self._least[numbers], least) - (self._slack if exactly else 0)) // 2).astype(np.int32)
+        hits = np.flatnonzero(near >= limits.min())  # one limit for all is compared twice as fast
         if len(hits) > _DENSE * near.size:
-            values = scores(self._floats[numbers], columns.T)[queries, places]
+            hits = np.flatnonzero(near >= limits)
+        places, queries = np.divmod(hits, len(numbers))
+        if not exactly:
+            values = 2 * near.ravel()[hits]
+        elif len(hits) > _DENSE * near.size:
+            values = scores(_floats(vectors), self._floats[numbers])[places, queries]
         else:
-            some = columns[:, places].T.astype(np.float32)
-            values = np.einsum("pd,pd->p", self._floats[numbers[queries]], some).astype(np.int32)
-        queries = numbers[queries]
-        least = np.maximum(self._least[queries], self._min_scores[self._set_of(rows[places])])
-        high = np.flatnonzero(values >= least)
-        self._found.append((queries[high], values[high].astype(np.int64), rows[places[high]].astype(np.int64)))
+            values = _scores_of_pairs(self._floats[numbers], queries, vectors, places)
+        queries, rows = numbers[queries], rows[places]
+        high = np.flatnonzero(values >= np.maximum(self._least[queries], self._near_scores[self._set_of(rows)]))
+        self._found.append((queries[high], values[high].astype(np.int64), rows[high].astype(np.int64)))
         self._held += len(high)
         if self._held > _MOST_FOUND:
-            self._keep_best()
+            self._keep_best(self._looked_at)
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, most: np.ndarray) -> None:
         """Drop the pairs that others exceed; where each set has enough, the last one is the new least score."""
         queries, values, rows = _ordered(*(np.concatenate(column) for column in zip(*self._found, strict=True)))
         images = rows // self._index.views
         first = np.unique(queries * len(self._index) + images, return_index=True)[1]
         first.sort()
         of_set = self._set_of(rows[first])
-        kept = first[_among_first(queries[first] * len(self._index.sets) + of_set, self._most)]
+        kept = first[_among_first(queries[first] * len(self._index.sets) + of_set, most[of_set])]
         self._found = [(queries[kept], values[kept], rows[kept])]
         self._held = len(kept)
         count = np.bincount(queries[kept], minlength=len(self._least))
         full = np.flatnonzero(count == self._enough)
         self._least[full] = values[kept][np.cumsum(count)[full] - 1]
-        self._limits = self._half_limits(self._least)
+
+    def _look_at_other_views(self) -> None:
+        """Compare all views of the images that were found in cells, and keep the best images of each set."""
+        index = self._index
+        queries, values, rows = self._found[0]
+        in_cells = rows >= self._scanned
+        views = (rows[in_cells] // index.views)[:, None] * index.views + np.arange(index.views)
+        repeated = np.repeat(queries[in_cells], index.views)
+        every = _scores_of_pairs(self._floats, repeated, index.vectors, index.places[views.ravel()])
+        high = np.flatnonzero(every >= self._min_scores[self._set_of(views.ravel())])
+        self._found = [
+            (queries[~in_cells], values[~in_cells], rows[~in_cells]),
+            (repeated[high], every[high].astype(np.int64), views.ravel()[high]),
+        ]
+        self._keep_best(np.full(len(self._min_scores), self._most))
+
+
+def _floats(vectors: np.ndarray) -> np.ndarray:
+    """Return `shifted` vectors as floats, which are integers."""
+    return vectors.astype(np.float32) - np.float32(SHIFT)
+
+
+def _scores_of_pairs(queries: np.ndarray, numbers: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the score of each pair of a query and a `shifted` vector, int32; exact, as in `scores`."""
+    found = np.empty(len(numbers), np.int32)
+    for at in range(0, len(numbers), _SCORED_AT_ONCE):
+        some = slice(at, at + _SCORED_AT_ONCE)
+        found[some] = np.einsum("pd,pd->p", queries[numbers[some]], _floats(vectors[places[some]]))
+    return found
 
 
 def _ordered(queries: np.ndarray, values: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -237,12 +278,12 @@ def _ordered(queries: np.ndarray, values: np.ndarray, rows: np.ndarray) -> tuple
     )
 
 
-def _among_first(groups: np.ndarray, most: int) -> np.ndarray:
-    """Return the places of the first `most` members of each group, in order."""
+def _among_first(groups: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Return the places of the first members of each group, in order; `most` has how many, for each member."""
     order = np.argsort(groups, kind="stable")
     grouped = groups[order]
     rank = np.arange(len(groups)) - np.searchsorted(grouped, grouped)
-    return np.sort(order[rank < most])
+    return np.sort(order[rank < most[order]])
 
 
 def _scanned(sets: np.ndarray, searched_rows: int) -> int:
@@ -253,14 +294,15 @@ def _scanned(sets: np.ndarray, searched_rows: int) -> int:
 
 
 def _blocks(vectors: np.ndarray, scanned: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows block by block, where each block begins (and the end), and the centres as columns."""
+    """Return the rows block by block, where each block begins (and the end), and the centres of the cells."""
     first = np.arange(scanned, dtype=np.int32)
     starts = np.array([*range(0, scanned, _MOST_IN_BLOCK), scanned])
     if scanned == len(vectors):
-        return first, starts, np.empty((vectors.shape[1], 0), np.int8)
+        return first, starts, np.empty((0, vectors.shape[1]), np.int8)
     centres, cell = cut(vectors[scanned:], -(-(len(vectors) - scanned) // _ROWS_IN_CELL))
-    order = np.argsort(cell, kind="stable")
-    ends = np.searchsorted(cell, np.arange(len(centres) + 1), sorter=order)
+    order = np.sort((cell.astype(np.int64) * len(vectors) + np.arange(len(cell))[:, None]).ravel())
+    order = order[np.searchsorted(order, 0) :]
+    ends = np.searchsorted(order, np.arange(len(centres) + 1) * len(vectors))
     pieces = [
         (number, start)
         for number, (begin, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
@@ -268,5 +310,5 @@ def _blocks(vectors: np.ndarray, scanned: int) -> tuple[np.ndarray, np.ndarray, 
     ]
     of_cell = np.array([number for number, _ in pieces])
     starts = np.concatenate([starts[:-1], scanned + np.array([*(start for _, start in pieces), len(order)])])
-    rows = np.concatenate([first, (scanned + order).astype(np.int32)])
-    return rows, starts, np.ascontiguousarray(centres[of_cell].T)
+    rows = np.concatenate([first, (scanned + order % len(vectors)).astype(np.int32)])
+    return rows, starts, centres[of_cell]

@@ -31,7 +31,7 @@ from pipeline.private_folder import scratch_folder
 from pipeline.stages import control
 from pipeline.stages.evals import EvalIndexes, LoadedEval
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same sets would give other files, or many vectors other matches."""
 
 
@@ -212,7 +212,7 @@ class _IndexVectors:
                     at += len(rows)
             index = VectorIndex.build(vectors, len(VIEWS), images, folder=scratch)
             _upload(scratch, _VECTORS, output)
-        return {"inputs": len(index), "kept": len(index), "cells": index.centres.shape[1]}
+        return {"inputs": len(index), "kept": len(index), "cells": len(index.centres)}
 
 
 def _upload(scratch: Path, folder: str, output: UnitOutput) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dedup.copies import search
 from dedup.copies.detector import scores
-from dedup.copies.products import DEVIATION, halved, products
+from dedup.copies.products import DEVIATION, halved, products, shifted
 from dedup.copies.search import VectorIndex
 
 
@@ -46,7 +46,7 @@ def listed(found):
 
 
 def arrays(index):
-    return [getattr(index, name) for name in ("columns", "rows", "starts", "centres", "sets")]
+    return [getattr(index, name) for name in ("vectors", "rows", "places", "starts", "centres", "sets")]
 
 
 @pytest.mark.parametrize(("views", "sets"), [(1, [300]), (3, [100]), (3, [20, 0, 80])])
@@ -72,7 +72,7 @@ def test_of_too_many_vectors_the_first_sets_are_still_compared_with_all():
     index = VectorIndex.build(vectors, 3, sets, searched_rows=3_000)
     assert not index.is_exact
     assert index.rows[:420].tolist() == list(range(420))
-    assert np.array_equal(np.sort(index.rows), np.arange(6_000))
+    assert np.array_equal(np.sort(index.rows[420:]), np.repeat(np.arange(420, 6_000), 2))
     for min_scores in ([100, 100, 200, None], [None, None, 150, None], [300, None, None, None]):
         found = index.search(queries, min_scores, 4)
         assert listed(found) == by_definition(vectors, queries, 3, min_scores, 4, sets) != []
@@ -80,6 +80,22 @@ def test_of_too_many_vectors_the_first_sets_are_still_compared_with_all():
     few = [row for row in exact if row[1] < 140]
     assert [row for row in listed(every) if row[1] < 140] == few
     assert len(few) < len(listed(every)) <= len(exact)
+
+
+def test_an_image_in_cells_is_found_by_any_view_and_scored_by_its_best():
+    images = unit(2_000, 11)
+    views = np.stack([images, near(images, 0.75, 12), near(images, 0.75, 13)], axis=1)
+    vectors = as_int8(views.reshape(6_000, -1))
+    chosen = np.arange(0, 2_000, 40)
+    queries = as_int8(near(images[chosen], 0.9, 14))
+    index = VectorIndex.build(vectors, 3, searched_rows=900)
+    found = listed(index.search(queries, [int(0.75 * 16**2 * 128)], 3))
+    exact = by_definition(vectors, queries, 3, [int(0.75 * 16**2 * 128)], 3, [2_000])
+    assert set(found) <= set(exact)
+    assert len(found) >= 0.85 * len(exact) >= 0.85 * len(chosen)
+    shuffled = np.random.default_rng(0).permutation(len(queries))
+    again = index.search(queries[shuffled], [int(0.75 * 16**2 * 128)], 3)
+    assert {(int(shuffled[row[0]]), *row[1:]) for row in listed(again)} == set(found)
 
 
 def test_scores_are_exact_at_the_largest_values():
@@ -93,16 +109,16 @@ def test_scores_are_exact_at_the_largest_values():
 
 def test_products_are_those_of_the_halves_at_all_values():
     chance = np.random.default_rng(1)
-    vectors = chance.integers(-127, 128, (40, 256)).astype(np.int8)
-    vectors[0], vectors[1] = 127, -127
-    columns = chance.integers(-128, 128, (256, 300)).astype(np.int8)
-    columns[:, 0], columns[:, 1], columns[:, 2] = 127, -128, -127
-    halves = halved(vectors)
-    exact = (halves.astype(np.int64) - 64) @ columns.astype(np.int64)
-    assert np.array_equal(products(halves, columns), exact)
-    assert np.abs(2 * (halves.astype(np.int64) - 64) - vectors).max() == 1
-    length = np.sqrt(np.square(columns.astype(np.float64)).sum(0))
-    error = (2 * exact - vectors.astype(np.int64) @ columns.astype(np.int64))[2:, 3:] / length[3:]
+    queries = chance.integers(-127, 128, (40, 256)).astype(np.int8)
+    queries[0], queries[1] = 127, -127
+    vectors = chance.integers(-128, 128, (300, 256)).astype(np.int8)
+    vectors[0], vectors[1], vectors[2] = 127, -128, -127
+    halves = halved(queries)
+    exact = vectors.astype(np.int64) @ halves.T.astype(np.int64)
+    assert np.array_equal(products(shifted(vectors), halves), exact)
+    assert np.abs(2 * halves.astype(np.int64) - queries).max() == 1
+    length = np.sqrt(np.square(vectors.astype(np.float64)).sum(1, keepdims=True))
+    error = (2 * exact - vectors.astype(np.int64) @ queries.T.astype(np.int64))[3:, 2:] / length[3:]
     assert np.std(error) == pytest.approx(DEVIATION, rel=0.1)
 
 
@@ -130,11 +146,11 @@ def test_the_same_vectors_give_the_same_index_in_memory_and_on_disk(tmp_path, mo
     for index in (*built, VectorIndex.open(tmp_path)):
         assert all(np.array_equal(a, b) for a, b in zip(arrays(built[0]), arrays(index), strict=True))
         assert (index.views, index.probes) == (1, built[0].probes)
-        assert np.array_equal(np.sort(index.rows), np.arange(3_000))
+        assert np.array_equal(np.sort(index.rows), np.repeat(np.arange(3_000), 2))
+        assert np.array_equal(index.rows[index.places], np.arange(3_000))
         assert np.diff(index.starts).max() == 500
-        for block, (start, end) in enumerate(itertools.pairwise(index.starts)):
-            columns = index.columns[start * 128 : end * 128].reshape(128, -1)
-            assert np.array_equal(columns.T, vectors[index.rows[start:end]]), block
+        assert all((np.diff(index.rows[start:end]) > 0).all() for start, end in itertools.pairwise(index.starts))
+        assert np.array_equal(index.vectors, shifted(vectors[index.rows]))
     queries = as_int8(unit(5, 6))
     assert listed(built[0].search(queries, [0], 3)) == listed(built[1].search(queries, [0], 3)) != []
 

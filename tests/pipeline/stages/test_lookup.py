@@ -103,9 +103,9 @@ def test_mapped_hashes_give_the_same_bytes(folder, files, monkeypatch):
 
 def test_a_damaged_index_is_named(folder, files):
     workspace = run(folder, "model.onnx", files, sets=["first"])
-    columns = Path(workspace.path("lookup/vectors/columns.npy"))
-    content = bytearray(columns.read_bytes())
+    vectors = Path(workspace.path("lookup/vectors/vectors.npy"))
+    content = bytearray(vectors.read_bytes())
     content[-1] ^= 1
-    columns.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=r"lookup/vectors/columns\.npy"):
+    vectors.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"lookup/vectors/vectors\.npy"):
         run(folder, "model.onnx", files | {"another": files["stranger"]}, sets=["first"])
