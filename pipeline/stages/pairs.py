@@ -33,7 +33,7 @@ from queries.match import QueryMatcher
 
 logger = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same input would give other pairs."""
 
 
