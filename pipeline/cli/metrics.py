@@ -57,6 +57,7 @@ def _metrics(args: argparse.Namespace) -> int:
             time.sleep(0.5)
     finally:
         server.shutdown()
+        server.server_close()
     return 0
 
 

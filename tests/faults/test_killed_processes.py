@@ -166,6 +166,7 @@ def test_what_a_kill_left_is_removed_by_the_next_run_and_nothing_else(tmp_path, 
     assert len(list(tmp_path.glob("wit-beam-*.log"))) == 2
     killed.kill()
     killed.wait()
+    killed.stdout.close()
     with scratch_folder("mine") as mine:
         remove_leftovers()
         assert mine.is_dir()

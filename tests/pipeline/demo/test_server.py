@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,11 +37,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWeb]:
 
 def get(running: RunningWeb, url: str, timeout_s: float = 10) -> tuple[http.client.HTTPResponse, bytes]:
     gateway, asked = urlsplit(running.gateway), urlsplit(url)
-    connection = http.client.HTTPConnection(gateway.netloc, timeout=timeout_s)
     path = asked.path + (f"?{asked.query}" if asked.query else "")
-    connection.request("GET", path, headers={"Host": asked.netloc})
-    response = connection.getresponse()
-    return response, response.read()
+    with closing(http.client.HTTPConnection(gateway.netloc, timeout=timeout_s)) as connection:
+        connection.request("GET", path, headers={"Host": asked.netloc})
+        response = connection.getresponse()
+        return response, response.read()
 
 
 def test_hosts_are_told_apart_and_queries_belong_to_the_url(running: RunningWeb) -> None:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,9 +20,20 @@ GOOD = Outcome(http_status=200, width=3, height=4, sha256="ab", exif="{}", pdq=b
 BAD = Outcome(reason=Reason.TRUNCATED, error_message="\udc80 ü", http_status=200)
 RULES = parse_robots(b"User-agent: *\nDisallow: /x\nCrawl-delay: 2\n", "wit-pipeline")
 
+_opened: list[Journal] = []
+
 
 def journal(folder: Path, key: str = "key") -> Journal:
-    return Journal.open(folder / "journals" / "a.journal", key, folder)
+    opened = Journal.open(folder / "journals" / "a.journal", key, folder)
+    _opened.append(opened)
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def closed_journals() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
 
 
 def fill(folder: Path) -> tuple[Path, list[int]]:

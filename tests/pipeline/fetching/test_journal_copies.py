@@ -1,6 +1,7 @@
 """Copies of a journal in a store: another machine has what was copied, and damage costs only what follows it."""
 
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,11 @@ def add(journal: Journal, first: int, last: int) -> None:
 
 
 def images(path: Path, scratch: Path) -> dict[str, bytes | None]:
-    journal = Journal.open(path, "key", scratch)
-    return {
-        url: None if found.image is None else journal.read(found.image)
-        for url, found in sorted(journal.outcomes.items())
-    }
+    with closing(Journal.open(path, "key", scratch)) as journal:
+        return {
+            url: None if found.image is None else journal.read(found.image)
+            for url, found in sorted(journal.outcomes.items())
+        }
 
 
 @pytest.mark.parametrize("segment_bytes", [100, 1 << 20])
@@ -115,4 +116,5 @@ def test_copies_are_made_while_a_part_is_fetched_and_when_it_is_stopped(store, t
     with pytest.raises(KeyboardInterrupt):
         fetch()
     JournalCopies(store, FOLDER).restore(tmp_path / "there")
+    journal.close()
     assert len(images(tmp_path / "there", tmp_path)) == 9
