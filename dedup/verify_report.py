@@ -7,6 +7,7 @@ compared with accounting.json too. The page is rendered again, with its own thum
 
 import base64
 import binascii
+import html
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -51,7 +52,9 @@ def verify_report(folder: Path) -> list[str]:
         problems = [f"{name}: in only one of overlap.json and examples.parquet" for name in missing]
         problems += _differences("overlap.json", told, json.loads(render_json(data)))
         problems += _account_differences(folder, told)
-        data = replace(data, evals=tuple(_with_thumbnails(data.evals, page)))
+        data = replace(
+            data, evals=tuple(_with_thumbnails(data.evals, page)), pages=_linked(page), queries=_searched(page)
+        )
         problems += _page_differences(page, render_html(data))
     except DedupError:
         raise
@@ -149,6 +152,19 @@ def _account_differences(folder: Path, told: Mapping[str, Any]) -> Iterator[str]
             for name in ("inputs", "kept", "reasons"):
                 if other.get(name) != stage[name]:
                     yield f"account: {stage['stage']}: {name} differs between overlap.json and accounting.json"
+
+
+def _linked(page: str) -> tuple[tuple[str, str], ...]:
+    """Return the further files of the report that the page links to; they have no number about the overlap."""
+    line = re.search(r"^<p>Also in this report: (.*)</p>$", page, re.MULTILINE)
+    links = re.findall(r'<a href="([^"]*)">([^<]*)</a>', line.group(1)) if line else []
+    return tuple((html.unescape(name), html.unescape(shows)) for name, shows in links)
+
+
+def _searched(page: str) -> str:
+    """Return the packed queries that the page searches; their numbers are those of no table beside the report."""
+    packed = re.search(r'^<script type="text/plain" id="query-data">([A-Za-z0-9+/=]*)</script>$', page, re.MULTILINE)
+    return packed.group(1) if packed else ""
 
 
 def _with_thumbnails(reports: tuple[EvalReport, ...], page: str) -> Iterator[EvalReport]:

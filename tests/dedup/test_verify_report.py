@@ -100,6 +100,8 @@ def folder(tmp_path: Path) -> Path:
         detector=True,
         control=Control.of(control, 77),
         refused={"robots.txt": 3},
+        queries="QUJD",
+        pages=(("pairs.html", "the pairs & more"), ("data_card.md", "data card")),
     )
     write_report(data, tmp_path)
     write_published(sets, tmp_path, source="data", control=control)
