@@ -5,6 +5,7 @@ table that `wit demo` ends with.
 """
 
 import json
+import math
 import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,18 +19,27 @@ import pyarrow.parquet as pq
 from pipeline.demo.ledger import Copies, Fate, Ledger, Overlap
 from pipeline.records import Reason
 
+_EXACT_UP_TO = 5_000
+"""Pictures. In a demo of the default size the copy detector must be exactly right. Of more drawn scenes some are bound
+to look alike (two did among 15,000 and 320 evaluation images), and one edited copy in twelve may be missed."""
+_LOOK_ALIKES = 1_000_000  # pairs of strangers, of which one may look alike
+
 _SAMPLE_SUFFIXES = ("jpg", "txt", "json")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One line: of `planted` items `found` were found, and `false` others were reported as such."""
+    """One line: of `planted` items `found` were found, and `false` others were reported as such.
+
+    `by_chance` is how many may be missed or false, because the copy detector is right with a probability only.
+    """
 
     section: str
     kind: str
     planted: int
     found: int
     false: int
+    by_chance: int = 0
 
     @property
     def missed(self) -> int:
@@ -37,7 +47,7 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        return self.missed == 0 and self.false == 0
+        return self.missed + self.false <= self.by_chance
 
 
 @dataclass(frozen=True)
@@ -148,14 +158,22 @@ def _dropped(finished: Finished, copies: Copies, group: Collection[str]) -> int:
 
 
 def _overlaps(finished: Finished, ledger: Ledger) -> Iterator[Verdict]:
-    for name in ledger.eval_sets:
+    is_large = len(ledger.ordinary) > _EXACT_UP_TO
+    for name, examples in ledger.eval_sets.items():
         rows = pq.read_table(finished.workspace / "dedup" / "overlap" / f"{name}.parquet").to_pylist()
         found = {(row["uid"], row["eval_id"]): row for row in rows}
         overlaps = [overlap for overlap in ledger.overlaps if overlap.eval_set == name]
         planted = {match for overlap in overlaps for match in overlap.matches.items()}
         for overlap in overlaps:
-            yield Verdict(f"overlap with {name}", overlap.kind, len(overlap.matches), _found(found, overlap), 0)
-        yield Verdict(f"overlap with {name}", "anything else", 0, 0, len(found.keys() - planted))
+            missed = int(is_large and overlap.is_edited)
+            kept = _found(found, overlap)
+            yield Verdict(f"overlap with {name}", overlap.kind, len(overlap.matches), kept, 0, missed)
+        others = [row for match, row in found.items() if match not in planted]
+        alike = sum(row["degree"] == "edited" for row in others)
+        pairs = len(ledger.ordinary) * examples
+        allowed = math.ceil(pairs / _LOOK_ALIKES) if is_large else 0
+        yield Verdict(f"overlap with {name}", "drawn scene that looks alike", 0, 0, alike, allowed)
+        yield Verdict(f"overlap with {name}", "anything else", 0, 0, len(others) - alike)
     control = pq.read_table(finished.workspace / "dedup" / "control.parquet")
     yield Verdict("overlap with rendered images", "anything", 0, 0, control.num_rows)
 

@@ -212,6 +212,21 @@ def test_each_mistake_is_noticed(
     assert (kind, missed, false) in wrong(judge(tmp_path, made))
 
 
+def test_a_large_demo_may_have_a_look_alike_and_miss_an_edited_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = ("plain1", "wavy/1.png", "upright", True, "edited")
+    made = Made(overlap=[EVAL1, EVAL2], unplanted_overlap=[alike])
+    found = wrong(judge(tmp_path / "small", made))
+    assert found == [("cropped copy", 1, 0), ("drawn scene that looks alike", 0, 1)]
+    monkeypatch.setattr("pipeline.demo.compare._EXACT_UP_TO", 1)
+    assert wrong(judge(tmp_path / "large", made)) == []
+    made.unplanted_overlap = [alike, ("plain2", *alike[1:])]
+    assert wrong(judge(tmp_path / "two", made)) == [("drawn scene that looks alike", 0, 2)]
+    made.unplanted_overlap = [(*alike[:4], "re-encoded")]
+    assert wrong(judge(tmp_path / "other", made)) == [("anything else", 0, 1)]
+
+
 def test_stages_must_follow_on_each_other(tmp_path: Path) -> None:
     made = Made()
     made.stages[1] |= {"inputs": 12, "kept": 11}
