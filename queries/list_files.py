@@ -196,7 +196,7 @@ def _read_delimited(delimiter: str) -> Callable[[str, str, bytes, str], pa.Table
             raise InputError(f"{path}: the file is empty")
         columns = text.split("\n", 1)[0].count(delimiter) + 1
         if columns > _MAX_COLUMNS:
-            raise InputError(f"{path}: {columns:,} columns; the most is {_MAX_COLUMNS:,}")
+            raise InputError(f"{path}: {columns:,} columns; the limit is {_MAX_COLUMNS:,}")
         _check_quotes(path, text, delimiter)
         parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         # Without a fixed type, Arrow would not read a column of words such as "null" and "true" as text.

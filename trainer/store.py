@@ -180,8 +180,8 @@ class Store:
             self._filesystem.put_file(str(file), target)
         except Exception as error:  # as above
             raise TrainerError(
-                f"cannot write {self.url}/{name}: {one_line(error)}; {file} is a copy: put it there, or run again to "
-                "resume from the last checkpoint on the store"
+                f"cannot write {self.url}/{name}: {one_line(error)}; {file} is the local copy: copy it there, "
+                "or run again to resume from the last checkpoint on the store"
             ) from error
         self._uploaded[name] = version
 

@@ -117,7 +117,7 @@ class Downloader:
                     out.write(data)
                     self.report(name, stream.tell(), stream.total)
         except SourceUnavailable as error:
-            raise UserError(f"{redact(url)}: {error}; run the same command again to go on") from None
+            raise UserError(f"{redact(url)}: {error}; run the same command again to resume") from None
         if sha1 is not None and _sha1(part) != sha1:
             part.unlink()
             raise UserError(

@@ -17,7 +17,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "listed here go to Beam.",
         allow_abbrev=False,
     )
-    annotate.add_argument("name", metavar="NAME", help="what the columns are called together, such as aesthetic")
+    annotate.add_argument("name", metavar="NAME", help="name of this group of columns, such as aesthetic")
     annotate.add_argument(
         "files", nargs="+", metavar="FILE", help="Parquet tables with a column uid: paths or globs, URLs"
     )

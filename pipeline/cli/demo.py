@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
     demo.add_argument("--seed", type=int, default=7, help="seed of the simulated web (default: 7)")
     pictures = f"number of ordinary images (default: {_PICTURES}; with --train {_TRAIN_PICTURES})"
     demo.add_argument("--pictures", type=_pictures, help=pictures)
-    demo.add_argument("--train", action="store_true", help="also train a tiny model on the result: some minutes more")
+    demo.add_argument("--train", action="store_true", help="also train a tiny model on the result (some minutes more)")
     demo.add_argument("--quiet", action="store_true", help="do not show progress")
     demo.set_defaults(func=_demo)
 

@@ -9,7 +9,7 @@ from queries.redact import redact
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     diff = commands.add_parser(
         "diff",
-        help="compare two sets: which pairs came, which went, and why",
+        help="compare two sets: which pairs are new, which are gone, and why",
         description="Compare two folders of shards with manifest.json, such as two workspaces' shards/. A pair that "
         "only one set has is counted by the reason that the other set gives.",
         allow_abbrev=False,

@@ -62,7 +62,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help='column of encoded images in Parquet files (default: "image", or the first of {bytes, path})',
     )
     parser.add_argument(
-        "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved: its precision"
+        "--reviews",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="reviews that the page saved, to report the precision",
     )
     parser.set_defaults(func=_overlap)
 

@@ -19,7 +19,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     add_config(peek)
     peek.add_argument("-n", "--pairs", type=int, default=20, help="how many pairs (default: 20)")
-    peek.add_argument("--seed", type=int, default=0, help="other pairs (default: 0)")
+    peek.add_argument("--seed", type=int, default=0, help="another seed shows other pairs (default: 0)")
     peek.add_argument("--page", type=Path, metavar="FILE", help="write a page with the images, such as peek.html")
     peek.set_defaults(func=_peek)
 

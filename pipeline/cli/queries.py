@@ -57,9 +57,9 @@ def _add_download(commands: Subparsers) -> None:
     command.add_argument("--views", type=_month, nargs="+", default=[], metavar="YYYY-MM", help="months of page views")
     command.add_argument("--no-wordnet", action="store_true", help="do not download WordNet 3.0")
     command.add_argument("--to", type=Path, required=True, metavar="DIR", help="the folder of the files")
-    command.add_argument("--contact", help="an email address or URL for the User-Agent, as Wikimedia asks for")
+    command.add_argument("--contact", help="an email address or URL for the User-Agent, as Wikimedia requires")
     command.add_argument("--mirror", metavar="URL", help="a mirror of https://dumps.wikimedia.org")
-    command.add_argument("--wordnet-url", metavar="URL", help="another place of WNdb-3.0.tar.gz")
+    command.add_argument("--wordnet-url", metavar="URL", help="another URL of WNdb-3.0.tar.gz")
     command.set_defaults(func=_download)
 
 

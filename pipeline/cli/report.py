@@ -20,7 +20,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     report.add_argument("action", nargs="?", choices=["write", "verify"], default="write")
     report.add_argument("folder", nargs="?", type=Path, help="verify: the report's folder")
     report.add_argument(
-        "--reviews", nargs="+", type=Path, default=[], metavar="FILE", help="reviews that the page saved"
+        "--reviews",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="reviews that the page saved, to report the precision",
     )
     add_config(report)
     report.set_defaults(func=_report)

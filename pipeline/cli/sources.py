@@ -103,7 +103,7 @@ def _show_pool(samples: "list[SourceSample]", config: "Config") -> None:
 
     for number, effect in enumerate(pool_effects(samples, config.filters, config.seed)):
         if number == 0:
-            print(f"over the whole pool, estimated on these {effect.pairs:,} pairs alone (of the pool it is more)")
+            print(f"over the whole pool, estimated on these {effect.pairs:,} pairs alone (the whole pool has more)")
         print(f"    {effect.filter:<34} {_share(effect.dropped, effect.pairs):>16} {effect.reason}")
         for caption, count in effect.examples:
             print(f"      {count:,} x {_shortened(caption)}")

@@ -28,8 +28,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "takedown",
         help="take URLs, domains, pairs or images out of a finished dataset",
         description="Take URLs, domains, pairs or images out of a finished dataset. Only the shards that lose pairs "
-        "are written again, with the manifest and the report. Later builds heed the entries, which the workspace keeps "
-        "as hashes. consent/takedowns.jsonl records when what kind of entries came.",
+        "are written again, with the manifest and the report. Later builds obey the entries, which the workspace keeps "
+        "as hashes. consent/takedowns.jsonl records when entries came, and of what kind.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -49,7 +49,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     takedown.add_argument(
         "--refill",
         action="store_true",
-        help="let queries that fall below the cap have other pairs that were fetched for them; runs the deduplication "
+        help="replace pairs of queries that fall below the cap by other fetched pairs; runs the deduplication "
         "stage again",
     )
     takedown.add_argument("--dry-run", action="store_true", help="print what would be taken out, and change nothing")

@@ -69,7 +69,7 @@ def take(workspace: Workspace, name: str) -> str:
         raise BusyError(
             f"{workspace.root}: another build is running in this workspace (process {holder['pid']} on "
             f"{holder['host']}, last seen at {holder['touched']}); wait until it ends. If it was killed, "
-            f"{STALE_S / 60:.0f} minutes without a sign of it free the workspace"
+            f"the workspace is free {STALE_S / 60:.0f} minutes after it was last seen"
         )
     workspace.remove([name])
     if not _create(workspace, name, token) and _read(workspace, name).get("token") != token:

@@ -34,7 +34,7 @@ def take_stored(
     todo = sorted((part.stored[number], number) for number, _ in part.pending() if number in part.stored)
     for source, spans in itertools.groupby(todo, key=lambda one: one[0].source):
         if source not in tars:
-            raise UserError(f"{source} has images of this plan, but [[sources]] lists it no more: build again")
+            raise UserError(f"{source} has images of this plan, but is not in [[sources]]: run `wit build` again")
         for chunk in _chunks(spans):
             contents = _read(tars[source], [at for at, _ in chunk])
             running = [

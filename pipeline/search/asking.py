@@ -87,7 +87,7 @@ class Asker:
             if response is not None and response.status_code == 401:
                 self._token = None
             elif response is not None and response.status_code in (403, 404):
-                raise SearchEndsError(f"HTTP status {response.status_code}: it refuses us")
+                raise SearchEndsError(f"HTTP status {response.status_code}: the API refuses our requests")
             elif response is not None and response.status_code in (429, 503):
                 wait_s = max(wait_s, _retry_after_s(response))
             elif response is not None and response.status_code == 200:
@@ -110,13 +110,13 @@ class Asker:
                     raise ValueError
                 self._token = str(response.json()["access_token"])
             except _MALFORMED:
-                raise UserError(f"search: {self.name} gives no access token: check the credentials") from None
+                raise UserError(f"search: {self.name} returned no access token: check the credentials") from None
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
     def _wait(self, wait_s: float) -> None:
         if wait_s > _LONGEST_WAIT_S:
             self._enter(0, until=self.now().timestamp() + wait_s)
-            raise SearchEndsError(f"it asks us to come back in {wait_s:,.0f} s")
+            raise SearchEndsError(f"the API requests a pause of {wait_s:,.0f} s; run again after it")
         self.sleep(wait_s * random.uniform(1.0, 1.1))
 
     def _request(self, method: str, url: str, **options: Any) -> requests.Response | None:
@@ -146,7 +146,10 @@ class Asker:
         if spent.get("day") != f"{now:%Y-%m-%d}":
             spent = {"day": f"{now:%Y-%m-%d}", "requests": 0, "until": spent.get("until", 0.0)}
         if requests_ and now.timestamp() < spent["until"]:
-            raise SearchEndsError(f"it asked us to come back in {spent['until'] - now.timestamp():,.0f} s")
+            raise SearchEndsError(
+                f"the API requested a pause, which lasts {spent['until'] - now.timestamp():,.0f} s more; "
+                "run again after it"
+            )
         if requests_ and spent["requests"] + requests_ > self.daily_budget:
             raise SearchEndsError(
                 f"the daily budget of {self.daily_budget:,} requests is used up: run again tomorrow (UTC)"

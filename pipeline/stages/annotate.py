@@ -175,7 +175,7 @@ class SpillRows:
                 is_uid = pc.fill_null(pc.match_substring_regex(rows["uid"], "^[0-9a-f]{32}$"), False)
                 if not pc.all(is_uid).as_py():
                     wrong = rows["uid"].filter(pc.invert(is_uid))[0].as_py()
-                    raise UserError(f"{path}: {wrong!r} is no uid of 32 hexadecimal digits")
+                    raise UserError(f"{path}: {wrong!r} is not a uid of 32 hexadecimal digits")
                 yield rows, _bucket_of(rows["uid"], self.buckets)
 
 
@@ -208,7 +208,7 @@ class JoinUids:
         counted = pc.value_counts(rows["uid"].combine_chunks())
         if len(counted) < rows.num_rows:
             twice = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"].as_py()
-            raise UserError(f"the tables have more than one row of uid {twice}: make one row of them first")
+            raise UserError(f"the tables have more than one row of uid {twice}: merge them into one row first")
         joined = rows.take(pc.index_in(uids["uid"], rows["uid"].combine_chunks()))
         table = uids.select(["shard", "row", "uid"])
         for field in self.schema:

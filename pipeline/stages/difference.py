@@ -64,7 +64,7 @@ def _open(folder: str) -> tuple[Workspace, Manifest]:
     try:
         return Workspace(folder), read_manifest(folder)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no finished set of shards: there is no manifest.json") from None
+        raise UserError(f"{folder}: not a finished set of shards: manifest.json is missing") from None
 
 
 def _recipe_difference(before: Manifest, after: Manifest) -> dict[str, tuple[Any, Any]]:

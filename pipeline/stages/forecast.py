@@ -162,7 +162,9 @@ def make_forecast(
 def _fetcher(config: Config, base_dir: Path, block_lists: BlockLists, tars: Mapping[str, str]) -> Fetcher:
     if not config.fetch.archives:
         return Fetcher(config.fetch, block_lists=block_lists, tars=tars, signer=open_signer(config.fetch, base_dir))
-    raise ConfigError("fetch.archives: a forecast needs the network; build from archives, it is as fast as a sample")
+    raise ConfigError(
+        "fetch.archives: a forecast is for fetches from the web; run `wit build`: archives take no longer than a sample"
+    )
 
 
 def _count_hosts(workspace: Workspace, parts: Sequence[str]) -> tuple[Counter[str], int]:

@@ -70,7 +70,7 @@ def _ask(build: Build, config: Config, search: SearchConfig, queries: Sequence[s
     """Ask one API; return whether there are new results."""
     agent = f"{config.fetch.agent} ({config.fetch.contact})" if config.fetch.contact else config.fetch.agent
     if search.api == "wikimedia-commons" and config.fetch.contact is None:
-        raise ConfigError("search: wikimedia-commons needs fetch.contact: Wikimedia's User-Agent policy wants one")
+        raise ConfigError("search: wikimedia-commons needs fetch.contact: Wikimedia's User-Agent policy requires it")
     with requests.Session() as session:
         session.headers["User-Agent"] = agent
         asker = Asker(

@@ -40,7 +40,7 @@ def take_from_shards(folder: str, request: Request, progress: Progress) -> tuple
     try:
         manifest = read_manifest(folder)
     except FileNotFoundError:
-        raise UserError(f"{folder}: no set of shards: there is no manifest.json") from None
+        raise UserError(f"{folder}: not a set of shards: manifest.json is missing") from None
     stems = [shard.path.rsplit("/", 1)[1].removesuffix(".tar") for shard in manifest.shards]
     pending = workspace.read_json(_PENDING) if workspace.exists(_PENDING) else []
     touched = sorted({*pending, *(stem for stem in stems if _find(workspace, stem, request).num_rows)})

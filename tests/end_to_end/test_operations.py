@@ -258,7 +258,7 @@ def test_annotations_are_joined_and_leave_with_their_pairs(
         ("a", {"uid": ["0" * 32]}, 2, "no column beside uid"),
         ("a", {"uid": ["0" * 32], "caption": ["x"]}, 2, "rename it"),
         ("a", {"uid": [1], "x": [1]}, 2, "not string"),
-        ("a", {"uid": ["zz"], "x": [1]}, 1, "is no uid"),
+        ("a", {"uid": ["zz"], "x": [1]}, 1, "is not a uid"),
         ("a", {"uid": ["0" * 32, "0" * 32], "x": [1, 2]}, 1, "more than one row"),
     ],
 )

@@ -323,7 +323,7 @@ def test_a_small_list_that_unpacks_to_gigabytes_is_one_line(
 
 def test_a_table_of_very_many_columns_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_bytes(b"query" + b",x" * 1_000_000 + b"\n")
-    with pytest.raises(InputError, match="1,000,001 columns; the most is 1,000"):
+    with pytest.raises(InputError, match="1,000,001 columns; the limit is 1,000"):
         read_list(str(tmp_path / "wide.csv"))
 
 

@@ -69,7 +69,7 @@ def test_what_breaks_off_goes_on_at_the_next_byte_in_this_run_and_the_next(
 ) -> None:
     mirror.faults[DUMP] = ["reset", 503, "reset", *[503] * 8]
     assert run(mirror, tmp_path) == 1
-    assert "HTTP status 503, after 8 tries; run the same command again to go on" in capsys.readouterr().err
+    assert "HTTP status 503, after 8 tries; run the same command again to resume" in capsys.readouterr().err
     assert (tmp_path / f"{Path(DUMP).name}.part").stat().st_size > 1_000_000
     mirror.faults[DUMP] = ["reset"]
     assert run(mirror, tmp_path, "--date", "20240101") == 0

@@ -119,7 +119,7 @@ def test_each_filter_shows_what_it_drops_also_where_that_is_nothing(
     ):
         assert line in first
     assert "python rules:keep 0 (0.0%)" in second
-    pool = lines[lines.index("over the whole pool, estimated on these 11 pairs alone (of the pool it is more)") :]
+    pool = lines[lines.index("over the whole pool, estimated on these 11 pairs alone (the whole pool has more)") :]
     assert pool[1:3] == ["max_images_per_caption = 2 3 (27.3%) frequent_caption", "3 x every dog has it"]
     assert pool[3] == "max_pairs_per_family = 4 2 (25.0%) near_equal_caption"
     assert pool[-1] == "decided once there are images: single_colour = true, max_urls_per_image = 5"

@@ -116,11 +116,11 @@ def test_a_short_retry_after_is_waited_for_and_a_long_one_ends_the_search_until_
     waits: list[float] = []
     day = datetime(2026, 1, 1, 12, tzinfo=UTC)
     server.forced = ["429 30", "429 900"]
-    with pytest.raises(SearchEndsError, match="come back in 900 s"):
+    with pytest.raises(SearchEndsError, match="requests a pause of 900 s"):
         asker(tmp_path, server, sleep=waits.append, now=lambda: day).ask("query 1", 50)
     assert [30 <= wait <= 33 for wait in waits] == [True]
     assert server.requests == 2
-    with pytest.raises(SearchEndsError, match="come back in 600 s"):
+    with pytest.raises(SearchEndsError, match="lasts 600 s more"):
         asker(tmp_path, server, now=lambda: day + timedelta(seconds=300)).ask("query 1", 50)
     assert server.requests == 2
     assert asker(tmp_path, server, now=lambda: day + timedelta(seconds=901)).ask("query 1", 50)
