@@ -30,6 +30,8 @@ _UNSAID_CODINGS = {
     "deflate": (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"),
 }
 _CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
+_TAG = re.compile(rb"<(?:html|body|img|figure)[\s>/]", re.IGNORECASE)  # text in spite of many control bytes
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
 
 
@@ -95,12 +97,19 @@ def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
     unsaid = next((coding for coding, starts in _UNSAID_CODINGS.items() if page and page.startswith(starts)), None)
     if unsaid and page:
         page = decode_body(replace(response, codings=(unsaid,), body=page), MAX_PAGE_BYTES)
-    if page is None or len(page) > MAX_PAGE_BYTES or (any(response.codings) and _is_binary(page)):
+    if (
+        page is None
+        or len(page) > MAX_PAGE_BYTES
+        or (_is_binary(page) and (any(response.codings) or not _TAG.search(page)))
+    ):
         return None
     return page
 
 
 def _is_binary(page: bytes) -> bool:
-    """Return whether a page is still compressed. UTF-16 is not: it has a zero byte beside each letter."""
-    sample = page[:1_024].replace(b"\0", b"")
+    """Return whether a page is still compressed, or no text: an image, an archive. UTF-16 is text."""
+    sample = page[:1_024]
+    if sample.startswith(_UTF_16_MARKS) or sample.lstrip(b"\0\t\n\f\r ").startswith(b"<\0"):
+        return False
+    sample = sample.replace(b"\0", b"")
     return len(sample) - len(sample.translate(None, _CONTROL_BYTES)) > len(sample) * _MAX_CONTROL_SHARE

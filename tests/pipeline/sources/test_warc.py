@@ -1,7 +1,9 @@
 """Candidates from WARC files: what is a row, what becomes of it, and that the account closes."""
 
+import bz2
 import gzip
 import io
+import lzma
 import re
 import tarfile
 import zlib
@@ -159,6 +161,27 @@ def test_a_page_that_cannot_be_read_is_counted(block):
     rows, dropped = read(record("response", block))
     assert rows == []
     assert dropped == Counter({Reason.DAMAGED_RECORD: 1})
+
+
+def deflated_raw(content: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(content) + compressor.flush()
+
+
+@pytest.mark.parametrize("headers", [[], ["Content-Encoding: gzip"], ["Content-Encoding: br"]])
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress, deflated_raw])
+def test_a_page_in_a_coding_that_no_header_names_is_counted(headers, pack):
+    markup = "".join(f"<p>{number**3} <img src=/{number}.jpg alt='picture {number}'>" for number in range(200))
+    rows, dropped = read(page(pack(markup.encode()), headers=headers))
+    assert rows == []
+    assert dropped == Counter({Reason.DAMAGED_RECORD: 1})
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16le", "utf-16be"])
+def test_a_page_in_utf_16_is_text_whatever_its_letters(encoding):
+    markup = "\n<html><p>日本語の文字列の例です。<img src=/1.jpg alt='日本語の文字列の例です'></html>" + "一二三" * 200
+    rows, _ = read(page(markup.encode(encoding), content_type=f"text/html; charset={encoding}"))
+    assert [row[1] for row in rows] == ["日本語の文字列の例です"]
 
 
 def test_records_that_lack_what_they_are_or_where_are_counted():
@@ -324,6 +347,14 @@ def rows_stated(content: bytes) -> int:
     decoded = decode_page(content, None)
     if decoded is None or content.startswith(b"\x1f\x8b"):  # gzip, of which nothing can be read
         return 1
+    controls = sum(byte < 32 and byte not in b"\0\t\n\f\r\x1b" for byte in content[:1024])
+    is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or content.lstrip(b"\0\t\n\f\r ").startswith(b"<\0")
+    if (
+        controls > 0.05 * len(content[:1024].replace(b"\0", b""))
+        and not is_utf_16
+        and not re.search(rb"(?i)<(html|body|img|figure)[\s>/]", content)
+    ):
+        return 1  # no text
     images = extract_images(decoded.text).images
     return sum(max(1, len(image.texts)) for image in images)
 
