@@ -48,7 +48,7 @@ def inner_boxes(image: np.ndarray) -> list[Box]:
 
 
 def content_box(image: np.ndarray) -> Box | None:
-    """Return the part of an RGB image inside a plain surround, or None if there is no such surround.
+    """Return the part of an RGB image inside a plain surround, or None without a plain surround.
 
     The surround may be on all sides, or on two opposite ones. It may contain text and buttons.
     """

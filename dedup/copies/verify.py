@@ -88,7 +88,7 @@ class Alignment:
 
 
 def features(image: np.ndarray, *, resolution: int | None = None) -> Features:
-    """Compute the features of an RGB image; `resolution`: as it looks after it had only so many pixels a side."""
+    """Compute the features of an RGB image; `resolution`: as it looks when shrunk to this many pixels a side."""
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     scale = LONG_SIDE / max(grey.shape)
     size = _size(grey, scale)

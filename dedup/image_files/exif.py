@@ -94,7 +94,7 @@ def parse_exif(raw: bytes) -> Image.Exif | None:
 def orientation(tiff: bytes) -> int:
     """Return the orientation in EXIF data, 1 to 8; 1 is upright.
 
-    Browsers look only for a single 16-bit number in the first directory, whatever the rest is like.
+    Browsers look only for a single 16-bit number in the first directory; the rest does not matter.
     """
     order, turn = BYTE_ORDERS.get(tiff[:4]), 1
     if order is None:

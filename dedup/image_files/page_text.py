@@ -16,7 +16,7 @@ _MIN_LETTERS, _MIN_LETTERS_SHARE = 8, 0.8  # different ones: a striped picture h
 
 
 def text_at_end(data: bytes, start: int, end: int) -> int:
-    """Return where the text begins that goes on to `end`; `end` if the last byte is no text."""
+    """Return where the text begins that goes on to `end`; `end` if the last byte is not text."""
     tail = data[max(start, end - _TAIL_BYTES) : end]
     other = _NO_TEXT.search(tail[::-1])
     return end - (len(tail) if other is None else other.start())

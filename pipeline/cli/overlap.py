@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dedup.errors import DedupError
+from pipeline.cli.arguments import add_reviews
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,14 +62,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="NAME",
         help='column of encoded images in Parquet files (default: "image", or the first of {bytes, path})',
     )
-    parser.add_argument(
-        "--reviews",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="reviews that the page saved, to report the precision",
-    )
+    add_reviews(parser)
     parser.set_defaults(func=_overlap)
 
 

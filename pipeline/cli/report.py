@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.cli.arguments import add_config
+from pipeline.cli.arguments import add_config, add_reviews
 from pipeline.errors import UserError
 from pipeline.project import Project
 from queries.redact import redact
@@ -19,14 +19,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     report.add_argument("action", nargs="?", choices=["write", "verify"], default="write")
     report.add_argument("folder", nargs="?", type=Path, help="verify: the report's folder")
-    report.add_argument(
-        "--reviews",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="reviews that the page saved, to report the precision",
-    )
+    add_reviews(report)
     add_config(report)
     report.set_defaults(func=_report)
 

@@ -106,7 +106,6 @@ def gather_pieces(
     Raises:
         DamagedFileError: a file is not what was written.
     """
-
     for tables in gather_streams(workspace, names, bucket, schema, pieces, piece_of):
         if fewer is not None:
             yield fewer.read(tables, schema)

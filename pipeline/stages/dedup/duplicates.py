@@ -228,7 +228,6 @@ def _split(images: pa.Table, files: pa.Table) -> tuple[pa.Table, pa.Table]:
     is_placeholder = pc.is_null(of["survivor"])
     stays = pc.fill_null(pc.equal(rows["uid"], of["survivor"]), False)
     is_copy = pc.not_equal(rows["uid"], of["first"]).to_numpy()
-    # A placeholder's URL is that of no other file here, or the file of another time; both lose all their images.
     is_first_of_url = first_of_each(rows["url_hash"], ~is_placeholder.to_numpy()) == np.arange(rows.num_rows)
     reasons = np.where(is_copy, Reason.EXACT_DUPLICATE, Reason.NEAR_DUPLICATE)
     reasons = np.where(is_copy & ~is_first_of_url, Reason.OTHER_CAPTION_OF_SAME_IMAGE, reasons)
