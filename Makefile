@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SPARK := $(VENV)/.spark
-# More test processes than cores: some tests wait for time-outs.
+# More test processes than cores: some tests wait for time-outs. Files start in the order of tests/conftest.py.
 TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
-PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 # Some images set it. The demo and the tests start many processes, and each would compile Beam and torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check test-slow golden spark test-spark emulators fuzz lock clean
+.PHONY: setup demo lint test check golden spark test-spark emulators fuzz lock clean
 
 setup: $(INSTALLED)
 
@@ -24,18 +24,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/wit demo
 
-test: setup emulators
-	$(PYTEST) -m "not spark"
-
-check: setup
+lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -m "not slow and not spark"
 
-# The rest of `make test`: what `make check` leaves out.
-test-slow: setup emulators
-	$(PYTEST) -m "slow and not spark"
+test: setup emulators
+	$(PYTEST) -m "not spark"
+
+check: lint
+	$(PYTEST) -m "not slow and not spark"
 
 # An emulator of Google Cloud Storage for the tests, built once. Without Go they skip and say so.
 GO ?= $(or $(shell command -v go),/usr/local/go/bin/go)

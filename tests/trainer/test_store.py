@@ -191,7 +191,7 @@ def test_results_on_a_store_make_no_bucket(tmp_path: Path, bucket: Any):
     assert pq.read_table(io.BytesIO(bucket.Object(held[0]).get()["Body"].read())).schema.equals(RESULTS)
     with pytest.raises(TrainerError, match=r"^cannot write s3://absent/work/evals/set/results/m\.parquet: "):
         write_results("s3://absent/work", "m", result)
-    assert [one.name for one in boto3.resource("s3").buckets.all()] == ["runs"]
+    assert "absent" not in [one.name for one in boto3.resource("s3").buckets.all()]
 
 
 def test_a_store_that_refuses_is_one_line(scenes: Path, tmp_path: Path, bucket: Any, capfd: pytest.CaptureFixture[str]):
