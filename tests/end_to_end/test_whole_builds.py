@@ -124,7 +124,7 @@ def test_a_changed_config_redoes_what_it_touches(project, tmp_path):
     fetched = {p: p.stat().st_mtime_ns for p in (work / "fetched").iterdir()}
     text = config.read_text()
 
-    config.write_text(text + "[dedup]\nmax_distance_bits = 8\n")
+    config.write_text(text.replace("[dedup]", "[dedup]\nmax_distance_bits = 8"))
     assert main(["build", "-c", str(config), "--quiet"]) == 0
     assert {p: p.stat().st_mtime_ns for p in (work / "fetched").iterdir()} == fetched
 

@@ -72,6 +72,7 @@ def test_signals_end_any_command_in_one_line(tmp_path, monkeypatch, capsys, numb
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("pipeline.cli.status._status", waiting)
+    signal.signal(number, signal.SIG_DFL)  # `nohup` ignores SIGHUP
     before = signal.getsignal(number)
     assert main_module.main(["status"]) == 128 + number
     assert capsys.readouterr().err == "wit: stopped; run the same command again to resume\n"

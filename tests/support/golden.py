@@ -58,7 +58,7 @@ _CLASSES = ("class0", "class1")
 def make(folder: Path) -> dict[str, bytes]:
     """Build the recorded web in an empty folder; return name -> content of the files of tests/golden/."""
     work = folder / "work"
-    results = _build(make_project(folder / "set"), work_of_counts=work)
+    results = _build(make_project(folder / "set", control=100), work_of_counts=work)
     root = folder / "set/work"
     outputs = {stage: tree(work if module is count else root, stage) for stage, module in STAGES.items()}
     facts = {

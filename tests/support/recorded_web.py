@@ -68,8 +68,12 @@ def make_pages(count: int, images_per_page: int = 10) -> dict[str, bytes]:
     return pages
 
 
-def make_project(folder: Path, count: int = 120, *, parts: int | None = 6, files: int = 3, **fetch: object) -> Path:
+def make_project(
+    folder: Path, count: int = 120, *, parts: int | None = 6, files: int = 3, control: int = 10, **fetch: object
+) -> Path:
     """Write WARC files, an evaluation set, an allowlist and a config into `folder`; return the config's path.
+
+    `control` images are rendered as the negative control: few, because that takes a second for each hundred.
 
     `fetch` overrides keys of `[fetch]`, None leaves one out; without any, images come from the archives and nothing
     leaves the machine.
@@ -95,6 +99,7 @@ def make_project(folder: Path, count: int = 120, *, parts: int | None = 6, files
         '[[sources]]\nkind = "warc"\npaths = ["web-*.warc.gz"]\n'
         "[balance]\ncap = 15\nslack = 1.5\n[fetch]\n"
         + "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items() if value is not None)
+        + f"[dedup]\ncontrol = {control}\n"
         + '[[evals]]\nname = "shapes"\nkind = "folder"\npath = "evals"\n'
     )
     return config

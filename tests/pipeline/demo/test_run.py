@@ -12,11 +12,14 @@ from pipeline.config import load_config
 from pipeline.demo.compare import Verdict
 from pipeline.demo.run import print_verdicts, run_demo
 from pipeline.errors import UserError
+from pipeline.project import Project
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_finds_what_was_planted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = tmp_path / "demo"
     assert main(["demo", "--dir", str(directory), "--pictures", "150", "--seed", "3", "--quiet"]) == 0
     said = capsys.readouterr().out
@@ -24,14 +27,17 @@ def test_the_demo_finds_what_was_planted(tmp_path: Path, capsys: pytest.CaptureF
     assert (directory / "work" / "report" / "index.html").exists()
     config = load_config(directory / "wit.toml")
     assert not config.fetch.allow_private_hosts, "the planted private addresses must be refused by default settings"
-    requests = json.loads((directory / "web" / "requests.json").read_text())
-    (directory / "work" / "left.txt").write_text("of the run before")
-    assert run_demo(directory, seed=3, pictures=150, quiet=True) == 0
-    assert not (directory / "work" / "left.txt").exists()
-    again = json.loads((directory / "web" / "requests.json").read_text())
-    assert {url for url in again if not url.endswith("robots.txt")} == {
-        url for url in requests if not url.endswith("robots.txt")
-    }
+    assert json.loads((directory / "web" / "requests.json").read_text())
+    planted = (directory / "web" / "planted.json").read_bytes()
+
+    def stop(project: Project, options: object, *, progress: object) -> None:
+        assert not (project.base_dir / "work").exists(), "a second run starts afresh"
+        raise UserError("stopped")
+
+    monkeypatch.setattr("pipeline.demo.run.run_build", stop)
+    with pytest.raises(UserError, match="stopped"):
+        run_demo(directory, seed=3, pictures=150, quiet=True)
+    assert (directory / "web" / "planted.json").read_bytes() == planted
 
 
 def test_a_folder_that_is_not_a_demo_is_not_touched(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.stages import index
 from pipeline.stages.index import Kind, look_up, run_index
 
 
-@pytest.mark.parametrize(("rows_per_file", "rows_at_once"), [(100_000, 10_000_000), (100_000, 7), (150, 40)])
+@pytest.mark.parametrize(("rows_per_file", "rows_at_once"), [(100_000, 10_000_000), (100_000, 40), (150, 40)])
 def test_every_key_is_found(tmp_path, monkeypatch, rows_per_file, rows_at_once):
     monkeypatch.setattr(index, "_ROWS_PER_FILE", rows_per_file)
     monkeypatch.setattr(index, "_ROWS_AT_ONCE", rows_at_once)

@@ -174,8 +174,8 @@ def test_the_table_says_where_each_image_lies(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_a_thousand_shards_only_those_that_lose_something_are_written_again(tmp_path):
-    workspace, parts = Workspace(str(tmp_path / "set")), 1_000
+def test_of_many_shards_only_those_that_lose_something_are_written_again(tmp_path):
+    workspace, parts = Workspace(str(tmp_path / "set")), 200
     fetched, decided, rows = {}, {}, []
     for part in range(parts):
         marker, files, part_rows = fetched_part(workspace, part, 0)
@@ -204,7 +204,7 @@ def test_of_a_thousand_shards_only_those_that_lose_something_are_written_again(t
     changed = {name for name in after if before[name] != after[name]} - {"manifest.json", "sizes.json"}
     touched = {*range(0, parts, 10), 7, 9}
     assert changed == {f"{part:05d}{end}" for part in touched for end in (".tar", ".parquet", "_stats.json")}
-    assert read_manifest(f"{tmp_path}/set/shards").samples == 2 * parts - 100
+    assert read_manifest(f"{tmp_path}/set/shards").samples == 2 * parts - 20
 
 
 def test_every_planned_pair_keeps_a_row_with_its_reason(tmp_path):
