@@ -1,7 +1,10 @@
 """The shards of a run: counted once, divided into those to train on and those held out, in one order."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from trainer.annotations import annotations_fingerprint, parse_key
 from trainer.capped_draw import CappedDraw
@@ -14,6 +17,7 @@ from trainer.errors import TrainerConfigError
 from trainer.mixture import BLOCK, MixedOrder
 from trainer.online_balance import BalancedOrder, keep_probabilities, query_lists
 from trainer.order import SampleOrder, hash64
+from trainer.remote_shards import filesystem_of
 from trainer.shard_cache import ShardCache, digest
 from trainer.shards import ShardSet
 
@@ -58,8 +62,7 @@ def open_inputs(settings: Settings, world: World, *, resizes_on_device: bool) ->
         counted = [count_shards(one.shards, cache, key) for one, key in zip(sets, keys, strict=True)]
         return counted, count_shards(config.validation, cache, "train.validation") if config.validation else ()
 
-    counted, validation = world.from_first(count)
-    trained, held_out = _divided(settings, counted, validation)
+    trained, held_out = world.from_first(lambda: _divided(settings, *count()))
     shard_sets = [ShardSet(shards, cache) for shards in trained]
     first = tuple(sum(len(other.shards) for other in shard_sets[:number]) for number in range(len(sets)))
     view = Preprocessing(
@@ -107,23 +110,39 @@ def _first_of(rule: CaptionRule) -> CaptionRule:
 def _divided(
     settings: Settings, counted: list[tuple[CountedShard, ...]], validation: tuple[CountedShard, ...]
 ) -> tuple[list[tuple[CountedShard, ...]], list[tuple[CountedShard, ...]]]:
-    """Return each set's shards to train on, and its held-out ones; those of `train.validation` come with the first."""
-    share, apart = settings.train.validation_share, {shard.path for shard in validation}
-    trained, held_out = [], []
-    for shards in counted:
-        rest = [shard for shard in shards if shard.path not in apart]
+    """Return each set's shards to train on, and its held-out ones; those of `train.validation` come with the first.
+
+    What one set holds out, no set trains on, and it is held out once.
+    """
+    share = settings.train.validation_share
+    if not share and not validation:
+        return counted, [() for _ in counted]
+    held_out: list[tuple[CountedShard, ...]] = [validation, *(() for _ in counted[1:])]
+    files = {shard.path: _file_of(shard.path) for shards in (validation, *counted) for shard in shards}
+    apart = {files[shard.path] for shard in validation}
+    rests = [[shard for shard in shards if files[shard.path] not in apart] for shards in counted]
+    for number, rest in enumerate(rests):
         count = min(len(rest) - 1, max(1, round(share * len(rest)))) if share and rest else 0
         chosen = set(sorted(rest, key=lambda shard: _draw(settings.seed, shard))[:count])
-        trained.append(tuple(shard for shard in rest if shard not in chosen))
-        held_out.append(tuple(shard for shard in rest if shard in chosen))
-    held_out[0] = (*validation, *held_out[0])
-    if not sum(shard.samples for shards in trained for shard in shards):
-        raise TrainerConfigError("train.validation matches all shards: leave some to train on")
+        new = tuple(shard for shard in rest if shard in chosen and files[shard.path] not in apart)
+        held_out[number] += new
+        apart |= {files[shard.path] for shard in new}
+    trained = [tuple(shard for shard in rest if files[shard.path] not in apart) for rest in rests]
+    for number, shards in enumerate(trained):
+        if not sum(shard.samples for shard in shards):
+            name = f"train.sets[{number}]" if settings.train.sets else "train"
+            raise TrainerConfigError(f"{name}: all shards with samples are held out: leave some to train on")
     if share and not any(held_out):
         raise TrainerConfigError(
             f"train.validation_share = {share} needs two shards or more: there is one, which is needed for training"
         )
     return trained, held_out
+
+
+def _file_of(path: str) -> tuple[type, str]:
+    """Return what is equal for all spellings of a path: with `..`, `file://` or a link."""
+    filesystem, own = filesystem_of(path)
+    return type(filesystem), os.path.realpath(own) if isinstance(filesystem, LocalFileSystem) else own
 
 
 def _draw(seed: int, shard: CountedShard) -> int:

@@ -104,6 +104,33 @@ def test_held_out_shards_are_never_trained_on_and_stay_the_same(watched: Path, t
     assert len(before & {shard.path for shard in other.held_out.shards}) >= 1  # a shard less moves no other
 
 
+def test_what_one_set_holds_out_no_set_trains_on(watched: Path, tmp_path: Path):
+    """Sets may overlap, and a path may be written in several ways."""
+    from trainer.distributed import World
+    from trainer.inputs import open_inputs
+
+    (tmp_path / "link").symlink_to(watched)
+    globs = [f"{watched}/shards/*.tar", f"{watched}/shards/0000[0-3].tar", f"file://{watched}/shards/0000[2-5].tar",
+             f"{tmp_path}/link/shards/0000[4-7].tar", f"{watched}/shards/../shards/0000[6-9].tar"]  # fmt: skip
+    held = f"{tmp_path}/link/shards/00003.tar"
+    for seed in range(6):
+        settings = _settings(watched, tmp_path, sets=[{"shards": [glob]} for glob in globs], validation=[held])
+        inputs = open_inputs(
+            settings.model_copy(update={"seed": seed}), World(0, 1, torch.device("cpu")), resizes_on_device=False
+        )
+        trained, apart = ([shard.path.rpartition("/")[2] for shard in one.shards]
+                          for one in (inputs.shards, inputs.held_out))  # fmt: skip
+        assert not set(trained) & set(apart)
+        assert len(set(apart)) == len(apart) >= 2
+        assert apart[0] == "00003.tar"
+        assert set(trained) | set(apart) == {f"{number:05d}.tar" for number in range(10)}
+    for keys, name in (({}, "train"), ({"sets": [{"shards": [globs[0]]}, {"shards": [held]}]}, r"train\.sets\[1\]")):
+        every = [held] if keys else [globs[0]]
+        settings = _settings(watched, tmp_path, validation_share=0.0, validation=every, **keys)
+        with pytest.raises(TrainerConfigError, match=rf"^{name}: all shards with samples are held out"):
+            open_inputs(settings, World(0, 1, torch.device("cpu")), resizes_on_device=False)
+
+
 def test_the_kept_checkpoints(watched: Path, tmp_path: Path):
     keys = {"keep_checkpoints": 1, "checkpoint_steps": 2, "keep_every_steps": 6, "keep_epochs": True, "steps": 23}
     train(_settings(watched, tmp_path, **keys, best="loss"))
