@@ -1,7 +1,7 @@
 """report/training.html: the curves of a training run on this set, from the trainer's `train/metrics.jsonl`."""
 
 import json
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -47,12 +47,12 @@ def read_curves(lines: Iterable[bytes]) -> list[Curve]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # a run that was killed can leave half a line
+        except (ValueError, RecursionError):  # a run that was killed can leave half a line
             continue
         if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
             continue
         for name, value in row.items():
-            if name.startswith(_GROUPS) and isinstance(value, int | float) and math.isfinite(value):
+            if name.startswith(_GROUPS) and isinstance(value, int | float) and abs(value) <= sys.float_info.max:
                 found.setdefault(name, {})[row["step"]] = float(value)
     return [Curve(name, tuple(sorted(values.items()))) for name, values in sorted(found.items())]
 

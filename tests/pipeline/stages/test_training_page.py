@@ -46,7 +46,8 @@ def test_lines_of_any_other_form_are_passed_over() -> None:
     good = b'{"step": 4, "train/loss": 2.5, "train/samples_per_s": 9.0, "val/objects": 0.5}'
     others = [b"", b"[1]", b"null", b"{", b'{"train/loss": 1.0}', b'{"step": "4", "train/loss": 1.0}', b"\xff",
               b'{"step": -1, "train/loss": 1.0}', b'{"step": 5, "train/loss": NaN}', b'{"step": 5, "val/x": "high"}',
-              b'{"step": true, "train/loss": 1.0}', b'{"step": 5, "val/x": null}', good[:30]]  # fmt: skip
+              b'{"step": true, "train/loss": 1.0}', b'{"step": 5, "val/x": null}', good[:30], b"[" * 100_000,
+              b'{"step": 5, "train/loss": 1' + b"0" * 400 + b"}", b'{"step": 5, "val/x": -1e999}']  # fmt: skip
     found = read_curves([*others, good, *others])
     assert {curve.name: curve.points for curve in found} == {"train/loss": ((4, 2.5),), "val/objects": ((4, 0.5),)}
 
