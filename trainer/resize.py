@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from trainer.errors import TrainerError, one_line
+
 MAX_ENLARGEMENT = 2
 """A crop of more than this times the size, such as of a large PNG, is resized by the loader."""
 SUPPORT = 2.0  # of the bicubic filter, in pixels of the coarser of both grids
@@ -53,6 +55,9 @@ class Packing:
 
     `edge`: of the squares, as far as is known before; `step`: it is a multiple of that, so that most chunks have one
     shape. `shared`: the tensor lies in memory that another process gets without a copy.
+
+    Raises:
+        TrainerError: there is no shared memory left; so do `add` and `tensors`.
     """
 
     def __init__(self, count: int, edge: int = 0, *, step: int = 1, shared: bool = False) -> None:
@@ -93,7 +98,13 @@ class Packing:
         shape = (count, edge, edge, 3)
         if not self._shared:
             return torch.empty(shape, dtype=torch.uint8)
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch collates
+        try:
+            storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch collates
+        except RuntimeError as error:  # no room in /dev/shm, or too many open files
+            raise TrainerError(
+                f"a loader process has no shared memory for {count} images ({one_line(error).rpartition(': ')[2]}): "
+                "enlarge /dev/shm, or lower train.workers or train.prefetch, and run again to resume"
+            ) from error
         return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 

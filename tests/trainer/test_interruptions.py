@@ -84,6 +84,29 @@ def test_tensors_that_died_with_their_process_end_the_run_likewise(
     assert _saved_step(tmp_path) == 3
 
 
+def test_a_loader_process_without_shared_memory_ends_the_run_in_one_line(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As in a container whose /dev/shm is small: of 64 MB, unless Docker is told otherwise."""
+    share = torch.UntypedStorage._new_shared
+
+    def without_room(size: int) -> Any:
+        if (tmp_path / "full").exists():
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+            )
+        return share(size)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", without_room)
+    settings = tiny_settings(scenes, tmp_path, steps=100_000, checkpoint_steps=100_000, workers=1)
+    with pytest.raises(TrainerError) as caught:
+        train.train(settings, on_step=lambda step, batch: (tmp_path / "full").touch() if step == 3 else None)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("a loader process has no shared memory for 24 images (No space left on device")
+    assert "enlarge /dev/shm, or lower train.workers or train.prefetch" in str(caught.value)
+    assert _saved_step(tmp_path) >= 4
+
+
 def test_a_shard_that_cannot_be_read_ends_the_run_with_what_was_done(tmp_path: Path):
     write_scene_shards(tmp_path / "shards", (30, 30))
     tar = tmp_path / "shards" / "00001.tar"
