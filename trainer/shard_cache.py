@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import io
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,9 @@ import numpy as np
 from trainer.errors import TrainerError, one_line
 from trainer.remote_shards import Version, fetch, version_of
 from trainer.tar_index import Index, index_tar
+
+_ABANDONED_S = 86_400.0
+"""A copy that has not grown for so long is nobody's."""
 
 
 class ShardCache:
@@ -120,6 +124,10 @@ class ShardCache:
     def _drop_oldest(self, newest: Path) -> None:
         """Keep the copies below the limit. Unlinking is safe: a process that has one open can still read it."""
         with self._locked(newest.parent / "dropping.lock"):
+            for partial in newest.parent.glob("*.part"):  # of a process that was killed
+                with suppress(FileNotFoundError):
+                    if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+                        partial.unlink()
             copies = sorted((c.stat().st_mtime, c.stat().st_size, c) for c in newest.parent.glob("*.tar"))
             excess = sum(size for _, size, _ in copies) - self._max_bytes
             for _, size, copy in copies:

@@ -144,6 +144,19 @@ def test_remote_shards_are_kept_in_a_bounded_folder(scenes: Path, tmp_path: Path
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
+def test_what_a_killed_process_left_in_the_cache_goes_away(scenes: Path, tmp_path: Path):
+    """A copy that another process is making stays."""
+    folder = tmp_path / "cache" / "shards"
+    folder.mkdir(parents=True)
+    old, new = folder / "old.part", folder / "new.part"
+    for partial in (old, new):
+        partial.write_bytes(b"some of a shard")
+    os.utime(old, (1, 1))
+    find_shards((f"file://{scenes}/shards/00000.tar",), _cache(tmp_path)).reader(0)
+    assert new.exists()
+    assert not old.exists()
+
+
 def _set_without_counts(folder: Path, samples: int = 20) -> Path:
     """Write one tar of generated scenes, three members a sample, and nothing that says how many."""
     write_scene_shards(folder, (samples,))
