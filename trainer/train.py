@@ -90,7 +90,7 @@ class _Run:
 
     def __init__(self, settings: Settings, world: World, claim: StoreClaim | None, *, profile: bool) -> None:
         config = settings.train
-        self.settings, self.config, self.world = settings, config, world
+        self.settings, self.config, self.world, self.claim = settings, config, world, claim
         on_device = config.resize == "device" or (config.resize == "auto" and world.device.type == "cuda")
         self.inputs = open_inputs(settings, world, resizes_on_device=on_device)
         samples = self.inputs.order.samples
@@ -171,7 +171,8 @@ class _Run:
         while True:
             batch, failure = _next_of(steps)
             reporter.watch.data_arrived()
-            is_stopping, is_failing = self.world.any(stop_requested(), failure is not None)
+            is_lost = self.claim is not None and self.claim.is_lost  # saving then says so
+            is_stopping, is_failing = self.world.any(stop_requested() or is_lost, failure is not None)
             if is_stopping or is_failing or batch is None:
                 break
             if on_step is not None:
