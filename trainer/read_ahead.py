@@ -2,8 +2,8 @@
 
 It follows the same order as the loader, so it knows which shards come and when. It copies them in the order of their
 first use, as long as the copies still needed fit into this rank's part of the cache; and it keeps those fresh, so that
-the cache drops the ones that are no longer needed first. A large shard comes in several streams, and few shards at a
-time: those of later steps would take bandwidth from the one that the run waits for.
+the cache drops the ones that are no longer needed first. Of large shards two are begun at a time, and the second has
+the requests that the first leaves: those of later steps would take bandwidth from the one that the run waits for.
 """
 
 import logging
@@ -21,12 +21,10 @@ import numpy as np
 from trainer.data import RankSampler
 from trainer.errors import TrainerError
 from trainer.order import rank_offsets
-from trainer.remote_shards import streams_of
+from trainer.remote_shards import REQUESTS, streams_of
 from trainer.shards import ShardSet
 
 log = logging.getLogger(__name__)
-STREAMS = 8
-"""Requests at a time."""
 _PAUSE_S = 0.05
 _FRESHEN_S = 10.0  # how often the copies still needed are marked as used
 
@@ -54,7 +52,7 @@ class ReadAhead:
             del self._fetching[shard]
             with suppress(TrainerError):  # the worker that needs it tries again, and tells why it cannot
                 self._copies[shard] = future.result()
-        while self._streams() < STREAMS and (coming := self._next()) is not None:
+        while self._streams() < REQUESTS and (coming := self._next()) is not None:
             tar = self._shards.shards[coming]
             self._fetching[coming] = threads.submit(self._shards.cache.keep, tar.path, tar.samples, tar.sha256)
         if time.monotonic() - self._freshened_at > _FRESHEN_S:
@@ -64,7 +62,8 @@ class ReadAhead:
                     os.utime(copy)
 
     def _streams(self) -> int:
-        return sum(streams_of(self._shards.shards[shard].size) for shard in self._fetching)
+        fetching = [self._shards.shards[shard] for shard in self._fetching]
+        return sum(streams_of(shard.path, shard.size) for shard in fetching)
 
     def _next(self) -> int | None:
         """Return the shard to copy next, looking further ahead while the cache has room; None if it has none."""
@@ -132,7 +131,7 @@ def _run(ahead: ReadAhead, progress: Progress) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run ends it
     os.nice(5)  # decoding comes first
     parent = os.getppid()
-    with ThreadPoolExecutor(STREAMS) as threads:
+    with ThreadPoolExecutor(REQUESTS) as threads:
         while os.getppid() == parent:
             ahead.advance(progress.step, threads)
             time.sleep(_PAUSE_S)

@@ -1,6 +1,8 @@
 """Shards behind an fsspec URL: list them, get the version of one, and copy it."""
 
-from concurrent.futures import ThreadPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +14,10 @@ from trainer.errors import TrainerConfigError, TrainerError, one_line
 _WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"}
 """Protocols of stores without folders."""
 PART_BYTES = 8 << 20
+REQUESTS = 8
+"""At a time, of a process: parts of large files are requested in the order in which their files are."""
 MAX_STREAMS = 4
-"""Of one file, so that a shard that a run waits for has a store's whole bandwidth."""
+"""As how many requests a large file counts, though it can have all: the next one begins while the last parts come."""
 _TAGS = ("ETag", "etag", "mtime", "updated", "LastModified", "Last-Modified", "created")
 # A large shard may take hours, but not a minute without a byte; aiohttp's own limit is five minutes in all. The clients
 # of object stores have such limits by themselves.
@@ -78,9 +82,12 @@ def version_of(url: str) -> Version:
     return Version(info.get("size"), next((str(info[tag]) for tag in _TAGS if info.get(tag)), None))
 
 
-def streams_of(size: int | None) -> int:
-    """Return in how many requests at a time a file of this size is copied."""
-    return min(MAX_STREAMS, -(-size // PART_BYTES)) if size else 1
+def streams_of(url: str, size: int | None) -> int:
+    """Return as how many requests at a time the copy of a file counts: several for a large one of an object store.
+
+    An HTTP server may send the whole file for a part.
+    """
+    return min(MAX_STREAMS, -(-size // PART_BYTES)) if size and url.partition("://")[0] in _WITH_BUCKETS else 1
 
 
 def fetch(url: str, copy: Path, version: Version) -> None:
@@ -90,7 +97,7 @@ def fetch(url: str, copy: Path, version: Version) -> None:
         TrainerError: the file cannot be read in full, has changed, or the copy cannot be written.
     """
     filesystem, path = filesystem_of(url)
-    in_parts = _has_buckets(filesystem) and streams_of(version.size) > 1  # an HTTP server may send the whole for a part
+    in_parts = streams_of(url, version.size) > 1
     try:
         if in_parts:
             _fetch_parts(filesystem, path, copy, version.size or 0)
@@ -110,13 +117,31 @@ def _fetch_parts(filesystem: Any, path: str, copy: Path, size: int) -> None:
     copy.touch()
 
     def fetch_part(start: int) -> None:
-        content = filesystem.cat_file(path, start=start, end=min(size, start + PART_BYTES))
+        end = min(size, start + PART_BYTES)
+        content = filesystem.cat_file(path, start=start, end=end)
+        if len(content) != end - start:  # the copy would have zeros in the place of the others
+            raise OSError(f"received {len(content)} of the {end - start} bytes from {start}")
         with copy.open("r+b") as file:
             file.seek(start)
             file.write(content)
 
-    with ThreadPoolExecutor(MAX_STREAMS) as threads:
-        list(threads.map(fetch_part, range(0, size, PART_BYTES)))
+    parts = [_requests(os.getpid()).submit(fetch_part, start) for start in range(0, size, PART_BYTES)]
+    try:
+        for part in parts:
+            part.result()
+    finally:  # after an error, none writes to what the next attempt will have
+        for part in parts:
+            part.cancel()
+        wait(parts)
+
+
+@cache
+def _requests(process: int) -> ThreadPoolExecutor:
+    """Return a process's threads for parts, one queue for all files: the file wanted first has the whole bandwidth.
+
+    A fork has none of its parent's threads, so each process makes its own.
+    """
+    return ThreadPoolExecutor(REQUESTS)
 
 
 def filesystem_of(url: str, key: str = "train.shards") -> tuple[Any, str]:

@@ -17,6 +17,7 @@ from trainer.counting import CountedShard
 from trainer.data import RankSampler
 from trainer.order import SampleOrder, rank_offsets
 from trainer.read_ahead import ReadAhead
+from trainer.remote_shards import REQUESTS
 from trainer.shard_cache import ShardCache
 from trainer.shards import ShardSet
 
@@ -127,6 +128,16 @@ def test_the_first_step_waits_for_its_own_shards_only(rank: int):
     needed = len(np.unique(_sampler(rank, 4).order.at(rank_offsets(4_000, 8, rank, 4)).shard))
     assert needed <= 3
     assert started_s <= (needed + 1) * SHARD_BYTES / rate + 0.5  # the last one may share the bandwidth with another
+
+
+@pytest.mark.parametrize(("store", "at_once"), [("s3://bucket", REQUESTS // 4), ("https://host", REQUESTS)])
+def test_as_many_shards_at_a_time_as_make_the_requests(store: str, at_once: int):
+    """A large shard of an object store comes in parts, of a web server in one request."""
+    shards = tuple(CountedShard(f"{store}/{n}.tar", SAMPLES, size=int(SHARD_BYTES)) for n in range(SHARDS))
+    simulated = _Store(200e6, latency_s=0.2)
+    ahead = ReadAhead(ShardSet(shards, _Cache()), _sampler(0, 1), 120 * SHARD_BYTES)  # type: ignore[arg-type]
+    ahead.advance(0, simulated)  # type: ignore[arg-type]
+    assert simulated.most_at_once == at_once
 
 
 def test_a_cache_smaller_than_the_working_set_slows_but_does_not_stop():

@@ -1,5 +1,6 @@
 """Runs whose output is on a store: written beside the steps, resumed on a machine that knows nothing of them."""
 
+import asyncio
 import functools
 import io
 import json
@@ -9,7 +10,10 @@ import os
 import re
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +170,28 @@ def test_a_second_run_is_refused_on_any_machine(
     assert run(other) == [0]
 
 
+def _claim_it(step: int, batch: Batch) -> None:
+    if step >= 2:  # again, as a renewal that is under way may replace the first
+        other = {"token": "other", "host": "elsewhere", "place": "there", "pid": 7, "renewed": 0.0}
+        boto3.resource("s3").Object("runs", "lost/.run").put(Body=json.dumps(other).encode())
+
+
+def test_a_run_whose_output_was_taken_over_ends_at_once(
+    scenes: Path, tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(store_claim, "RENEW_S", 0.2)
+    settings = _settings(scenes, "lost", tmp_path, steps=1_000_000, checkpoint_steps=1_000_000)
+    assert run(settings, _claim_it) == [1]
+    assert "error: another run has taken s3://runs/lost over" in capfd.readouterr().out
+    assert not [name for name in _files(bucket, "lost") if name.startswith("checkpoints/step-")]
+
+
 def test_a_large_shard_comes_in_parts(tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(remote_shards, "PART_BYTES", 10_000)
     content, url = os.urandom(95_001), "s3://runs/parts/00000.tar"
     bucket.put_object(Key="parts/00000.tar", Body=content)
-    assert remote_shards.streams_of(len(content)) == 4
+    assert remote_shards.streams_of(url, len(content)) == 4
+    assert remote_shards.streams_of("https://host/00000.tar", len(content)) == 1
     remote_shards.fetch(url, tmp_path / "copy", remote_shards.version_of(url))
     assert (tmp_path / "copy").read_bytes() == content
     before = remote_shards.version_of(url)
@@ -180,6 +201,47 @@ def test_a_large_shard_comes_in_parts(tmp_path: Path, bucket: Any, monkeypatch: 
     bucket.put_object(Key="parts/00000.tar", Body=content[:50_000])
     with pytest.raises(TrainerError, match=r"cannot copy shard|received 50000 of 95001 bytes"):
         remote_shards.fetch(url, tmp_path / "copy", before)
+    bucket.put_object(Key="parts/00000.tar", Body=content)
+    filesystem, _ = remote_shards.filesystem_of(url)
+    whole = filesystem.cat_file
+    monkeypatch.setattr(filesystem, "cat_file", lambda path, start, end: whole(path, start=start, end=end - 1))
+    with pytest.raises(TrainerError, match=r"cannot copy shard .*: received 9999 of the 10000 bytes from"):
+        remote_shards.fetch(url, tmp_path / "copy", remote_shards.version_of(url))
+
+
+def test_the_parts_of_the_shard_wanted_first_come_first(tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch):
+    """The second shard has the requests that the first one leaves, and so the first has the whole bandwidth."""
+    monkeypatch.setattr(remote_shards, "PART_BYTES", 10_000)
+    urls = [f"s3://runs/order/{number}.tar" for number in range(2)]
+    for number in range(2):
+        bucket.put_object(Key=f"order/{number}.tar", Body=os.urandom(95_001))
+    versions = [remote_shards.version_of(url) for url in urls]
+    requested: list[str] = []
+    gate, store = threading.Event(), fsspec.get_filesystem_class("s3")
+    read = store._cat_file
+
+    async def noted(filesystem: Any, path: str, **span: Any) -> Any:
+        requested.append(path)
+        while not gate.is_set():
+            await asyncio.sleep(0.01)
+        return await read(filesystem, path, **span)
+
+    monkeypatch.setattr(store, "_cat_file", noted)
+    store.clear_instance_cache()  # those that exist have bound the method
+    one_thread = ThreadPoolExecutor(1)
+    monkeypatch.setattr(remote_shards, "_requests", lambda process: one_thread)
+    copies = []
+    for number, (url, version) in enumerate(zip(urls, versions, strict=True)):
+        copies.append(threading.Thread(target=remote_shards.fetch, args=(url, tmp_path / str(number), version)))
+        copies[-1].start()
+        while one_thread._work_queue.qsize() < 10 * number + 9:  # the first part is being read
+            time.sleep(0.01)
+    gate.set()
+    for copy in copies:
+        copy.join()
+    store.clear_instance_cache()
+    assert requested == ["runs/order/0.tar"] * 10 + ["runs/order/1.tar"] * 10
+    assert [(tmp_path / name).stat().st_size for name in "01"] == [95_001] * 2
 
 
 def test_results_on_a_store_make_no_bucket(tmp_path: Path, bucket: Any):
