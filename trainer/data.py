@@ -96,7 +96,7 @@ class PairDataset(Dataset[Batch | TrainerError]):
         """Return the samples at these positions.
 
         Raises:
-            TrainerError: a shard cannot be read, or holds no usable sample.
+            TrainerError: a shard cannot be read, or holds no usable sample; too little memory.
         """
         step = EDGE_STEP if self._preprocessing.resizes_on_device else 1
         packing = Packing(len(positions), self._edge, step=step, shared=get_worker_info() is not None)
@@ -175,6 +175,9 @@ def decode_crop(
 
     The square's area is a fraction within `crop_scale` of the largest square's; its offset is uniform (CLIP section
     2.4: "a random square crop from resized images"). `draws`: three numbers in [0, 1).
+
+    Raises:
+        TrainerError: too little memory.
     """
     if not encoded:
         return "no_image"
@@ -184,6 +187,10 @@ def decode_crop(
         image = decode_rgb(encoded, min_side=int(np.ceil(size / side_fraction)))
     except ImageDecodeError as error:
         return error.failure
+    except MemoryError as error:  # which says nothing about the image
+        raise TrainerError(
+            "too little memory to decode an image: lower train.workers or train.prefetch, and run again to resume"
+        ) from error
     height, width = image.shape[:2]
     side = min(width, height) * side_fraction
     left, top = (float(draw) * (length - side) for draw, length in zip(draws[1:], (width, height), strict=True))

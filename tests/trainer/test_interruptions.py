@@ -16,7 +16,7 @@ import torch
 from support.processes import run, start, tiny_settings
 from support.scene_shards import write_scene_shards
 
-from trainer import checkpoint, train
+from trainer import checkpoint, data, train
 from trainer.data import Batch
 from trainer.errors import TrainerError
 
@@ -84,26 +84,42 @@ def test_tensors_that_died_with_their_process_end_the_run_likewise(
     assert _saved_step(tmp_path) == 3
 
 
-def test_a_loader_process_without_shared_memory_ends_the_run_in_one_line(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("lacking", "message"),
+    [
+        (
+            "images",
+            "a loader process has no shared memory for 24 images (No space left on device (28)): enlarge /dev/shm",
+        ),
+        ("decode", "too little memory to decode an image"),
+    ],
+)
+def test_a_loader_process_without_memory_ends_the_run_in_one_line(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, message: str
 ):
     """As in a container whose /dev/shm is small: of 64 MB, unless Docker is told otherwise."""
-    share = torch.UntypedStorage._new_shared
+    share, decode = torch.UntypedStorage._new_shared, data.decode_rgb
 
-    def without_room(size: int) -> Any:
-        if (tmp_path / "full").exists():
+    def shared(size: int) -> Any:
+        if (tmp_path / "images").exists():
             raise RuntimeError(
                 "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
             )
         return share(size)
 
-    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", without_room)
+    def decoded(encoded: bytes, **keys: int) -> Any:
+        if (tmp_path / "decode").exists():
+            raise MemoryError
+        return decode(encoded, **keys)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", shared)
+    monkeypatch.setattr(data, "decode_rgb", decoded)
     settings = tiny_settings(scenes, tmp_path, steps=100_000, checkpoint_steps=100_000, workers=1)
     with pytest.raises(TrainerError) as caught:
-        train.train(settings, on_step=lambda step, batch: (tmp_path / "full").touch() if step == 3 else None)
+        train.train(settings, on_step=lambda step, batch: (tmp_path / lacking).touch() if step == 3 else None)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("a loader process has no shared memory for 24 images (No space left on device")
-    assert "enlarge /dev/shm, or lower train.workers or train.prefetch" in str(caught.value)
+    assert str(caught.value).startswith(message)
+    assert "lower train.workers or train.prefetch, and run again to resume" in str(caught.value)
     assert _saved_step(tmp_path) >= 4
 
 
