@@ -28,6 +28,7 @@ _MEDIAN = PDQ_BITS // 2 - 1  # the place of PDQ's median among the sorted freque
 _GRID_SHIFT = 1.5 / 512
 
 _MAX_PRODUCT_PIXELS = 1 << 17  # of larger images a BLAS library may spread the products over threads
+_MAX_PRODUCT_RATIO = 32  # of the sides; Pillow takes other steps, which round otherwise, from a height of 100 widths
 _GROUP = 8  # samples of the grid whose weights are in one matrix
 _ONE = 1 << 22  # Pillow's weights are integers in this unit
 
@@ -83,8 +84,9 @@ def _turn(grey: Image.Image, transpose: Image.Transpose | None) -> Image.Image:
 
 
 def _hash_grey(grey: Image.Image) -> Fingerprint:
-    is_small = grey.width * grey.height <= _MAX_PRODUCT_PIXELS
-    small = _sampled_by_products(grey) if is_small else _sampled(grey)
+    short, long = sorted(grey.size)
+    by_products = short * long <= _MAX_PRODUCT_PIXELS and long <= _MAX_PRODUCT_RATIO * short
+    small = _sampled_by_products(grey) if by_products else _sampled(grey)
     # `pdqhash.compute` takes the same frequencies, but compares them one by one in Python.
     frequencies, quality = pdqhash.compute_float(np.broadcast_to(small[:, :, None], (_GRID, _GRID, 3)))
     median = np.partition(frequencies, _MEDIAN)[_MEDIAN]
@@ -100,7 +102,7 @@ def _sampled(grey: Image.Image) -> np.ndarray:
 
 
 def _sampled_by_products(grey: Image.Image) -> np.ndarray:
-    """Return exactly what `_sampled` returns; takes 8 bytes a pixel."""
+    """Return exactly what `_sampled` returns, up to `_MAX_PRODUCT_RATIO`; takes 8 bytes a pixel."""
     pixels = _padded(grey, np.float64)
     rows = np.empty((len(pixels), _GRID))
     for taken, samples, weights in _weights(grey.width):

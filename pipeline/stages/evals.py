@@ -25,7 +25,7 @@ from pipeline.paths import resolve_path
 from pipeline.private_folder import scratch_folder
 from pipeline.sources import file_versions
 
-VERSION = 7
+VERSION = 8
 """Raise it when the same images would give another index."""
 
 
