@@ -1,5 +1,6 @@
 """What the wheel says and holds."""
 
+import re
 import tomllib
 from importlib.metadata import files, metadata
 from pathlib import Path
@@ -26,3 +27,16 @@ def test_the_changelog_has_the_version_and_room_for_the_next() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert changelog.index("\n## Unreleased\n") < changelog.index(f"\n## {version} (")
+
+
+def test_messages_name_extras_in_one_way_and_only_those_that_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found = []
+    for package in ("queries", "dedup", "pipeline", "trainer"):
+        for path in (ROOT / package).rglob("*.py"):
+            for _, rest in re.findall(r"(pip install )(.*)", path.read_text(encoding="utf-8")):
+                named = re.match(r"'\.\[(\w+)\]' in the project's folder", rest)
+                assert named, (path, rest)
+                found.append(named[1])
+    assert found
+    assert set(found) <= set(extras)

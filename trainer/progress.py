@@ -85,7 +85,7 @@ class _WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise TrainerConfigError(
-                "train.wandb_project needs the wandb package: pip install 'wit-pipeline[wandb]'"
+                "train.wandb_project needs wandb: run pip install '.[wandb]' in the project's folder"
             ) from error
         try:
             self._run = wandb.init(

@@ -41,7 +41,9 @@ def _metrics(args: argparse.Namespace) -> int:
     try:
         from prometheus_client import CollectorRegistry, generate_latest, start_http_server
     except ModuleNotFoundError:
-        raise UserError("wit metrics needs a package: pip install 'wit-pipeline[metrics]'") from None
+        raise UserError(
+            "wit metrics needs prometheus-client: run pip install '.[metrics]' in the project's folder"
+        ) from None
     registry = CollectorRegistry()
     registry.register(_Collector(workspace))
     if args.once:

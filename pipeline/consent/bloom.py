@@ -43,7 +43,9 @@ class BloomList:
         try:
             import poppy
         except ImportError:
-            raise BloomError("Bloom filters need poppy-py: run pip install '.[bloom]' where the workers run") from None
+            raise BloomError(
+                "Bloom filters need poppy-py: run pip install '.[bloom]' in the project's folder, on all workers"
+            ) from None
         try:
             return cls(poppy.loads(content), digits)
         except (ValueError, OverflowError, MemoryError) as error:

@@ -130,4 +130,6 @@ def _share(part: dict[str, Any]) -> str:
 def _run(module: str, *arguments: str) -> None:
     finished = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
     if finished.returncode:
-        raise UserError(f"`python -m {module}` failed; training needs `pip install '.[train]'` in the project's folder")
+        raise UserError(
+            f"`python -m {module}` failed; if a package is missing, run pip install '.[train]' in the project's folder"
+        )

@@ -93,7 +93,9 @@ def _open_scorer_function() -> Rule:
     try:
         return cast(Rule, getattr(importlib.import_module(module), name))
     except ImportError as error:
-        raise ConfigError(f"scores: needs {error.name}: run pip install '.[train]' where the workers run") from None
+        raise ConfigError(
+            f"scores: needs {error.name}: run pip install '.[train]' in the project's folder, on all workers"
+        ) from None
 
 
 def _checkpoint_sha256(path: str) -> list[list[str]]:

@@ -252,7 +252,9 @@ class HubDestination:
         try:
             import huggingface_hub.utils
         except ModuleNotFoundError:
-            raise ConfigError(f"{url} needs a package: pip install 'wit-pipeline[hub]'") from None
+            raise ConfigError(
+                f"{url} needs huggingface-hub: run pip install '.[hub]' in the project's folder"
+            ) from None
         cast(Any, huggingface_hub.utils).disable_progress_bars()  # its own, one for each file
         return cls(huggingface_hub.HfApi(), "/".join(parts[1:]))
 

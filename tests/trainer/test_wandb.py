@@ -101,5 +101,5 @@ def test_without_a_key_it_is_one_line(scenes: Path, tmp_path: Path, monkeypatch:
 
 def test_without_the_package_it_is_one_line(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(TrainerConfigError, match=r"train\.wandb_project needs the wandb package"):
+    with pytest.raises(TrainerConfigError, match=r"train\.wandb_project needs wandb: run pip install"):
         train(tiny_settings(scenes, tmp_path, steps=1, wandb_project="tests"))
