@@ -14,6 +14,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from dedup.mapped_arrays import create_array
+
 HASH_BYTES = 32
 BANDS = 16
 BAND_BITS = 16
@@ -58,7 +60,7 @@ class HammingIndex:
         if folder is None:
             buckets: np.ndarray = np.empty(shape, np.int32)
         else:
-            buckets = np.lib.format.open_memmap(folder / "buckets.npy", "w+", np.int32, shape)
+            buckets = create_array(folder / "buckets.npy", np.int32, shape)
         offsets = np.zeros((2 * BANDS, 2**BAND_BITS + 1), np.int32)
         for band in range(2 * BANDS):
             buckets[band] = np.argsort(keys[:, band], kind="stable")

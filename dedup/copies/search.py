@@ -18,6 +18,7 @@ import numpy as np
 from dedup.copies.cells import cut
 from dedup.copies.detector import scores
 from dedup.copies.products import DEVIATION, SHIFT, halved, products, shifted
+from dedup.mapped_arrays import create_array
 
 SEARCHED_ROWS = 300_000
 """Vectors that are compared with a query, about."""
@@ -91,7 +92,7 @@ class VectorIndex:
         if folder is None:
             ordered = np.empty(shape, np.uint8)
         else:
-            ordered = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.uint8, shape)
+            ordered = create_array(folder / "vectors.npy", np.uint8, shape)
         for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             ordered[start:end] = shifted(vectors[rows[start:end]])
         places = np.empty(len(vectors), np.int32)

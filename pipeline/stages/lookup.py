@@ -21,6 +21,7 @@ from dedup.copies.search import VectorIndex
 from dedup.copies.views import VIEWS
 from dedup.eval_sets.index import Thumbnails, read_vectors
 from dedup.hamming import SCANNED_ROWS, HammingIndex
+from dedup.mapped_arrays import create_array
 from dedup.overlap import hash_matrix
 from dedup.pdq import VIEWS as TURNS
 from pipeline.engine.local_files import local_folder
@@ -203,7 +204,7 @@ class _IndexVectors:
         images = [one.images for one in ordered]
         with scratch_folder("lookup") as scratch, scratch_folder("vectors") as joined:
             shape = (sum(images) * len(VIEWS), self.detector.card.dimensions)
-            vectors = np.memmap(joined / "vectors", np.int8, "w+", shape=shape)
+            vectors = create_array(joined / "vectors.npy", np.int8, shape)
             at = 0
             for one in ordered:
                 for batch in output.workspace.read_batches(one.file("vectors"), ["vectors"]):
