@@ -140,6 +140,8 @@ class BatchBuilder:
             self.dropped[Reason.NO_CAPTION] += 1
             return
         url = self._address(raw_url, None, None)
+        if url is Reason.BAD_URL and raw_url and _CONTENT_NAME.fullmatch(raw_url):
+            url = raw_url
         if isinstance(url, Reason):
             self.dropped[url] += 1
         elif len(caption) > self._limits.max_caption_chars:
@@ -239,7 +241,7 @@ class BatchBuilder:
         if not raw or raw.isspace():
             return Reason.NO_URL
         url: str | None
-        if _PLAIN_URL.fullmatch(raw) or (base is None and _CONTENT_NAME.fullmatch(raw)):
+        if _PLAIN_URL.fullmatch(raw):
             url = raw
         elif origin is None:
             url = normalize_url(raw, base)

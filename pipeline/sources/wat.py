@@ -25,7 +25,7 @@ from pipeline.web.warc_records import WarcRecord, read_records
 _IMAGE_LINK = b'"path":"IMG@/src"'  # in a JSON string the quotes would be escaped, so this is a key and its value
 _IMAGE = b'"IMG@/src"'  # the value alone, if the JSON has spaces
 _TO_VALUE = len(_IMAGE_LINK) - len(_IMAGE)
-_LINKS, _WARC_HEADER, _DATE = b'"Links":[', b'"WARC-Header-Metadata":{', b'"WARC-Date":"'
+_LINKS, _WARC_HEADER = b'"Links":[', b'"WARC-Header-Metadata"'
 _BASE, _RESPONSE = b'"Base":"', b'"Response-Message":{'
 _SOME_HEAD, _HEADS, _METAS = b'"Head', (b'"Head"', b'"Headers"'), b'"metas"'
 _LONG_ARRAYS, _ARRAY_END = (b'"Link":[{', b'"Scripts":[{'), b"}]"  # of a page's head
@@ -34,7 +34,9 @@ _LOWER_CASE, _HYPHENS = bytes(range(256)).lower(), b"-_"
 # In lower case, without hyphens and underscores.
 _REFUSING_NAMES = (b"tdmreservation", b"contentusage", b"contentsignal")
 _REFUSALS_AFTER_NO = (b"ai", b"image", b"ml", b"index", b"ne")  # noai, noimageai, noimageindex, ...
+_OK = "200"
 _STATUS = re.compile(rb'"Response-Message":\{[^{}]*?"Status":"(\d*)"')
+_DATE = re.compile(rb'"WARC-Date"\s*:\s*"([^"]{1,40})')
 _REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 
@@ -44,6 +46,7 @@ class _Page:
     without_text: int  # how many others there are
     base: str | None
     is_opted_out: bool = False
+    status: str = _OK
 
 
 def read_wat(stream: BinaryIO, limits: PairsConfig, policy: PagePolicy = USUAL_POLICY) -> Iterator[SourceBatch]:
@@ -68,13 +71,15 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, place: int, policy: P
     block = record.block
     first = place - _TO_VALUE if block.startswith(_IMAGE_LINK, place - _TO_VALUE) else block.find(_IMAGE_LINK)
     status = _STATUS.search(block, max(0, block.find(_RESPONSE)))
-    if status and status[1] != b"200":
+    if status and status[1] != _OK.encode():
         return
     page = None
     if record.is_whole:
-        page = _cut_out(block, first, policy) or _parse(block, policy)
+        page = (_cut_out(block, first, policy) if status else None) or _parse(block, policy)
     if page is None:
         builder.dropped[Reason.DAMAGED_RECORD] += 1
+        return
+    if page.status != _OK:
         return
     builder.dropped[Reason.NO_CAPTION] += page.without_text
     target = record.field("WARC-Target-URI") or ""
@@ -90,17 +95,15 @@ def _add_record(builder: BatchBuilder, record: WarcRecord, place: int, policy: P
 
 def _captured(block: bytes) -> str | None:
     """Return when the page was crawled; the header of the WAT record says when its metadata were extracted."""
-    header = block.find(_WARC_HEADER)  # of the page's record: Common Crawl puts it first
-    start = block.find(_DATE, header) if header >= 0 else block.rfind(_DATE)
-    return block[start + len(_DATE) : start + len(_DATE) + 20].decode("ascii", "replace") if start >= 0 else None
+    found = _DATE.search(block, max(0, block.find(_WARC_HEADER)))  # of the page's record: Common Crawl puts it first
+    return found[1].decode("ascii", "replace") if found else None
 
 
 def _may_refuse(head: bytes, tail: bytes, policy: PagePolicy) -> bool:
     """Say whether words of a page's headers and head could opt the images out: so few records have some. `head` comes
     before the links, `tail` follows them.
     """
-    before = head.translate(_LOWER_CASE, _HYPHENS)
-    joined = before + tail.translate(_LOWER_CASE, _HYPHENS)
+    joined = (head + tail).translate(_LOWER_CASE, _HYPHENS)
     if any(name in joined for name in _REFUSING_NAMES):
         return True
     if not any(rest.startswith(_REFUSALS_AFTER_NO) for rest in joined.split(b"no")[1:]):
@@ -108,8 +111,7 @@ def _may_refuse(head: bytes, tail: bytes, policy: PagePolicy) -> bool:
     if b"robots" in joined:
         return True
     start = joined.find(_METAS)
-    end = len(before) if start < len(before) else len(joined)
-    return start >= 0 and _names_of(policy.directives.agents).search(joined, start, end) is not None
+    return start >= 0 and _names_of(policy.directives.agents).search(joined, start) is not None
 
 
 def _without_arrays(text: bytes) -> bytes:
@@ -127,9 +129,11 @@ def _without_arrays(text: bytes) -> bytes:
 
 @cache
 def _names_of(agents: frozenset[str]) -> re.Pattern[bytes]:
-    """Return the pattern of an agent's name as the name of a meta element, in lower case, without hyphens."""
+    """Return the pattern of an agent's name in the name of a meta element, in lower case, without hyphens; escaped
+    white space may be around it.
+    """
     plain = sorted(agent.encode().translate(None, _HYPHENS) for agent in agents)
-    return re.compile(rb'"(?:name|property|httpequiv)"\s*:\s*"\s*(?:%b)\s*"' % b"|".join(map(re.escape, plain)))
+    return re.compile(rb'"(?:name|property|httpequiv)"\s*:\s*"[^"]*?(?:%b)' % b"|".join(map(re.escape, plain)))
 
 
 def _images(links: list[dict[str, Any]]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -212,11 +216,12 @@ def _parse(block: bytes, policy: PagePolicy) -> _Page | None:
         links = [link for link in metadata.get("Links", ()) if link.get("path") == "IMG@/src"]
         head = metadata.get("Head", {})
         base, metas, headers = head.get("Base"), head.get("Metas", ()), response.get("Headers", {})
+        status = str(response.get("Response-Message", {}).get("Status", _OK))
         named = [Meta(_named(meta), str(meta.get("content", ""))) for meta in metas]
         opted_out = is_opted_out(named, lambda name: _header_lines(headers, name), policy)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return _Page(links, 0, base if isinstance(base, str) else None, opted_out)
+    return _Page(links, 0, base if isinstance(base, str) else None, opted_out, status)
 
 
 def _named(meta: dict[str, Any]) -> str:

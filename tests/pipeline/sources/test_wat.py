@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -74,10 +75,17 @@ def test_references_that_older_files_keep_are_decoded():
     assert rows[0][:2] == ("http://a.example/dir/a.jpg?x=1&y=2&copy=3", 'Café "AT&T" 😀 &lt; ¬one;')
 
 
-def test_only_pages_answered_with_200_count():
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" ,", " :")])
+def test_only_pages_answered_with_200_count(separators):
     links = [image_link("a.jpg", alt="x")]
-    rows, dropped = read(wat(links, status="404"), wat(links, status="301"), wat(links, status="200"))
-    assert (len(rows), dropped) == (1, Counter())
+    records = [wat(links, status=status, separators=separators) for status in ("404", "301", 404, "", "200", 200)]
+    rows, dropped = read(*records)
+    assert (len(rows), dropped) == (2, Counter())
+    named = [raw.replace(b'"Version"', b'"Reason":"{}","Version"', 1) for raw in (records[0], records[4])]
+    moved = [
+        record("metadata", json.dumps(json.loads(raw.split(b"\r\n\r\n")[1]), sort_keys=True).encode()) for raw in named
+    ]
+    assert len(read(*moved)[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -283,6 +291,22 @@ def test_rows_say_when_their_page_was_crawled_and_where_their_record_is(shared_d
             assert at.strftime("%Y-%m-%dT%H:%M:%SZ").encode() in record.header + record.block
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_the_date_is_read_from_any_spelling_of_the_json(separators: tuple[str, str]) -> None:
+    body = json.loads(wat([image_link("a.jpg", alt="x")]).split(b"\r\n\r\n")[1])
+    body["Envelope"]["WARC-Header-Metadata"] = {"WARC-Type": "response", "WARC-Date": "2024-05-06T07:08:09Z"}
+    raw = record("metadata", json.dumps(body, separators=separators).encode())
+    ((at, _),) = origins_of(read_wat(io.BytesIO(raw), PairsConfig()))
+    assert at == datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("uri", ["", "http://", "mailto:a@b.example"])
+def test_a_page_names_no_image_by_its_content(uri: str) -> None:
+    """Such a name is that of an image in the tars of a source, which a page could otherwise give captions to."""
+    name = f"ni:///sha-256;{'A' * 43}"
+    assert read(wat([image_link(name, alt="x")], uri)) == ([], Counter({Reason.BAD_URL: 1}))
+
+
 @pytest.mark.parametrize("date", ["", "2014", "yesterday", "9999-99-99T00:00:00Z"])
 def test_a_date_that_is_none_is_unknown(date: str) -> None:
     response = record("response", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<img src=/a.jpg alt=x>")
@@ -299,9 +323,21 @@ def test_a_word_of_refusal_in_a_link_refuses_nothing_and_one_beside_the_links_do
     assert len(read(wat(links, headers={"X-Robots-Tag": "noai"}))[0]) == 0
 
 
-NAMES = st.sampled_from(["robots", "GPTBot", "gpt-bot", "Kangaroo Bot", "wit-pipeline", "TDM-Reservation", "author"])
+NAMES = st.sampled_from(
+    [
+        "robots",
+        "GPTBot",
+        "\n GPTBot\u00a0",
+        "Metas",
+        "gpt-bot",
+        "Kangaroo Bot",
+        "wit-pipeline",
+        "TDM-Reservation",
+        "author",
+    ]
+)
 STATED = st.sampled_from(
-    ["noai", "no-ai", "NOINDEX", "none", "nofollow", "1", "0", '}],"x', "noml", "max-snippet:1", "x"]
+    ["Metas", "noai", "no-ai", "NOINDEX", "none", "nofollow", "1", "0", '}],"x', "noml", "max-snippet:1", "x"]
 )
 METAS = st.lists(
     st.builds(
