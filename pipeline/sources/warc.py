@@ -24,11 +24,15 @@ _HTML_START = re.compile(
 _HTTP_OR_HTML = re.compile("http|html", re.IGNORECASE)  # in the type of a record
 _TYPE = re.compile(r"[^\s/]+/[^\s/]+")  # browsers treat others as unknown
 # Codings that the headers no longer mention, by the first bytes; zlib's second byte makes both a multiple of 31.
+# Browsers do not decode bzip2 and xz.
 _UNSAID_CODINGS = {
-    "gzip": (b"\x1f\x8b",),
-    "zstd": (b"\x28\xb5\x2f\xfd",),
-    "deflate": (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"),
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "deflate": re.compile(rb"\x78[\x01\x5e\x9c\xda]"),
+    "bzip2": re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\0"),
 }
+_SURE_CODINGS = _UNSAID_CODINGS.keys() - {"deflate"}  # a text may begin with "x^"
 _CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
 _TAG = re.compile(rb"<(?:html|body|img|figure)[\s>/]", re.IGNORECASE)  # text in spite of many control bytes
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -94,9 +98,10 @@ def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
     if not record.is_whole:
         return None
     page = decode_body(response, MAX_PAGE_BYTES)
-    unsaid = next((coding for coding, starts in _UNSAID_CODINGS.items() if page and page.startswith(starts)), None)
-    if unsaid and page:
+    if page is not None and (unsaid := _unsaid_coding(page)):
         page = decode_body(replace(response, codings=(unsaid,), body=page), MAX_PAGE_BYTES)
+        if page is not None and _unsaid_coding(page) in _SURE_CODINGS:
+            return None
     if (
         page is None
         or len(page) > MAX_PAGE_BYTES
@@ -104,6 +109,10 @@ def _page_bytes(record: WarcRecord, response: HttpResponse) -> bytes | None:
     ):
         return None
     return page
+
+
+def _unsaid_coding(page: bytes) -> str | None:
+    return next((coding for coding, start in _UNSAID_CODINGS.items() if start.match(page)), None)
 
 
 def _is_binary(page: bytes) -> bool:

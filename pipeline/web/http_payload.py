@@ -26,6 +26,7 @@ _EMPTY_LINE_OF_CRS = re.compile(rb"\r\r")
 _STATUS_LINE = re.compile(rb"[\r\n \t]*+[a-z]{3,8}(?:[ \t]*/[ \t]*[\d.]{1,8})?[ \t]++(\d{3})(?!\d)", re.I)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.I)
 _FOLD = re.compile(rb"(?:\r*\n|\r)[ \t]++")  # a line that continues in the next (RFC 9112 section 5.2)
+_CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
 
@@ -139,8 +140,15 @@ def _gunzip(body: bytes, limit: int) -> bytes | None:
 
 
 def _inflate_either(body: bytes, limit: int) -> bytes:
-    """Decode `deflate`, which means zlib data (RFC 9110 section 8.4.1.2) and is often sent without its header."""
-    return _inflate(body, 0, limit, zlib.MAX_WBITS)[0] or _inflate(body, 0, limit, -zlib.MAX_WBITS)[0] or body
+    """Decode `deflate`, which means zlib data (RFC 9110 section 8.4.1.2) and is often sent without its header.
+
+    A short text, decoded before it was archived, can be such data by chance; it has no control characters.
+    """
+    for wbits in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        data, end = _inflate(body, 0, limit, wbits)
+        if data and (_CONTROL.search(body, 0, 1_024) or (end == len(body) and not body.isascii())):
+            return data
+    return body
 
 
 def _inflate(body: bytes, start: int, limit: int, wbits: int) -> tuple[bytes, int | None]:

@@ -177,6 +177,33 @@ def test_a_page_in_a_coding_that_no_header_names_is_counted(headers, pack):
     assert dropped == Counter({Reason.DAMAGED_RECORD: 1})
 
 
+SHORT = b"<img src=a.jpg alt='a dog'>"
+
+
+@pytest.mark.parametrize("headers", [[], ["Content-Encoding: gzip"], ["Content-Encoding: identity"]])
+@pytest.mark.parametrize(
+    ("body", "is_read"),
+    [
+        (gzip.compress(SHORT), True),
+        (zlib.compress(SHORT), True),
+        (zlib.compress(SHORT, 0), True),
+        (pa.compress(SHORT, "zstd", asbytes=True), True),
+        (b"x^2 " + SHORT, True),
+        (b"BZh9 " + SHORT, True),
+        (b"\x1f\x8b" + SHORT, False),
+        (b"\x28\xb5\x2f\xfd" + SHORT, False),
+        (bz2.compress(SHORT), False),
+        (bz2.compress(b""), False),
+        (lzma.compress(SHORT), False),
+        (lzma.compress(b""), False),
+    ],
+)
+def test_a_short_page_in_a_coding_that_no_header_names_is_read_or_counted(headers, body, is_read):
+    rows, dropped = read(page(body, headers=headers))
+    assert [row[1] for row in rows] == ["a dog"] * is_read
+    assert dropped == Counter({Reason.DAMAGED_RECORD: int(not is_read)})
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16le", "utf-16be"])
 def test_a_page_in_utf_16_is_text_whatever_its_letters(encoding):
     markup = "\n<html><p>日本語の文字列の例です。<img src=/1.jpg alt='日本語の文字列の例です'></html>" + "一二三" * 200
@@ -345,7 +372,7 @@ def test_any_bytes_as_a_page_and_the_account_closes(body: bytes):
 def rows_stated(content: bytes) -> int:
     """Count the rows of a page without a judgement of its images: their texts, and images without any."""
     decoded = decode_page(content, None)
-    if decoded is None or content.startswith(b"\x1f\x8b"):  # gzip, of which nothing can be read
+    if decoded is None or content.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):  # of which nothing can be read
         return 1
     controls = sum(byte < 32 and byte not in b"\0\t\n\f\r\x1b" for byte in content[:1024])
     is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or content.lstrip(b"\0\t\n\f\r ").startswith(b"<\0")

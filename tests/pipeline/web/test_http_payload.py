@@ -169,6 +169,18 @@ def test_a_bomb_is_not_unpacked():
     assert len(decoded(brotli.compress(bytes(5_000_000)), "Content-Encoding: br")) == LIMIT + 1
 
 
+@pytest.mark.parametrize("text", [b"[\n <img src=a.jpg alt='A dog'>\n", b"x^2", b"\nhello", b"+x^\nx^hellohello<html>"])
+def test_a_short_text_that_was_decoded_before_is_kept(text: bytes):
+    assert decoded(text, "Content-Encoding: deflate") == text
+    for stream in (zlib.compress(text), raw_deflate(text), zlib.compress(PAGE)[:-7], raw_deflate(PAGE)[:-2]):
+        assert decoded(stream, "Content-Encoding: deflate").startswith((text, PAGE[:300]))
+
+
+@given(st.text(st.sampled_from("<>x^ab \n'=+[c"), max_size=60))
+def test_any_text_is_no_deflate_data(text: str):
+    assert decoded(text.encode(), "Content-Encoding: deflate") == text.encode()
+
+
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "br", "zstd", "chunked", "gzip, chunked"]))
 def test_any_body_decodes_to_something(body: bytes, coding: str):
     found = decoded(body, f"Content-Encoding: {coding}", f"Transfer-Encoding: {coding}")
