@@ -29,8 +29,7 @@ def cut(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     sample = np.ascontiguousarray(vectors[:: max(1, len(vectors) // (count * _SAMPLE_PER_CELL))])
     if count <= _MOST_FLAT_CELLS:
         centres = _centres(sample, count)
-        blocks = range(0, len(vectors), _BLOCK)
-        return centres, np.concatenate([_nearest_some(vectors[at : at + _BLOCK], centres, 2)[0] for at in blocks])
+        return centres, _nearest_some(vectors, centres, 2)[0]
     several = math.isqrt(count)
     groups = _centres(sample[:: max(1, len(sample) // (several * _SAMPLE_PER_GROUP))], several)
     inner = _centres_of_groups(sample, groups, len(sample) / count)
@@ -74,14 +73,14 @@ def _nearest_some(vectors: np.ndarray, centres: np.ndarray, most: int) -> tuple[
     """Return the numbers of each vector's `most` nearest centres, -1 for none, and their products, `(n, most)`."""
     numbers = np.full((len(vectors), most), -1, np.int32)
     values = np.full((len(vectors), most), _NONE, np.int32)
-    if not len(vectors):
-        return numbers, values
-    near = products(shifted(vectors), halved(centres))
-    every = np.arange(len(near))
-    for place in range(min(most, len(centres))):
-        numbers[:, place] = near.argmax(1)
-        values[:, place] = near[every, numbers[:, place]]
-        near[every, numbers[:, place]] = _NONE
+    halves = halved(centres)
+    for at in range(0, len(vectors), _BLOCK):
+        near = products(shifted(vectors[at : at + _BLOCK]), halves)
+        block, every = slice(at, at + len(near)), np.arange(len(near))
+        for place in range(min(most, len(centres))):
+            best = near.argmax(1)
+            numbers[block, place], values[block, place] = best, near[every, best]
+            near[every, best] = _NONE
     return numbers, values
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dedup.copies import search
+from dedup.copies import cells, search
 from dedup.copies.detector import scores
 from dedup.copies.products import DEVIATION, halved, products, shifted
 from dedup.copies.search import VectorIndex
@@ -171,3 +171,17 @@ def test_what_is_no_index_is_refused():
         VectorIndex.build(np.zeros((4, 64), np.int8), 2, [3])
     with pytest.raises(ValueError, match="scores of 2 sets, not 1"):
         VectorIndex.build(np.zeros((4, 64), np.int8), 2, [1, 1]).search(np.zeros((1, 64), np.int8), [0], 3)
+
+
+def test_equal_vectors_are_compared_block_by_block_too(monkeypatch):
+    rows = []
+
+    def noted(vectors: np.ndarray, halves: np.ndarray) -> np.ndarray:
+        rows.append(len(vectors))
+        return products(vectors, halves)
+
+    monkeypatch.setattr(cells, "_MOST_FLAT_CELLS", 4)
+    monkeypatch.setattr(cells, "products", noted)
+    centres, cell = cells.cut(np.full((3 * cells._BLOCK, 64), 9, np.int8), 20)
+    assert cell[:, 0].max() < len(centres)
+    assert max(rows) <= cells._BLOCK
