@@ -67,12 +67,20 @@ class Journal:
         except OSError:  # another worker has the same unit, or the file system has no locks
             file.close()
             return cls.unnamed(scratch_dir)
-        return cls(file, key)
+        return cls._of(file, key)
 
     @classmethod
     def unnamed(cls, scratch_dir: Path) -> "Journal":
         """Open a journal that is deleted with the process."""
-        return cls(TemporaryFile(dir=scratch_dir, buffering=0), "")
+        return cls._of(TemporaryFile(dir=scratch_dir, buffering=0), "")
+
+    @classmethod
+    def _of(cls, file: BinaryIO, key: str) -> "Journal":
+        try:
+            return cls(file, key)
+        except BaseException:  # the disk may be full
+            file.close()
+            raise
 
     @property
     def size_bytes(self) -> int:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ def fetch(job_file: Path) -> None:
 
     job = json.loads(job_file.read_text())
     folder = Path(job["folder"])
-    with tempfile.TemporaryDirectory() as scratch, Fetcher(config(**job["settings"])) as fetcher:
-        journal = Journal.open(folder / "journal", "settings", Path(scratch))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Fetcher(config(**job["settings"])) as fetcher,
+        closing(Journal.open(folder / "journal", "settings", Path(scratch))) as journal,
+    ):
         with (folder / "making.tar").open("wb") as tar:
             table = fetcher.fetch_part(plan_of(job["urls"]), tar_stream=tar, scratch_dir=Path(scratch), journal=journal)
         pq.write_table(table, folder / "out.parquet")

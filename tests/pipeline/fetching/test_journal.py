@@ -163,3 +163,17 @@ def test_a_write_that_fails_leaves_the_journal_sound(tmp_path: Path, monkeypatch
     one.add_outcome("http://a.example/3", GOOD, b"3")
     one.close()
     assert sorted(journal(tmp_path).outcomes) == ["http://a.example/1", "http://a.example/3"]
+
+
+def test_a_journal_that_cannot_be_opened_is_free_for_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.fetching.journal.os.pwrite", full)
+        with pytest.raises(OSError, match="No space") as raised:
+            journal(tmp_path)
+    assert journal(tmp_path).key == "key"
+    assert raised.value  # whose traceback would keep the file
