@@ -32,6 +32,7 @@ MAX_BUCKETS = 1_024
 _OFFSET = np.dtype("<i8")
 _CHECKED = b"WITC"
 _CRC_BYTES = 4
+_READ_BYTES = 1 << 20
 
 
 def spill(
@@ -175,16 +176,21 @@ def _streamed(workspace: Workspace, name: str, start: int, end: int, schema: pa.
         is_checked = head.startswith(_CHECKED)
         if not is_checked:
             file.seek(start)
+        crc = int.from_bytes(head[len(_CHECKED) :], "little") if is_checked else None
         raw = _Summed(file, end - start - len(head) * is_checked)
         with pa.PythonFile(raw, mode="r") as source:
             while raw.left:
                 try:
                     batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
-                except (pa.ArrowInvalid, EOFError) as error:
+                except (pa.ArrowException, OSError, EOFError) as error:
+                    if isinstance(error, OSError) and error.errno is not None:  # of the system
+                        raise
+                    raw.check(name, crc)  # damage can look like anything, a lack of memory too
+                    if isinstance(error, MemoryError):
+                        raise
                     raise DamagedFileError.of(name, one_line(error)) from error
                 yield pa.Table.from_batches([batch], schema)
-        if is_checked and raw.crc != int.from_bytes(head[len(_CHECKED) :], "little"):
-            raise DamagedFileError.of(name, "its checksum does not match")
+        raw.check(name, crc)
 
 
 class _Summed:
@@ -202,6 +208,13 @@ class _Summed:
         self.left -= len(data)
         self.crc = zlib.crc32(data, self.crc)
         return data
+
+    def check(self, name: str, crc: int | None) -> None:
+        """Read the rest. Raises: DamagedFileError: the CRC-32 is another one."""
+        while self.read(_READ_BYTES):
+            pass
+        if crc is not None and (self.left or self.crc != crc):
+            raise DamagedFileError.of(name, "its checksum does not match")
 
     def readable(self) -> bool:
         return True

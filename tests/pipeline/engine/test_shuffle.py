@@ -125,6 +125,26 @@ def test_a_large_range_is_read_batch_by_batch_and_its_damage_is_found(tmp_path, 
             list(gather_some(workspace, ["all.rows"], 0, SCHEMA))
 
 
+@settings(max_examples=300)
+@given(at=st.integers(16, 1 << 30), bit=st.integers(0, 7))
+def test_any_flipped_bit_of_a_large_range_is_damage(tmp_path_factory, at, bit):
+    """Not a lack of memory, which a length in the file may ask for, and no error of the system."""
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    workspace = Workspace(str(folder))
+    if not (folder / "all.rows").exists():
+        rows = pa.table([range(300), [["word", str(n)] for n in range(300)]], schema=SCHEMA)
+        batches = [(rows.slice(start, 100), np.zeros(100, np.int32)) for start in range(0, 300, 100)]
+        spill(UnitOutput(workspace), "all.rows", SCHEMA, 1, batches)
+    content = bytearray((folder / "all.rows").read_bytes())
+    content[16 + at % (len(content) - 16)] ^= 1 << bit
+    with workspace.create("changed.rows") as out:
+        out.write(content)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sorted_rows, "CHUNK_BYTES", 10)
+        with pytest.raises(DamagedFileError, match=r"changed\.rows"):
+            list(gather_some(workspace, ["changed.rows"], 0, SCHEMA))
+
+
 def test_repeated_rows_are_made_fewer_while_they_are_read():
     held = []
 
