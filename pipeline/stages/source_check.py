@@ -25,7 +25,7 @@ from pipeline.sources.language import identify_languages
 from pipeline.sources.opt_out import PagePolicy
 from pipeline.sources.presets import Layout
 from pipeline.sources.range_stream import SourceUnavailable
-from pipeline.sources.table_lines import MAX_LINE_BYTES
+from pipeline.sources.table_lines import COMPRESSIONS, MAX_LINE_BYTES, Lines
 from pipeline.stages.caption_families import over_family_cap
 from pipeline.stages.pairs import PairSelection
 from pipeline.stages.plan_candidates import url_hashes
@@ -166,7 +166,7 @@ def _add(found: SourceSample, batch: SourceBatch, selection: PairSelection | Non
     captions = candidates.column("caption")
     found.fields.update(candidates.column("text_field").to_pylist())
     found.languages.update(identify_languages(captions).to_pylist())
-    found.hosts.update(url.split("/")[2] for url in candidates.column("url").to_pylist())
+    found.hosts.update(host for url in candidates.column("url").to_pylist() if (host := url.split("/")[2]))
     if not found.extra and candidates.column("extra").null_count < candidates.num_rows:
         found.extra = list(orjson.loads(candidates.column("extra").drop_null()[0].as_py()))
     shown = candidates
@@ -198,20 +198,27 @@ def _header(file: SourceFile) -> list[str]:
     if suffixes[-1:] == [".parquet"]:
         with fsspec.open(file.path, "rb") as opened:
             return list(pq.read_schema(opened).names)
-    with fsspec.open(file.path, "rb", compression="infer") as opened:
-        line = opened.readline(MAX_LINE_BYTES).decode("utf-8-sig")
+    packed = suffixes[-1][1:] if suffixes and suffixes[-1][1:] in COMPRESSIONS else None
+    with fsspec.open(file.path, "rb") as opened:
+        lines = Lines(opened, packed, any_end=".csv" in suffixes)
+        line = next((line for line in lines if line.strip()), b"").decode()
     if ".jsonl" in suffixes:
-        return list(orjson.loads(line))
+        return _keys(line)
     if not {".csv", ".tsv"} & set(suffixes):
         return []
     names = next(csv.reader([line], delimiter="\t" if ".tsv" in suffixes else ","))
     return names if Layout(file.source).header else [str(number + 1) for number in range(len(names))]
 
 
+def _keys(encoded: str | bytes) -> list[str]:
+    value = orjson.loads(encoded)
+    return list(value) if isinstance(value, dict) else []
+
+
 def _keys_in_tar(path: str) -> list[str]:
     with fsspec.open(path, "rb") as opened, tarfile.open(fileobj=opened, mode="r|") as tar:
         for member in itertools.islice(tar, _MEMBERS_LOOKED_AT):
             if member.name.endswith(".json") and (content := tar.extractfile(member)) is not None:
-                return list(orjson.loads(content.read(MAX_LINE_BYTES)))
+                return _keys(content.read(MAX_LINE_BYTES))
     with fsspec.open(f"{path.removesuffix('.tar')}.parquet", "rb") as opened:
         return list(pq.read_schema(opened).names)

@@ -72,6 +72,38 @@ def test_the_names_that_a_table_or_tar_has_are_shown(
     assert "match a query  1 (100.0%)" in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.jsonl", b"5\n", None),
+        ("a.jsonl", b'[{"a": 1}]\n', None),
+        ("a.jsonl", b'"abc"\n', None),
+        ("a.csv", "url,caption\nhttp://a.example/1.jpg,a dog\n".encode("utf-16"), "url, caption"),
+        ("a.csv", b"\r\nurl,caption\rhttp://a.example/1.jpg,a dog\r", "url, caption"),
+        ("a.csv.gz", gzip.compress(b"url,caption\n" + bytes(200_000))[:-60], "url, caption"),
+        ("a.tar", b"[1, 2]", None),
+        ("a.tar", b"5", None),
+    ],
+)
+def test_a_first_row_that_names_no_columns_is_only_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, columns: str | None
+) -> None:
+    config = make_project(tmp_path)
+    if name == "a.tar":
+        write_tar(tmp_path / name, {"1.json": content, "1.jpg": b"x", "1.txt": b"a dog"})
+    else:
+        (tmp_path / name).write_bytes(content)
+    kind = "webdataset" if name == "a.tar" else "url-table"
+    old = 'kind = "warc"\npaths = ["web-*.warc.gz"]'
+    names = "" if kind == "webdataset" else '\nurl = "url"\ncaption = "caption"'
+    config.write_text(config.read_text().replace(old, f'kind = "{kind}"\npaths = ["{name}"]{names}'))
+    main(["sources", "check", "-c", str(config)])
+    shown = capsys.readouterr().out
+    assert "rows read" in shown
+    assert ("columns  " in shown) == (columns is not None)
+    assert columns is None or f"columns        {columns}" in shown
+
+
 FILTERS = """
 [filters]
 min_words = 3
