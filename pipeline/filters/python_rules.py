@@ -76,22 +76,29 @@ def rule_reasons(rule: Rule, call: str, arguments: Sequence[Any]) -> np.ndarray:
     rows = arguments[0].num_rows
     try:
         answer = rule(*arguments)
-    except Exception as error:  # whatever the user's function raises
-        raise UserError(f"filters.python: {call} failed: {type(error).__name__}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
+        raise UserError(f"filters.python: {call} failed: {type(error).__name__}: {one_line(str(error))}") from error
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         kind = type(answer).__name__
         raise UserError(f"filters.python: {call} must return two things, a mask and reasons; it returned one {kind}")
     mask, reasons = answer
-    keeps = np.asarray(mask.to_pylist() if isinstance(mask, pa.Array | pa.ChunkedArray) else mask)
+    try:
+        keeps = np.asarray(mask.to_pylist() if isinstance(mask, pa.Array | pa.ChunkedArray) else mask)
+    except ValueError:
+        raise UserError(
+            f"filters.python: {call} must return {rows} bools; it returned lists of several lengths"
+        ) from None
     names = reasons.to_pylist() if isinstance(reasons, pa.Array | pa.ChunkedArray) else reasons
+    if isinstance(names, np.ndarray):
+        names = names.tolist()
     if keeps.shape != (rows,) or keeps.dtype != bool:
         raise UserError(
             f"filters.python: {call} must return {rows} bools, one for each pair; it returned {_kind(keeps)}"
         )
     if isinstance(names, str):
         names = [names] * rows
-    if not isinstance(names, Sequence | np.ndarray) or len(names) != rows:
-        shown = len(names) if isinstance(names, Sequence | np.ndarray) else repr(names)
+    if not isinstance(names, Sequence) or len(names) != rows:
+        shown = len(names) if isinstance(names, Sequence) else repr(names)
         raise UserError(f"filters.python: {call} must return one reason, or {rows}; it returned {shown}")
     found = ["" if stays else f"python:{name}" for stays, name in zip(keeps.tolist(), names, strict=True)]
     for name in set(found) - {""}:

@@ -136,6 +136,7 @@ def test_a_function_that_is_not_there_is_one_line(folder: Path, call: str, line:
     ("answer", "line"),
     [
         (([True], "short"), "must return 2 bools"),
+        (([[True], [True, False]], "ragged"), "must return 2 bools"),
         (([1, 0], "numbers"), "must return 2 bools"),
         (([True, False], "Not A Name"), "'Not A Name' must be of a-z"),
         (([True, False], ["one"]), "one reason, or 2"),
