@@ -36,6 +36,7 @@ from dedup.eval_sets.index import (
     thumbnail,
 )
 from dedup.eval_sets.layout import Source
+from dedup.eval_sets.read import as_text
 from dedup.measure import PLANTED, Recall, measure_recall, spread_pictures
 from dedup.overlap import OVERLAP, EvalIndex, find_overlap, pick_evidence
 from dedup.pdq import fingerprint
@@ -90,7 +91,7 @@ def compare_sets(
     for source in (first, second):
         if out.resolve().is_relative_to(source.path.resolve()):
             raise DedupError(f"{out}: the report would be written into {source.path}, a set: choose another folder")
-    name = first.path.resolve().name
+    name = as_text(first.path.resolve().name)
     summary = index_eval_set(
         name,
         first.kind,
@@ -136,7 +137,7 @@ def compare_sets(
         control=control,
     )
     write_report(data, out)
-    write_published([published], out, source=second.path.resolve().name, control=rendered)
+    write_published([published], out, source=as_text(second.path.resolve().name), control=rendered)
     if settings.reviews.verdicts:
         (out / "reviews.json").write_text(settings.reviews.to_json(), encoding="utf-8")
     else:
@@ -147,8 +148,8 @@ def compare_sets(
 
 def _facts(first: Source, second: Source, compared: Compared, settings: Settings) -> tuple[tuple[str, str], ...]:
     return (
-        ("Evaluation set", str(first.path)),
-        ("Compared with", f"{second.path}, {compared.images:,} images"),
+        ("Evaluation set", as_text(str(first.path))),
+        ("Compared with", f"{as_text(str(second.path))}, {compared.images:,} images"),
         ("Detector of edited copies", settings.detector_name),
     )
 

@@ -109,17 +109,17 @@ def _named(examples: Iterator[Example]) -> Iterator[Example]:
     """Make names and labels storable text, and names unique, because results refer to them."""
     seen = set[str]()
     for example in examples:
-        name = unique = _as_text(example.eval_id)
+        name = unique = as_text(example.eval_id)
         number = 1
         while unique in seen:
             number += 1
             unique = f"{name}#{number}"
         seen.add(unique)
-        captions = tuple(map(_as_text, example.captions))
-        yield replace(example, eval_id=unique, label=example.label and _as_text(example.label), captions=captions)
+        captions = tuple(map(as_text, example.captions))
+        yield replace(example, eval_id=unique, label=example.label and as_text(example.label), captions=captions)
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """Escape what is not Unicode text: `\\xff` for a byte of a file name, `\\ud800` for an unpaired surrogate."""
     if name.isascii():
         return name

@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import io
 import logging
 import os
 import signal
@@ -78,6 +79,8 @@ def run_command() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. Errors that a user can fix are one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a name or caption may have any character
     logging.getLogger().addFilter(_is_not_about_apitools)
     _show_warnings()
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -73,6 +73,8 @@ def _overlap(args: argparse.Namespace) -> int:
     try:
         settings = _settings(args)
         first, second = (Source.of(path, args.image_column) for path in (args.a, args.b))
+        if args.image_column and "parquet" not in (first.kind, second.kind):
+            raise UserError(f"--image-column {args.image_column}: neither {args.a} nor {args.b} is Parquet")
         with _progress() as on_progress:
             compared = compare_sets(first, second, args.out, settings, on_progress)
     except (FileNotFoundError, DedupError) as error:

@@ -162,6 +162,7 @@ def test_wrong_arguments_are_one_line_before_anything_is_read(sets, capsys):
         f"--reviews {sets}/absent.json": "absent.json: no such file",
         f"--reviews {sets}/review.json": "it names no judge",
         f"--out {sets}/b/report": "choose another folder",
+        "--image-column picture": "is Parquet",
     }
     for more, said in wrong.items():
         args = ["overlap", str(sets / "a"), str(sets / "b"), "--out", str(sets / "out"), *more.split(" ", 1)]
@@ -178,6 +179,15 @@ def test_running_again_gives_the_same_files(sets):
 
     first = contents(run(sets, "b", "--detector", str(sets / "model.onnx")))
     assert contents(run(sets, "b", "--detector", str(sets / "model.onnx"))) == first
+
+
+def test_names_that_are_not_utf_8(sets, capsys):
+    named = sets / "n\udcff"
+    (sets / "a").rename(named)
+    assert main(["overlap", str(named), str(named), "--out", str(sets / "out"), "--detector", "pdq"]) == 0
+    assert "6 of 6 images" in capsys.readouterr().out
+    assert r"n\xff" in (sets / "out/index.html").read_text()
+    assert (sets / r"out/n\xff.overlap_ids.txt").exists()
 
 
 @pytest.mark.parametrize("b", ["nothing", "empty", "texts"])
