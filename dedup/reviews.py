@@ -101,11 +101,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if path.stat().st_size > _MAX_BYTES:
             raise DedupError(f"{path}: larger than {_MAX_BYTES >> 20} MiB: not a review")
         content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # an unpaired surrogate is no text
     except FileNotFoundError:
         raise DedupError(f"{path}: no such file") from None
     except OSError as error:
         raise DedupError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DedupError(f"{path}: not a review ({error})") from error
     reviews = content if isinstance(content, list) else [content]
     for review in reviews:

@@ -76,7 +76,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DedupError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise DedupError(f"{path}: not a JSON object")

@@ -158,13 +158,15 @@ def _card(session: Any) -> Card:
     try:
         side, sure, propose = (json.loads(metadata[f"wit.{key}"]) for key in ("side", "sure", "propose"))
         loose = json.loads(metadata.get("wit.loose", metadata["wit.propose"]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DetectorError(f"its metadata lacks wit.side, wit.sure or wit.propose ({error})") from None
+    if not all(type(number) in (int, float) for number in (side, sure, propose, loose)) or type(side) is not int:
+        raise DetectorError("its metadata wit.side, wit.sure, wit.propose and wit.loose must be numbers")
     if not -1 <= loose <= propose <= sure:
         raise DetectorError(f"wit.loose ({loose}), wit.propose ({propose}) and wit.sure ({sure}) must rise")
-    height, width, channels = given.shape[1:]
-    if (channels, len(output.shape)) != (3, 2) or any(
-        isinstance(given, int) and given != side for given in (height, width)
+    sides = given.shape[1:3]
+    if (len(given.shape), *given.shape[3:], len(output.shape)) != (4, 3, 2) or any(
+        isinstance(length, int) and length != side for length in sides
     ):
         raise DetectorError(
             f"the shapes of its input {given.shape} and output {output.shape} do not fit images of {side} pixels"

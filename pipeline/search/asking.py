@@ -23,7 +23,7 @@ from pipeline.search.interface import Found, SearchApi, ThrottledError
 _TIMEOUT_S = (20.0, 60.0)
 _TRIES = 4  # of a page, in one run
 _LONGEST_WAIT_S = 120.0  # the longest Retry-After before the search is left to another run
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 class SearchEndsError(Exception):

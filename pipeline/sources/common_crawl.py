@@ -75,7 +75,7 @@ def _crawls(source: SourceConfig, cache_: ListCache) -> list[str]:
             names = [entry["id"] for entry in json.loads(_fetch(url))]
             if not names or not all(_CRAWL.fullmatch(name) for name in names):
                 raise ValueError("it lists no crawls")
-        except (ValueError, TypeError, KeyError, SourceUnavailable) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, SourceUnavailable) as error:
             raise ConfigError(f"sources.crawls: {redact(url)}: {one_line(error)}") from None
         return "\n".join(names[:count]).encode()
 

@@ -368,6 +368,6 @@ def _model_name(metadata: Mapping[bytes, bytes] | None) -> str | None:
     """Return the model's name in the metadata that `wit evaluate` writes; None for results of other programs."""
     try:
         name = json.loads((metadata or {})[b"wit"])["model"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None

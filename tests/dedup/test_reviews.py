@@ -56,6 +56,8 @@ def test_merged_reviews_read_back(tmp_path_factory, verdicts):
         b"",
         b"\xff",
         b"7",
+        b"[" * 100_000,
+        b'{"judge": "\\ud800", "verdicts": []}',
         b'{"verdicts": []}',
         b'{"judge": "ada", "verdicts": [{"eval": "a", "eval_id": "b", "uid": "c", "verdict": "yes"}]}',
         b'{"judge": "ada", "verdicts": [{"eval": "a", "eval_id": "b", "verdict": "same"}]}',

@@ -63,6 +63,9 @@ def test_what_is_no_detector_is_refused(tmp_path):
             metadata={"wit.side": 16, "wit.sure": 0.9, "wit.propose": 0.4, "wit.loose": 0.5},
         ): "must rise",
     }
+    for number, value in enumerate(("x", None, True, [0.7])):
+        facts = {"wit.side": 16, "wit.sure": value, "wit.propose": 0.4}
+        refused[save_model(tmp_path / f"{number}.onnx", metadata=facts)] = "must be numbers"
     for path, said in refused.items():
         with pytest.raises(DetectorError, match=said) as error:
             Detector.load(path)
