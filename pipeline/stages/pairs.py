@@ -33,7 +33,7 @@ from queries.match import QueryMatcher
 
 logger = logging.getLogger(__name__)
 
-VERSION = 6
+VERSION = 7
 """Raise it when the same input would give other pairs."""
 
 
