@@ -11,7 +11,6 @@ import io
 import ssl
 import threading
 import time
-import weakref
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -118,11 +117,13 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 def running_server(serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Serve connections on 127.0.0.1 until the block ends; yield the port."""
     loop = asyncio.new_event_loop()
-    opened = weakref.WeakSet[asyncio.StreamWriter]()
+    opened = set[asyncio.StreamWriter]()
 
     async def serve_and_note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened.add(writer)
         await serve(reader, writer)
+        if writer.is_closing():
+            opened.discard(writer)
 
     server = loop.run_until_complete(asyncio.start_server(serve_and_note, "127.0.0.1", 0, ssl=tls))
     thread = threading.Thread(target=loop.run_forever)
@@ -136,16 +137,23 @@ def running_server(serve: Serve, tls: ssl.SSLContext | None = None) -> Iterator[
         loop.close()
 
 
+_ROUNDS = 5
+"""Of a loop, in which an accepted connection gets its transport, its protocol and the task that serves it."""
+
+
 async def _stop(server: asyncio.Server, opened: Iterable[asyncio.StreamWriter]) -> None:
     """End all tasks and connections; those of clients that do not read, too."""
     server.close()
+    for _ in range(_ROUNDS):  # what was just accepted: a task that is cancelled before it runs leaves its socket open
+        await asyncio.sleep(0)
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for writer in list(opened):
         writer.transport.abort()
-    await asyncio.sleep(0)  # transports close in the next round of the loop
+    for _ in range(_ROUNDS):
+        await asyncio.sleep(0)  # transports close in the next round of the loop
 
 
 async def _not_found(request: Request) -> None:
