@@ -1,9 +1,9 @@
 """The lock of a workspace on a store: an object that is created only if there is none, and touched during a build.
 
 S3 creates it with `If-None-Match`, Google Cloud Storage with a generation match. A build that was killed leaves the
-object behind: it is taken over at once if that process ran on this machine, else when it has not been touched for
-STALE_S. Where the store cannot create conditionally (hdfs://), two builds that start in the same moment both get it;
-the first touch tells one of them.
+object behind. It is taken over at once if that process ran beside this one, on this machine and in this container; else
+when its last touch is STALE_S ago, and nobody touches it while it is watched. Where the store cannot create
+conditionally (hdfs://), two builds that start in the same moment both get it; the first touch tells one of them.
 """
 
 import json
@@ -12,10 +12,12 @@ import os
 import signal
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 from pipeline.engine.run_record import runs_here
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 TOUCH_S = 30.0
 STALE_S = 300.0
+WATCH_S = 70.0
+"""How long a lock that seems old is watched: clocks of machines differ, so its age alone decides nothing."""
+_LOOK_S = 2.0
 
 
 @contextmanager
@@ -65,7 +70,7 @@ def take(workspace: Workspace, name: str) -> str:
     holder = _read(workspace, name)
     if holder.get("token") == token:  # it was created, but the response was lost, and so the request repeated
         return token
-    if _is_alive(holder):
+    if holder := _running(workspace, name, holder):
         raise BusyError(
             f"{workspace.root}: another build is running in this workspace (process {holder['pid']} on "
             f"{holder['host']}, last seen at {holder['touched']}); wait until it ends. If it was killed, "
@@ -91,7 +96,8 @@ def _create(workspace: Workspace, name: str, token: str) -> bool:
 
 def _content(token: str) -> bytes:
     touched = _now().isoformat("T", "seconds")
-    return json.dumps({"token": token, "host": socket.gethostname(), "pid": os.getpid(), "touched": touched}).encode()
+    about = {"token": token, "host": socket.gethostname(), "place": _place(), "pid": os.getpid(), "touched": touched}
+    return json.dumps(about).encode()
 
 
 def _now() -> datetime:
@@ -108,12 +114,27 @@ def _read(workspace: Workspace, name: str) -> dict[str, Any]:
         return {}
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    if not holder:
-        return False
-    if holder["host"] == socket.gethostname():
-        return runs_here(int(holder["pid"]))
-    return (_now() - datetime.fromisoformat(holder["touched"])).total_seconds() < STALE_S
+def _running(workspace: Workspace, name: str, holder: dict[str, Any]) -> dict[str, Any]:
+    """Return the lock if its build is running, as far as can be told; nothing if it has ended."""
+    if not holder or (holder.get("place") == _place() and not runs_here(int(holder["pid"]))):
+        return {}
+    age_s = (_now() - datetime.fromisoformat(holder["touched"])).total_seconds()
+    if abs(age_s) < STALE_S:  # it is negative where the other machine's clock is ahead
+        return holder
+    logger.info("watching the lock of %s for %.0f s: its build may still run", holder["host"], WATCH_S)
+    end_s = time.monotonic() + WATCH_S
+    while (now := _read(workspace, name)) == holder and time.monotonic() < end_s:
+        time.sleep(_LOOK_S)
+    return {} if now == holder else now
+
+
+def _place() -> str:
+    """Return what tells machines and their containers apart, where names can be equal: pids count within one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # another system than Linux
+        return socket.gethostname()
 
 
 def _touch(workspace: Workspace, name: str, token: str, done: threading.Event, lost: threading.Event) -> None:

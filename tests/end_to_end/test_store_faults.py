@@ -153,7 +153,10 @@ def test_of_builds_that_start_at_once_one_gets_the_lock(store: Store) -> None:
 
 
 @pytest.mark.parametrize("is_old", [True, False])
-def test_the_lock_of_a_lost_machine_is_taken_over_when_it_is_old(store: Store, is_old: bool) -> None:
+def test_the_lock_of_a_lost_machine_is_taken_over_when_it_is_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch, is_old: bool
+) -> None:
+    monkeypatch.setattr(store_lock, "WATCH_S", 0.0)
     workspace = Workspace(store.root(f"takeover-{is_old}"))
     touched = datetime.now(UTC) - timedelta(seconds=(2 if is_old else 0.5) * store_lock.STALE_S)
     told = {"token": "x", "host": "elsewhere", "pid": 1, "touched": touched.isoformat()}

@@ -80,11 +80,16 @@ def store(request: pytest.FixtureRequest) -> Workspace:
     [
         ({}, True),
         ({"touched": (datetime.now(UTC) - timedelta(hours=1)).isoformat()}, False),
-        ({"host": store_lock.socket.gethostname(), "pid": os.getpid()}, True),
-        ({"host": store_lock.socket.gethostname(), "pid": None}, False),
+        ({"place": store_lock._place(), "pid": os.getpid()}, True),
+        ({"place": store_lock._place(), "pid": None}, False),
+        ({"host": store_lock.socket.gethostname(), "place": "another container", "pid": None}, True),
+        ({"touched": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}, False),
     ],
 )
-def test_a_lock_that_a_killed_build_left_is_taken_over(store: Workspace, changes: dict, is_held: bool) -> None:
+def test_a_lock_that_a_killed_build_left_is_taken_over(
+    store: Workspace, monkeypatch: pytest.MonkeyPatch, changes: dict, is_held: bool
+) -> None:
+    monkeypatch.setattr(store_lock, "WATCH_S", 0.0)
     if "pid" in changes and changes["pid"] is None:
         changes = changes | {"pid": ended_process()}  # now: after some minutes another process may have its number
     lock_of(store, **changes)
@@ -95,6 +100,22 @@ def test_a_lock_that_a_killed_build_left_is_taken_over(store: Workspace, changes
         with build_lock(store):
             assert json.loads(store.read_bytes(".wit/lock"))["pid"] == os.getpid()
         assert not store.exists(".wit/lock")
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_running_build_keeps_its_lock_though_its_clock_is_wrong(
+    store: Workspace, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    touched = datetime.now(UTC) + timedelta(hours=hours)
+    lock_of(store, touched=touched.isoformat())
+
+    def touch(_: float) -> None:
+        lock_of(store, touched=(touched + timedelta(seconds=30)).isoformat())
+
+    monkeypatch.setattr(store_lock.time, "sleep", touch)
+    with pytest.raises(UserError, match="another build is running"), build_lock(store):
+        pass
+    assert json.loads(store.read_bytes(".wit/lock"))["token"] == "x"
 
 
 def test_an_empty_lock_of_an_earlier_version_is_free(store: Workspace) -> None:
