@@ -113,8 +113,9 @@ def measure(engine: str, cores: int, images: int, photos: list[bytes]) -> dict[s
                     sys.exit(f"{engine}: the build failed")
                 seconds, cpu_s = time.perf_counter() - start_s, meter.total_s - cpu_s
                 meter.end()
-        rows = pq.read_table(folder / "work" / "fetched", columns=["status"])
-        fetched = rows["status"].to_pylist().count("success")
+        parts = (folder / "work" / "fetched").glob("*.parquet")  # the images are beside them
+        statuses = [pq.read_table(part, columns=["status"])["status"].to_pylist() for part in parts]
+        fetched = sum(status.count("success") for status in statuses)
     return {"images": fetched, "seconds": seconds, "cpu_s": cpu_s}
 
 
