@@ -261,13 +261,12 @@ class _GzipFile:
         while not self._at_end():
             start = self._buffer_start + self._position
             inflater = isal_zlib.decompressobj(wbits=_GZIP)
+            first, error = self._start_of_member(inflater)
+            if inflater.eof and (record := _only_record(first, start)):
+                yield record
+                continue
             try:
-                first = self._inflate(inflater)
-                record = _only_record(first, start) if inflater.eof else None
-                if record is not None:
-                    yield record
-                    continue
-                is_sound = yield from _Segment(first, self._rest(inflater), start, is_gzip=True).records()
+                is_sound = yield from _Segment(first, self._rest(inflater, error), start, is_gzip=True).records()
             except (_InflateError, EOFError):
                 self._go_back(start + 1)
                 if not self.find_member():
@@ -276,6 +275,18 @@ class _GzipFile:
                 is_sound = False
             if not is_sound:
                 yield Reason.DAMAGED_RECORD
+
+    def _start_of_member(self, inflater: Any) -> tuple[bytes, Exception | None]:
+        """Return the data of a member, or of its start if it is long or damaged; with the error that ended it."""
+        parts: list[bytes] = []
+        missing = _READ_BYTES
+        try:
+            while missing > 0 and not inflater.eof:
+                parts.append(self._inflate(inflater))
+                missing -= len(parts[-1])
+        except (_InflateError, EOFError) as error:
+            return b"".join(parts), error
+        return b"".join(parts), None
 
     def _inflate(self, inflater: Any) -> bytes:
         """Return the data of the next input of a member, which may be empty.
@@ -290,7 +301,9 @@ class _GzipFile:
         self._position += len(given) - len(inflater.unused_data if inflater.eof else inflater.unconsumed_tail)
         return data
 
-    def _rest(self, inflater: Any) -> Iterator[bytes]:
+    def _rest(self, inflater: Any, error: Exception | None) -> Iterator[bytes]:
+        if error:
+            raise error
         while not inflater.eof:
             if data := self._inflate(inflater):
                 yield data
@@ -317,6 +330,8 @@ class _GzipFile:
 
     def _at_end(self) -> bool:
         """Skip zero bytes, which some writers use as padding; return whether nothing is left."""
+        if self._buffer.startswith(_GZIP_MAGIC, self._position):
+            return False
         while True:
             self._position = cast(re.Match[bytes], _PADDING.match(self._buffer, self._position)).end()
             if self._position < len(self._buffer):
