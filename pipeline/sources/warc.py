@@ -11,7 +11,7 @@ from pipeline.sources.batch import BatchBuilder, SourceBatch
 from pipeline.sources.charset import decode_page
 from pipeline.sources.html import MAX_PAGE_BYTES, extract_images
 from pipeline.sources.opt_out import USUAL_POLICY, PagePolicy, is_opted_out
-from pipeline.web.http_payload import HttpResponse, decode_body, parse_response
+from pipeline.web.http_payload import CONTROL_BYTES, HttpResponse, decode_body, parse_response
 from pipeline.web.warc_records import WarcRecord, read_records
 
 _PAGE_TYPES = frozenset(("text/html", "application/xhtml+xml"))
@@ -33,7 +33,6 @@ _UNSAID_CODINGS = {
     "xz": re.compile(rb"\xfd7zXZ\0"),
 }
 _SURE_CODINGS = _UNSAID_CODINGS.keys() - {"deflate"}  # a text may begin with "x^"
-_CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
 _TAG = re.compile(rb"<(?:html|body|img|figure)[\s>/]", re.IGNORECASE)  # text in spite of many control bytes
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_CONTROL_SHARE = 0.05  # a tenth of compressed data is control bytes
@@ -121,4 +120,4 @@ def _is_binary(page: bytes) -> bool:
     if sample.startswith(_UTF_16_MARKS) or sample.lstrip(b"\0\t\n\f\r ").startswith(b"<\0"):
         return False
     sample = sample.replace(b"\0", b"")
-    return len(sample) - len(sample.translate(None, _CONTROL_BYTES)) > len(sample) * _MAX_CONTROL_SHARE
+    return len(sample) - len(sample.translate(None, CONTROL_BYTES)) > len(sample) * _MAX_CONTROL_SHARE

@@ -26,7 +26,9 @@ _EMPTY_LINE_OF_CRS = re.compile(rb"\r\r")
 _STATUS_LINE = re.compile(rb"[\r\n \t]*+[a-z]{3,8}(?:[ \t]*/[ \t]*[\d.]{1,8})?[ \t]++(\d{3})(?!\d)", re.I)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s;,\"']+)", re.I)
 _FOLD = re.compile(rb"(?:\r*\n|\r)[ \t]++")  # a line that continues in the next (RFC 9112 section 5.2)
-_CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+CONTROL_BYTES = bytes({*range(0x20)} - {*b"\t\n\f\r\x1b"})
+"""Those that no text has."""
+_CONTROL = re.compile(b"[%b]" % re.escape(CONTROL_BYTES))
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
 
 
