@@ -99,11 +99,9 @@ def _captured(block: bytes) -> str | None:
     return found[1].decode("ascii", "replace") if found else None
 
 
-def _may_refuse(head: bytes, tail: bytes, policy: PagePolicy) -> bool:
-    """Say whether words of a page's headers and head could opt the images out: so few records have some. `head` comes
-    before the links, `tail` follows them.
-    """
-    joined = (head + tail).translate(_LOWER_CASE, _HYPHENS)
+def _may_refuse(around: bytes, policy: PagePolicy) -> bool:
+    """Say whether words of a page's headers and head, `around` its links, could opt the images out: few records do."""
+    joined = around.translate(_LOWER_CASE, _HYPHENS)
     if any(name in joined for name in _REFUSING_NAMES):
         return True
     if not any(rest.startswith(_REFUSALS_AFTER_NO) for rest in joined.split(b"no")[1:]):
@@ -177,8 +175,8 @@ def _cut_out(block: bytes, first: int, policy: PagePolicy) -> _Page | None:
         path = block.find(_IMAGE_LINK, end)
     head = block[_head_start(block, 0) : max(block.rfind(_LINKS, 0, first), 0) or first]
     tail = block[_head_start(block, end) :]
-    head, tail = _without_arrays(head), _without_arrays(tail)
-    if _BASE in head or _BASE in tail or _may_refuse(head, tail, policy):
+    around = _without_arrays(head) + _without_arrays(tail)
+    if _BASE in around or _may_refuse(around, policy):
         return None
     try:
         parsed = orjson.loads(b"[%b]" % b",".join(links))
