@@ -101,7 +101,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if path.stat().st_size > _MAX_BYTES:
             raise DedupError(f"{path}: larger than {_MAX_BYTES >> 20} MiB: not a review")
         content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # an unpaired surrogate is no text
+        json.dumps(content, ensure_ascii=False).encode()  # an unpaired surrogate cannot be written
     except FileNotFoundError:
         raise DedupError(f"{path}: no such file") from None
     except OSError as error:

@@ -139,7 +139,7 @@ def _fetch_parts(filesystem: Any, path: str, copy: Path, size: int) -> None:
 def _requests(process: int) -> ThreadPoolExecutor:
     """Return a process's threads for parts, one queue for all files: the file wanted first has the whole bandwidth.
 
-    A fork has none of its parent's threads, so each process makes its own.
+    Threads do not survive a fork, so each process starts some.
     """
     return ThreadPoolExecutor(REQUESTS)
 

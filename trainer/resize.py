@@ -57,7 +57,7 @@ class Packing:
     shape. `shared`: the tensor lies in memory that another process gets without a copy.
 
     Raises:
-        TrainerError: there is no shared memory left; so do `add` and `tensors`.
+        TrainerError: too little shared memory; so do `add` and `tensors`.
     """
 
     def __init__(self, count: int, edge: int = 0, *, step: int = 1, shared: bool = False) -> None:

@@ -76,7 +76,7 @@ def rule_reasons(rule: Rule, call: str, arguments: Sequence[Any]) -> np.ndarray:
     rows = arguments[0].num_rows
     try:
         answer = rule(*arguments)
-    except (Exception, SystemExit) as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # the user's function may raise any
         raise UserError(f"filters.python: {call} failed: {type(error).__name__}: {one_line(str(error))}") from error
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         kind = type(answer).__name__
