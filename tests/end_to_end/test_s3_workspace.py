@@ -5,10 +5,9 @@ from datetime import datetime
 from pathlib import Path
 
 import boto3
-import fsspec
 import pytest
 from support.recorded_web import make_project, tree
-from support.s3_server import s3_server
+from support.s3_server import s3_server, s3_settings
 
 from pipeline.cli.main import main
 from pipeline.shards.manifest import read_manifest
@@ -17,17 +16,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def s3(monkeypatch):
+def s3():
     """A bucket `wit` on a server of our own; the standard environment variables point at it."""
-    with s3_server() as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server() as url, s3_settings(url):
         client = boto3.client("s3")
         client.create_bucket(Bucket="wit")
         yield client
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def bucket_tree(client, prefix: str) -> dict[str, str]:

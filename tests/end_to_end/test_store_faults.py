@@ -16,7 +16,7 @@ import pytest
 from support.faulty_proxy import Fault, FaultyProxy
 from support.gcs_server import gcs_server
 from support.recorded_web import make_project, tree
-from support.s3_server import s3_server
+from support.s3_server import s3_server, s3_settings
 
 from pipeline.cli.main import main
 from pipeline.engine import store_lock
@@ -50,15 +50,10 @@ def s3() -> Iterator[Store]:
     proxy = FaultyProxy("http://127.0.0.1:1", [], silence_s=2 * TIMEOUT_S)
     with pytest.MonkeyPatch.context() as patch, s3_server() as url, proxy.running():
         proxy.upstream = urlsplit(url)
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": TIMEOUT_S}})
-        boto3.client("s3").create_bucket(Bucket="wit")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        yield Store("s3://wit", proxy, (Fault.SLOW_DOWN, Fault.RESET, Fault.LOST, Fault.CUT, Fault.SILENT))
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        with s3_settings(proxy.url):
+            boto3.client("s3").create_bucket(Bucket="wit")
+            yield Store("s3://wit", proxy, (Fault.SLOW_DOWN, Fault.RESET, Fault.LOST, Fault.CUT, Fault.SILENT))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +64,7 @@ def gcs() -> Iterator[Store]:
         proxy.upstream = urlsplit(url)
         patch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         patch.setattr("pipeline.engine.workspace.READ_TIMEOUT_S", TIMEOUT_S)
+        fsspec.get_filesystem_class("gs").clear_instance_cache()
         yield Store("gs://wit", proxy, (Fault.UNAVAILABLE, Fault.RESET, Fault.LOST, Fault.CUT, Fault.SILENT))
         fsspec.get_filesystem_class("gs").clear_instance_cache()
 

@@ -11,7 +11,7 @@ import pytest
 from support.image_server import ImageServer, serve_images
 from support.killable import kill, start_build
 from support.recorded_web import make_images, make_web_project, tree
-from support.s3_server import s3_server
+from support.s3_server import s3_server, s3_settings
 
 from pipeline.cli.main import main
 
@@ -83,10 +83,7 @@ def test_on_local_disk(web, whole, tmp_path):
 
 def test_on_an_s3_server(web, whole, tmp_path, monkeypatch):
     once, files = whole
-    with s3_server() as url:
-        names = {"ENDPOINT_URL": url, "DEFAULT_REGION": "us-east-1"}
-        for name, value in (names | dict.fromkeys(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"), "test")).items():
-            monkeypatch.setenv(f"AWS_{name}", value)
+    with s3_server() as url, s3_settings(url):
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         boto3.client("s3").create_bucket(Bucket="wit")
         config = project(tmp_path / "project", web, "s3://wit/work")
@@ -98,4 +95,3 @@ def test_on_an_s3_server(web, whole, tmp_path, monkeypatch):
             fs.get(f"wit/work/{folder}", str(tmp_path / "copy" / folder), recursive=True)
         assert tree(tmp_path / "copy") == files
         assert not fs.find("wit/work/.wit/journal")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()

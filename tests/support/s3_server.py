@@ -1,8 +1,10 @@
-"""An S3 server on this machine."""
+"""An S3 server on this machine, and the settings of its clients."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import fsspec
+import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
@@ -21,3 +23,21 @@ def s3_server() -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+@contextmanager
+def s3_settings(url: str) -> Iterator[None]:
+    """Set the standard environment variables of S3 clients, for the server at `url`.
+
+    File systems that exist are forgotten, before and after: they keep the settings that they were made with.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        try:
+            yield
+        finally:
+            fsspec.get_filesystem_class("s3").clear_instance_cache()

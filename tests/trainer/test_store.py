@@ -25,6 +25,7 @@ import pytest
 import torch
 from moto.server import DomainDispatcherApplication, create_backend_app
 from support.processes import run, tiny_settings
+from support.s3_server import s3_settings
 from werkzeug.serving import make_server
 
 from dedup.eval_sets.results import RESULTS
@@ -47,13 +48,8 @@ def bucket() -> Iterator[Any]:
     receiver, sender = context.Pipe(duplex=False)
     server = context.Process(target=_serve, args=(sender,), daemon=True)
     server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{receiver.recv()}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_settings(f"http://127.0.0.1:{receiver.recv()}"):
         yield boto3.resource("s3").create_bucket(Bucket="runs")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.kill()
     server.join()
 

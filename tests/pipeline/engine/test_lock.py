@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import boto3
-import fsspec
 import pytest
-from support.s3_server import s3_server
+from support.s3_server import s3_server, s3_settings
 
 from pipeline.engine import store_lock
 from pipeline.engine.lock import build_lock
@@ -23,14 +22,9 @@ from pipeline.errors import ConfigError, UserError
 
 @pytest.fixture(scope="module")
 def s3_bucket() -> Iterator[str]:
-    with s3_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_server() as url, s3_settings(url):
         boto3.client("s3").create_bucket(Bucket="wit")
         yield "s3://wit"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture(params=["disk", "memory", "s3"])

@@ -99,6 +99,7 @@ def bucket(mirror: CrawlMirror, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3S
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield running
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
